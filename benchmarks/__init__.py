@@ -1,0 +1,1 @@
+"""What is believed only when measured: latency, accuracy, size, memory; tables, pictures and the report."""

@@ -1,0 +1,162 @@
+"""Every knob of colorpress: one frozen dataclass per stage, read by the command line, TOML files and Python alike.
+
+They live together and import nothing heavy, so that the command line can build its options (names, ranges, help
+and defaults) from them without loading torch. Each value is checked when a config is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from colorpress.errors import ConfigError
+
+
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A config field: its default, one line of help, and the values it allows (`low` and `high` included)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all configs: checks every field against the values its `option` allows.
+
+    Raises:
+        ConfigError: a value is outside its range; the message names the option, the value and the range.
+    """
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_value(each, getattr(self, each.name))
+
+
+def option_name(field_name: str) -> str:
+    """The name of a field on the command line and in TOML: `batch_size` is `batch-size`."""
+    return field_name.replace("_", "-")
+
+
+def _check_value(each: Field[Any], value: Any) -> None:
+    low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
+    name = f"--{option_name(each.name)}"
+    if choices and value not in choices:
+        raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
+    if value is None or (low is None and high is None):
+        return
+    bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ConfigError("option", name, f"got {value!r}, which is no number", f"give a number {bounds}")
+    if (low is not None and value < low) or (high is not None and value > high) or math.isinf(value):
+        raise ConfigError("option", name, f"got {value}", f"give a number {bounds}")
+
+
+@dataclass(frozen=True)
+class MachineConfig(Config):
+    """Where work runs. Results do not depend on it beyond rounding."""
+
+    device: str = option("auto", "Where to train and evaluate: auto, cpu, cuda or cuda:N.")
+    threads: int = option(0, "CPU threads for training and for every timed runtime; 0: one per core.", low=0, high=1024)
+    workers: int = option(
+        1, "Processes (training) or threads (scanning) that decode photographs; 0: none.", low=0, high=256
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Which photographs, and how they are split: by file content, never by crop."""
+
+    data: Path | None = option(
+        None, "Folder of photographs, searched recursively; default: scikit-image's own photographs."
+    )
+    seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1)
+    val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.0, high=0.5)
+    test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.0, high=0.5)
+    max_pixels: int = option(89_478_485, "Larger photographs are refused unread.", low=1)
+    max_bad_share: float = option(
+        0.01, "Fail when more than this share of the files cannot be used.", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """The original UNet and how it is trained: L to ab, L1 loss, best epoch by validation L1."""
+
+    base: int = option(32, "Channels of the first level; each deeper level has twice as many.", low=1, high=512)
+    depth: int = option(4, "Number of times the picture is halved.", low=1, high=6)
+    upsample: str = option("transpose", "How the decoder up-samples.", choices=("transpose", "bilinear", "nearest"))
+    epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
+    batch_size: int = option(16, "Crops per training step.", low=1, high=65_536)
+    imgsz: int = option(96, "Side of the square training crop, in pixels.", low=8, high=4096)
+    val_size: int = option(
+        128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
+    )
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0)
+    weight_decay: float = option(1e-2, "Decoupled weight decay of convolution weights.", low=0.0, high=10.0)
+
+
+@dataclass(frozen=True)
+class PruneConfig(Config):
+    """The user's recipe: the layers that hold most parameters lose channels."""
+
+    largest_share: float = option(
+        0.9, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
+    )
+    prune_ratio: float = option(0.5, "Share of channels removed from each of those layers.", low=0.01, high=0.99)
+    round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
+    importance: str = option("magnitude", "Which channels go first.", choices=("magnitude", "bn-scale", "random"))
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Distillation of the pruned network from best.pt."""
+
+    finetune_epochs: int = option(
+        5, "Passes over the training photographs after pruning; 0: none.", low=0, high=100_000
+    )
+    finetune_learning_rate: float = option(1e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
+    teacher_weight: float = option(
+        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """ONNX export and its check against PyTorch."""
+
+    opset: int = option(18, "ONNX operator set.", low=18, high=23)
+    atol: float = option(1e-4, "Largest absolute difference to PyTorch (ab/128) that is published.", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(Config):
+    """Static int8 by ONNX Runtime: QDQ, per-channel weights, calibrated on training photographs."""
+
+    quantize_share: float = option(
+        1.0, "Quantize the largest layers that together hold this share of the weights.", low=0.01, high=1.0
+    )
+    calibration_photos: int = option(64, "Training photographs that set the activation ranges.", low=1, high=100_000)
+    calibration_size: int = option(
+        256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
+    )
+    calibration_method: str = option(
+        "percentile", "How ranges are chosen.", choices=("minmax", "percentile", "entropy")
+    )
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(Config):
+    """Latency, accuracy and size of best.pt and every variant."""
+
+    bench_size: int = option(256, "Side of the square input that is timed, in pixels.", low=8, high=8192)
+    bench_batch: int = option(1, "Pictures per timed call.", low=1, high=4096)
+    rounds: int = option(3, "Fresh processes per variant, interleaved in random order.", low=1, high=100)
+    runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)
+    min_seconds: float = option(3.0, "Timed seconds per variant at least, over all rounds.", low=0.0, high=3600.0)
+    warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
+    eval_size: int = option(
+        256, "Short side of the whole test photographs (never enlarged), in pixels.", low=8, high=4096
+    )
+    eval_photos: int = option(500, "Test photographs measured at most.", low=1, high=10_000_000)

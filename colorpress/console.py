@@ -1,0 +1,106 @@
+"""What a person sees while work goes on: messages and progress, on standard error only.
+
+On a terminal a progress bar with the time left; elsewhere one plain line per tenth of the work.
+Standard output stays free for results.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from colorpress.errors import printable
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence messages and progress of this process (warnings still show)."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(message: str) -> None:
+    """Print one line to standard error."""
+    if not _quiet:
+        _print_line(message)
+
+
+def warn(message: str) -> None:
+    """Print one `warning:` line to standard error, quiet or not."""
+    _print_line(f"warning: {message}")
+
+
+def _print_line(message: str) -> None:
+    line = printable(message)
+    encoding = sys.stderr.encoding or "ascii"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+
+
+class Progress(Protocol):
+    """Counts finished items of a known total."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more items are done; `note` is shown beside the bar, such as "loss 0.081"."""
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Progress]:
+    """Show the progress of `total` items under `label` until the block ends."""
+    if _quiet or total <= 0:
+        yield _Silent()
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ:
+        yield from _bar(label, total)
+    else:
+        yield _Lines(label, total)
+
+
+class _Silent:
+    def advance(self, count: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Lines:
+    """A line at each tenth, and no more often than every ten seconds but for the last."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.started = self.spoke = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        before, self.done = self.done, self.done + count
+        now = time.monotonic()
+        finished = self.done >= self.total > before
+        tenth_passed = self.done * 10 // self.total > before * 10 // self.total
+        if finished or (tenth_passed and now - self.spoke >= 10):
+            self.spoke = now
+            tail = f", {note}" if note else ""
+            say(f"{self.label}: {self.done}/{self.total} in {now - self.started:.0f} s{tail}")
+
+
+class _RichBar:
+    def __init__(self, bar: object, task: object) -> None:
+        self.bar, self.task = bar, task
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.bar.update(self.task, advance=count, note=printable(note))  # type: ignore[attr-defined]
+
+
+def _bar(label: str, total: int) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield _RichBar(bar, bar.add_task(printable(label), total=total, note=""))

@@ -1,0 +1,1 @@
+"""Making the network smaller: rank -> plan -> prune -> distil -> quantize."""

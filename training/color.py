@@ -1,0 +1,58 @@
+"""sRGB to the network's colour tensors and back, in torch, on any device.
+
+`L` is L*/100 in [0, 1]; `ab` is (a*, b*)/128, so within [-1, 1]. Source of the formulas: IEC 61966-2-1 (sRGB)
+and CIE 15 (Lab, D65, 2 degree observer), with the constants that scikit-image uses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+AB_SCALE = 128.0
+
+_WHITE = (0.95047, 1.0, 1.08883)
+_RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_EPSILON = 0.008856
+_SLOPE, _OFFSET = 7.787, 16.0 / 116.0
+
+
+def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert sRGB pictures to what the network reads and what it should answer.
+
+    Args:
+        rgb: (N, 3, H, W), uint8 in [0, 255] or floating point in [0, 1].
+    Returns:
+        L (N, 1, H, W) in [0, 1] and ab (N, 2, H, W) in [-1, 1], float32 (float64 for float64 input).
+    """
+    if rgb.dtype == torch.uint8:
+        # 256 possible values: one table look-up instead of a power for every pixel.
+        linear = _linear_from_srgb(torch.arange(256, device=rgb.device) / 255.0)[rgb.long()]
+    else:
+        linear = _linear_from_srgb(rgb)
+    matrix = linear.new_tensor(_RGB_TO_XYZ) / linear.new_tensor(_WHITE)[:, None]
+    xyz = torch.einsum("ij,njhw->nihw", matrix, linear)
+    f = torch.where(xyz > _EPSILON, xyz.clamp(min=_EPSILON).pow(1.0 / 3.0), _SLOPE * xyz + _OFFSET)
+    fx, fy, fz = f.unbind(dim=1)
+    lightness = (1.16 * fy - 0.16).unsqueeze(1)
+    ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
+    return lightness, ab
+
+
+def l_ab_to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
+    """Convert L (N, 1, H, W) in [0, 1] and ab (N, 2, H, W) in [-1, 1] to sRGB (N, 3, H, W) clipped to [0, 1]."""
+    fy = (lightness[:, 0] + 0.16) / 1.16
+    fx = fy + ab[:, 0] * (AB_SCALE / 500.0)
+    # scikit-image clips here too: a negative Z has no colour.
+    fz = (fy - ab[:, 1] * (AB_SCALE / 200.0)).clamp(min=0.0)
+    f = torch.stack((fx, fy, fz), dim=1)
+    xyz = torch.where(f > 0.2068966, f**3, (f - _OFFSET) / _SLOPE)
+    xyz = xyz * xyz.new_tensor(_WHITE)[None, :, None, None]
+    matrix = torch.linalg.inv(xyz.new_tensor(_RGB_TO_XYZ, dtype=torch.float64)).to(xyz.dtype)
+    linear = torch.einsum("ij,njhw->nihw", matrix, xyz)
+    srgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055, 12.92 * linear)
+    return srgb.clamp(0.0, 1.0)
+
+
+def _linear_from_srgb(srgb: Tensor) -> Tensor:
+    return torch.where(srgb > 0.04045, ((srgb + 0.055) / 1.055).pow(2.4), srgb / 12.92)

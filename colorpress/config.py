@@ -98,6 +98,13 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True)
+class RankConfig(Config):
+    """The layer ranking."""
+
+    rank_size: int = option(256, "Side of the square input that MACs are counted at, in pixels.", low=16, high=8192)
+
+
+@dataclass(frozen=True)
 class PruneConfig(Config):
     """The user's recipe: the layers that hold most parameters lose channels."""
 

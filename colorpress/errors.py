@@ -5,8 +5,8 @@ ColorpressError            1   (never raised itself)
 ├── InputError             3   an image, checkpoint, ONNX file or data set that cannot be used
 ├── MachineError           4   the environment: cannot write, disk full, no such device, missing extra, locked folder
 ├── GateError              5   a promise was measured and not kept: parity, accuracy, latency, size, bad images
-├── DivergedError          6   training met NaN or Inf
-└── InterruptedBySignal  130   SIGINT (130) or SIGTERM (143) after a clean save
+└── DivergedError          6   training met NaN or Inf
+Interrupted              130   SIGINT (130) or SIGTERM (143); no ColorpressError, since nothing is wrong
 """
 
 from __future__ import annotations
@@ -66,16 +66,15 @@ class DivergedError(ColorpressError):
     exit_code = 6
 
 
-class InterruptedBySignal(ColorpressError):
-    """SIGINT or SIGTERM arrived and finished work was saved."""
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived. Like KeyboardInterrupt no `except Exception` swallows it."""
 
-    def __init__(self, signal_number: int, hint: str) -> None:
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
         self.exit_code = 128 + signal_number
-        name = signal.Signals(signal_number).name
-        super().__init__("run", None, f"stopped by {name}; finished work is saved", hint)
 
-    def __reduce__(self) -> tuple[type[InterruptedBySignal], tuple[int, str]]:
-        return type(self), (self.exit_code - 128, self.hint)
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.exit_code - 128).name}"
 
 
 def printable(text: str) -> str:

@@ -113,14 +113,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_source(packages: Sequence[str]) -> str:
-    """The SHA-256 over the Python and template sources of colorpress' own packages, such as ("training",)."""
+def sha256_source(sources: Sequence[str]) -> str:
+    """The SHA-256 over colorpress' own code: packages ("training") or single modules ("training/unet.py")."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for package in packages:
-        for path in sorted([*(root / package).rglob("*.py"), *(root / package).rglob("*.j2")]):
-            digest.update(f"{path.relative_to(root)}\0".encode())
-            digest.update(path.read_bytes())
+    for source in sources:
+        path = root / source
+        for each in [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.j2")]):
+            digest.update(f"{each.relative_to(root)}\0".encode())
+            digest.update(each.read_bytes())
     return digest.hexdigest()
 
 

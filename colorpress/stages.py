@@ -1,0 +1,91 @@
+"""Stages that are done stay done: a stage runs only when its inputs, configuration or code have changed.
+
+Each finished stage leaves a record in `<folder>/.stages/<name>.json`: the key it ran under, the hashes of the files
+it wrote, and its result. Records are caches: a damaged one only means that the stage runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colorpress.console import say
+from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_json
+
+RUN_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage: what it found (`result`, JSON-ready) and the files it wrote with their hashes."""
+
+    name: str
+    key: str
+    outputs: Mapping[str, str]
+    result: Mapping[str, Any]
+    seconds: float
+    skipped: bool = False
+
+
+def stage_key(*, inputs: Sequence[Path], settings: Mapping[str, Any], code: Sequence[str]) -> str:
+    """The hash of everything a stage's answer depends on: input files, settings, and colorpress' own sources."""
+    content = {
+        "inputs": [sha256_file(path) for path in inputs],
+        "settings": settings,
+        "code": sha256_source(code),
+    }
+    return sha256_bytes(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def run_stage(
+    folder: Path,
+    name: str,
+    key: str,
+    action: Callable[[], tuple[Sequence[Path], Mapping[str, Any]]],
+    *,
+    force: bool = False,
+) -> StageRecord:
+    """Run `action` unless a record says that it ran under this `key` and its files are still as it wrote them.
+
+    Args:
+        folder: the run folder; files are recorded relative to it.
+        action: does the work and returns the files it wrote and its JSON-ready result.
+        force: run even when the record is current.
+    """
+    done = None if force else _current_record(folder, name, key)
+    if done is not None:
+        say(f"{name}: up to date, skipped")
+        return done
+    # Until the whole run is complete again there is no run.json: its presence means complete.
+    (folder / RUN_RECORD).unlink(missing_ok=True)
+    started = time.monotonic()
+    files, result = action()
+    record = StageRecord(
+        name=name,
+        key=key,
+        outputs={str(path.relative_to(folder)): sha256_file(path) for path in files},
+        result=result,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    write_json(_record_path(folder, name), {k: v for k, v in vars(record).items() if k != "skipped"})
+    say(f"{name}: done in {record.seconds:.1f} s")
+    return record
+
+
+def _record_path(folder: Path, name: str) -> Path:
+    return folder / ".stages" / f"{name}.json"
+
+
+def _current_record(folder: Path, name: str, key: str) -> StageRecord | None:
+    try:
+        record = StageRecord(**json.loads(_record_path(folder, name).read_bytes()), skipped=True)
+        current = record.key == key and all(
+            sha256_file(folder / path) == digest for path, digest in record.outputs.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return record if current else None

@@ -1,0 +1,123 @@
+"""Fine-tuning a compressed network by distillation: it learns from best.pt's answer and from the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, TrainConfig
+from compress.batch_norm import recalibrate_batch_norm_
+from training.batches import CropLoader
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.device import choose_device, torch_threads
+from training.evaluation import prepare_batch, validate_l1
+from training.fitting import FitConfig, Objective, fit_network
+from training.photos import PhotoSplit
+from training.unet import UNet, plan_of
+
+_BATCH_NORM_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A fine-tuned network: its checkpoint, and validation L1 (ab/128) before and after."""
+
+    path: Path
+    checkpoint: Checkpoint
+    val_l1_before: float
+    val_l1_after: float
+    epochs: int
+
+    def summary(self) -> str:
+        """One sentence for a person."""
+        return f"distilled for {self.epochs} epochs: validation L1 {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
+
+
+def distil_network(
+    network: UNet,
+    teacher: Checkpoint,
+    photos: PhotoSplit,
+    destination: Path,
+    config: FinetuneConfig,
+    *,
+    train: TrainConfig,
+    data: DataConfig,
+    machine: MachineConfig,
+) -> DistillResult:
+    """Fine-tune `network` (changed in place) towards `teacher` and the truth; writes the best epoch to `destination`.
+
+    Batch norm statistics are re-estimated first: those left by pruning are of features that are gone.
+    The loss is teacher_weight * L1(answer, teacher) + (1 - teacher_weight) * L1(answer, truth).
+    Source of the idea: Hinton, Vinyals and Dean 2015, on the output, in L1 as in OMGD (Ren et al. 2021).
+
+    Raises: as `training.original.train_unet`.
+    """
+    device = choose_device(machine.device)
+    loader = CropLoader(
+        photos.train,
+        imgsz=train.imgsz,
+        batch_size=train.batch_size,
+        seed=data.seed,
+        workers=0,
+        max_pixels=data.max_pixels,
+    )
+    with torch_threads(machine.threads):
+        network.to(device)
+        recalibrate_batch_norm_(network, _first_lightness(loader, device))
+        before = validate_l1(network, photos.val, short_side=train.val_size, max_pixels=data.max_pixels, device=device)
+        if config.finetune_epochs == 0:
+            untuned = Checkpoint(
+                plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
+            )
+            save_checkpoint(destination, untuned)
+            return DistillResult(destination, untuned, before, before, 0)
+        fit_config = FitConfig(
+            epochs=config.finetune_epochs,
+            batch_size=train.batch_size,
+            imgsz=train.imgsz,
+            val_size=train.val_size,
+            learning_rate=config.finetune_learning_rate,
+            weight_decay=train.weight_decay,
+            seed=data.seed + 1,
+            max_pixels=data.max_pixels,
+            workers=machine.workers,
+            device=device,
+        )
+        fitted = fit_network(
+            network,
+            photos.train,
+            photos.val,
+            _distillation_objective(teacher, config.teacher_weight, device),
+            fit_config,
+            best_path=destination,
+            last_path=destination.with_name("last.pt"),
+            label="fine-tune",
+            extra={**_origin(teacher), "teacher_weight": config.teacher_weight},
+            restart=True,
+        )
+    assert fitted.best.val_l1 is not None
+    return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
+
+
+def _origin(teacher: Checkpoint) -> dict[str, str]:
+    return {"stage": "prune", "teacher_sha256": teacher.sha256}
+
+
+def _distillation_objective(teacher: Checkpoint, weight: float, device: torch.device) -> Objective:
+    network = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = network(lightness)
+        return weight * (answer - target).abs().mean() + (1.0 - weight) * (answer - ab).abs().mean()
+
+    return objective
+
+
+def _first_lightness(loader: CropLoader, device: torch.device) -> Iterator[Tensor]:
+    for _, rgb in zip(range(_BATCH_NORM_BATCHES), loader.epoch(0), strict=False):
+        yield prepare_batch(rgb, device)[0]

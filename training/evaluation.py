@@ -1,0 +1,44 @@
+"""Validation on whole photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from training.batches import whole_photos
+from training.color import rgb_to_l_ab
+from training.metrics import mean_l1
+from training.photos import Photo
+
+
+def prepare_batch(rgb: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 RGB (N, 3, H, W) from the loader to L and ab on `device`; the colour conversion runs there."""
+    lightness, ab = rgb_to_l_ab(rgb.to(device, non_blocking=True))
+    return lightness, ab
+
+
+@torch.inference_mode()
+def validate_l1(
+    network: nn.Module, photos: Sequence[Photo], *, short_side: int, max_pixels: int, device: torch.device
+) -> float:
+    """The mean over photographs of each one's L1 (ab/128), whole photographs at a short side of `short_side` pixels.
+
+    Puts the network into eval mode for the call and restores its mode. NaN where there is no photograph to read.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        return _mean(
+            mean_l1(network(lightness), ab)
+            for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)
+            for lightness, ab in [prepare_batch(rgb, device)]
+        )
+    finally:
+        network.train(was_training)
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else float("nan")

@@ -1,0 +1,85 @@
+"""Training the original UNet: photographs in, `best.pt` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from colorpress.config import DataConfig, MachineConfig, TrainConfig
+from training.device import choose_device, torch_threads
+from training.fitting import FitConfig, fit_network, l1_objective
+from training.history import plot_history, write_history
+from training.photos import PhotoSplit
+from training.unet import UNet, UNetPlan, count_parameters
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained original: the files written, and the epoch and validation L1 (ab/128) that `best.pt` holds."""
+
+    best_path: Path
+    history_path: Path
+    plot_path: Path
+    epoch: int
+    val_l1: float
+    params: int
+
+    def summary(self) -> str:
+        """One sentence for a person."""
+        return f"best.pt: {self.params:,} parameters, epoch {self.epoch}, validation L1 {self.val_l1:.4f}"
+
+
+def train_unet(
+    photos: PhotoSplit,
+    output_dir: Path,
+    config: TrainConfig,
+    *,
+    data: DataConfig,
+    machine: MachineConfig,
+) -> TrainResult:
+    """Train a UNet from L to ab with L1 loss; writes best.pt, last.pt, history.csv and training_loss.png.
+
+    A training that was interrupted in `output_dir` goes on after its last finished epoch.
+
+    Raises:
+        ConfigError: `output_dir` holds a training with other settings.
+        DivergedError: the loss became NaN or Inf.
+        MachineError: the device is missing or the folder cannot be written.
+    """
+    fit_config = FitConfig(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        imgsz=config.imgsz,
+        val_size=config.val_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        seed=data.seed,
+        max_pixels=data.max_pixels,
+        workers=machine.workers,
+        device=choose_device(machine.device),
+    )
+    with torch.random.fork_rng(devices=[]), torch_threads(machine.threads):
+        torch.manual_seed(data.seed)
+        network = UNet(UNetPlan.classic(config.base, config.depth, config.upsample))
+        fitted = fit_network(
+            network,
+            photos.train,
+            photos.val,
+            l1_objective,
+            fit_config,
+            best_path=output_dir / "best.pt",
+            last_path=output_dir / "last.pt",
+            label="train",
+            extra={"stage": "train", "train_photos": len(photos.train), "val_photos": len(photos.val)},
+        )
+    assert fitted.best.val_l1 is not None
+    return TrainResult(
+        best_path=output_dir / "best.pt",
+        history_path=write_history(output_dir / "history.csv", fitted.history),
+        plot_path=plot_history(output_dir / "training_loss.png", fitted.history),
+        epoch=fitted.best.epoch,
+        val_l1=fitted.best.val_l1,
+        params=count_parameters(network),
+    )

@@ -1,0 +1,406 @@
+"""Where a network keeps its parameters and its work: layers ranked by size, as data, table and chart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from colorpress.errors import ConfigError, InputError
+from colorpress.files import atomic_write, write_csv, write_text
+
+CSV_COLUMNS = ("rank", "name", "type", "params", "pct", "cum_pct", "bytes", "shape", "macs", "macs_pct", "output_bytes")
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """One layer: a module that directly owns parameters.
+
+    Attributes:
+        rank: 1 is the layer with most parameters.
+        name: as in `named_modules`; "." for the network itself.
+        type: the class name.
+        shape: of its output, for one picture; empty where the forward pass never reached the layer.
+        params: its parameters; a weight shared by several layers counts for the first owner only.
+        share_pct: `params` in percent of all parameters; `cumulative_pct` adds the larger layers.
+        macs: multiply-accumulates for one picture (one MAC is one multiplication and one addition, two FLOPs) of
+            Conv2d, ConvTranspose2d and Linear without their bias. Everything else, batch norm included, is 0.
+        bytes: of the parameters as stored in memory.
+        output_bytes: of the output tensors for one picture, in the dtype of the parameters.
+    """
+
+    rank: int
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    params: int
+    share_pct: float
+    cumulative_pct: float
+    macs: int
+    bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """The files that `write_ranking` wrote, and the totals in them."""
+
+    summary_path: Path
+    csv_path: Path
+    chart_path: Path
+    layers: tuple[LayerSize, ...]
+    params: int
+    macs: int
+    finding: str
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files written."""
+        return (self.summary_path, self.csv_path, self.chart_path)
+
+    def summary(self) -> str:
+        """What the ranking says, in a sentence or two."""
+        return self.finding
+
+
+@dataclass
+class _Cost:
+    macs: int = 0
+    output_bytes: int = 0
+    shape: tuple[int, ...] = ()
+
+
+def rank_layers(network: nn.Module, *, height: int = 256, width: int = 256) -> tuple[LayerSize, ...]:
+    """The layers of any network, largest parameter count first; equal ones in their order in the network.
+
+    The parameters add up to those of the network exactly. Work and outputs are measured at the given size by a
+    forward pass on tensors without data, so that nothing is computed and the network stays as it is.
+
+    Args:
+        network: takes (1, C, height, width); C is read from its first convolution, 1 where there is none.
+        height, width: of the picture, in pixels.
+    Raises:
+        InputError: the network has no parameters, or does not take such a picture.
+    """
+    costs = _measure_costs(network, height, width)
+    seen: set[int] = set()
+    owned: list[tuple[str, nn.Module, int, int]] = []
+    for name, module in network.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        fresh = [parameter for parameter in parameters if id(parameter) not in seen]
+        seen.update(id(parameter) for parameter in fresh)
+        if parameters:
+            params = sum(parameter.numel() for parameter in fresh)
+            size = sum(parameter.numel() * parameter.element_size() for parameter in fresh)
+            owned.append((name or ".", module, params, size))
+    total = sum(params for _, _, params, _ in owned)
+    if total == 0:
+        raise InputError("network", type(network).__name__, "has no parameters", "give a network that was trained")
+    layers, cumulative = [], 0
+    for rank, (name, module, params, size) in enumerate(sorted(owned, key=lambda each: -each[2]), start=1):
+        cumulative += params
+        cost = costs.get(module, _Cost())
+        layers.append(
+            LayerSize(
+                rank=rank,
+                name=name,
+                type=type(module).__name__,
+                shape=cost.shape,
+                params=params,
+                share_pct=100 * params / total,
+                cumulative_pct=100 * cumulative / total,
+                macs=cost.macs,
+                bytes=size,
+                output_bytes=cost.output_bytes,
+            )
+        )
+    return tuple(layers)
+
+
+def largest_layers(layers: Sequence[LayerSize], share: float) -> tuple[LayerSize, ...]:
+    """The fewest of the largest layers that together hold at least `share` of the parameters.
+
+    Args:
+        layers: the answer of `rank_layers`.
+        share: above 0, at most 1; 1 takes every layer that has parameters.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError("share", None, f"got {share}", "give a share above 0 and at most 1")
+    total = sum(layer.params for layer in layers)
+    chosen: list[LayerSize] = []
+    held = 0
+    for layer in layers:
+        if layer.params == 0 or held >= share * total:
+            break
+        chosen.append(layer)
+        held += layer.params
+    return tuple(chosen)
+
+
+def count_macs(network: nn.Module, *, height: int, width: int) -> int:
+    """Multiply-accumulates of one forward pass for one picture; `LayerSize.macs` says what counts."""
+    return sum(cost.macs for cost in _measure_costs(network, height, width).values())
+
+
+def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Module, _Cost]:
+    costs: dict[nn.Module, _Cost] = {}
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            cost = costs.setdefault(module, _Cost())
+            cost.macs += _module_macs(module, inputs[0], output) if inputs else 0
+            cost.output_bytes += output.numel() * output.element_size()
+            cost.shape = tuple(output.shape)
+
+    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 1)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    # The meta device carries shapes and no data: exact, free at any size, and buffers cannot change.
+    tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+    with _hooked(network, owners, record), torch.no_grad(), torch.device("meta"):
+        picture = torch.empty(1, channels, height, width, dtype=dtype)
+        try:
+            functional_call(network, state, (picture,), tie_weights=False)
+        except Exception as error:  # a network of any kind fails in any way
+            raise InputError(
+                "network",
+                type(network).__name__,
+                f"does not take a picture of {channels} x {height} x {width}: {error}",
+                "give a network from pictures to pictures, and a size it takes",
+            ) from error
+    return costs
+
+
+@contextmanager
+def _hooked(network: nn.Module, modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    """`hook` on the forward pass of `modules`, all of the network in eval mode; both undone afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        network.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+def _module_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
+    if isinstance(module, nn.Conv2d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.ConvTranspose2d):
+        return source.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    return 0
+
+
+def write_ranking(
+    layers: Sequence[LayerSize], network: nn.Module, output_dir: Path, *, height: int = 256, width: int = 256
+) -> RankResult:
+    """Write model_summary.txt, layer_param_counts.csv and top20_layers.png into `output_dir`.
+
+    Args:
+        layers: the answer of `rank_layers(network, height=height, width=width)`.
+        height, width: the size the layers were measured at, named in the files.
+    Raises:
+        InputError: `layers` are not those of `network`.
+        MachineError: a file cannot be written.
+    """
+    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    expected = sum(parameter.numel() for parameter in network.parameters())
+    if parameters != expected:
+        raise InputError(
+            "ranking",
+            type(network).__name__,
+            f"its layers hold {parameters:,} parameters, the network {expected:,}",
+            "rank this network again",
+        )
+    finding = describe_ranking(layers)
+    title = f"{type(network).__name__} at {height} x {width} pixels"
+    rows = (
+        {
+            "rank": layer.rank,
+            "name": layer.name,
+            "type": layer.type,
+            "params": layer.params,
+            "pct": round(layer.share_pct, 4),
+            "cum_pct": round(layer.cumulative_pct, 4),
+            "bytes": layer.bytes,
+            "shape": _shape_text(layer.shape),
+            "macs": layer.macs,
+            "macs_pct": round(_percent(layer.macs, macs), 4),
+            "output_bytes": layer.output_bytes,
+        }
+        for layer in layers
+    )
+    return RankResult(
+        summary_path=write_text(output_dir / "model_summary.txt", format_ranking(layers, title, finding)),
+        csv_path=write_csv(output_dir / "layer_param_counts.csv", CSV_COLUMNS, rows),
+        chart_path=_draw_top_layers(layers, f"Largest layers of {title}", output_dir / "top20_layers.png"),
+        layers=tuple(layers),
+        params=parameters,
+        macs=macs,
+        finding=finding,
+    )
+
+
+def describe_ranking(layers: Sequence[LayerSize]) -> str:
+    """What a reader should see in the ranking, from its numbers: where the parameters are, and where the work is."""
+    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    most = largest_layers(layers, 0.9)
+    text = (
+        f"{len(most)} of {len(layers)} layers hold {_percent(sum(m.params for m in most), parameters):.0f} % of the "
+        f"parameters and do {_percent(sum(m.macs for m in most), macs):.0f} % of the multiply-accumulates."
+    )
+    sizes = _by_output_size(layers)
+    if len(sizes) < 2 or macs == 0:
+        return text
+    heavy, held = [], 0
+    for size, group in sorted(sizes.items(), key=lambda item: -sum(m.params for m in item[1])):
+        heavy.append(size)
+        held += sum(m.params for m in group)
+        if held >= 0.8 * parameters:
+            break
+    work = sum(m.macs for size in heavy for m in sizes[size])
+    text += (
+        f" Outputs of {_join(heavy)} pixels belong to layers with {_percent(held, parameters):.0f} % of the parameters "
+        f"and {_percent(work, macs):.0f} % of the work"
+    )
+    others = [size for size in sizes if size not in heavy]
+    if not others:
+        return text + "."
+    return text + (
+        f"; those of {_join(others)} hold {_percent(parameters - held, parameters):.0f} % and do "
+        f"{_percent(macs - work, macs):.0f} %. "
+        + (
+            "Removing channels from the largest layers shrinks the file more than the time."
+            if work / macs < held / parameters
+            else "Removing channels from the largest layers saves work at least as much as size."
+        )
+    )
+
+
+def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str:
+    """The ranking as text: a table of layers with their totals, and one by output size."""
+    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    header = ("rank", "layer", "type", "output", "parameters", "share", "cumulative", "MACs", "share")
+    body = [
+        (
+            str(layer.rank),
+            layer.name,
+            layer.type,
+            _shape_text(layer.shape),
+            f"{layer.params:,}",
+            f"{layer.share_pct:.2f} %",
+            f"{layer.cumulative_pct:.2f} %",
+            f"{layer.macs:,}",
+            f"{_percent(layer.macs, macs):.2f} %",
+        )
+        for layer in layers
+    ]
+    total = ("", "total", "", "", f"{parameters:,}", "100.00 %", "", f"{macs:,}", "100.00 %" if macs else "")
+    output_bytes = sum(layer.output_bytes for layer in layers)
+    levels = [
+        (
+            size,
+            f"{len(group)}",
+            f"{_percent(sum(m.params for m in group), parameters):.1f} %",
+            f"{_percent(sum(m.macs for m in group), macs):.1f} %",
+            f"{_percent(sum(m.output_bytes for m in group), output_bytes):.1f} %",
+        )
+        for size, group in _by_output_size(layers).items()
+    ]
+    return "\n".join(
+        [
+            title,
+            finding,
+            "",
+            *_table(header, [*body, total], left={1, 2, 3}, rule_before_last=True),
+            "",
+            *_table(("output size", "layers", "parameters", "MACs", "output bytes"), levels, left={0}),
+            "",
+            "MACs: multiply-accumulates of convolutions and linear layers for one picture, without bias; batch norm 0.",
+            "Shared weights count once, for the first layer that owns them.",
+            "",
+        ]
+    )
+
+
+def _by_output_size(layers: Sequence[LayerSize]) -> dict[str, list[LayerSize]]:
+    """Layers by the height x width of their output, largest size first; layers without one are left out."""
+    groups: dict[tuple[int, ...], list[LayerSize]] = {}
+    for layer in layers:
+        if len(layer.shape) == 4:
+            groups.setdefault(layer.shape[2:], []).append(layer)
+    ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
+    return {_shape_text(size): group for size, group in ordered}
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: set[int], rule_before_last: bool = False
+) -> list[str]:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, strict=True)
+        return "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+
+    lines = [line(header), rule, *(line(row) for row in rows)]
+    if rule_before_last:
+        lines.insert(-1, rule)
+    return lines
+
+
+def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Path:
+    """Bars of the parameters of the 20 largest layers, and beside them of their share of the work."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    top = [layer for layer in layers if layer.params][:20]
+    macs = sum(layer.macs for layer in layers)
+    figure = Figure(figsize=(11, 1.6 + 0.32 * len(top)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    rows = range(len(top))
+    shares = [_percent(layer.macs, macs) for layer in top]
+    bars = left.barh(rows, [layer.params for layer in top], color="#3b6ea5")
+    left.bar_label(bars, [f"{layer.params:,} ({layer.share_pct:.1f} %)" for layer in top], padding=4, fontsize=8)
+    work = right.barh(rows, shares, color="#c77b30")
+    right.bar_label(work, [f"{share:.1f} %" for share in shares], padding=4, fontsize=8)
+    left.set_yticks(rows, [f"{layer.name}  {layer.type}  {_shape_text(layer.shape)}" for layer in top], fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel(f"parameters (these {len(top)}: {top[-1].cumulative_pct:.1f} % of all)")
+    right.set_xlabel(f"share of multiply-accumulates (these {len(top)}: {sum(shares):.1f} %)")
+    left.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    right.xaxis.set_major_formatter("{x:g} %")
+    for axis in (left, right):
+        axis.margins(x=0.3, y=0.01)  # room for the number at the end of the longest bar
+        axis.set_xlim(left=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return "x".join(str(side) for side in shape)
+
+
+def _join(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else 0.0

@@ -1,0 +1,256 @@
+"""One ONNX file from one checkpoint: any picture size, one file, the same bytes every time, published after parity."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from colorpress import __version__
+from colorpress.config import ExportConfig
+from colorpress.files import sha256_bytes, write_bytes
+from export.parity import ParityResult, check_parity, require_parity
+from export.predictors import OnnxPredictor, TorchPredictor
+from training.checkpoint import Checkpoint
+from training.color import AB_SCALE
+from training.unet import UNet
+
+INPUT_NAME, OUTPUT_NAME = "L", "ab"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A published ONNX file and its measured distance to PyTorch."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    opset: int
+    parity: ParityResult
+
+
+def export_onnx(
+    checkpoint: Checkpoint, destination: Path, config: ExportConfig, *, metadata: Mapping[str, str] | None = None
+) -> ExportResult:
+    """Write a checkpoint's network as one ONNX file, after its answers were compared with PyTorch's.
+
+    The graph reads `L` (N, 1, H, W) float32 in [0, 1] and answers `ab` (N, 2, H, W) in [-1, 1] for any N, H, W >= 1.
+    Batch norm is folded and transposed convolutions are 1x1 convolutions and DepthToSpace, both exact rewrites.
+
+    Args:
+        metadata: further entries of the file's metadata_props; they win over the standard ones.
+    Raises:
+        GateError: an answer differs from PyTorch's by more than `config.atol`; nothing is published.
+        MachineError: the file cannot be written.
+    """
+    network = checkpoint.build_network()
+    model = build_graph(network, opset=config.opset)
+    entries = {**_describe_file(checkpoint, network, config), **(metadata or {})}
+    helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
+    content = model.SerializeToString(deterministic=True)
+    with tempfile.TemporaryDirectory(prefix="colorpress-export-") as folder:
+        trial = Path(folder) / "model.onnx"
+        trial.write_bytes(content)
+        onnx.checker.check_model(str(trial), full_check=True)
+        parity = check_parity(TorchPredictor(network), OnnxPredictor(trial), atol=config.atol)
+    require_parity(parity, destination.name)
+    write_bytes(destination, content)
+    return ExportResult(destination, len(content), sha256_bytes(content), config.opset, parity)
+
+
+def build_graph(network: UNet, *, opset: int) -> onnx.ModelProto:
+    """The ONNX model of a network in eval mode, clean and without metadata; the network itself is unchanged."""
+    inner = _PaddedNetwork(simplify_for_export(network)).eval()
+    multiple = network.size_multiple
+    # torch.export cannot trace replication padding of a symbolic amount, so the part between padding and
+    # cropping is exported for sizes that are multiples, and the two are added to the graph.
+    rows, columns = torch.export.Dim("rows", min=1, max=1 << 20), torch.export.Dim("columns", min=1, max=1 << 20)
+    shapes = ({0: torch.export.Dim("N", min=1, max=1 << 20), 2: multiple * rows, 3: multiple * columns},)
+    example = torch.zeros(2, 1, 2 * multiple, 3 * multiple)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            inner,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=shapes,
+        )
+    assert program is not None
+    model = program.model_proto
+    _tidy_names_(model.graph)
+    _add_padding_(model.graph, multiple)
+    clean = helper.make_model(
+        model.graph,
+        producer_name="colorpress",
+        producer_version=__version__,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
+    )
+    return onnx.shape_inference.infer_shapes(clean, check_type=True, strict_mode=True)
+
+
+def simplify_for_export(network: UNet) -> UNet:
+    """A copy in eval mode with batch norm folded into the convolutions and no transposed convolution."""
+    simple = copy.deepcopy(network).eval()
+    for parent in simple.modules():
+        children = list(parent.named_children())
+        for (name, child), (next_name, following) in itertools.pairwise(children):
+            if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(child, following))
+                setattr(parent, next_name, nn.Identity())
+        for name, child in children:
+            if isinstance(child, nn.ConvTranspose2d):
+                setattr(parent, name, shuffle_from_transpose(child))
+    return simple
+
+
+def shuffle_from_transpose(transpose: nn.ConvTranspose2d) -> nn.Sequential:
+    """A 2x2 transposed convolution of stride 2 as 1x1 convolution and PixelShuffle: the same sums, reordered.
+
+    ONNX Runtime has int8 kernels for these two, none for ConvTranspose.
+    """
+    assert transpose.kernel_size == (2, 2) == transpose.stride
+    assert transpose.padding == (0, 0) == transpose.output_padding
+    channels = transpose.out_channels
+    convolution = nn.Conv2d(transpose.in_channels, 4 * channels, 1, bias=transpose.bias is not None)
+    with torch.no_grad():
+        # Output pixel (2i + a, 2j + b) of channel c comes from channel 4c + 2a + b.
+        weight = transpose.weight.permute(1, 2, 3, 0)  # (in, out, a, b) -> (out, a, b, in)
+        convolution.weight.copy_(weight.reshape(4 * channels, transpose.in_channels, 1, 1))
+        if transpose.bias is not None and convolution.bias is not None:
+            convolution.bias.copy_(transpose.bias.repeat_interleave(4))
+    return nn.Sequential(convolution, nn.PixelShuffle(2)).eval()
+
+
+class _PaddedNetwork(nn.Module):
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        return self.network.forward_padded(lightness)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter logs, warns and prints about its own parts; silence those for one block."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _tidy_names_(graph: onnx.GraphProto) -> None:
+    """Name nodes and values after the modules they come from, and drop traces: they hold local paths."""
+    renamed: dict[str, str] = {INPUT_NAME: INPUT_NAME, OUTPUT_NAME: OUTPUT_NAME, "": ""}
+    for tensor in graph.initializer:
+        name = tensor.name.removeprefix("network.").replace("val_", "constant.")
+        renamed[tensor.name] = tensor.name = name
+    taken: set[str] = set(renamed.values())
+    for node in graph.node:
+        name = _free_name(_module_of(node) or node.op_type.lower(), taken)
+        node.name = name
+        node.doc_string = ""
+        del node.metadata_props[:]
+        node.input[:] = [renamed[each] for each in node.input]
+        outputs = [each if each == OUTPUT_NAME else name for each in node.output]
+        renamed.update(zip(node.output, outputs, strict=True))
+        node.output[:] = outputs
+    for holder in (graph, *graph.input, *graph.output, *graph.initializer):
+        holder.doc_string = ""
+        del holder.metadata_props[:]
+    del graph.value_info[:]
+    graph.name = "colorpress"
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """Dotted name of the innermost module a node was traced in, such as encoder.0.3; empty for functions."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = json.loads(entry.value.replace("'", '"'))
+            return str(scopes[-2]).removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
+    return ""
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name
+
+
+def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
+    """Replicate the last row and column up to a multiple in front of the network, and crop its answer."""
+    constants = {
+        "size.multiple": [multiple],
+        "pad.begin": [0, 0],
+        "pad.axes": [2, 3],
+    }
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, dtype=np.int64), name) for name, value in constants.items()
+    )
+    for node in graph.node:
+        node.input[:] = ["pad" if each == INPUT_NAME else each for each in node.input]
+        node.output[:] = ["ab.padded" if each == OUTPUT_NAME else each for each in node.output]
+    before = [
+        helper.make_node("Shape", [INPUT_NAME], ["size"], "size", start=2, end=4),
+        helper.make_node("Neg", ["size"], ["size.negative"], "size.negative"),
+        # Mod takes the divisor's sign, so this is the number of rows and columns missing.
+        helper.make_node("Mod", ["size.negative", "size.multiple"], ["pad.end"], "pad.end"),
+        helper.make_node("Concat", ["pad.begin", "pad.end"], ["pad.amounts"], "pad.amounts", axis=0),
+        helper.make_node("Pad", [INPUT_NAME, "pad.amounts", "", "pad.axes"], ["pad"], "pad", mode="edge"),
+    ]
+    crop = helper.make_node("Slice", ["ab.padded", "pad.begin", "size", "pad.axes"], [OUTPUT_NAME], "crop")
+    nodes = [*before, *graph.node, crop]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value, channels in ((graph.input[0], 1), (graph.output[0], 2)):
+        shape: list[str | int | None] = ["N", channels, "H", "W"]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+
+
+def _describe_file(checkpoint: Checkpoint, network: UNet, config: ExportConfig) -> dict[str, str]:
+    described: dict[str, Any] = {
+        "producer": "colorpress",
+        "producer_version": __version__,
+        "task": "colorize",
+        "colour_space": "CIE Lab, D65, from sRGB",
+        "input": f"{INPUT_NAME} float32 (N,1,H,W) = L*/100 in [0,1]; any N, H, W >= 1",
+        "output": f"{OUTPUT_NAME} float32 (N,2,H,W) = a*b*/{AB_SCALE:g} in [-1,1]",
+        "ab_scale": f"{AB_SCALE:g}",
+        "size_multiple": network.size_multiple,
+        "opset": config.opset,
+        "precision": "fp32",
+        "plan": json.dumps(checkpoint.plan.to_dict(), separators=(",", ":")),
+    }
+    if checkpoint.sha256:
+        described["checkpoint_sha256"] = checkpoint.sha256
+    if checkpoint.val_l1 is not None:
+        described["val_l1"] = f"{checkpoint.val_l1:.9g}"
+    return {key: str(value) for key, value in described.items()}

@@ -1,0 +1,214 @@
+"""Networks as plain functions on numpy arrays: L (N, 1, H, W) float32 in [0, 1] to ab (N, 2, H, W) in [-1, 1]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from colorpress.errors import ConfigError, InputError, MachineError
+
+if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
+    from torch import nn
+
+Floats = npt.NDArray[np.float32]
+_GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
+
+
+def count_threads(threads: int) -> int:
+    """`threads`, or one per physical core this process may run on for 0."""
+    if threads:
+        return threads
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+class OnnxPredictor:
+    """An ONNX file in ONNX Runtime; imports no torch.
+
+    For files of one's own: a crafted file can end the process. `open_predictor` looks at a file in a child first.
+
+    Args:
+        path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
+        provider: "cpu", "cuda" or "cuda:N"; never silently another one.
+        threads: CPU threads; 0: one per physical core.
+        optimized_path: where ONNX Runtime writes its optimized graph; None: nowhere.
+        profile_prefix: path prefix of ONNX Runtime's profile; None: no profile.
+    Raises:
+        ConfigError: no such file, or another provider name.
+        InputError: the file is no ONNX model, or not one of this task.
+        MachineError: CUDA is not there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        optimized_path: Path | None = None,
+        profile_prefix: Path | None = None,
+    ) -> None:
+        import onnxruntime as ort
+
+        check_model_file(path)
+        kind, _, index = provider.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+            raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cuda":
+            _require_cuda(ort, provider)
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = count_threads(threads)
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 4
+        if optimized_path is not None:
+            options.optimized_model_filepath = str(optimized_path)
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
+        self.path, self.provider = path, provider
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise InputError("model", path, _first_line(error), _GIVE_A_MODEL) from error
+        if kind == "cuda" and self.session.get_providers()[0] != "CUDAExecutionProvider":
+            raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", _CUDA_HINT)
+        self.input_name, self.output_name = check_signature(
+            path,
+            [(each.name, each.type, len(each.shape), each.shape[1:2]) for each in self.session.get_inputs()],
+            [(each.name, each.type, len(each.shape), each.shape[1:2]) for each in self.session.get_outputs()],
+        )
+
+    def __call__(self, lightness: Floats) -> Floats:
+        try:
+            answer: Floats = self.session.run([self.output_name], {self.input_name: lightness})[0]
+        except Exception as error:
+            raise InputError("model", self.path, _first_line(error), _GIVE_A_MODEL) from error
+        return answer
+
+
+class TorchPredictor:
+    """A torch network in eval mode, on one device.
+
+    Args:
+        network: L (N, 1, H, W) to ab (N, 2, H, W); moved to `device` and put into eval mode.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads during a call; 0: torch's own number.
+    """
+
+    def __init__(self, network: nn.Module, *, device: str = "cpu", threads: int = 0) -> None:
+        from training.device import choose_device
+
+        self.device, self.threads = choose_device(device), threads
+        self.network = network.to(self.device).eval()
+
+    def __call__(self, lightness: Floats) -> Floats:
+        import torch
+
+        from training.device import torch_threads
+
+        with torch_threads(self.threads), torch.inference_mode():
+            answer: Floats = self.network(torch.from_numpy(lightness).to(self.device)).cpu().numpy()
+        return answer
+
+
+def open_predictor(
+    path: Path, *, device: str = "cpu", threads: int = 0, trusted: bool = False
+) -> OnnxPredictor | TorchPredictor:
+    """Open a checkpoint (.pt) with torch or a model (.onnx) with ONNX Runtime, chosen by the file's name.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N"; auto means CUDA where the runtime has it.
+        threads: CPU threads; 0: one per core.
+        trusted: this very process wrote the ONNX file, so it is not looked at in a child process first (a second).
+    Raises:
+        ConfigError: no such file, or neither .pt nor .onnx.
+        InputError: the file is damaged, hostile or holds another network.
+        MachineError: no such device.
+    """
+    if path.suffix == ".onnx":
+        check_model_file(path)
+        if not trusted:
+            from export.onnx_probe import inspect_onnx
+
+            inspect_onnx(path)
+        return OnnxPredictor(path, provider=_onnx_device(device), threads=threads)
+    if path.suffix == ".pt":
+        from training.checkpoint import load_checkpoint
+
+        return TorchPredictor(load_checkpoint(path).build_network(), device=device, threads=threads)
+    raise ConfigError("model", path, f"ends in {path.suffix or 'nothing'!r}", "give a .pt checkpoint or an .onnx model")
+
+
+_CUDA_HINT = "install colorpress[gpu] on a machine with CUDA, or use --device cpu"
+
+
+def _onnx_device(device: str) -> str:
+    if device != "auto":
+        return device
+    import onnxruntime as ort
+
+    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+
+
+def _require_cuda(ort: Any, provider: str) -> None:
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MachineError("device", provider, "this ONNX Runtime has no CUDA", _CUDA_HINT)
+    ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
+
+
+def check_model_file(path: Path) -> None:
+    """Refuse what is plainly no ONNX file before any parser sees it.
+
+    Raises:
+        ConfigError: there is no such file.
+        InputError: it is a folder, empty, a Git LFS pointer, an HTML page or a PyTorch file.
+    """
+    if not path.exists():
+        raise ConfigError("model", path, "no such file", _GIVE_A_MODEL)
+    if not path.is_file():
+        raise InputError("model", path, "not a regular file", _GIVE_A_MODEL)
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    for prefix, why in (
+        (b"version https://git-lfs", "is a Git LFS pointer; the model was not fetched"),
+        (b"<!doctype", "is an HTML page"),
+        (b"<html", "is an HTML page"),
+        (b"pk\x03\x04", "is a zip archive, perhaps a PyTorch checkpoint, not ONNX"),
+    ):
+        if start.lstrip().lower().startswith(prefix):
+            raise InputError("model", path, why, _GIVE_A_MODEL)
+    if not start:
+        raise InputError("model", path, "is empty", _GIVE_A_MODEL)
+
+
+Signature = list[tuple[str, str, int, list[Any]]]
+
+
+def check_signature(path: Path, inputs: Signature, outputs: Signature) -> tuple[str, str]:
+    """The names of the one input and the one output: (name, type, rank, [channels]) of each must fit the task.
+
+    Raises:
+        InputError: other names, types, ranks or channel counts.
+    """
+    for role, name, channels, found in (("input", "L", 1, inputs), ("output", "ab", 2, outputs)):
+        if len(found) != 1 or found[0][:3] != (name, "tensor(float)", 4) or found[0][3] != [channels]:
+            got = ", ".join(f"{each[0]} {each[1]} of rank {each[2]}" for each in found) or "none"
+            want = f"{name} float32 (N, {channels}, H, W)"
+            raise InputError("model", path, f"its {role} is {got}; expected {want}", _GIVE_A_MODEL)
+    return inputs[0][0], outputs[0][0]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,247 @@
+"""One picture file of any origin to 8-bit sRGB, or one plain reason why not.
+
+Files are foreign: the type is told by content and taken from a short list, sizes are checked in the header before
+a pixel is decoded, and everything that a decoder may throw ends as InputError.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.Image import Transpose
+
+from colorpress.errors import InputError
+
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO")
+
+_ACCEPTED = ", ".join(ACCEPTED_FORMATS).lower()
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+# First bytes of formats that people do keep among photographs but that are not decoded here.
+_REFUSED = (
+    ("PDF", re.compile(rb"%PDF-")),
+    ("EPS", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
+    ("PSD", re.compile(rb"8BPS")),
+    ("FITS", re.compile(rb"SIMPLE  =")),
+    ("AVIF", re.compile(rb".{4}ftypavi[fs]", re.DOTALL)),
+    ("HEIC", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
+    ("raw CR3", re.compile(rb".{4}ftypcrx", re.DOTALL)),
+    ("JPEG 2000", re.compile(rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51")),
+    ("JPEG XL", re.compile(rb"\x00\x00\x00\x0cJXL |\xff\x0a")),
+    ("SVG", re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL)),
+)
+_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
+_KNOWN_START = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF.{4}WEBP|II\*\x00|MM\x00\*|BM|GIF8[79]a", re.DOTALL)
+
+# Thread-safe, unlike warnings.catch_warnings: over Pillow's own limit a picture fails before it is decoded.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Registers every plugin now, since first use may be in several threads at once.
+Image.init()
+
+
+@dataclass(frozen=True)
+class DecodedPhoto:
+    """A decoded picture, upright.
+
+    Attributes:
+        rgb: 8-bit sRGB, mode RGB; for a JPEG perhaps smaller than the file's (see `decode_photo`).
+        alpha: mode L, same size as `rgb`; None where nothing is transparent.
+        width, height: size of the picture in the file, in pixels, after EXIF orientation.
+        exif: EXIF block without the orientation tag; empty where there is none.
+    """
+
+    rgb: Image.Image
+    alpha: Image.Image | None
+    width: int
+    height: int
+    exif: bytes
+
+
+@contextmanager
+def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a regular file (or a link to one) for reading; a FIFO or device is never opened, so nothing hangs.
+
+    Raises:
+        InputError: there is no such file, it is not a regular file, or reading it fails inside the block.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise unusable_photo(path, "not a regular file")
+        # Without blocking, should a FIFO have taken its place since.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise unusable_photo(path, "not a regular file")
+            yield stream
+    except OSError as error:
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
+            raise unusable_photo(path, "not a regular file") from error
+        if error.errno == errno.ENOENT:
+            raise unusable_photo(path, "no such file") from error
+        raise unusable_photo(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def unusable_photo(path: Path, reason: str) -> InputError:
+    """The error for a photograph that cannot be used."""
+    hint = "run `git lfs pull`" if "Git LFS" in reason else "leave it out, or save it again as JPEG or PNG"
+    if "--max-pixels" in reason:
+        hint = "raise --max-pixels if you trust the file, or save it smaller"
+    return InputError("photo", path, reason, hint)
+
+
+def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int | None = None) -> DecodedPhoto:
+    """Decode all of a picture file: its first frame, upright, as 8-bit sRGB.
+
+    Deeper grey pictures are scaled, not clipped; CMYK, Lab and embedded ICC profiles are converted to sRGB; the
+    colours under transparent pixels are kept as they are.
+
+    Args:
+        stream: the file's content, at its start; `path` only names it in errors.
+        max_pixels: a picture with more pixels by its header is refused before anything is decoded.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its short side does not go below
+            this; None: at full size.
+    Raises:
+        InputError: the file is no picture, damaged, truncated, too large, or of a format that is not accepted.
+    """
+    head = stream.read(512)
+    stream.seek(0)
+    _check_head(head, path)
+    try:
+        picture = _open_header(stream, path, max_pixels)
+        if picture.width < 1 or picture.height < 1:
+            raise unusable_photo(path, "damaged (no pixels)")
+        if picture.format == "JPEG" and at_least is not None:
+            full, ratio = picture.size, min(1.0, at_least / min(picture.size))
+            picture.draft(None, (int(np.ceil(full[0] * ratio)), int(np.ceil(full[1] * ratio))))
+        else:
+            full = picture.size
+        picture.load()
+        # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
+        orientation, exif = _read_exif(picture)
+        rgb, alpha = _to_srgb(picture, path)
+    except InputError:
+        raise
+    except Exception as error:
+        # Decoders of damaged files throw nearly anything: OSError, SyntaxError, struct.error, KeyError ...
+        raise unusable_photo(path, _decoding_reason(head, error)) from error
+    turn = _UPRIGHT.get(orientation)
+    if turn is not None:
+        rgb, alpha = rgb.transpose(turn), alpha.transpose(turn) if alpha else None
+    width, height = full if orientation < 5 else full[::-1]
+    return DecodedPhoto(rgb, alpha, width, height, exif)
+
+
+def _check_head(head: bytes, path: Path) -> None:
+    if not head:
+        raise unusable_photo(path, "empty file")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise unusable_photo(path, "Git LFS pointer, not the picture itself")
+    if _HTML.match(head):
+        raise unusable_photo(path, "HTML page, not an image")
+    for name, start in _REFUSED:
+        if start.match(head):
+            raise unusable_photo(path, f"format {name} not accepted ({_ACCEPTED})")
+
+
+def _open_header(stream: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
+    # Pillow's limit is one number for the process; a larger one of ours must get past it.
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
+    try:
+        picture = Image.open(stream, formats=ACCEPTED_FORMATS)
+        pixels = picture.width * picture.height
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        found = re.search(r"(\d+) pixels", str(error))
+        pixels = int(found[1]) if found else max_pixels + 1
+    if pixels > max_pixels:
+        why = f"{_megapixels(pixels)} Mpx > limit {_megapixels(max_pixels)} Mpx (--max-pixels)"
+        raise unusable_photo(path, why)
+    return picture
+
+
+def _megapixels(pixels: int) -> str:
+    return f"{pixels / 1e6:.0f}" if pixels >= 10_000_000 else f"{pixels / 1e6:.3g}"
+
+
+def _decoding_reason(head: bytes, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if _KNOWN_START.match(head):
+            return "truncated or damaged (header)"
+        return "not an image (cannot identify)"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = str(error).lower()
+    if "truncated" in text or "unexpected end" in text or isinstance(error, EOFError):
+        return "truncated"
+    return f"damaged ({text.partition(chr(10))[0][:80] or type(error).__name__})"
+
+
+def _read_exif(picture: Image.Image) -> tuple[int, bytes]:
+    """Orientation (1 to 8) and the EXIF block without it; broken EXIF counts as none, as in any viewer."""
+    try:
+        exif = picture.getexif()
+        orientation = exif.pop(_ORIENTATION_TAG, 1)
+        block = exif.tobytes() if "exif" in picture.info and len(exif) else b""
+    except Exception:  # the picture is fine; its metadata is another parser's business
+        return 1, b""
+    return (orientation if orientation in _UPRIGHT else 1), block
+
+
+def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+    if picture.mode[0] == "I" or picture.mode == "F":
+        return _scale_deep_grey(picture, path).convert("RGB"), None
+    alpha = None
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        alpha, plain = rgba.getchannel("A"), rgba.convert("RGB")
+    else:
+        plain = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
+    profile = picture.info.get("icc_profile")
+    converted = _apply_profile(plain, profile) if profile else None
+    return converted or plain.convert("RGB"), alpha
+
+
+def _scale_deep_grey(picture: Image.Image, path: Path) -> Image.Image:
+    """16-bit, 32-bit and floating-point grey to 8 bits, where Pillow's own conversion would clip at 255."""
+    values = np.asarray(picture)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise unusable_photo(path, "damaged (NaN or infinite pixels)")
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    # What counts as white: all of 16 bits; else the smallest usual range that holds the brightest pixel.
+    usual = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
+    white = next((full for full in usual if high - low <= full), high - low)
+    scaled = (values.astype(np.float32) - low) * (255.0 / white)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _apply_profile(picture: Image.Image, profile: bytes) -> Image.Image | None:
+    """`picture` (L, RGB or CMYK) converted to sRGB; None where it is sRGB already or the profile is unusable."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        return ImageCms.profileToProfile(picture, source, _srgb_profile(), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None  # of another colour space than the pixels, or broken: viewers ignore such profiles too
+
+
+def _srgb_profile() -> Any:
+    return ImageCms.createProfile("sRGB")

@@ -6,7 +6,10 @@ and defaults) from them without loading torch. Each value is checked when a conf
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,70 @@ class BenchmarkConfig(Config):
         256, "Short side of the whole test photographs (never enlarged), in pixels.", low=8, high=4096
     )
     eval_photos: int = option(500, "Test photographs measured at most.", low=1, high=10_000_000)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configs of all stages together: one flat name space of options."""
+
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> Settings:
+        """Settings with the given values by field name, such as {"batch_size": 8}; the rest are defaults.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is outside its range.
+        """
+        for name in options:
+            if name not in OPTION_NAMES:
+                raise unknown_option(option_name(name))
+        return Settings(
+            **{
+                stage: config(**{each.name: options[each.name] for each in fields(config) if each.name in options})
+                for stage, config in CONFIGS.items()
+            }
+        )
+
+    def to_toml(self) -> str:
+        """The effective options as TOML that `--config` reads back; options that are unset are left out."""
+        lines = []
+        for stage, config in CONFIGS.items():
+            lines.append(f"# {stage}")
+            values = {each.name: getattr(getattr(self, stage), each.name) for each in fields(config)}
+            lines += [f"{option_name(name)} = {_toml(value)}" for name, value in values.items() if value is not None]
+        return "\n".join(lines) + "\n"
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "machine": MachineConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "rank": RankConfig,
+    "prune": PruneConfig,
+    "finetune": FinetuneConfig,
+    "export": ExportConfig,
+    "quantize": QuantizeConfig,
+    "benchmark": BenchmarkConfig,
+}
+OPTION_NAMES = tuple(each.name for config in CONFIGS.values() for each in fields(config))
+
+
+def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> ConfigError:
+    """The error for an option that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, [option_name(each) for each in allowed], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see `colorpress run --help` for all options"
+    return ConfigError("option", name, "is unknown", hint)
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers and booleans are TOML's too; surrogates of odd file names are not.
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

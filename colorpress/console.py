@@ -6,11 +6,14 @@ Standard output stays free for results.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Protocol
 
 from colorpress.errors import printable
@@ -104,3 +107,19 @@ def _bar(label: str, total: int) -> Iterator[Progress]:
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
         yield _RichBar(bar, bar.add_task(printable(label), total=total, note=""))
+
+
+@contextmanager
+def silence_libraries() -> Iterator[None]:
+    """Drop what libraries log, warn of or print to standard output in a block, and restore all three afterwards.
+
+    For calls into exporters and quantizers whose messages are about their own parts; errors still raise.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

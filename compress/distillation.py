@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -57,17 +58,9 @@ def distil_network(
     Raises: as `training.original.train_unet`.
     """
     device = choose_device(machine.device)
-    loader = CropLoader(
-        photos.train,
-        imgsz=train.imgsz,
-        batch_size=train.batch_size,
-        seed=data.seed,
-        workers=0,
-        max_pixels=data.max_pixels,
-    )
     with torch_threads(machine.threads):
         network.to(device)
-        recalibrate_batch_norm_(network, _first_lightness(loader, device))
+        recalibrate_batch_norm_(network, _crops(photos, train, data, device))
         before = validate_l1(network, photos.val, short_side=train.val_size, max_pixels=data.max_pixels, device=device)
         if config.finetune_epochs == 0:
             untuned = Checkpoint(
@@ -113,11 +106,21 @@ def _distillation_objective(teacher: Checkpoint, weight: float, device: torch.de
     def objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
         with torch.no_grad():
             target = network(lightness)
-        return weight * (answer - target).abs().mean() + (1.0 - weight) * (answer - ab).abs().mean()
+        loss: Tensor = weight * (answer - target).abs().mean() + (1.0 - weight) * (answer - ab).abs().mean()
+        return loss
 
     return objective
 
 
-def _first_lightness(loader: CropLoader, device: torch.device) -> Iterator[Tensor]:
-    for _, rgb in zip(range(_BATCH_NORM_BATCHES), loader.epoch(0), strict=False):
+def _crops(photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: torch.device) -> Iterator[Tensor]:
+    """L of a few batches of training crops."""
+    loader = CropLoader(
+        photos.train,
+        imgsz=train.imgsz,
+        batch_size=train.batch_size,
+        seed=data.seed,
+        workers=0,
+        max_pixels=data.max_pixels,
+    )
+    for rgb in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(rgb, device)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,7 +122,10 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
     if reason := _why_no_checkpoint(raw):
         raise InputError("checkpoint", path, reason, _NO_CHECKPOINT)
     try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Files of other programs may use newer pickle protocols; what counts is whether they can be read.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; its text advises weights_only=False, so it is not shown
         held_code = "Weights only load failed" in str(error) or "Unsupported" in str(error)
         why = "contains code, refused" if held_code else "is corrupt or truncated"

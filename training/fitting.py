@@ -30,7 +30,7 @@ WARMUP_SHARE = 0.05
 GRADIENT_NORM = 1.0
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
-_CODE = ("training/batches.py", "training/color.py", "training/fitting.py", "training/photos.py", "training/unet.py")
+_CODE = tuple(f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "photos", "unet"))
 
 # (answer, L, ab) -> loss; all tensors of one batch on the training device.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -112,31 +112,33 @@ def fit_network(
         if history:
             say(f"{label}: {len(history)} of {config.epochs} epochs are done")
     started_at = len(history)
-    loader = CropLoader(
+    with CropLoader(
         train,
         imgsz=config.imgsz,
         batch_size=config.batch_size,
         seed=config.seed,
         workers=config.workers,
         max_pixels=config.max_pixels,
-    )
-    for epoch in range(started_at + 1, config.epochs + 1):
-        row = _run_epoch(network, optimizer, loader, val, objective, config, epoch, f"{label} {epoch}/{config.epochs}")
-        history.append(row)
-        checkpoint = Checkpoint(
-            plan=plan_of(network),
-            state_dict={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
-            epoch=epoch,
-            val_l1=row["val_l1"],
-            history=tuple(history),
-            extra={**extra, "fit": identity},
-        )
-        if row["val_l1"] <= min(past["val_l1"] for past in history):
-            save_checkpoint(best_path, checkpoint)
-        # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-        save_checkpoint(
-            last_path, Checkpoint(**{**vars(checkpoint), "training_state": {"optimizer": optimizer.state_dict()}})
-        )
+    ) as loader:
+        for epoch in range(started_at + 1, config.epochs + 1):
+            row = _run_epoch(
+                network, optimizer, loader, val, objective, config, epoch, f"{label} {epoch}/{config.epochs}"
+            )
+            history.append(row)
+            checkpoint = Checkpoint(
+                plan=plan_of(network),
+                state_dict={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+                epoch=epoch,
+                val_l1=row["val_l1"],
+                history=tuple(history),
+                extra={**extra, "fit": identity},
+            )
+            if row["val_l1"] <= min(past["val_l1"] for past in history):
+                save_checkpoint(best_path, checkpoint)
+            # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
+            save_checkpoint(
+                last_path, Checkpoint(**{**vars(checkpoint), "training_state": {"optimizer": optimizer.state_dict()}})
+            )
     return FitResult(load_checkpoint(best_path), tuple(history), config.epochs - started_at)
 
 
@@ -163,7 +165,7 @@ def _run_epoch(
             answer = network(lightness.contiguous(memory_format=torch.channels_last))
             loss = objective(answer, lightness, ab)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
             optimizer.step()
             # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing.

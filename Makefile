@@ -1,0 +1,47 @@
+# Everything a fresh machine with Python 3.11+ needs: `make demo`, `make test`.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check slow gpu format clean
+
+demo: .venv/.installed
+	$(BIN)/colorpress run --output-dir reports/demo --base 16 --depth 3 --imgsz 96 --epochs 20 --finetune-epochs 8
+
+test: .venv/.test
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: .venv/.check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: .venv/.test
+	$(BIN)/python -m pytest -m slow
+
+gpu: .venv/.test
+	$(BIN)/python -m pytest -m gpu
+
+format: .venv/.check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found"; echo "hint: install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing colorpress and what it needs into .venv (a minute or two)"
+	$(PIP) torch -e .
+	@touch $@
+
+.venv/.test: .venv/.installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.check: .venv/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m colorpress` is `colorpress`."""
+
+from colorpress.cli import main
+
+main()

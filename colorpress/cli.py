@@ -1,0 +1,390 @@
+"""The command line: options to configs, one call into the pipeline, results to standard output, exit codes.
+
+Nothing heavy is imported before a command runs, so `colorpress --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+
+import click
+
+from colorpress import __version__
+from colorpress.config import (
+    OPTION_NAMES,
+    BenchmarkConfig,
+    Config,
+    DataConfig,
+    ExportConfig,
+    FinetuneConfig,
+    MachineConfig,
+    PruneConfig,
+    QuantizeConfig,
+    RankConfig,
+    Settings,
+    TrainConfig,
+    option_name,
+    unknown_option,
+)
+from colorpress.errors import ColorpressError, ConfigError, InputError, Interrupted, printable
+
+if TYPE_CHECKING:
+    from colorpress.pipeline import Run
+    from colorpress.stages import StageRecord
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+_COMMON_NAMES = ("output_dir", "checkpoint", "force")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that `colorpress.errors` gives each outcome."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are two lines on standard error."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    debug = "--debug" in arguments
+    try:
+        cli.main(args=list(arguments), prog_name="colorpress", standalone_mode=False)
+    except ColorpressError as error:
+        return _fail(f"{error}", error.hint, error.exit_code, debug)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "colorpress"
+        return _fail(error.format_message(), f"see `{command} --help`", 2, debug)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (Interrupted, click.Abort, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        return _fail(
+            f"{stopped}", "finished work is kept: the same command goes on from there", stopped.exit_code, debug
+        )
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `colorpress doctor | head`: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        return _fail(f"internal: {type(error).__name__} at {place}: {error}", "run again with --debug", 1, debug)
+    return 0
+
+
+def _fail(message: str, hint: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    lines = f"error: {printable(message)}\nhint: {printable(hint)}"
+    encoding = sys.stderr.encoding or "ascii"
+    print(lines.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    # A second signal ends the process at once.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"})
+@click.version_option(__version__, prog_name="colorpress")
+def cli() -> None:
+    """Turn a trained UNet colorizer into a small, fast ONNX model, and measure what that cost.
+
+    `colorpress run` does everything; the other commands are its stages, on the same folder and with the same options.
+    """
+
+
+def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
+    """One command-line option per field: name, type, default, range and help come from the config itself."""
+
+    def decorate(function: Function) -> Function:
+        for config in reversed(configs):
+            types = get_type_hints(config)
+            for each in reversed(fields(config)):
+                if choices := each.metadata["choices"]:
+                    kind: Any = click.Choice(choices)
+                else:
+                    kind = _PATH if "Path" in str(types[each.name]) else types[each.name]
+                click.option(
+                    f"--{option_name(each.name)}",
+                    each.name,
+                    type=kind,
+                    default=each.default,
+                    show_default=each.default is not None,
+                    help=each.metadata["help"],
+                )(function)
+        return function
+
+    return decorate
+
+
+def _common_options(function: Function) -> Function:
+    """Options that every stage has."""
+    decorators = [
+        click.option(
+            "--output-dir", "-o", type=_PATH, default=Path("reports"), show_default=True, help="The run folder."
+        ),
+        click.option("--force", is_flag=True, help="Redo what is up to date, and replace what is in the way."),
+        click.option(
+            "--config", type=_PATH, is_eager=True, expose_value=False, callback=_read_config, help="Options as TOML."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
+        click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet, help="No progress."),
+        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+_checkpoint_option = click.option(
+    "--checkpoint", "-c", type=_PATH, default=None, help="A trained model; default: best.pt of the run folder."
+)
+
+
+def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    from colorpress.console import set_quiet
+
+    set_quiet(value)
+
+
+def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Make the values of a TOML file the defaults of this command: flags and the environment win over them."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("configuration", path, "no such file", "give a TOML file with --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("configuration", path, f"is not TOML: {error}", "write lines such as `epochs = 15`") from None
+    allowed = (*OPTION_NAMES, *_COMMON_NAMES)
+    for name in values:
+        if name.replace("-", "_") not in allowed:
+            raise unknown_option(name, allowed)
+    context.default_map = {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
+    settings = Settings.from_options(options)
+    from colorpress.pipeline import Run
+
+    return Run(output_dir, settings, force)
+
+
+@cli.command()
+@_common_options
+@click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
+@_config_options(*(type(getattr(Settings(), stage)) for stage in vars(Settings())))
+def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Everything: train, rank, prune, export, quantize, benchmark, report."""
+    current = _open_run(output_dir, force, options)
+    from colorpress.files import locked_folder
+    from colorpress.pipeline import run_pipeline
+
+    with locked_folder(output_dir):
+        finished = run_pipeline(current, checkpoint=checkpoint, argv=["colorpress", *sys.argv[1:]])
+    _print_table(output_dir, as_json, finished.stages)
+    if not as_json:
+        click.echo(f"\nreport: {finished.report_path}")
+
+
+@cli.command()
+@_common_options
+@_config_options(DataConfig, TrainConfig, MachineConfig)
+def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Train the original UNet: photographs to best.pt."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    _do(current, as_json, lambda: [pipeline.train(current, pipeline.find_photos(current))])
+
+
+@cli.command()
+@_common_options
+@_checkpoint_option
+@_config_options(RankConfig)
+def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Rank the layers of a model by parameter count."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    _do(current, as_json, lambda: [pipeline.rank(current, checkpoint or current.best_path)])
+
+
+@cli.command()
+@_common_options
+@_checkpoint_option
+@_config_options(DataConfig, PruneConfig, FinetuneConfig, TrainConfig, MachineConfig)
+def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    _do(current, as_json, lambda: [
+        pipeline.prune(current, checkpoint or current.best_path, pipeline.find_photos(current))
+    ])  # fmt: skip
+
+
+@cli.command()
+@_common_options
+@_checkpoint_option
+@_config_options(ExportConfig)
+def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Export to ONNX, checked against PyTorch: best.pt and pruned/model.pt, or the one --checkpoint."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    given = [checkpoint] if checkpoint else _present([current.best_path, output_dir / "pruned" / "model.pt"])
+    _do(current, as_json, lambda: [pipeline.export(current, path, _variant_name(path)) for path in given])
+
+
+@cli.command()
+@_common_options
+@click.option(
+    "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
+)
+@_config_options(DataConfig, QuantizeConfig, MachineConfig)
+def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Quantize exported models to static int8, calibrated on training photographs."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    defaults = [output_dir / name / "model.onnx" for name in ("best", "pruned")]
+    given = [checkpoint] if checkpoint else _present(defaults)
+
+    def steps() -> Iterable[StageRecord]:
+        photos = pipeline.find_photos(current)
+        return [pipeline.quantize(current, path, f"{_variant_name(path)}-int8", photos) for path in given]
+
+    _do(current, as_json, steps)
+
+
+@cli.command()
+@_common_options
+@_checkpoint_option
+@_config_options(DataConfig, BenchmarkConfig, MachineConfig)
+def benchmark(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    def steps() -> Iterable[StageRecord]:
+        if checkpoint is not None:
+            pipeline.adopt_checkpoint(current, checkpoint)
+        return [pipeline.benchmark(current, pipeline.run_variants(current), pipeline.find_photos(current))]
+
+    _do(current, as_json, steps)
+
+
+@cli.command()
+@_common_options
+def report(output_dir: Path, force: bool, as_json: bool) -> None:
+    """Write report.html from what the run folder holds."""
+    current = _open_run(output_dir, force, {})
+    from colorpress import pipeline
+
+    _do(current, as_json, lambda: [pipeline.report(current, ["colorpress", *sys.argv[1:]])])
+
+
+@cli.command()
+@click.argument("photos", nargs=-1, required=True, type=_PATH)
+@click.option("--output-dir", "-o", type=_PATH, default=Path("colorized"), show_default=True, help="Where they go.")
+@click.option("--model", "-m", type=_PATH, required=True, help="Any model colorpress wrote: .pt or .onnx.")
+@click.option("--work-size", type=click.IntRange(16, 8192), default=256, show_default=True,
+              help="Short side that the network sees; the luminance stays at full size.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
+@click.option("--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger ones.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: one per core.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def colorize(
+    photos: tuple[Path, ...],
+    output_dir: Path,
+    model: Path,
+    work_size: int,
+    overwrite: bool,
+    max_pixels: int,
+    device: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Colour photographs, or folders of them, with a model."""
+    from export.colorize import colorize_photos
+    from export.predictors import open_predictor
+
+    predictor = open_predictor(model, device=device, threads=threads)
+    result = colorize_photos(
+        photos, output_dir, predictor, work_size=work_size, max_pixels=max_pixels, overwrite=overwrite
+    )
+    if as_json:
+        click.echo(json.dumps({
+            "colorized": [str(path) for path in result.colorized],
+            "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
+        }, indent=2))  # fmt: skip
+        return
+    for each in result.skipped:
+        click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
+    click.echo(f"{len(result.colorized)} photographs in {printable(str(output_dir))}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine has: versions, processor, runtimes, and what is missing."""
+    from colorpress.doctor import describe_environment, format_environment
+
+    found = describe_environment()
+    click.echo(json.dumps(found, indent=2) if as_json else format_environment(found))
+
+
+def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
+    """Run the steps of one command under the folder's lock and print what they found."""
+    from colorpress.files import locked_folder
+
+    with locked_folder(current.folder):
+        records = tuple(steps())
+    _print_table(current.folder, as_json, records)
+
+
+def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) -> None:
+    if as_json:
+        click.echo(json.dumps({record.name: {"skipped": record.skipped, "seconds": record.seconds,
+                                             "files": list(record.outputs), **record.result}
+                               for record in records}, indent=2))  # fmt: skip
+        return
+    for record in records:
+        if record.name == "benchmark":
+            from benchmarks.tables import format_table, read_rows
+
+            click.echo(format_table(read_rows(folder / "benchmark.json")))
+        elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
+            click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
+
+
+def _present(paths: Sequence[Path]) -> list[Path]:
+    found = [path for path in paths if path.exists()]
+    if not found:
+        raise InputError(
+            "folder", paths[0].parent, f"holds no {paths[0].name}", "run the stage before, or give --checkpoint"
+        )
+    return found
+
+
+def _variant_name(path: Path) -> str:
+    """The folder of a variant: `pruned` for pruned/model.pt, the file's own stem for other names."""
+    return path.resolve().parent.name if path.stem == "model" else path.stem

@@ -1,0 +1,69 @@
+"""Small real things that many tests share: a UNet of a few thousand parameters and a folder of photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.unet import UNet, UNetPlan
+
+TINY_PLAN = UNetPlan.classic(4, 2)
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Tiny tensors are slower on more threads, and two test processes may share two cores."""
+    torch.set_num_threads(1)
+
+
+def make_network(plan: UNetPlan = TINY_PLAN, seed: int = 0) -> UNet:
+    """A network whose batch norms have statistics of their own, so that folding them wrongly shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = UNet(plan).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
+                tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+    return network
+
+
+@pytest.fixture
+def tiny_unet() -> UNet:
+    """UNetPlan.classic(4, 2) with random weights and batch norm statistics, in eval mode."""
+    return make_network()
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path, tiny_unet: UNet) -> Path:
+    """A checkpoint file of `tiny_unet`."""
+    return save_checkpoint(tmp_path / "tiny.pt", Checkpoint(TINY_PLAN, tiny_unet.state_dict(), epoch=1, val_l1=0.1))
+
+
+def make_photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """A smooth colourful picture, different for each seed: what a network can learn a little from."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """A folder of ten small photographs, PNG and JPEG, one in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for index in range(10):
+        place = folder / "more" if index == 9 else folder
+        make_photo(index).save(place / f"photo{index}.{'jpg' if index % 2 else 'png'}")
+    return folder

@@ -1,0 +1,193 @@
+"""How good the colours are: every variant on the same held-out photographs, whole.
+
+Photographs outside, variants inside: each photograph is decoded and converted once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.variants import Variant
+from colorpress.config import BenchmarkConfig
+from colorpress.console import progress
+from export.predictors import open_predictor
+from training.batches import whole_photos
+from training.color import l_ab_to_rgb, rgb_to_l_ab
+from training.metrics import PhotoScores, bootstrap_interval, colourfulness, mean_l1, retained_colour, score_photo
+from training.photos import Photo
+
+Predictor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The colours of one variant over all photographs: means, and each photograph's own values.
+
+    Attributes:
+        status: "ok" or "error"; the figures of a failed variant are None.
+        error: what went wrong; empty when ok.
+        l1, l1_rgb, psnr_db, ssim: means over photographs (see PhotoScores); ssim without photographs under 7 pixels.
+        l1_delta_pct: L1 above best.pt's, in percent of it; negative is better than best.pt.
+        retained_colour: G; None where best.pt is no better than grey.
+        retained_low, retained_high: its 95 % bootstrap interval; None for fewer than two photographs.
+        agreement_l1: L1 (ab/128) to best.pt's answer rather than to the truth.
+        colourfulness_ratio: mean colourfulness over that of the photographs themselves.
+        scores: one per photograph, in the result's order.
+    """
+
+    status: str
+    error: str = ""
+    l1: float | None = None
+    l1_rgb: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
+    l1_delta_pct: float | None = None
+    retained_colour: float | None = None
+    retained_low: float | None = None
+    retained_high: float | None = None
+    agreement_l1: float | None = None
+    colourfulness_ratio: float | None = None
+    scores: tuple[PhotoScores, ...] = ()
+
+
+@dataclass(frozen=True)
+class AccuracyResult:
+    """Accuracies by variant name, with the photographs and the L1 of the grey answer (ab = 0) on each of them."""
+
+    variants: Mapping[str, Accuracy]
+    photos: tuple[Photo, ...]
+    grey_l1: tuple[float, ...]
+
+    @property
+    def mean_grey_l1(self) -> float | None:
+        """The L1 of answering grey, averaged over photographs; None without photographs."""
+        return _mean(self.grey_l1)
+
+
+@dataclass
+class _Tally:
+    predictor: Predictor | None = None
+    error: str = ""
+    scores: list[PhotoScores] = field(default_factory=list)
+    agreement: list[float] = field(default_factory=list)
+    colourfulness: list[float] = field(default_factory=list)
+
+
+def choose_photos(photos: Sequence[Photo], count: int) -> tuple[Photo, ...]:
+    """At most `count` photographs in the order of their content hash: a sample that no folder name biases."""
+    return tuple(sorted(photos, key=lambda photo: photo.sha256)[:count])
+
+
+def measure_accuracy(
+    variants: Sequence[Variant],
+    photos: Sequence[Photo],
+    config: BenchmarkConfig,
+    *,
+    max_pixels: int,
+    threads: int = 0,
+) -> AccuracyResult:
+    """Score every variant on at most `config.eval_photos` photographs; the first variant is the reference best.pt.
+
+    A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on.
+    """
+    chosen = choose_photos(photos, config.eval_photos)
+    tallies = {variant.name: _open_tally(variant, threads) for variant in variants}
+    measured: list[Photo] = []
+    grey_l1: list[float] = []
+    true_colourfulness: list[float] = []
+    with progress("measuring colours", len(chosen)) as bar, torch.inference_mode():
+        for photo, rgb in whole_photos(chosen, short_side=config.eval_size, max_pixels=max_pixels):
+            lightness, ab = rgb_to_l_ab(rgb)
+            measured.append(photo)
+            grey_l1.append(mean_l1(torch.zeros_like(ab), ab))
+            true_colourfulness.append(colourfulness(l_ab_to_rgb(lightness, ab)))
+            _score_variants(tallies, lightness, ab)
+            bar.advance()
+    reference = next(iter(tallies.values()), _Tally(error="no variant"))
+    return AccuracyResult(
+        variants={
+            name: summarize_tally(tally, reference, grey_l1, true_colourfulness) for name, tally in tallies.items()
+        },
+        photos=tuple(measured),
+        grey_l1=tuple(grey_l1),
+    )
+
+
+def _open_tally(variant: Variant, threads: int) -> _Tally:
+    try:
+        return _Tally(predictor=open_predictor(variant.path, device=variant.device, threads=threads))
+    except Exception as error:  # whatever a model does wrong is a row of the benchmark
+        return _Tally(error=_one_line(error))
+
+
+def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, ab: Tensor) -> None:
+    """Add this photograph's scores to every tally that has not failed."""
+    array = lightness.numpy()
+    reference: Tensor | None = None
+    for position, tally in enumerate(tallies.values()):
+        if tally.error or tally.predictor is None:
+            continue
+        try:
+            answer = torch.from_numpy(np.ascontiguousarray(tally.predictor(array), dtype=np.float32))
+            if answer.shape != ab.shape or not bool(torch.isfinite(answer).all()):
+                raise ValueError(f"answered {tuple(answer.shape)} with NaN or Inf, or another shape than the picture's")
+        except Exception as error:  # as above
+            tally.error = _one_line(error)
+            continue
+        if position == 0:
+            reference = answer
+        tally.scores.append(score_photo(lightness, ab, answer))
+        tally.colourfulness.append(colourfulness(l_ab_to_rgb(lightness, answer)))
+        if reference is not None:
+            tally.agreement.append(mean_l1(answer, reference))
+
+
+def summarize_tally(
+    tally: _Tally, reference: _Tally, grey_l1: Sequence[float], true_colourfulness: Sequence[float]
+) -> Accuracy:
+    """Means of one variant, against the reference where that one has no error."""
+    if tally.error or not tally.scores:
+        return Accuracy(status="error", error=tally.error or "no photographs to measure on")
+    own = np.array([score.l1_ab for score in tally.scores])
+    l1 = float(own.mean())
+    truth = _mean(true_colourfulness) or 0.0
+    accuracy = Accuracy(
+        status="ok",
+        l1=l1,
+        l1_rgb=_mean([score.l1_rgb for score in tally.scores]),
+        psnr_db=_mean([score.psnr_db for score in tally.scores]),
+        ssim=_mean([score.ssim for score in tally.scores if math.isfinite(score.ssim)]),
+        colourfulness_ratio=(_mean(tally.colourfulness) or 0.0) / truth if truth > 0 else None,
+        scores=tuple(tally.scores),
+    )
+    if reference.error:
+        return accuracy
+    best, grey = np.array([score.l1_ab for score in reference.scores]), np.asarray(grey_l1)
+    low, high = bootstrap_interval(grey, own, best)
+    return replace(
+        accuracy,
+        l1_delta_pct=100.0 * (l1 / float(best.mean()) - 1.0) if best.mean() > 0 else None,
+        retained_colour=_finite(retained_colour(grey, own, best)),
+        retained_low=_finite(low),
+        retained_high=_finite(high),
+        agreement_l1=_mean(tally.agreement),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

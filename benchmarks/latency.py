@@ -1,0 +1,253 @@
+"""How long a call takes: every variant in fresh processes, in interleaved rounds of random order.
+
+One process at a time: a runtime's idle threads spin for a while, and would slow whatever is timed beside them.
+A model that fails, crashes its process, runs out of memory or hangs is a result like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import usable_cores
+from benchmarks.variants import Variant
+from colorpress.config import BenchmarkConfig
+from colorpress.console import progress, warn
+
+_ROOT = Path(__file__).resolve().parent.parent
+_WORKER = (sys.executable, "-m", "benchmarks.latency_worker")
+NOISY_CV_PCT = 2.5
+_AA_SUFFIX = " (again)"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the timed calls of all rounds together, in milliseconds a call.
+
+    Attributes:
+        p99_ms: None for fewer than 100 calls.
+        cv_pct: standard deviation in percent of the mean.
+        images_per_s: pictures in all calls over the time of all calls.
+    """
+
+    runs: int
+    mean_ms: float
+    std_ms: float
+    cv_pct: float
+    min_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float | None
+    max_ms: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio taken once per round: its median over the rounds, and the rounds' extremes."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The latency of one variant.
+
+    Attributes:
+        status: "ok", "error", "oom", "timeout" or "crashed(SIGNAL)".
+        error: what went wrong; empty when ok.
+        statistics: None unless ok.
+        speedup: how many times faster than the baseline on the same device, paired by round; None if unknown.
+        rounds: the workers' answers in order, with `times_ns` of each call.
+        load_ms, first_ms: medians over the rounds: file to session, and the first call.
+        peak_rss_mb: the largest of the rounds.
+        provider: what really ran: an execution provider, a GPU's name, or "cpu".
+    """
+
+    status: str
+    error: str = ""
+    statistics: Statistics | None = None
+    speedup: Ratio | None = None
+    rounds: tuple[Mapping[str, Any], ...] = ()
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_rss_mb: float | None = None
+    provider: str = ""
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Timings by variant name, and the A/A control by device: the baseline against itself, timed as two arms."""
+
+    timings: Mapping[str, Timing]
+    aa_ratios: Mapping[str, Ratio]
+    threads: int
+
+
+def time_variants(
+    variants: Sequence[Variant], config: BenchmarkConfig, *, threads: int = 0, seed: int = 0, timeout_s: float = 900.0
+) -> LatencyResult:
+    """Time every variant; the first one of each device is that device's baseline and is timed as two arms.
+
+    Args:
+        threads: CPU threads of every runtime alike; 0: one per usable core.
+        seed: of the input and of the order of the rounds.
+        timeout_s: for one process.
+    """
+    names = [variant.name for variant in variants]
+    if len(set(names)) != len(names):
+        raise ValueError(f"variant names must differ, got {names}")
+    threads = threads or usable_cores()
+    baselines: dict[str, Variant] = {}
+    for variant in variants:
+        baselines.setdefault(variant.device, variant)
+    arms = {variant.name: variant for variant in variants}
+    arms |= {variant.name + _AA_SUFFIX: variant for variant in baselines.values()}
+    answers = _run_rounds(arms, config, threads, seed, timeout_s)
+    rounds = {name: _paired_p50(answers[name]) for name in arms}
+    timings = {}
+    for variant in variants:
+        baseline = baselines[variant.device].name
+        timing = summarize_rounds(answers[variant.name], config.bench_batch)
+        speedup = pair_ratio(rounds[baseline], rounds[variant.name]) if timing.status == "ok" else None
+        timings[variant.name] = replace(timing, speedup=speedup)
+    _warn_noise(timings)
+    aa_ratios = {}
+    for device, variant in baselines.items():
+        ratio = pair_ratio(rounds[variant.name], rounds[variant.name + _AA_SUFFIX])
+        if ratio:
+            aa_ratios[device] = ratio
+    return LatencyResult(timings=timings, aa_ratios=aa_ratios, threads=threads)
+
+
+def _run_rounds(
+    arms: Mapping[str, Variant], config: BenchmarkConfig, threads: int, seed: int, timeout_s: float
+) -> dict[str, list[dict[str, Any]]]:
+    order = random.Random(seed)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    with progress("timing", len(arms) * config.rounds) as bar:
+        for _ in range(config.rounds):
+            shuffled = list(arms)
+            order.shuffle(shuffled)
+            for name in shuffled:
+                # What failed once fails again: a hanging model costs one timeout, not one per round.
+                if all(answer["status"] == "ok" for answer in answers[name]):
+                    job = _make_job(arms[name], config, threads, seed)
+                    answers[name].append(run_worker(job, threads=threads, timeout_s=timeout_s))
+                bar.advance(note=name)
+    return answers
+
+
+def _make_job(variant: Variant, config: BenchmarkConfig, threads: int, seed: int) -> dict[str, Any]:
+    return {
+        "path": str(variant.path.resolve()),
+        "runtime": variant.runtime,
+        "device": variant.device,
+        "batch": config.bench_batch,
+        "size": config.bench_size,
+        "threads": threads,
+        "seed": seed,
+        "warmup": config.warmup,
+        "runs": -(-config.runs // config.rounds),
+        "min_seconds": config.min_seconds / config.rounds,
+    }
+
+
+def run_worker(job: Mapping[str, Any], *, threads: int, timeout_s: float) -> dict[str, Any]:
+    """Run one worker process to its end and return its answer; a dead worker's answer is how it died."""
+    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    environment = {**os.environ, **dict.fromkeys(pools, str(threads))}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            _WORKER, input=json.dumps(job).encode(), capture_output=True, timeout=timeout_s, env=environment, cwd=_ROOT
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "timeout", "error": f"no answer within {timeout_s:g} s"}
+    last_words = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:]
+    if done.returncode < 0:
+        name = _signal_name(-done.returncode)
+        likely = "killed from outside, as a machine short of memory does" if name == "SIGKILL" else last_words
+        return {"status": f"crashed({name})", "error": likely or "the process died"}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer if "status" in answer else {"status": "error", "error": "the worker's answer has no status"}
+    except (IndexError, ValueError):
+        return {"status": "error", "error": f"exit {done.returncode} without an answer: {last_words}"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def summarize_rounds(answers: Sequence[Mapping[str, Any]], batch: int) -> Timing:
+    """Pool the answers of one variant's rounds; one failed round fails the variant."""
+    failed = [answer for answer in answers if answer["status"] != "ok"]
+    if failed or not answers:
+        first = failed[0] if failed else {"status": "error", "error": "was not timed"}
+        return Timing(status=str(first["status"]), error=str(first.get("error", "")), rounds=tuple(answers))
+    return Timing(
+        status="ok",
+        statistics=compute_statistics([time_ns for answer in answers for time_ns in answer["times_ns"]], batch),
+        rounds=tuple(answers),
+        load_ms=float(np.median([answer["load_ms"] for answer in answers])),
+        first_ms=float(np.median([answer["first_ms"] for answer in answers])),
+        peak_rss_mb=max(float(answer["peak_rss_mb"]) for answer in answers),
+        provider=str(answers[0]["provider"]),
+    )
+
+
+def compute_statistics(times_ns: Sequence[int], batch: int) -> Statistics:
+    """The statistics of timed calls; percentiles interpolate linearly, the deviation is of the sample (n - 1)."""
+    ms = np.asarray(times_ns, dtype=np.float64) / 1e6
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(ms, (50, 90, 95, 99)))
+    mean, std = float(ms.mean()), float(ms.std(ddof=1)) if len(ms) > 1 else 0.0
+    return Statistics(
+        runs=len(ms),
+        mean_ms=mean,
+        std_ms=std,
+        cv_pct=100.0 * std / mean,
+        min_ms=float(ms.min()),
+        p50_ms=p50,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99 if len(ms) >= 100 else None,
+        max_ms=float(ms.max()),
+        images_per_s=1000.0 * batch / mean,
+    )
+
+
+def pair_ratio(baseline_ms: Sequence[float], variant_ms: Sequence[float]) -> Ratio | None:
+    """baseline / variant in each round that both finished; None where there is no such round."""
+    ratios = [base / own for base, own in zip(baseline_ms, variant_ms, strict=False)]
+    return Ratio(float(np.median(ratios)), min(ratios), max(ratios)) if ratios else None
+
+
+def _paired_p50(answers: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(np.median(answer["times_ns"])) / 1e6 for answer in answers if answer["status"] == "ok"]
+
+
+def _warn_noise(timings: Mapping[str, Timing]) -> None:
+    noisy = [
+        f"{name} {timing.statistics.cv_pct:.0f} %"
+        for name, timing in timings.items()
+        if timing.statistics and timing.statistics.cv_pct > NOISY_CV_PCT
+    ]
+    if noisy:
+        warn(f"call times vary by more than {NOISY_CV_PCT} % (noisy machine): {', '.join(noisy)}")

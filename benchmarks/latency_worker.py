@@ -1,0 +1,131 @@
+"""A process that loads one model, times its calls and prints one line of JSON: `python -m benchmarks.latency_worker`.
+
+The job comes as JSON on standard input (see `latency.py`). A worker of an ONNX model never imports torch, so that
+neither its memory nor its thread pool is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Call = Callable[[], object]
+_MIN_WARMUP_SECONDS = 0.2
+
+
+def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Load, warm up, time; the timed call takes an array in memory and gives one back, also on a GPU.
+
+    Returns:
+        times_ns (one per timed call), load_ms (file to ready session, imports not counted), first_ms, rss_loaded_mb,
+        peak_rss_mb (MB of 1e6 bytes), warmup (calls), provider, imported_torch.
+    """
+    shape = (job["batch"], 1, job["size"], job["size"])
+    lightness = np.random.default_rng(job["seed"]).random(shape, dtype=np.float32)
+    load = _load_torch if job["runtime"] == "torch" else _load_onnx
+    call, provider, load_ms = load(job, lightness)
+    rss_loaded_mb = _read_memory_mb("VmRSS")
+    started = time.perf_counter_ns()
+    call()
+    first_ms = (time.perf_counter_ns() - started) / 1e6
+    warmup = _call_at_least(call, job["warmup"], _MIN_WARMUP_SECONDS)
+    times_ns = _call_at_least(call, job["runs"], job["min_seconds"])
+    return {
+        "status": "ok",
+        "times_ns": times_ns,
+        "load_ms": load_ms,
+        "first_ms": first_ms,
+        "rss_loaded_mb": rss_loaded_mb,
+        "peak_rss_mb": _read_memory_mb("VmHWM"),
+        "warmup": len(warmup) + 1,
+        "provider": provider,
+        "imported_torch": "torch" in sys.modules,
+    }
+
+
+def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
+    times_ns: list[int] = []
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    while len(times_ns) < runs or time.perf_counter_ns() < end:
+        started = time.perf_counter_ns()
+        call()
+        times_ns.append(time.perf_counter_ns() - started)
+    return times_ns
+
+
+def _load_torch(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
+    import torch
+
+    from training.checkpoint import load_checkpoint
+
+    torch.set_num_threads(job["threads"])
+    device = torch.device(job["device"])
+    started = time.perf_counter_ns()
+    network = load_checkpoint(Path(job["path"])).build_network().to(device)
+    load_ms = (time.perf_counter_ns() - started) / 1e6
+    picture = torch.from_numpy(lightness)
+
+    @torch.inference_mode()
+    def call() -> object:
+        # The copy back waits for the GPU, so the clock does too.
+        return network(picture.to(device)).cpu()
+
+    provider = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return call, provider, load_ms
+
+
+def _load_onnx(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
+    from export.predictors import OnnxPredictor
+
+    import_module("onnxruntime")  # ahead of the clock: its import is not part of the load time
+    started = time.perf_counter_ns()
+    predictor = OnnxPredictor(Path(job["path"]), provider=job["device"], threads=job["threads"])
+    load_ms = (time.perf_counter_ns() - started) / 1e6
+    return lambda: predictor(lightness), str(predictor.session.get_providers()[0]), load_ms
+
+
+def _read_memory_mb(field: str) -> float:
+    """VmRSS or VmHWM (peak) of this process in MB.
+
+    Not getrusage's ru_maxrss where it can be avoided: Linux carries it over exec, so a child shows its parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    message = " ".join(str(error).split())[:500] or type(error).__name__
+    lowered = message.lower()
+    is_memory = isinstance(error, MemoryError) or any(
+        sign in lowered for sign in ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc")
+    )
+    return {"status": "oom" if is_memory else "error", "error": f"{type(error).__name__}: {message}"}
+
+
+def main() -> None:
+    """Read a job, print its answer as the last line of standard output. Errors are answers too."""
+    job = json.load(sys.stdin)
+    try:
+        answer = run_job(job)
+    except Exception as error:  # any failure of a model is a row of the benchmark
+        answer = _describe_failure(error)
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

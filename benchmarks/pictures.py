@@ -1,0 +1,171 @@
+"""Sheets of pictures to judge colours by eye: the grey input, the truth, and what each variant makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from benchmarks.variants import Variant
+from colorpress.errors import printable
+from colorpress.files import atomic_write
+from export.predictors import open_predictor
+from training.batches import whole_photos
+from training.color import l_ab_to_rgb, rgb_to_l_ab
+from training.metrics import mean_l1
+from training.photos import Photo
+
+Pixels = NDArray[np.uint8]
+_Cell = tuple[Pixels | None, str, str]  # picture, title, fainter line below
+
+_CELL = 240
+_GAP = 8
+_LINE = 20
+_FONT_SIZE = 14
+_PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (100, 100, 100)
+
+
+@dataclass(frozen=True)
+class ColoredPhoto:
+    """One photograph and the variants' answers, all uint8 RGB (H, W, 3) of one size.
+
+    Attributes:
+        name: the file's name.
+        grey: the luminance, the network's input.
+        truth: the photograph itself.
+        answers: by variant name; a failed variant is missing.
+        l1: of each answer (ab/128), and of the grey one under "grey".
+    """
+
+    name: str
+    grey: Pixels
+    truth: Pixels
+    answers: Mapping[str, Pixels]
+    l1: Mapping[str, float]
+
+
+def color_photos(
+    variants: Sequence[Variant], photos: Sequence[Photo], *, short_side: int, max_pixels: int, threads: int = 0
+) -> list[ColoredPhoto]:
+    """Let every variant colour every photograph; variants that fail are left out."""
+    predictors = {}
+    for variant in variants:
+        try:
+            # The benchmark has looked at the file in a child process before.
+            predictors[variant.name] = open_predictor(
+                variant.path, device=variant.device, threads=threads, trusted=True
+            )
+        except Exception:  # its row in the benchmark says how it failed
+            continue
+    colored = []
+    with torch.inference_mode():
+        for photo, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels):
+            lightness, ab = rgb_to_l_ab(rgb)
+            answers, l1 = {}, {"grey": mean_l1(torch.zeros_like(ab), ab)}
+            for name, predictor in predictors.items():
+                try:
+                    answer = torch.from_numpy(np.ascontiguousarray(predictor(lightness.numpy())))
+                    answers[name], l1[name] = _to_pixels(l_ab_to_rgb(lightness, answer)), mean_l1(answer, ab)
+                except Exception:  # as above
+                    continue
+            grey = _to_pixels(l_ab_to_rgb(lightness, torch.zeros_like(ab)))
+            truth = np.ascontiguousarray(rgb[0].permute(1, 2, 0).numpy())
+            colored.append(ColoredPhoto(name=photo.path.name, grey=grey, truth=truth, answers=answers, l1=l1))
+    return colored
+
+
+def _to_pixels(rgb: Tensor) -> Pixels:
+    pixels = (rgb[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.cpu().numpy())
+
+
+def draw_comparison(colored: Sequence[ColoredPhoto], names: Sequence[str], *, cell: int = _CELL) -> Image.Image:
+    """A sheet with a row per photograph: grey, truth, and each of `names` with its L1 below."""
+    rows: list[list[_Cell]] = []
+    for photo in colored:
+        cells: list[_Cell] = [(photo.grey, "grey input", _l1_label(photo, "grey")), (photo.truth, "truth", photo.name)]
+        cells += [(photo.answers.get(name), name, _l1_label(photo, name)) for name in names]
+        rows.append(cells)
+    return _draw_sheet(rows, cell)
+
+
+def draw_input_output(colored: Sequence[ColoredPhoto], name: str, *, cell: int = 384) -> Image.Image:
+    """Grey input, truth and the answer of the variant `name`, large, a row per photograph."""
+    return draw_comparison(colored, [name], cell=cell)
+
+
+def draw_outputs(colored: Sequence[ColoredPhoto], name: str, *, columns: int = 3, cell: int = 320) -> Image.Image:
+    """The answers of the variant `name` alone, `columns` to a row."""
+    cells = [(photo.answers.get(name), photo.name, _l1_label(photo, name)) for photo in colored]
+    return _draw_sheet([cells[start : start + columns] for start in range(0, len(cells), columns)], cell)
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a picture atomically, in the format its suffix says."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary, optimize=True)
+    return path
+
+
+def _l1_label(photo: ColoredPhoto, name: str) -> str:
+    return f"L1 {photo.l1[name]:.4f}" if name in photo.l1 else "no answer"
+
+
+def _draw_sheet(rows: Sequence[Sequence[_Cell]], cell: int) -> Image.Image:
+    """Cells of a picture, its title and a fainter line below; each row is as high as its highest picture."""
+    font = _load_font()
+    fitted = [[(_fit(pixels, cell), title, note) for pixels, title, note in row] for row in rows]
+    heights = [max((picture.height for picture, _, _ in row if picture), default=cell // 2) for row in fitted]
+    columns = max((len(row) for row in fitted), default=1)
+    width = _GAP + columns * (cell + _GAP)
+    height = _GAP + sum(row_height + 2 * _LINE + _GAP for row_height in heights)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP
+    for row, row_height in zip(fitted, heights, strict=True):
+        for column, (picture, title, note) in enumerate(row):
+            left = _GAP + column * (cell + _GAP)
+            if picture:
+                sheet.paste(picture, (left + (cell - picture.width) // 2, top + (row_height - picture.height) // 2))
+            else:
+                draw.rectangle((left, top, left + cell - 1, top + row_height - 1), outline=_FAINT)
+            for line, (text, colour) in enumerate(((title, _INK), (note, _FAINT))):
+                label = shorten_label(text, cell, font)
+                place = (left + (cell - font.getlength(label)) / 2, top + row_height + line * _LINE + 2)
+                draw.text(place, label, fill=colour, font=font)
+        top += row_height + 2 * _LINE + _GAP
+    return sheet
+
+
+def _fit(pixels: Pixels | None, cell: int) -> Image.Image | None:
+    """The picture scaled, up or down, to fill the cell's width, but no higher than one and a half cells."""
+    if pixels is None:
+        return None
+    picture = Image.fromarray(pixels)
+    scale = min(cell / picture.width, 1.5 * cell / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def shorten_label(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """`text` on one line, its middle cut out until it is at most `width` pixels wide."""
+    text = printable(text)
+    kept = len(text)
+    label = text
+    while font.getlength(label) > width and kept > 2:
+        kept -= 1
+        label = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
+    return label
+
+
+def _load_font() -> ImageFont.FreeTypeFont:
+    # Matplotlib ships DejaVu Sans, which knows more of the world's letters than Pillow's own font.
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)

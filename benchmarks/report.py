@@ -1,0 +1,177 @@
+"""report.html: one file without scripts or links that says what to use, and shows why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import Row, format_bytes, format_count, format_number, read_benchmark_json
+from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_size, judge_rows
+from colorpress.errors import InputError, printable
+from colorpress.files import write_text
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A picture that a run folder may hold, and how the page shows it.
+
+    Attributes:
+        alt, caption: its texts.
+        widest: pixels it is reduced to.
+        is_drawing: few colours, so a PNG with a palette; else a photograph, so a JPEG.
+    """
+
+    alt: str
+    caption: str
+    widest: int
+    is_drawing: bool = False
+
+
+_SLOTS = {
+    "comparison.png": Slot(
+        "Photographs as grey input, truth and each variant's colours",
+        "Grey input, the photograph itself, and each variant with its L1. "
+        "Of many photographs, the last two rows are those that compression hurts most.",
+        widest=2400,
+    ),
+    "sample_input_output.png": Slot("Grey input, truth and best.pt's colours", "best.pt: input, truth, answer.", 1400),
+    "sample_output.png": Slot("Photographs coloured by best.pt", "best.pt's colours for held-out photographs.", 1400),
+    "pareto.png": Slot(
+        "Scatter charts of file size and of latency against L1",
+        "What each variant costs against its error: red is PyTorch, blue ONNX Runtime; no variant beats those joined "
+        "by the line in both.",
+        widest=1600,
+        is_drawing=True,
+    ),
+    "training_loss.png": Slot("Training and validation loss by epoch", "Training of best.pt.", 1400, is_drawing=True),
+    "top20_layers.png": Slot(
+        "Bar chart of the layers with most parameters", "Where the parameters are.", 1400, is_drawing=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the page holds it: a data URI, its size in pixels, and its slot's texts."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+
+
+def write_report(output_dir: Path, *, command: str | None = None) -> Path:
+    """Write report.html from benchmark.json and what else the run folder holds; nothing is measured again.
+
+    Args:
+        command: the command line that led here, shown as the way to reproduce it; None or empty: not shown.
+    Raises:
+        InputError: there is no benchmark.json, or it is damaged.
+        MachineError: the file cannot be written.
+    """
+    import jinja2
+
+    record = read_benchmark_json(output_dir / "benchmark.json")
+    rows: list[Row] = record["rows"]
+    verdict = judge_rows(rows, record.get("aa_ratios"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(bytes=format_bytes, count=format_count, number=format_number, printable=printable)
+    page = environment.get_template("report.html.j2").render(
+        verdict=verdict,
+        rows=rows,
+        best=rows[0] if rows else None,
+        headline=make_headline(rows, verdict.recommended),
+        bars=[
+            make_bars(rows, "size_bytes", "File size", format_bytes),
+            make_bars(rows, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
+        ],
+        pictures={name: _embed(output_dir / name, slot) for name, slot in _SLOTS.items()},
+        plan=read_plan(output_dir / "pruned" / "plan.json"),
+        record=record,
+        command=command,
+        limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR},
+        fair_size=fair_size,
+    )
+    return write_text(output_dir / "report.html", page)
+
+
+def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:
+    """Four figures of the recommended row, value and label; empty without one."""
+    row = next((row for row in rows if row["model"] == recommended), None)
+    if row is None:
+        return []
+    return [
+        (f"{format_number(fair_size(rows[0]) / fair_size(row))}x", "smaller file"),
+        (f"{format_number(row['speedup'])}x", "faster"),
+        (f"{row['l1_delta_pct']:+.2f} %", "L1 against best.pt"),
+        (f"{row['retained_colour']:.3f}", "colour retained (G)"),
+    ]
+
+
+def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[str, Any]:
+    """A bar for each finished row: name, label, and length in percent of the longest."""
+    finished = [row for row in rows if row["status"] == "ok" and row[column]]
+    longest = max((row[column] for row in finished), default=1)
+    bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest)) for row in finished]
+    return {"title": title, "bars": bars}
+
+
+def read_plan(path: Path) -> list[dict[str, Any]]:
+    """The groups of a prune plan, each with "name", "before" and "after" channels; empty without a readable plan."""
+    if not path.is_file():
+        return []
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    groups = plan.get("groups", []) if isinstance(plan, Mapping) else []
+    return [_describe_group(group) for group in groups if isinstance(group, Mapping)]
+
+
+def _describe_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    layers = group.get("layers") or [group.get("name") or group.get("root") or "?"]
+    return {
+        "name": ", ".join(str(layer) for layer in layers),
+        "before": group.get("channels_before", group.get("before")),
+        "after": group.get("channels_after", group.get("after")),
+    }
+
+
+def _embed(path: Path, slot: Slot) -> Picture | None:
+    """A picture file as a data URI; None where there is no such file."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError("picture", path, "is damaged", "delete it, and run the benchmark again") from error
+    scale = min(1.0, slot.widest / max(picture.width, 1))
+    if scale < 1.0:
+        size = (slot.widest, max(1, math.floor(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if slot.is_drawing:
+        # Drawings have few colours: a palette makes them a third of the size.
+        picture.quantize(128).save(buffer, "PNG", optimize=True)
+    else:
+        # Without chroma subsampling: colour is what is judged.
+        picture.save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
+    kind = "png" if slot.is_drawing else "jpeg"
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return Picture(uri=uri, width=picture.width, height=picture.height, alt=slot.alt, caption=slot.caption)

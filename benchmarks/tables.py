@@ -1,0 +1,176 @@
+"""The benchmark's rows, and the files and the text they are written as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy import Accuracy, AccuracyResult
+from benchmarks.latency import LatencyResult, Timing
+from benchmarks.variants import Variant
+from colorpress.config import BenchmarkConfig
+from colorpress.errors import InputError, printable
+from colorpress.files import write_csv, write_text
+
+FORMAT_VERSION = 1
+Row = dict[str, Any]
+
+COLUMNS = (
+    *("model", "runtime", "provider", "device", "precision", "params", "macs", "size_bytes", "weights_bytes"),
+    *("batch", "height", "width", "threads", "warmup", "runs"),
+    *("mean_ms", "std_ms", "cv_pct", "min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"),
+    *("images_per_s", "speedup", "speedup_low", "speedup_high", "load_ms", "first_ms", "peak_rss_mb"),
+    *("photos", "l1", "l1_delta_pct", "retained_colour", "retained_low", "retained_high", "l1_rgb"),
+    *("psnr_db", "ssim", "agreement_l1", "colourfulness_ratio", "status", "error"),
+)
+
+
+def make_rows(
+    variants: Sequence[Variant], latency: LatencyResult, accuracy: AccuracyResult, config: BenchmarkConfig
+) -> list[Row]:
+    """One dictionary with every name of COLUMNS per variant; None where there is no figure."""
+    return [
+        _make_row(variant, latency.timings[variant.name], accuracy.variants[variant.name], latency, accuracy, config)
+        for variant in variants
+    ]
+
+
+def _make_row(
+    variant: Variant,
+    timing: Timing,
+    measured: Accuracy,
+    latency: LatencyResult,
+    accuracy: AccuracyResult,
+    config: BenchmarkConfig,
+) -> Row:
+    ratio = timing.speedup
+    figures: Row = {
+        "model": variant.name,
+        **asdict(variant),
+        "macs": variant.macs or None,
+        "provider": timing.provider,
+        "batch": config.bench_batch,
+        "height": config.bench_size,
+        "width": config.bench_size,
+        "threads": latency.threads,
+        "warmup": max((answer["warmup"] for answer in timing.rounds if "warmup" in answer), default=config.warmup),
+        **(asdict(timing.statistics) if timing.statistics else {}),
+        **({"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high} if ratio else {}),
+        "load_ms": timing.load_ms,
+        "first_ms": timing.first_ms,
+        "peak_rss_mb": timing.peak_rss_mb,
+        "photos": len(accuracy.photos),
+        **{name: value for name, value in vars(measured).items() if name in COLUMNS},
+        "status": timing.status if timing.status != "ok" else measured.status,
+        "error": "; ".join(filter(None, (timing.error, measured.error))),
+    }
+    return {column: figures.get(column) for column in COLUMNS}
+
+
+def write_benchmark_csv(path: Path, rows: Sequence[Row]) -> Path:
+    """Write the rows with six significant digits; benchmark.json has them all."""
+    rounded = [
+        {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    ]
+    return write_csv(path, COLUMNS, [_printable_cells(row) for row in rounded])
+
+
+def _printable_cells(row: Row) -> Row:
+    return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def write_benchmark_json(path: Path, record: Mapping[str, Any]) -> Path:
+    """Write a benchmark's record (see suite.make_record): indented but for the long lists of raw figures."""
+    parts = []
+    for name, value in record.items():
+        indent = None if name in ("raw_times", "per_photo") else 2
+        parts.append(f"{json.dumps(name)}: {json.dumps(value, indent=indent, allow_nan=False)}")
+    return write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def read_benchmark_json(path: Path) -> dict[str, Any]:
+    """Read what `write_benchmark_json` wrote.
+
+    Raises:
+        InputError: no such file, or it is no benchmark of this format.
+    """
+    hint = "run `colorpress benchmark` first"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise InputError("benchmark", path, why, hint) from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or "rows" not in record:
+        raise InputError("benchmark", path, f"is no benchmark of format {FORMAT_VERSION}", hint)
+    return record
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a benchmark.json."""
+    return list(read_benchmark_json(path)["rows"])
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as a compact plain-text table for a terminal; failed variants say how they failed."""
+    header = ("model", "size", "params", "MACs", "p50", "p90", "img/s", "speedup", "L1", "dL1", "G", "PSNR", "memory")
+    lines = [header, *(_format_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines if len(line) > 2 or column == 0) for column in range(len(header))]
+    text = []
+    for line in lines:
+        first = line[0].ljust(widths[0])
+        rest = (
+            [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)] if len(line) > 2 else line[1:]
+        )
+        text.append("  ".join((first, *rest)).rstrip())
+    return "\n".join(text)
+
+
+def _format_cells(row: Row) -> tuple[str, ...]:
+    name = printable(row["model"])
+    if row["status"] != "ok":
+        return name, printable(f"{row['status']}: {row['error']}")[:160]
+    return (
+        name,
+        format_bytes(row["size_bytes"]),
+        format_count(row["params"]),
+        format_count(row["macs"]),
+        format_number(row["p50_ms"], " ms"),
+        format_number(row["p90_ms"], " ms"),
+        format_number(row["images_per_s"]),
+        format_number(row["speedup"], "x"),
+        "-" if row["l1"] is None else f"{row['l1']:.4f}",
+        "-" if row["l1_delta_pct"] is None else f"{row['l1_delta_pct']:+.2f} %",
+        "-" if row["retained_colour"] is None else f"{row['retained_colour']:.3f}",
+        "-" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} dB",
+        "-" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:.0f} MB",
+    )
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people, in decimal units: "31.1 MB"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{format_number(count / size)} {unit}"
+    return f"{count} B"
+
+
+def format_count(count: int | None) -> str:
+    """A large number for people: "7.76 M"; a dash where it is unknown."""
+    if not count:
+        return "-"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def format_number(value: float | None, unit: str = "") -> str:
+    """Three significant digits without an exponent; a dash for None."""
+    if value is None:
+        return "-"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}{unit}"

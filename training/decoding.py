@@ -24,10 +24,13 @@ from PIL.Image import Transpose
 
 from colorpress.errors import InputError
 
-ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO")
+# MPO, a JPEG with more pictures behind it, comes with JPEG.
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 _ACCEPTED = ", ".join(ACCEPTED_FORMATS).lower()
 _ORIENTATION_TAG = 0x0112
+# Of a TIFF, whose EXIF block is the file's own directory: description, make, model, software, date, artist, copyright.
+_TIFF_TEXT_TAGS = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298}
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -55,6 +58,8 @@ _KNOWN_START = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF.{4}WEBP|II\*\x00|MM\x
 
 # Thread-safe, unlike warnings.catch_warnings: over Pillow's own limit a picture fails before it is decoded.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Remarks about odd metadata that name no file; whether the file can be used is said by us.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Registers every plugin now, since first use may be in several threads at once.
 Image.init()
 
@@ -199,7 +204,10 @@ def _read_exif(picture: Image.Image) -> tuple[int, bytes]:
     try:
         exif = picture.getexif()
         orientation = exif.pop(_ORIENTATION_TAG, 1)
-        block = exif.tobytes() if "exif" in picture.info and len(exif) else b""
+        if picture.format == "TIFF":
+            for tag in set(exif) - _TIFF_TEXT_TAGS:
+                del exif[tag]
+        block = exif.tobytes() if len(exif) else b""
     except Exception:  # the picture is fine; its metadata is another parser's business
         return 1, b""
     return (orientation if orientation in _UPRIGHT else 1), block

@@ -278,9 +278,9 @@ class _PhotoIndex:
         try:
             with open_regular_file(path) as stream:
                 content = json.load(stream)
-            files = content.pop("files")
+            entries = {str(name): _checked_entry(entry) for name, entry in content.pop("files").items()}
             if content == index.header():
-                index.known = {str(name): _checked_entry(entry) for name, entry in files.items()}
+                index.known = entries
         except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             warn(f"index '{path}' cannot be used; every photograph is checked again")
         return index

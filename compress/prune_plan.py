@@ -104,7 +104,7 @@ class PrunePlan:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        widths = layer_widths(self.source)
+        widths = layer_widths(empty_network(self.source))
         roots = [group.root for group in self.groups]
         for group in self.groups:
             if group.root not in widths:
@@ -122,8 +122,7 @@ class PrunePlan:
     @property
     def result(self) -> UNetPlan:
         """Channel plan of the pruned network."""
-        with torch.device("meta"):
-            network = UNet(self.source)
+        network = empty_network(self.source)
         for group in self.groups:
             cast("nn.Conv2d", network.get_submodule(group.root)).out_channels = group.channels_after
         return plan_of(network)
@@ -172,16 +171,20 @@ class PrunePlan:
         )
 
 
-def layer_widths(plan: UNetPlan) -> dict[str, int]:
+def layer_widths(network: UNet) -> dict[str, int]:
     """Output channels of every convolution that may lose some: all but the output layer, which gives ab."""
-    with torch.device("meta"):
-        network = UNet(plan)
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     return {
         name: module.out_channels
         for name, module in network.named_modules()
         if isinstance(module, convolutions) and module is not network.head
     }
+
+
+def empty_network(plan: UNetPlan) -> UNet:
+    """The network of a plan without weights: on the meta device nothing is allocated and no random number drawn."""
+    with torch.device("meta"):
+        return UNet(plan)
 
 
 def write_plan(path: Path, plan: PrunePlan) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from colorpress.config import PruneConfig
 from colorpress.console import warn
 from colorpress.errors import GateError, InputError
-from compress.prune_plan import PrunedGroup, PrunePlan, layer_widths, read_plan, write_plan
+from compress.prune_plan import PrunedGroup, PrunePlan, empty_network, layer_widths, read_plan, write_plan
 from compress.ranking import count_macs, largest_layers, rank_layers
 from training.unet import UNet, UNetPlan, count_parameters, plan_of
 
@@ -84,7 +84,7 @@ class PruneResult:
         """One paragraph: channels, parameters and multiply-accumulates removed."""
         pruned = sum(1 for group in self.plan.groups if group.removed)
         return (
-            f"pruned {pruned} of {len(layer_widths(self.plan.source))} convolutions: "
+            f"pruned {pruned} of {len(layer_widths(self.network))} convolutions: "
             f"{self.channels_before:,} -> {self.channels_after:,} channels (-{self.channels_removed_pct:.1f} %), "
             f"{self.params_before:,} -> {self.params_after:,} parameters (-{self.params_removed_pct:.1f} %), "
             f"{self.macs_before / 1e9:,.3f} -> {self.macs_after / 1e9:,.3f} G multiply-accumulates at "
@@ -117,8 +117,8 @@ def measure_pruning(
     return PruneResult(
         plan=plan,
         network=pruned,
-        channels_before=sum(layer_widths(plan_of(network)).values()),
-        channels_after=sum(layer_widths(plan_of(pruned)).values()),
+        channels_before=sum(layer_widths(network).values()),
+        channels_after=sum(layer_widths(pruned).values()),
         params_before=count_parameters(network),
         params_after=count_parameters(pruned),
         macs_before=count_macs(network, height=height, width=width),
@@ -139,7 +139,7 @@ def plan_pruning(network: UNet, config: PruneConfig, *, seed: int = 0) -> PruneP
     The network's one input and two output channels always stay.
     """
     copy = _copy_network(network)
-    widths = layer_widths(plan_of(network))
+    widths = layer_widths(network)
     generator = torch.Generator().manual_seed(seed)
     groups = []
     with torch.inference_mode(False), torch.enable_grad():
@@ -264,15 +264,14 @@ def _copy_network(network: UNet) -> UNet:
 
 
 def _build_network(plan: UNetPlan, state_dict: Mapping[str, Tensor]) -> UNet:
-    # On the meta device no random number is drawn for weights that are replaced anyway.
-    with torch.inference_mode(False), torch.device("meta"):
-        network = UNet(plan)
+    with torch.inference_mode(False):
+        network = empty_network(plan)
     network.load_state_dict({name: tensor.detach() for name, tensor in state_dict.items()}, assign=True)
     return network.eval()
 
 
 def _check_source(network: UNet, plan: PrunePlan) -> None:
-    found, expected = layer_widths(plan_of(network)), layer_widths(plan.source)
+    found, expected = layer_widths(network), layer_widths(empty_network(plan.source))
     wrong = [
         f"{name}: plan {expected.get(name, 'none')}, network {found.get(name, 'none')}"
         for name in {**expected, **found}

@@ -1,0 +1,190 @@
+"""Batches: the same pixels whatever the workers, none lost, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import make_photo
+from PIL import Image
+
+from colorpress.config import DataConfig
+from colorpress.errors import MachineError
+from training import batches
+from training.batches import CropLoader, crop_photo, whole_photos
+from training.photos import Photo, load_rgb, scan_photos
+
+LIMIT = 1_000_000
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> tuple[Photo, ...]:
+    split = scan_photos(DataConfig(data=photo_folder, val_share=0.0, test_share=0.0), workers=0)
+    return split.train
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_warned", set())
+
+
+def make_loader(photos: tuple[Photo, ...], **options: int) -> CropLoader:
+    return CropLoader(
+        photos,
+        **{"imgsz": 16, "batch_size": 4, "seed": 3, "workers": 0, "max_pixels": LIMIT, "min_crops": 1, **options},
+    )
+
+
+def pixels_of(loader: CropLoader, epoch: int) -> list[torch.Tensor]:
+    with loader:
+        return [batch.clone() for batch in loader.epoch(epoch)]
+
+
+def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -> None:
+    loader = make_loader(photos)
+    found = pixels_of(loader, 1)
+    assert [tuple(batch.shape) for batch in found] == [(4, 3, 16, 16), (3, 3, 16, 16), (3, 3, 16, 16)]
+    assert all(batch.dtype == torch.uint8 and batch.is_contiguous() for batch in found)
+    assert len(loader) == 3
+    assert loader.crops_per_epoch == 10
+
+
+@pytest.mark.parametrize(
+    ("count", "min_crops", "crops"), [(10, 64, 70), (10, 10, 10), (10, 11, 20), (1, 64, 64), (10, 1, 10)]
+)
+def test_a_small_set_gives_several_crops_of_each_photograph(
+    photos: tuple[Photo, ...], count: int, min_crops: int, crops: int
+) -> None:
+    loader = make_loader(photos[:count], min_crops=min_crops, batch_size=16)
+    keys = [key for batch in loader._order for key in batch]
+    assert len(keys) == len(set(keys)) == loader.crops_per_epoch == crops
+    assert np.bincount([position for _, position, _ in keys]).tolist() == [crops // count] * count
+    assert len(loader) == -(-crops // 16)
+
+
+def test_pixels_do_not_depend_on_workers_or_history(photos: tuple[Photo, ...]) -> None:
+    expected = pixels_of(make_loader(photos), 2)
+    for workers in (1, 2):
+        with make_loader(photos, workers=workers) as loader:
+            list(loader.epoch(1))
+            next(iter(loader.epoch(7)))  # left in the middle
+            again = [batch.clone() for batch in loader.epoch(2)]
+        assert len(again) == len(expected)
+        assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+    assert not torch.equal(expected[0], pixels_of(make_loader(photos), 1)[0])
+    assert not torch.equal(expected[0], pixels_of(make_loader(photos, seed=4), 2)[0])
+
+
+def test_the_loader_leaves_the_global_random_state_alone(photos: tuple[Photo, ...]) -> None:
+    before = torch.get_rng_state()
+    pixels_of(make_loader(photos), 1)
+    pixels_of(make_loader(photos, workers=1), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_crops_are_parts_of_the_photograph_of_the_promised_size(tmp_path: Path) -> None:
+    # Red tells the column, green the row, so that a crop says where it was taken.
+    rows, columns = np.mgrid[0:200, 0:240]
+    Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
+    areas, flips = [], 0
+    for number in range(200):
+        crop = crop_photo(tmp_path / "x.png", imgsz=64, max_pixels=LIMIT, seed=(0, number)).astype(int)
+        width, height = (abs(crop[..., axis].max() - crop[..., axis].min()) for axis in (0, 1))
+        assert 0.65 < width / max(height, 1) < 1.55
+        areas.append(width * height / (200 * 240))
+        flips += crop[0, 0, 0] > crop[0, -1, 0]
+    assert 0.3 < min(areas) < 0.42
+    assert 0.85 < max(areas) <= 1.0
+    assert 70 < flips < 130
+
+
+def test_a_jpeg_is_decoded_no_larger_than_the_crop_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_photo(1, 1600, 1200).save(tmp_path / "x.jpg", quality=95)
+    make_photo(1, 1600, 1200).save(tmp_path / "x.png")
+    sides: list[int] = []
+    decode = batches.decode_photo
+
+    def spy(*arguments: object, **options: object) -> object:
+        decoded = decode(*arguments, **options)
+        sides.append(min(decoded.rgb.size))
+        return decoded
+
+    monkeypatch.setattr(batches, "decode_photo", spy)
+    for number in range(10):
+        jpeg, png = (
+            crop_photo(tmp_path / name, imgsz=64, max_pixels=2 * LIMIT, seed=(1, number)) for name in ("x.jpg", "x.png")
+        )
+        assert np.abs(jpeg.astype(int) - png).mean() < 3
+    assert max(sides[::2]) <= 300
+    assert min(sides[::2]) >= 64
+
+
+def test_a_photograph_that_vanishes_is_left_out_with_one_warning(
+    photos: tuple[Photo, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos[0].path.unlink()
+    photos[1].path.write_bytes(b"no picture any more")
+    for workers in (0, 1):
+        with make_loader(photos, workers=workers) as loader:
+            for epoch in (1, 2):
+                assert sum(len(batch) for batch in loader.epoch(epoch)) == 8
+            assert loader.lost == {photos[0].path, photos[1].path}
+    whole = [photo for photo, _ in whole_photos(photos, short_side=8, max_pixels=LIMIT)]
+    assert whole == list(photos[2:])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 2
+    assert any("no such file" in line for line in warnings)
+    assert any("not an image" in line for line in warnings)
+
+
+def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[Photo, ...]) -> None:
+    loader = make_loader(photos, workers=2, batch_size=1, min_crops=400)
+    stream = loader.epoch(1)
+    next(stream)
+    children = psutil.Process().children()
+    assert len(children) == 2
+    handler = signal.getsignal(signal.SIGCHLD)
+    os.kill(children[0].pid, signal.SIGKILL)
+    time.sleep(0.2)  # the training step goes on undisturbed
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    with pytest.raises(MachineError, match="a loading process died") as caught:
+        list(stream)
+    assert str(children[0].pid) in str(caught.value)
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def test_workers_end_with_the_loader(photos: tuple[Photo, ...]) -> None:
+    with make_loader(photos, workers=2) as loader:
+        list(loader.epoch(1))
+        first = psutil.Process().children()
+        list(loader.epoch(2))
+        assert psutil.Process().children() == first  # kept from epoch to epoch
+    assert psutil.wait_procs(first, timeout=5)[1] == []
+    loader = make_loader(photos, workers=1)
+    next(loader.epoch(1))
+    children = psutil.Process().children()
+    del loader
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_an_error_of_the_training_step_is_passed_on(photos: tuple[Photo, ...]) -> None:
+    with pytest.raises(RuntimeError, match="of the step"):
+        for _ in make_loader(photos).epoch(1):
+            raise RuntimeError("of the step")
+
+
+def test_whole_photographs_come_in_order_at_their_size(photos: tuple[Photo, ...]) -> None:
+    found = list(whole_photos(photos, short_side=20, max_pixels=LIMIT))
+    assert [photo for photo, _ in found] == list(photos)
+    for photo, pixels in found:
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape == (1, 3, 20, 24)
+        assert np.array_equal(pixels[0].permute(1, 2, 0), load_rgb(photo.path, max_pixels=LIMIT, short_side=20))
+    assert list(whole_photos((), short_side=20, max_pixels=LIMIT)) == []
+    assert next(whole_photos(photos, short_side=4096, max_pixels=LIMIT))[1].shape == (1, 3, 40, 48)

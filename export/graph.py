@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import itertools
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from colorpress import __version__
 from colorpress.config import ExportConfig
+from colorpress.console import silence_libraries
 from colorpress.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
 from export.predictors import OnnxPredictor, TorchPredictor
@@ -83,7 +80,7 @@ def build_graph(network: UNet, *, opset: int) -> onnx.ModelProto:
     rows, columns = torch.export.Dim("rows", min=1, max=1 << 20), torch.export.Dim("columns", min=1, max=1 << 20)
     shapes = ({0: torch.export.Dim("N", min=1, max=1 << 20), 2: multiple * rows, 3: multiple * columns},)
     example = torch.zeros(2, 1, 2 * multiple, 3 * multiple)
-    with _quiet_exporter():
+    with silence_libraries():
         program = torch.onnx.export(
             inner,
             (example,),
@@ -149,19 +146,6 @@ class _PaddedNetwork(nn.Module):
 
     def forward(self, lightness: Tensor) -> Tensor:
         return self.network.forward_padded(lightness)
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter logs, warns and prints about its own parts; silence those for one block."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _tidy_names_(graph: onnx.GraphProto) -> None:

@@ -51,7 +51,7 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, title: str, grey_l1: float | None) -> list[Annotation]:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_title(f"{title} against L1")
     axes.set_xscale("log")
@@ -68,7 +68,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, title: str, grey_l
     axes.scatter(xs, ys, c=colours, s=42, zorder=3)
     axes.set_xlim(min(xs) / 1.8, max(xs) * 1.8)
     low, high = min(ys), max(ys)
-    room = max(0.25 * (high - low), 0.02 * high, 1e-6)
+    room = max(0.25 * (high - low), 0.01 * high, 1e-6)
     axes.set_ylim(low - room, high + room)
     if grey_l1 is not None and grey_l1 <= high + 4 * max(high - low, 0.02 * high):
         axes.set_ylim(low - room, max(high, grey_l1) + room)
@@ -79,11 +79,10 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, title: str, grey_l
         formatter = FuncFormatter(lambda value, _: format_bytes(int(value)))
     else:
         formatter = FuncFormatter(lambda value, _: format_number(value, " ms"))
-    spread = max(xs) / min(xs)
+    # Less than two decades have too few powers of ten to read a value by.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(xs) / min(xs) < 100 else (1.0,)))
     axes.xaxis.set_major_formatter(formatter)
-    # Less than a decade has at most one major tick: then the minor ones are named.
-    axes.xaxis.set_minor_formatter(NullFormatter() if spread > 10 else formatter)
-    axes.tick_params(axis="x", which="both", labelsize=8, labelrotation=30 if spread <= 10 else 0)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return [
         axes.annotate(printable(row["model"])[:40], (x, y), xytext=_PLACES[0], textcoords="offset points", fontsize=9)
         for row, x, y in zip(rows, xs, ys, strict=True)
@@ -102,6 +101,7 @@ def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
 def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
     """Move each label to the nearest place where it covers no other label and no point, inside the axes."""
     taken: list[Bbox] = [_point_box(axes, annotation) for annotation in annotations]
+    taken += [text.get_window_extent() for text in axes.texts if text not in annotations]
     frame = axes.get_window_extent()
     for annotation in annotations:
         for place in _PLACES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import Row, format_bytes, format_count, format_number, read_benchmark_json
+from benchmarks.tables import Row, format_bytes, format_count, format_number, format_percent, read_benchmark_json
 from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_size, judge_rows
 from colorpress.errors import InputError, printable
 from colorpress.files import write_text
@@ -88,7 +88,9 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(bytes=format_bytes, count=format_count, number=format_number, printable=printable)
+    environment.filters.update(
+        bytes=format_bytes, count=format_count, number=format_number, percent=format_percent, printable=printable
+    )
     page = environment.get_template("report.html.j2").render(
         verdict=verdict,
         rows=rows,
@@ -115,8 +117,8 @@ def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[st
         return []
     return [
         (f"{format_number(fair_size(rows[0]) / fair_size(row))}x", "smaller file"),
-        (f"{format_number(row['speedup'])}x", "faster"),
-        (f"{row['l1_delta_pct']:+.2f} %", "L1 against best.pt"),
+        (f"{format_number(row['speedup'])}x", "speed of best.pt"),
+        (format_percent(row["l1_delta_pct"]), "L1 against best.pt"),
         (f"{row['retained_colour']:.3f}", "colour retained (G)"),
     ]
 
@@ -130,7 +132,7 @@ def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[s
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
-    """The groups of a prune plan, each with "name", "before" and "after" channels; empty without a readable plan."""
+    """The groups of a prune plan: "name", channels "before" and "after", "reason"; empty without a readable plan."""
     if not path.is_file():
         return []
     try:
@@ -142,11 +144,11 @@ def read_plan(path: Path) -> list[dict[str, Any]]:
 
 
 def _describe_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    layers = group.get("layers") or [group.get("name") or group.get("root") or "?"]
     return {
-        "name": ", ".join(str(layer) for layer in layers),
-        "before": group.get("channels_before", group.get("before")),
-        "after": group.get("channels_after", group.get("after")),
+        "name": str(group.get("root", "?")),
+        "before": group.get("channels_before", "?"),
+        "after": group.get("channels_after", "?"),
+        "reason": str(group.get("reason", "")),
     }
 
 

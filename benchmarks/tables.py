@@ -65,7 +65,7 @@ def _make_row(
         "photos": len(accuracy.photos),
         **{name: value for name, value in vars(measured).items() if name in COLUMNS},
         "status": timing.status if timing.status != "ok" else measured.status,
-        "error": "; ".join(filter(None, (timing.error, measured.error))),
+        "error": "; ".join(dict.fromkeys(filter(None, (timing.error, measured.error)))),
     }
     return {column: figures.get(column) for column in COLUMNS}
 
@@ -143,7 +143,7 @@ def _format_cells(row: Row) -> tuple[str, ...]:
         format_number(row["images_per_s"]),
         format_number(row["speedup"], "x"),
         "-" if row["l1"] is None else f"{row['l1']:.4f}",
-        "-" if row["l1_delta_pct"] is None else f"{row['l1_delta_pct']:+.2f} %",
+        format_percent(row["l1_delta_pct"]),
         "-" if row["retained_colour"] is None else f"{row['retained_colour']:.3f}",
         "-" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} dB",
         "-" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:.0f} MB",
@@ -174,3 +174,8 @@ def format_number(value: float | None, unit: str = "") -> str:
         return "-"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}{unit}"
+
+
+def format_percent(value: float | None) -> str:
+    """A signed change with two decimals, never "-0.00 %"; a dash for None."""
+    return "-" if value is None else f"{round(value, 2) + 0.0:+.2f} %"

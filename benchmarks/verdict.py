@@ -106,13 +106,13 @@ def _smaller(row: Row, best: Row) -> float:
 
 def _recommend(row: Row, best: Row) -> str:
     size = (
-        f"{format_number(_smaller(row, best))} times smaller "
+        f"{format_number(_smaller(row, best))} times smaller than best.pt "
         f"({format_bytes(fair_size(row))} instead of {format_bytes(fair_size(best))})"
     )
     if _smaller(row, best) <= 1.02:
         size = f"as large as best.pt ({format_bytes(fair_size(row))})"
     speed = (
-        f"{format_number(row['speedup'])} times faster "
+        f"{format_number(row['speedup'])} times as fast "
         f"({format_number(row['p50_ms'])} ms instead of {format_number(best['p50_ms'])} ms)"
     )
     delta = row["l1_delta_pct"]
@@ -121,7 +121,7 @@ def _recommend(row: Row, best: Row) -> str:
     if row["retained_low"] is not None and abs(row["retained_high"] - row["retained_low"]) >= 0.005:
         interval = f" (95 % interval {row['retained_low']:.2f} to {row['retained_high']:.2f})"
     retained = f"{row['retained_colour']:.2f} of the colour retained{interval}"
-    return f"{row['model']} is recommended: {size} and {speed} than best.pt, at {change} and {retained}."
+    return f"{row['model']} is recommended: {size} and {speed}, at {change} and {retained}."
 
 
 def _measure_noise(ratio: Mapping[str, Any] | None) -> float:

@@ -156,6 +156,8 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
 
 
 def _check_head(head: bytes, path: Path) -> None:
+    if _KNOWN_START.match(head):
+        return
     if not head:
         raise unusable_photo(path, "empty file")
     if head.startswith(b"version https://git-lfs.github.com/spec/"):

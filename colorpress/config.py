@@ -196,12 +196,11 @@ class Settings:
         for name in options:
             if name not in OPTION_NAMES:
                 raise unknown_option(option_name(name))
-        return Settings(
-            **{
-                stage: config(**{each.name: options[each.name] for each in fields(config) if each.name in options})
-                for stage, config in CONFIGS.items()
-            }
-        )
+        configs: dict[str, Any] = {
+            stage: config(**{each.name: options[each.name] for each in fields(config) if each.name in options})
+            for stage, config in CONFIGS.items()
+        }
+        return Settings(**configs)
 
     def to_toml(self) -> str:
         """The effective options as TOML that `--config` reads back; options that are unset are left out."""

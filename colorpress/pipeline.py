@@ -185,8 +185,9 @@ def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         exported = export_onnx(load_checkpoint(checkpoint), destination, run.settings.export, metadata={})
-        say(exported.summary())
-        return [exported.path], {"size_bytes": exported.size_bytes, "max_abs_diff": exported.parity.max_abs_diff}
+        difference, sizes = exported.parity.max_abs, len(exported.parity.shapes)
+        say(f"{variant}: {exported.size_bytes:,} bytes, within {difference:.1e} of PyTorch at {sizes} sizes")
+        return [exported.path], {"size_bytes": exported.size_bytes, "max_abs_diff": exported.parity.max_abs}
 
     key = run.stage(variant, [checkpoint], vars(run.settings.export), ["training", "export"])
     return run_stage(run.folder, f"export-{variant}", key, action, force=run.force)
@@ -200,8 +201,17 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         quantized = quantize_onnx(source, destination, _calibration(run, chosen), settings.quantize)
-        say(quantized.summary())
-        return [quantized.path], {"size_bytes": quantized.size_bytes, "quantized_layers": len(quantized.int8_layers)}
+        layers = len(quantized.quantized) + len(quantized.kept_float)
+        say(
+            f"{variant}: {quantized.size_bytes:,} bytes, {len(quantized.quantized)} of {layers} convolutions and "
+            f"{quantized.weight_share:.1%} of their weights in int8"
+        )
+        return [quantized.path], {
+            "size_bytes": quantized.size_bytes,
+            "int8_layers": len(quantized.quantized),
+            "int8_weight_share": quantized.weight_share,
+            "reduce_range": quantized.reduce_range,
+        }
 
     used = {**vars(settings.quantize), "photos": _split_hash(chosen)}
     key = run.stage(variant, [source], used, ["training", "compress"])
@@ -216,7 +226,7 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
         if not checkpoint.exists():
             continue
         network = load_checkpoint(checkpoint).build_network()
-        counts = {"params": count_parameters(network), "macs": count_macs(network, height=size, width=size)}
+        params, macs = count_parameters(network), count_macs(network, height=size, width=size)
         files = {
             f"{name}.pt": (checkpoint, "fp32"),
             name: (run.folder / name / "model.onnx", "fp32"),
@@ -224,7 +234,7 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
         }
         for variant, (path, precision) in files.items():
             if path.exists():
-                variants.append(describe_variant(variant, path, precision=precision, **counts))
+                variants.append(describe_variant(variant, path, precision=precision, params=params, macs=macs))
     if not any(variant.name == "best.pt" for variant in variants):
         raise ConfigError(
             "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"

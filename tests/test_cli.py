@@ -1,0 +1,177 @@
+"""The command line's contract: help, exit codes, two-line errors, configuration files, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from colorpress.cli import cli, run_command
+from colorpress.config import OPTION_NAMES, option_name
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ["benchmark", "colorize", "doctor", "export", "prune", "quantize", "rank", "report", "run", "train"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_signals() -> object:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+def fails_with(code: int, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that must fail; its standard error, which must be exactly the two lines."""
+    assert run_command([str(each) for each in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if not re.match(r"checking photographs|photographs:", line)]
+    assert len(lines) == 2, captured.err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    return captured.err
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from colorpress.cli import run_command; run_command(['--help'])\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy', 'PIL', 'rich'}\n"
+        "print(heavy & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == COMMANDS
+    assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([command, "--help"]) == 0
+    assert f"colorpress {command}" in capsys.readouterr().out
+
+
+def test_run_offers_every_option_of_every_config() -> None:
+    offered = {name for parameter in cli.commands["run"].params for name in parameter.opts}
+    assert {f"--{option_name(name)}" for name in OPTION_NAMES} <= offered
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--epochs", "0"], "'--epochs': got 0"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--learning-rate", "nan"], "'--learning-rate': got nan"),
+        (["train", "--upsample", "magic"], "--upsample"),
+        (["train", "--no-such"], "--no-such"),
+        (["nonsense"], "nonsense"),
+        (["train", "--device", "tpu"], "'--device': got 'tpu'"),
+        (["run", "--prune-ratio", "1.5"], "'--prune-ratio': got 1.5"),
+        (["rank", "--checkpoint", "none.pt"], "checkpoint 'none.pt': no such file"),
+        (["train", "--config", "none.toml"], "configuration 'none.toml': no such file"),
+        (["colorize", "x.jpg"], "--model"),
+    ],
+)
+def test_usage_errors_end_with_2(
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails_with(2, capsys, *arguments)
+
+
+def test_unusable_input_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.pt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    output = ["-o", str(tmp_path / "out")]
+    assert "not a PyTorch file" in fails_with(3, capsys, "rank", "-c", tmp_path / "bad.pt", *output)
+    assert "photographs are needed" in fails_with(3, capsys, "train", "--data", tmp_path / "empty", *output)
+    assert "holds no model.onnx" in fails_with(3, capsys, "quantize", *output)
+    assert "holds no benchmark.json" in fails_with(3, capsys, "report", *output)
+
+
+def test_what_the_machine_cannot_do_ends_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails_with(4, capsys, "train", "-o", tmp_path / "file" / "out")
+    if not torch.cuda.is_available():
+        assert "not present" in fails_with(4, capsys, "train", "--device", "cuda", "-o", tmp_path / "out")
+
+
+def test_too_many_bad_photographs_end_with_5_and_are_named(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photo_folder / "[/red]<script>\n.jpg").write_text("no picture")
+    message = fails_with(5, capsys, "train", "--data", photo_folder, "-o", tmp_path / "out")
+    assert "1 of 11 files cannot be used" in message
+
+
+def test_names_in_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails_with(2, capsys, "rank", "-c", tmp_path / "new\nline\x1b[31m.pt")
+    assert r"new\nline\x1b[31m.pt" in message
+
+
+def test_configuration_file_is_below_environment_is_below_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('epochs = 0\ndata = "nowhere"\n')
+    assert "'--epochs': got 0" in fails_with(2, capsys, "train", "--config", config)
+    monkeypatch.setenv("COLORPRESS_TRAIN_EPOCHS", "-2")
+    assert "'--epochs': got -2" in fails_with(2, capsys, "train", "--config", config)
+    assert "'--epochs': got -1" in fails_with(2, capsys, "train", "--config", config, "--epochs", "-1")
+    config.write_text("epoch = 3\n")
+    assert "did you mean 'epochs'?" in fails_with(2, capsys, "train", "--config", config)
+    config.write_text("epochs = [")
+    assert "is not TOML" in fails_with(2, capsys, "train", "--config", config)
+
+
+def test_doctor_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert "CPUExecutionProvider" in found["onnxruntime_providers"]
+    assert run_command(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_an_internal_error_is_two_lines_and_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("colorpress.pipeline.scan_photos", fail)
+    assert "internal: ZeroDivisionError" in fails_with(1, capsys, "train", "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_with_its_code_and_the_next_call_goes_on(
+    photo_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [
+        sys.executable, "-m", "colorpress", "train", "--data", str(photo_folder), "-o", str(tmp_path / "out"),
+        "--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "16", "--threads", "1", "--workers", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "CI": "true"}
+    with subprocess.Popen(
+        [*command, "--epochs", "2000"], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert f"error: stopped by {number.name}" in error
+    assert not list((tmp_path / "out").glob("*.colorpress-tmp*"))
+    assert (tmp_path / "out" / "best.pt").exists()

@@ -1,0 +1,58 @@
+"""Fine-tuning by distillation: nearer to best.pt, recorded with its origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, PruneConfig, TrainConfig
+from compress.distillation import DistillResult, distil_network
+from compress.pruning import prune_network
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.original import train_unet
+from training.photos import PhotoSplit, scan_photos
+from training.unet import count_parameters
+
+TRAIN = TrainConfig(base=8, depth=2, epochs=4, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3)
+MACHINE = MachineConfig(workers=0, threads=1)
+
+
+@pytest.fixture
+def split(photo_folder: Path) -> PhotoSplit:
+    return scan_photos(DataConfig(data=photo_folder, val_share=0.2), workers=0)
+
+
+@pytest.fixture
+def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
+    return load_checkpoint(train_unet(split, tmp_path, TRAIN, data=DataConfig(), machine=MACHINE).best_path)
+
+
+def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
+    pruned = prune_network(teacher.build_network(), PruneConfig(prune_ratio=0.5, round_to=1)).network
+    config = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3)
+    return distil_network(
+        pruned, teacher, split, folder / "model.pt", config, train=TRAIN, data=DataConfig(), machine=MACHINE
+    )
+
+
+def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
+    result = distil(teacher, split, tmp_path / "pruned", epochs=4)
+    assert result.val_l1_after < result.val_l1_before
+    saved = load_checkpoint(tmp_path / "pruned" / "model.pt")
+    assert saved.val_l1 == result.val_l1_after
+    assert saved.extra["teacher_sha256"] == teacher.sha256
+    assert count_parameters(saved.build_network()) < 0.6 * count_parameters(teacher.build_network())
+
+
+def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
+) -> None:
+    result = distil(teacher, split, tmp_path / "pruned", epochs=0)
+    assert result.val_l1_after == result.val_l1_before
+    assert load_checkpoint(result.path).val_l1 == result.val_l1_before
+
+
+def test_a_fine_tuning_of_another_teacher_starts_over(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
+    distil(teacher, split, tmp_path / "pruned", epochs=2)
+    assert distil(teacher, split, tmp_path / "pruned", epochs=3).checkpoint.history[-1]["epoch"] == 3

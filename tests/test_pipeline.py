@@ -1,0 +1,104 @@
+"""The whole job on ten small pictures: every stage for real, then what running it again does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from colorpress.config import Settings
+from colorpress.errors import ConfigError
+from colorpress.pipeline import Run, RunResult, run_pipeline
+from tests.conftest import make_photo
+
+OPTIONS = {
+    "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_epochs": 1,
+    "round_to": 2, "test_share": 0.2, "workers": 0, "threads": 1, "calibration_photos": 2, "bench_size": 32,
+    "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "max_bad_share": 0.2,
+}  # fmt: skip
+FILES = {
+    "best.pt", "last.pt", "history.csv", "training_loss.png", "model_summary.txt", "layer_param_counts.csv",
+    "top20_layers.png", "sample_input_output.png", "sample_output.png", "pruned/plan.json", "pruned/model.pt",
+    "pruned/last.pt", "best/model.onnx", "pruned/model.onnx", "best-int8/model.onnx", "pruned-int8/model.onnx",
+    "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
+    "config.resolved.toml", "run.json",
+}  # fmt: skip
+VARIANTS = ["best.pt", "best", "best-int8", "pruned.pt", "pruned", "pruned-int8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunResult]:
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "photos").mkdir()
+    for index in range(10):
+        make_photo(index).save(folder / "photos" / f"{index}.png")
+    (folder / "photos" / "broken.jpg").write_text("no picture")
+    run = Run(folder / "out", Settings.from_options({**OPTIONS, "data": folder / "photos"}))
+    return run, run_pipeline(run, argv=["colorpress", "run"])
+
+
+def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None:
+    folder = finished[0].folder
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith(".")} == FILES
+
+
+def test_every_variant_is_measured(finished: tuple[Run, RunResult]) -> None:
+    table = pd.read_csv(finished[0].folder / "benchmark.csv").set_index("model")
+    assert list(table.index) == VARIANTS
+    assert set(table["status"]) == {"ok"}
+    assert (table["p50_ms"] > 0).all()
+    assert table.loc["best.pt", "retained_colour"] == pytest.approx(1) or table["retained_colour"].isna().all()
+    assert table.loc["pruned", "params"] < table.loc["best", "params"]
+    assert table.loc["pruned", "macs"] < table.loc["best", "macs"]
+    assert table.loc["best", "l1"] == pytest.approx(table.loc["best.pt", "l1"], rel=1e-3)
+
+
+def test_the_record_names_every_artifact_and_the_bad_file(finished: tuple[Run, RunResult]) -> None:
+    run, _ = finished
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert {"best.pt", "pruned/plan.json", "pruned-int8/model.onnx", "report.html"} <= set(record["artifacts"])
+    assert record["stages"]["prune"]["result"]["params_removed_pct"] > 0
+    skipped = pd.read_csv(run.folder / "skipped_images.csv")
+    assert skipped["path"].str.endswith("broken.jpg").tolist() == [True]
+
+
+def test_pictures_open_and_the_report_holds_the_variants(finished: tuple[Run, RunResult]) -> None:
+    run, result = finished
+    for name in ("training_loss", "top20_layers", "comparison", "pareto", "sample_input_output", "sample_output"):
+        with Image.open(run.folder / f"{name}.png") as picture:
+            picture.load()
+    html = result.report_path.read_text()
+    assert all(f"{name}" in html for name in VARIANTS)
+    assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_a_second_run_skips_everything_and_changes_no_file(finished: tuple[Run, RunResult]) -> None:
+    run, first = finished
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != "run.json"}
+    second = run_pipeline(run, argv=["colorpress", "run"])
+    assert [stage.name for stage in second.stages] == [stage.name for stage in first.stages]
+    assert all(stage.skipped for stage in second.stages)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_option_redoes_only_what_depends_on_it(finished: tuple[Run, RunResult]) -> None:
+    run, _ = finished
+    changed = Run(run.folder, Settings.from_options({**OPTIONS, "data": run.settings.data.data, "eval_size": 32}))
+    redone = [stage.name for stage in run_pipeline(changed).stages if not stage.skipped]
+    assert redone == ["benchmark", "report"]
+
+
+def test_a_run_from_a_checkpoint_trains_nothing(finished: tuple[Run, RunResult], tmp_path: Path) -> None:
+    run, _ = finished
+    started = Run(tmp_path / "out", run.settings)
+    result = run_pipeline(started, checkpoint=run.best_path)
+    assert "train" not in [stage.name for stage in result.stages]
+    assert started.best_path.read_bytes() == run.best_path.read_bytes()
+    assert (tmp_path / "out" / "run.json").exists()
+    with pytest.raises(ConfigError, match=r"another best\.pt"):
+        run_pipeline(started, checkpoint=run.folder / "pruned" / "model.pt")

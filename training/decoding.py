@@ -141,7 +141,7 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
             full = picture.size
         picture.load()
         # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
-        orientation, exif = _read_exif(picture)
+        orientation, exif = _read_orientation(picture), _read_exif(picture)
         rgb, alpha = _to_srgb(picture, path)
     except InputError:
         raise
@@ -179,13 +179,9 @@ def _open_header(stream: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
         found = re.search(r"(\d+) pixels", str(error))
         pixels = int(found[1]) if found else max_pixels + 1
     if pixels > max_pixels:
-        why = f"{_megapixels(pixels)} Mpx > limit {_megapixels(max_pixels)} Mpx (--max-pixels)"
+        why = f"{pixels / 1e6:.4g} Mpx > limit {max_pixels / 1e6:.4g} Mpx (--max-pixels)"
         raise unusable_photo(path, why)
     return picture
-
-
-def _megapixels(pixels: int) -> str:
-    return f"{pixels / 1e6:.0f}" if pixels >= 10_000_000 else f"{pixels / 1e6:.3g}"
 
 
 def _decoding_reason(head: bytes, error: Exception) -> str:
@@ -201,18 +197,24 @@ def _decoding_reason(head: bytes, error: Exception) -> str:
     return f"damaged ({text.partition(chr(10))[0][:80] or type(error).__name__})"
 
 
-def _read_exif(picture: Image.Image) -> tuple[int, bytes]:
-    """Orientation (1 to 8) and the EXIF block without it; broken EXIF counts as none, as in any viewer."""
+def _read_orientation(picture: Image.Image) -> int:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # broken metadata counts as none, as in any viewer: the pixels are fine
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _read_exif(picture: Image.Image) -> bytes:
+    """The EXIF block without the orientation; empty where there is none or it is broken."""
     try:
         exif = picture.getexif()
-        orientation = exif.pop(_ORIENTATION_TAG, 1)
-        if picture.format == "TIFF":
-            for tag in set(exif) - _TIFF_TEXT_TAGS:
-                del exif[tag]
-        block = exif.tobytes() if len(exif) else b""
-    except Exception:  # the picture is fine; its metadata is another parser's business
-        return 1, b""
-    return (orientation if orientation in _UPRIGHT else 1), block
+        unwanted = set(exif) - _TIFF_TEXT_TAGS if picture.format == "TIFF" else {_ORIENTATION_TAG} & set(exif)
+        for tag in unwanted:
+            del exif[tag]
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # as above
+        return b""
 
 
 def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
@@ -226,7 +228,7 @@ def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image
         plain = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
     profile = picture.info.get("icc_profile")
     converted = _apply_profile(plain, profile) if profile else None
-    return converted or plain.convert("RGB"), alpha
+    return converted or (plain if plain.mode == "RGB" else plain.convert("RGB")), alpha
 
 
 def _scale_deep_grey(picture: Image.Image, path: Path) -> Image.Image:

@@ -1,0 +1,141 @@
+"""Scores of whole photographs: real networks, and predictors whose L1 is known beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_network
+
+from benchmarks import accuracy
+from benchmarks.accuracy import choose_photos, measure_accuracy
+from benchmarks.variants import Variant, describe_variant
+from colorpress.config import BenchmarkConfig, ExportConfig
+from colorpress.files import sha256_file
+from export.graph import export_onnx
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.color import rgb_to_l_ab
+from training.metrics import mean_l1
+from training.photos import Photo, load_rgb
+from training.unet import UNetPlan
+
+CONFIG = BenchmarkConfig(eval_size=32)
+LIMIT = 10_000_000
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> list[Photo]:
+    return [Photo(path, sha256_file(path), 48, 40) for path in sorted(photo_folder.rglob("photo*"))]
+
+
+def fake_variant(name: str) -> Variant:
+    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1)
+
+
+def test_a_checkpoint_and_its_export_agree(tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path) -> None:
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "m.onnx", ExportConfig()).path
+    other = make_network(seed=5)
+    other_path = save_checkpoint(tmp_path / "other.pt", Checkpoint(UNetPlan.classic(4, 2), other.state_dict()))
+    variants = [
+        describe_variant("best.pt", tiny_checkpoint),
+        describe_variant("best", exported),
+        describe_variant("other.pt", other_path),
+    ]
+    result = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT, threads=1)
+    best, same, different = result.variants.values()
+    assert {each.status for each in result.variants.values()} == {"ok"}
+    assert len(result.photos) == len(result.grey_l1) == len(best.scores) == 10
+    assert best.l1 == pytest.approx(np.mean([score.l1_ab for score in best.scores]))
+    assert same.l1 == pytest.approx(best.l1, abs=1e-5)
+    assert (best.agreement_l1, best.l1_delta_pct) == (0.0, 0.0)
+    assert same.agreement_l1 is not None and same.agreement_l1 < 1e-5
+    assert different.agreement_l1 is not None and different.agreement_l1 > 1e-3
+    # The values belong to the photographs they stand beside.
+    rgb = torch.from_numpy(load_rgb(result.photos[3].path, max_pixels=LIMIT, short_side=32)).permute(2, 0, 1)[None]
+    lightness, ab = rgb_to_l_ab(rgb)
+    with torch.inference_mode():
+        expected = mean_l1(load_checkpoint(tiny_checkpoint).build_network()(lightness), ab)
+    assert best.scores[3].l1_ab == pytest.approx(expected, rel=1e-4)
+
+
+def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """best answers half of the truth, half of its colour is a quarter: G = 0.5, L1 + 50 %; grey has G = 0."""
+    truths = {}
+    for photo in photos:
+        rgb = torch.from_numpy(load_rgb(photo.path, max_pixels=LIMIT, short_side=32)).permute(2, 0, 1)[None]
+        lightness, ab = rgb_to_l_ab(rgb)
+        truths[lightness.numpy().tobytes()] = ab.numpy()
+    shares = {"best.pt": 0.5, "half": 0.25, "grey": 0.0, "perfect": 1.0}
+
+    def open_fake(path: Path, **_: Any) -> Any:
+        return lambda lightness: shares[path.name.removesuffix(".onnx")] * truths[lightness.tobytes()]
+
+    monkeypatch.setattr(accuracy, "open_predictor", open_fake)
+    result = measure_accuracy([fake_variant(name) for name in shares], photos, CONFIG, max_pixels=LIMIT)
+    best, half, grey, perfect = result.variants.values()
+    assert result.mean_grey_l1 is not None and best.l1 == pytest.approx(result.mean_grey_l1 / 2, rel=1e-5)
+    for each, retained, delta in ((best, 1.0, 0.0), (half, 0.5, 50.0), (grey, 0.0, 100.0), (perfect, 2.0, -100.0)):
+        assert each.retained_colour == pytest.approx(retained, abs=1e-5)
+        assert each.l1_delta_pct == pytest.approx(delta, abs=1e-3)
+        # Every photograph has the same ratio, so every resampling has.
+        assert (each.retained_low, each.retained_high) == (pytest.approx(retained, abs=1e-5),) * 2
+    assert perfect.psnr_db is not None and perfect.psnr_db > 80
+    assert perfect.ssim == pytest.approx(1.0)
+    assert perfect.colourfulness_ratio == pytest.approx(1.0, abs=1e-4)
+    assert grey.colourfulness_ratio == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_failing_variant_is_a_row_and_the_others_finish(
+    tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_late(lightness: np.ndarray) -> np.ndarray:
+        fail_late.calls += 1  # type: ignore[attr-defined]
+        if fail_late.calls > 2:  # type: ignore[attr-defined]
+            raise RuntimeError("kernel\nfailed")
+        return np.zeros((1, 2, *lightness.shape[2:]), np.float32)
+
+    fail_late.calls = 0  # type: ignore[attr-defined]
+    odd = {
+        "late": fail_late,
+        "nan": lambda lightness: np.full((1, 2, *lightness.shape[2:]), np.nan, np.float32),
+        "shape": lambda lightness: np.zeros((1, 2, 1, 1), np.float32),
+    }
+    real = accuracy.open_predictor
+    monkeypatch.setattr(accuracy, "open_predictor", lambda path, **options: odd.get(path.stem) or real(path, **options))
+    best = describe_variant("best.pt", tiny_checkpoint)
+    variants = [best, *(fake_variant(name) for name in odd), replace(best, name="gone", path=tmp_path / "gone.pt")]
+    result = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT)
+    assert {name: each.status for name, each in result.variants.items()} == {
+        "best.pt": "ok", "late": "error", "nan": "error", "shape": "error", "gone": "error",
+    }  # fmt: skip
+    assert result.variants["late"].error == "RuntimeError: kernel failed"
+    assert "NaN" in result.variants["nan"].error
+    assert "no such file" in result.variants["gone"].error
+    assert result.variants["late"].l1 is None
+    assert len(result.variants["best.pt"].scores) == 10
+
+
+def test_without_the_reference_there_are_no_comparisons(tiny_checkpoint: Path, photos: list[Photo]) -> None:
+    broken = replace(describe_variant("best.pt", tiny_checkpoint), path=Path("gone.pt"))
+    result = measure_accuracy([broken, describe_variant("copy", tiny_checkpoint)], photos[:1], CONFIG, max_pixels=LIMIT)
+    copy = result.variants["copy"]
+    assert (copy.status, copy.l1_delta_pct, copy.retained_colour, copy.agreement_l1) == ("ok", None, None, None)
+    assert copy.l1 is not None
+
+
+def test_one_photograph_has_no_interval(tiny_checkpoint: Path, photos: list[Photo]) -> None:
+    result = measure_accuracy([describe_variant("best.pt", tiny_checkpoint)], photos[:1], CONFIG, max_pixels=LIMIT)
+    assert (result.variants["best.pt"].retained_low, result.variants["best.pt"].retained_high) == (None, None)
+
+
+def test_the_sample_goes_by_content_and_never_beyond_the_limit(tiny_checkpoint: Path, photos: list[Photo]) -> None:
+    chosen = choose_photos(photos, 4)
+    assert [photo.sha256 for photo in chosen] == sorted(photo.sha256 for photo in photos)[:4]
+    assert choose_photos(list(reversed(photos)), 4) == chosen
+    config = replace(CONFIG, eval_photos=4)
+    result = measure_accuracy([describe_variant("best.pt", tiny_checkpoint)], photos, config, max_pixels=LIMIT)
+    assert result.photos == chosen

@@ -1,0 +1,121 @@
+"""Rows, files and the terminal's table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accuracy import Accuracy, AccuracyResult
+from benchmarks.latency import LatencyResult, Ratio, Timing, compute_statistics
+from benchmarks.suite import make_record
+from benchmarks.tables import (
+    COLUMNS,
+    format_bytes,
+    format_count,
+    format_number,
+    format_percent,
+    format_table,
+    make_rows,
+    read_rows,
+    write_benchmark_csv,
+    write_benchmark_json,
+)
+from benchmarks.variants import Variant
+from colorpress.config import BenchmarkConfig
+from colorpress.errors import InputError
+
+CONFIG = BenchmarkConfig(bench_size=64, bench_batch=2)
+NAMES = ("best.pt", "=evil()\n", "gone")
+
+
+def results() -> tuple[list[Variant], LatencyResult, AccuracyResult]:
+    variants = [
+        Variant(name, Path(name), "torch", "cpu", "fp32", 7_760_000, 0, 31_100_000, 31_000_000) for name in NAMES
+    ]
+    rounds = ({"status": "ok", "times_ns": [10_000_000] * 3, "warmup": 12, "load_ms": 1.0, "first_ms": 2.0},)
+    timed = Timing(
+        "ok", statistics=compute_statistics([10_000_000] * 3, 2), speedup=Ratio(1.0, 0.9, 1.1), rounds=rounds,
+        load_ms=1.0, first_ms=2.0, peak_rss_mb=99.5, provider="cpu",
+    )  # fmt: skip
+    scored = Accuracy(
+        "ok", l1=0.1234567891, l1_rgb=0.05, psnr_db=22.0, ssim=0.9, l1_delta_pct=-0.0001, retained_colour=0.97,
+        retained_low=0.95, retained_high=0.99, agreement_l1=0.0, colourfulness_ratio=0.7,
+    )  # fmt: skip
+    failed = Timing("crashed(SIGSEGV)", error="died", rounds=({"status": "crashed(SIGSEGV)", "error": "died"},))
+    timings = dict(zip(NAMES, (timed, timed, failed), strict=True))
+    scores = dict(zip(NAMES, (scored, scored, Accuracy("error", error="died")), strict=True))
+    latency = LatencyResult(timings, {"cpu": Ratio(1.01, 0.99, 1.02)}, threads=2)
+    return variants, latency, AccuracyResult(scores, photos=(), grey_l1=(0.2, 0.3))
+
+
+def test_rows_hold_every_column() -> None:
+    variants, latency, accuracy = results()
+    rows = make_rows(variants, latency, accuracy, CONFIG)
+    assert all(tuple(row) == COLUMNS for row in rows)
+    first, _, gone = rows
+    assert (first["p50_ms"], first["images_per_s"], first["batch"], first["height"]) == (10.0, 200.0, 2, 64)
+    assert (first["threads"], first["warmup"], first["runs"], first["macs"]) == (2, 12, 3, None)
+    assert (first["speedup"], first["speedup_low"], first["retained_colour"], first["status"]) == (1.0, 0.9, 0.97, "ok")
+    assert (gone["status"], gone["error"], gone["p50_ms"], gone["l1"]) == ("crashed(SIGSEGV)", "died", None, None)
+    assert gone["size_bytes"] == 31_100_000
+
+
+def test_a_failed_measurement_of_colours_fails_the_row() -> None:
+    variants, latency, accuracy = results()
+    broken = AccuracyResult({**accuracy.variants, NAMES[0]: Accuracy("error", error="NaN")}, (), ())
+    row = make_rows(variants, latency, broken, CONFIG)[0]
+    assert (row["status"], row["error"], row["p50_ms"]) == ("error", "NaN", 10.0)
+
+
+def test_csv_is_rounded_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
+    path = write_benchmark_csv(tmp_path / "b.csv", make_rows(*results(), CONFIG))
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == COLUMNS
+    assert (rows[0]["l1"], rows[0]["p99_ms"]) == ("0.123457", "")
+    assert rows[1]["model"] == "'=evil()\\n"
+
+
+def test_json_has_all_figures_and_is_read_back(tmp_path: Path) -> None:
+    variants, latency, accuracy = results()
+    rows = make_rows(variants, latency, accuracy, CONFIG)
+    record = make_record(rows, latency, accuracy, CONFIG, seed=4)
+    path = write_benchmark_json(tmp_path / "benchmark.json", record)
+    assert read_rows(path) == rows
+    read = json.loads(path.read_text())
+    assert read["raw_times"]["best.pt"][0]["times_ns"] == [10_000_000] * 3
+    assert read["aa_ratios"]["cpu"]["median"] == 1.01
+    assert (read["grey_l1"], read["seed"], read["threads"]) == (0.25, 4, 2)
+    assert read["config"]["bench_size"] == 64
+    assert len(path.read_text().splitlines()) < 400  # raw figures stay on one line
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format_version": 99, "rows": []}', None])
+def test_a_damaged_json_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "benchmark.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=r"benchmark\.json"):
+        read_rows(path)
+
+
+def test_the_terminal_table_is_aligned_and_short() -> None:
+    lines = format_table(make_rows(*results(), CONFIG)).splitlines()
+    assert len(lines) == 4
+    assert len(lines[0]) == len(lines[1]) <= 130
+    assert "31.1 MB" in lines[1] and "10.0 ms" in lines[1] and "0.1235" in lines[1] and "+0.00 %" in lines[1]
+    assert lines[2].startswith("=evil()\\n")
+    assert lines[3] == "gone       crashed(SIGSEGV): died"
+    assert format_table([]).splitlines()[0].startswith("model")
+
+
+def test_figures_for_people() -> None:
+    assert [format_bytes(n) for n in (0, 999, 1000, 31_100_000, 2_500_000_000)] == [
+        "0 B", "999 B", "1.00 kB", "31.1 MB", "2.50 GB",
+    ]  # fmt: skip
+    assert [format_count(n) for n in (None, 0, 999, 7_763_000, 12_040_000_000)] == ["-", "-", "999", "7.76 M", "12 G"]
+    assert [format_number(x) for x in (None, 0.123, 12.34, 1234.5)] == ["-", "0.12", "12.3", "1234"]
+    assert [format_percent(x) for x in (None, -0.0001, 1.005, -2.0)] == ["-", "+0.00 %", "+1.00 %", "-2.00 %"]

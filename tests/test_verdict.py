@@ -1,0 +1,135 @@
+"""The verdict on synthetic rows of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.verdict import fair_size, judge_rows, parent_name, why_rejected
+
+
+def row(model: str, **changes: Any) -> dict[str, Any]:
+    """A finished row on the CPU, equal to best.pt but for `changes`."""
+    standard = {
+        "model": model, "runtime": "torch" if model.endswith(".pt") else "onnxruntime", "device": "cpu",
+        "size_bytes": 31_100_000, "weights_bytes": 31_000_000, "p50_ms": 100.0, "speedup": 1.0, "photos": 100,
+        "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0, "retained_low": 0.99, "retained_high": 1.01,
+        "status": "ok", "error": "",
+    }  # fmt: skip
+    return {**standard, **changes}
+
+
+BEST = row("best.pt")
+SMALL = {"size_bytes": 3_100_000, "weights_bytes": 3_000_000, "p50_ms": 20.0, "speedup": 5.0}
+
+
+def test_the_sentence_holds_the_figures() -> None:
+    good = row("pruned", **SMALL, l1_delta_pct=0.456, retained_colour=0.972, retained_low=0.961, retained_high=0.983)
+    verdict = judge_rows([BEST, good])
+    assert verdict.recommended == "pruned"
+    assert verdict.sentence == (
+        "pruned is recommended: 10.0 times smaller than best.pt (3.10 MB instead of 31.0 MB) and 5.00 times as fast "
+        "(20.0 ms instead of 100 ms), at 0.46 % more L1 and 0.97 of the colour retained (95 % interval 0.96 to 0.98)."
+    )
+    assert verdict.notes == ()
+
+
+def test_the_training_state_of_a_checkpoint_is_no_compression() -> None:
+    heavy = row("best.pt", size_bytes=93_000_000)
+    assert fair_size(heavy) == 31_000_000
+    assert "31.0 MB" in judge_rows([heavy, row("pruned", **SMALL)]).sentence
+
+
+def test_the_largest_product_of_size_and_speed_wins() -> None:
+    a = row("a", size_bytes=3_100_000, speedup=2.0, p50_ms=50.0)  # 10 x 2
+    b = row("b", size_bytes=6_200_000, speedup=5.0, p50_ms=20.0)  # 5 x 5
+    assert judge_rows([BEST, a, b]).recommended == "b"
+    assert judge_rows([BEST, b, a]).recommended == "b"
+
+
+def test_an_int8_variant_slower_than_its_parent_is_never_recommended() -> None:
+    parent = row("pruned", **SMALL)
+    child = row("pruned-int8", **{**SMALL, "size_bytes": 800_000, "p50_ms": 21.0, "speedup": 4.8})
+    assert judge_rows([BEST, parent, child]).recommended == "pruned"
+    assert "1.05 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child])
+    # Not even alone: its parent lost the colour, so nothing is left.
+    lost = {**parent, "retained_colour": 0.5}
+    assert judge_rows([BEST, lost, child]).recommended is None
+    faster = {**child, "p50_ms": 19.0}
+    assert judge_rows([BEST, parent, faster]).recommended == "pruned-int8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"l1_delta_pct": 1.01, "l1": 0.102}, "raises L1 by 1.0 %"),
+        ({"retained_colour": 0.94, "l1_delta_pct": 0.9}, "keeps 0.94 of the colour"),
+        ({"speedup": 0.5}, "slower than best.pt (0.50 of its speed)"),
+        ({"size_bytes": 31_000_000, "speedup": 1.01}, "neither smaller nor faster"),
+        ({"retained_colour": None}, "could not be compared"),
+    ],
+)
+def test_what_fails_a_limit_is_not_recommended(changes: dict[str, Any], reason: str) -> None:
+    verdict = judge_rows([BEST, row("x", **{**SMALL, **changes})])
+    assert verdict.recommended is None
+    assert reason in verdict.sentence
+
+
+@pytest.mark.parametrize("status", ["error", "oom", "timeout", "crashed(SIGSEGV)"])
+def test_what_failed_is_not_recommended_but_named(status: str) -> None:
+    failed = row("x", status=status, l1=None, l1_delta_pct=None, retained_colour=None, p50_ms=None, speedup=None)
+    verdict = judge_rows([BEST, failed])
+    assert verdict.recommended is None
+    assert verdict.sentence == "Nothing can be recommended: no variant finished."
+    assert verdict.notes == (f"Not finished: x ({status}).",)
+    assert judge_rows([BEST, failed, row("pruned", **SMALL)]).recommended == "pruned"
+
+
+def test_noise_of_the_machine_counts() -> None:
+    same_size = row("x", size_bytes=31_000_000, speedup=1.2, p50_ms=83.0)
+    assert judge_rows([BEST, same_size]).recommended == "x"
+    noisy = judge_rows([BEST, same_size], {"cpu": {"median": 0.9, "low": 0.8, "high": 1.0}})
+    assert noisy.recommended is None
+    assert "differs by 10 %, so differences below 30 % mean nothing" in noisy.notes[0]
+
+
+def test_few_photographs_are_said_to_be_few() -> None:
+    notes = judge_rows([row("best.pt", photos=3), row("pruned", **SMALL)]).notes
+    assert notes == ("3 photographs show the machinery, not colour quality: test on 50 or more to judge it.",)
+    assert "1 photograph shows" in judge_rows([row("best.pt", photos=1)]).notes[0]
+    assert judge_rows([row("best.pt", photos=50)]).notes == ()
+
+
+def test_an_interval_below_the_limit_is_said() -> None:
+    notes = judge_rows([BEST, row("pruned", **SMALL, retained_colour=0.96, retained_low=0.94)]).notes
+    assert notes == ("The interval of retained colour reaches below 0.95 for pruned.",)
+
+
+def test_an_original_without_colour_leaves_nothing_to_keep() -> None:
+    grey = row("best.pt", retained_colour=None, retained_low=None, retained_high=None)
+    verdict = judge_rows([grey, row("x", **SMALL, retained_colour=None, retained_low=None)])
+    assert "best.pt is no better than a grey answer" in verdict.sentence
+
+
+def test_without_a_baseline_there_is_no_verdict() -> None:
+    assert judge_rows([]).recommended is None
+    verdict = judge_rows([row("best.pt", status="oom"), row("x", **SMALL)])
+    assert (verdict.recommended, "best.pt itself was not measured: oom" in verdict.sentence) == (None, True)
+    assert "only best.pt" in judge_rows([BEST]).sentence
+
+
+def test_another_device_is_not_compared() -> None:
+    gpu = row("best @ cuda", **{**SMALL, "device": "cuda", "speedup": 50.0})
+    assert judge_rows([BEST, gpu, row("pruned", **SMALL)]).recommended == "pruned"
+
+
+def test_less_error_than_best_is_said_so() -> None:
+    sentence = judge_rows([BEST, row("x", **SMALL, l1_delta_pct=-0.5)]).sentence
+    assert "at 0.50 % less L1" in sentence
+
+
+def test_parents() -> None:
+    assert parent_name("pruned-int8") == "pruned"
+    assert parent_name("best-int8 @ cuda") == "best @ cuda"
+    assert parent_name("best") is None

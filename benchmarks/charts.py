@@ -70,8 +70,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, title: str, grey_l
     low, high = min(ys), max(ys)
     room = max(0.25 * (high - low), 0.01 * high, 1e-6)
     axes.set_ylim(low - room, high + room)
-    if grey_l1 is not None and grey_l1 <= high + 4 * max(high - low, 0.02 * high):
-        axes.set_ylim(low - room, max(high, grey_l1) + room)
+    reach = 4 * max(high - low, 0.02 * high)
+    if grey_l1 is not None and low - reach <= grey_l1 <= high + reach:
+        axes.set_ylim(min(low, grey_l1) - room, max(high, grey_l1) + room)
         axes.axhline(grey_l1, color=_GREY_LINE, linestyle="--", linewidth=1)
         axes.text(0.99, grey_l1, f"grey answer, L1 {grey_l1:.4f} ", color=_GREY_LINE, va="bottom", ha="right",
                   transform=axes.get_yaxis_transform(), fontsize=9)  # fmt: skip
@@ -84,7 +85,16 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, title: str, grey_l
     axes.xaxis.set_major_formatter(formatter)
     axes.xaxis.set_minor_formatter(NullFormatter())
     return [
-        axes.annotate(printable(row["model"])[:40], (x, y), xytext=_PLACES[0], textcoords="offset points", fontsize=9)
+        # A name is text, also with dollar signs, and is placed only after the layout is settled.
+        axes.annotate(
+            printable(row["model"])[:40],
+            (x, y),
+            xytext=_PLACES[0],
+            textcoords="offset points",
+            fontsize=9,
+            parse_math=False,
+            in_layout=False,
+        )
         for row, x, y in zip(rows, xs, ys, strict=True)
     ]
 

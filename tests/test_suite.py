@@ -1,0 +1,91 @@
+"""The benchmark as a whole, on real models and photographs: its files, and that a broken variant is only a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
+from benchmarks.report import write_report
+from benchmarks.suite import choose_sheet_photos, run_benchmark
+from benchmarks.variants import describe_variant
+from colorpress.config import BenchmarkConfig, DataConfig, ExportConfig, MachineConfig
+from colorpress.errors import InputError, MachineError
+from colorpress.files import sha256_file
+from export.graph import export_onnx
+from training.checkpoint import load_checkpoint
+from training.metrics import PhotoScores
+from training.photos import Photo
+
+QUICK = BenchmarkConfig(bench_size=8, rounds=1, runs=3, min_seconds=0.0, warmup=1, eval_size=32)
+CPU = MachineConfig(device="cpu", threads=1)
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> list[Photo]:
+    return [Photo(path, sha256_file(path), 48, 40) for path in sorted(photo_folder.rglob("photo*"))]
+
+
+def test_a_benchmark_writes_its_files_and_the_report(
+    tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path
+) -> None:
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "best" / "model.onnx", ExportConfig()).path
+    best = describe_variant("best.pt", tiny_checkpoint, macs=5)
+    onnx = describe_variant("best", exported, macs=5)
+    output = tmp_path / "out"
+    variants = [best, onnx, replace(onnx, name="gone", path=tmp_path / "gone.onnx")]
+    result = run_benchmark(variants, photos, QUICK, output, machine=CPU, data=DataConfig())
+    written = {"benchmark.csv", "benchmark.json", "pareto.png", "comparison.png"}
+    written |= {"sample_input_output.png", "sample_output.png"}
+    assert {path.name for path in output.iterdir()} == {path.name for path in result.paths} == written
+    assert [(row["model"], row["status"]) for row in result.rows] == [
+        ("best.pt", "ok"), ("best", "ok"), ("gone", "error"),
+    ]  # fmt: skip
+    assert result.grey_l1 is not None and result.grey_l1 > 0
+    assert set(result.aa_ratios) == {"cpu"}
+    record = json.loads((output / "benchmark.json").read_text())
+    assert len(record["per_photo"]["photos"]) == len(record["per_photo"]["l1"]["best"]) == 10
+    assert len(record["raw_times"]["best"][0]["times_ns"]) >= 3
+    with Image.open(output / "comparison.png") as sheet:
+        assert sheet.width == 8 + 4 * 248  # grey, truth, best.pt, best; not the broken one
+    report = write_report(output).read_text()
+    assert "10 photographs show the machinery" in report
+    assert "Not finished: gone (error)" in report
+
+
+def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None:
+    ordered = choose_photos(photos, 10)
+
+    def scores(l1: list[float]) -> Accuracy:
+        return Accuracy("ok", scores=tuple(PhotoScores(value, 0.0, 0.0, 0.0) for value in l1))
+
+    hurt = [0.1] * 10
+    hurt[1], hurt[9] = 0.3, 0.5
+    accuracy = AccuracyResult({"best.pt": scores([0.1] * 10), "x": scores(hurt)}, ordered, (0.2,) * 10)
+    chosen = choose_sheet_photos(photos, accuracy, 4)
+    assert chosen == [ordered[0], ordered[2], ordered[9], ordered[1]]
+    assert choose_sheet_photos(photos[:3], accuracy, 4) == list(choose_photos(photos[:3], 3))
+
+
+def test_nothing_to_measure_is_refused(tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model"):
+        run_benchmark([], photos, QUICK, tmp_path, machine=CPU, data=DataConfig())
+    with pytest.raises(InputError, match="no photographs"):
+        run_benchmark(
+            [describe_variant("best.pt", tiny_checkpoint)], [], QUICK, tmp_path, machine=CPU, data=DataConfig()
+        )
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(MachineError, match="cuda"):
+        run_benchmark(
+            [describe_variant("best.pt", tiny_checkpoint)], photos, QUICK, tmp_path,
+            machine=MachineConfig(device="cuda"), data=DataConfig(),
+        )  # fmt: skip

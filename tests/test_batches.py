@@ -68,6 +68,11 @@ def test_a_small_set_gives_several_crops_of_each_photograph(
     assert len(loader) == -(-crops // 16)
 
 
+def test_several_crops_of_one_photograph_differ(photos: tuple[Photo, ...]) -> None:
+    (batch,) = pixels_of(make_loader(photos[:1], min_crops=8, batch_size=8), 1)
+    assert len({crop.numpy().tobytes() for crop in batch}) == 8
+
+
 def test_pixels_do_not_depend_on_workers_or_history(photos: tuple[Photo, ...]) -> None:
     expected = pixels_of(make_loader(photos), 2)
     for workers in (1, 2):

@@ -117,6 +117,15 @@ def test_a_png_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     assert reason(path).startswith("damaged")
 
 
+@pytest.mark.parametrize("place", [11, 36])
+def test_errors_that_pillow_lets_through_as_they_are_become_reasons(tmp_path: Path, place: int) -> None:
+    content = bytearray(encoded(make_photo(3, 16, 12), "PNG"))
+    content[place] = 0  # length of IHDR, length of IDAT: ValueError and SyntaxError instead of OSError
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    assert reason(path).startswith(("truncated", "damaged"))
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "folder.jpg").mkdir()

@@ -174,8 +174,8 @@ def choose_layers(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...]
 
 
 def _last_convolutions(graph: onnx.GraphProto) -> set[str]:
-    followed = {before for befores in _convolutions_around(graph)[0].values() for before in befores}
-    return {node.name for node in graph.node if _is_conv(node) and node.name not in followed}
+    _, after = _convolutions_around(graph)
+    return {node.name for node in graph.node if _is_conv(node) and not after[node.name]}
 
 
 def _convolutions_around(graph: onnx.GraphProto) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

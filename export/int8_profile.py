@@ -15,6 +15,7 @@ import numpy as np
 from export.predictors import OnnxPredictor
 
 _BYTES = frozenset({"int8", "uint8"})
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def summarize_profile(events: list[Mapping[str, Any]], *, calls: int) -> Int8Pro
     nodes: dict[tuple[str, bool], set[str]] = defaultdict(set)
     for event in kernels:
         operator = event["args"]["op_name"]
-        key = (operator, _reads_bytes(event["args"]) and operator != "DequantizeLinear")
+        key = (operator, _reads_bytes(event["args"]) and operator not in _CONVERSIONS)
         micros[key] += event["dur"]
         nodes[key].add(event["name"].removesuffix("_kernel_time"))
     total = sum(micros.values()) or 1.0
@@ -79,6 +80,5 @@ def summarize_profile(events: list[Mapping[str, Any]], *, calls: int) -> Int8Pro
 
 
 def _reads_bytes(arguments: Mapping[str, Any]) -> bool:
-    """Whether the first input of a kernel is a tensor of bytes."""
-    types = arguments.get("input_type_shape", [])
-    return bool(types) and not _BYTES.isdisjoint(types[0])
+    """Whether an input of a kernel is a tensor of bytes (QLinearConcat's first one is a scale)."""
+    return any(not _BYTES.isdisjoint(each) for each in arguments.get("input_type_shape", []))

@@ -1,0 +1,81 @@
+"""The comparison itself: hand-made differences are found, measured and refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from colorpress.errors import GateError
+from export.parity import DEFAULT_SHAPES, check_parity, require_parity
+
+SHAPES = ((1, 1, 1), (3, 5, 4))
+
+
+def double(lightness):
+    return np.concatenate((lightness, -lightness), axis=1)
+
+
+def test_equal_answers_pass_with_nothing_between_them():
+    result = check_parity(double, double, atol=0.0)
+    assert result.passed
+    assert len(result.shapes) == len(DEFAULT_SHAPES)
+    assert all(each.max_abs == each.mean_abs == 0.0 and each.psnr_db == math.inf for each in result.shapes)
+
+
+def test_a_known_difference_is_measured():
+    result = check_parity(double, lambda x: double(x) + np.float32(0.5), shapes=SHAPES, atol=0.1)
+    assert not result.passed
+    assert result.max_abs == pytest.approx(0.5, abs=1e-6)
+    assert result.mean_abs == pytest.approx(0.5, abs=1e-6)
+    assert result.shapes[1].psnr_db == pytest.approx(10 * math.log10(4 / 0.25), abs=1e-4)
+    with pytest.raises(GateError, match=r"differ from PyTorch by 0\.5 at") as caught:
+        require_parity(result, "model.onnx")
+    assert caught.value.exit_code == 5
+
+
+def test_one_wrong_pixel_of_one_shape_is_enough():
+    def wrong(lightness):
+        answer = double(lightness).copy()
+        if lightness.shape[0] == 3:
+            answer[2, 1, 4, 3] += 1e-3
+        return answer
+
+    result = check_parity(double, wrong, shapes=SHAPES, atol=1e-4)
+    assert not result.passed
+    with pytest.raises(GateError, match="3x1x5x4"):
+        require_parity(result, "model.onnx")
+
+
+def test_nan_never_passes():
+    result = check_parity(double, lambda x: double(x) * np.float32(np.nan), shapes=SHAPES, atol=1.0)
+    assert not result.passed
+    with pytest.raises(GateError, match="nan"):
+        require_parity(result, "model.onnx")
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(GateError, match="answer is"):
+        check_parity(double, lambda x: x, shapes=SHAPES)
+
+
+def test_without_a_tolerance_it_only_reports():
+    result = check_parity(double, lambda x: 2 * double(x), shapes=SHAPES, atol=None)
+    assert result.passed
+    require_parity(result, "int8")
+    assert result.max_abs > 0.1
+
+
+def test_the_same_seed_asks_the_same_questions():
+    seen = []
+    for _ in range(2):
+        check_parity(double, double, shapes=SHAPES, seed=4)
+        check_parity(lambda x: (seen.append(x.sum()), double(x))[1], double, shapes=SHAPES, seed=4)
+    assert seen[:2] == seen[2:]
+
+
+def test_result_is_json():
+    result = check_parity(double, double, shapes=SHAPES)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["shapes"][0]["psnr_db"] is None

@@ -1,0 +1,202 @@
+"""Opening models: the good ones answer, every bad one is one line with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import export.onnx_probe
+from colorpress.config import ExportConfig
+from colorpress.errors import ColorpressError, ConfigError, InputError, MachineError
+from export.graph import export_onnx
+from export.onnx_probe import inspect_onnx
+from export.predictors import OnnxPredictor, TorchPredictor, count_threads, open_predictor
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.unet import UNet, UNetPlan
+
+PLAN = UNetPlan.classic(2, 1)
+PICTURE = np.linspace(0, 1, 35, dtype=np.float32).reshape(1, 1, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    checkpoint = Checkpoint(PLAN, UNet(PLAN).state_dict())
+    save_checkpoint(folder / "best.pt", checkpoint)
+    export_onnx(checkpoint, folder / "model.onnx", ExportConfig())
+    return folder / "best.pt", folder / "model.onnx"
+
+
+def test_both_kinds_open_and_agree(models):
+    from_torch, from_onnx = (open_predictor(path, device="cpu", threads=1) for path in models)
+    assert isinstance(from_torch, TorchPredictor) and isinstance(from_onnx, OnnxPredictor)
+    np.testing.assert_allclose(from_torch(PICTURE), from_onnx(PICTURE), atol=1e-6)
+
+
+def test_inspection_describes_the_file(models):
+    found = inspect_onnx(models[1])
+    assert found["inputs"] == {"L": ["N", 1, "H", "W"]}
+    assert found["outputs"] == {"ab": ["N", 2, "H", "W"]}
+    assert found["opset"] == 18
+    assert found["metadata"]["precision"] == "fp32"
+    assert found["nodes"]["DepthToSpace"] == 1
+    assert found["int8_share"] == 0.0 and not found["quantized"]
+
+
+def test_onnx_predictor_imports_no_torch(models):
+    code = (
+        "import sys, numpy; from pathlib import Path; from export.predictors import open_predictor;"
+        "open_predictor(Path(sys.argv[1]), device='cpu', threads=1)(numpy.zeros((1, 1, 3, 3), numpy.float32));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(export.onnx_probe.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, str(models[1])], check=True, env=environment)
+
+
+def test_threads_are_explicit(models):
+    assert count_threads(3) == 3
+    assert 1 <= count_threads(0) <= (os.cpu_count() or 1)
+    assert OnnxPredictor(models[1], threads=2).session.get_session_options().intra_op_num_threads == 2
+
+
+def test_cuda_never_falls_back(models, monkeypatch):
+    import onnxruntime as ort
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MachineError, match="no CUDA") as caught:
+        OnnxPredictor(models[1], provider="cuda")
+    assert caught.value.exit_code == 4
+    # Offered but not usable: ONNX Runtime then takes the CPU without a word.
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda *args, providers: real(*args, providers=providers[1:]))
+    with pytest.raises(MachineError, match="fell back"):
+        OnnxPredictor(models[1], provider="cuda:0")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", ""])
+def test_unknown_providers(models, name):
+    with pytest.raises(ConfigError):
+        OnnxPredictor(models[1], provider=name)
+
+
+def one_node(operator, inputs, *, name_in="L", name_out="ab", shape_in=("N", 1, "H", "W"), constants=(), **attributes):
+    """A model of one node between a network's input and output."""
+    node = helper.make_node(operator, [name_in, *inputs], [name_out], **attributes)
+    value_in = helper.make_tensor_value_info(name_in, TensorProto.FLOAT, shape_in)
+    value_out = helper.make_tensor_value_info(name_out, TensorProto.FLOAT, ("N", 2, "H", "W"))
+    graph = helper.make_graph([node], "g", [value_in], [value_out], list(constants))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def weights(shape, name="w"):
+    return numpy_helper.from_array(np.ones(shape, np.float32), name)
+
+
+def outside_tensor(location, dims=(2, 1, 1, 1)):
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def bad_files(good: bytes) -> dict[str, bytes]:
+    conv = {"constants": [weights((2, 1, 1, 1))]}
+    opset = helper.make_model(onnx.load_model_from_string(good).graph, ir_version=10)
+    del opset.opset_import[:]
+    opset.opset_import.add(domain="", version=9999)
+    domain = one_node("Conv", ["w"], **conv)
+    domain.graph.node[0].domain = "evil.custom"
+    domain.opset_import.add(domain="evil.custom", version=1)
+    shape = numpy_helper.from_array(np.array([1, 1 << 20, 1 << 10, 1 << 10], np.int64), "w")
+    models = {
+        "zero stride": one_node("Conv", ["w"], strides=[0, 0], **conv),
+        "blocks": one_node("DepthToSpace", [], blocksize=1 << 31),
+        "zero block": one_node("DepthToSpace", [], blocksize=0),
+        "escape": one_node("Conv", ["w"], constants=[outside_tensor("../../../../etc/passwd")]),
+        "absolute": one_node("Conv", ["w"], constants=[outside_tensor("/etc/passwd")]),
+        "sidecar": one_node("Conv", ["w"], constants=[outside_tensor("model.onnx.data")]),
+        "input name": one_node("Conv", ["w"], name_in="input", **conv),
+        "output name": one_node("Conv", ["w"], name_out="output", **conv),
+        "rank": one_node("Conv", ["w"], shape_in=("N", 1, "W"), **conv),
+        "channels": one_node("Conv", ["w"], shape_in=("N", 3, "H", "W"), constants=[weights((2, 3, 1, 1))]),
+        "answer size": one_node("Conv", ["w"], strides=[2, 2], **conv),
+        "too much memory": one_node("Expand", ["w"], constants=[shape]),
+        "custom domain": domain,
+        "opset": opset,
+        "no nodes": helper.make_model(helper.make_graph([], "g", [], []), ir_version=10),
+    }
+    return {
+        "empty": b"",
+        "text": b"this is no model\n" * 9,
+        "random": np.random.default_rng(0).bytes(5000),
+        "zeros": bytes(5000),
+        "half": good[: len(good) // 2],
+        "one byte short": good[:-1],
+        "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        "html": b"\n<!DOCTYPE html><html>404</html>",
+        "zip": b"PK\x03\x04" + bytes(100),
+        **{name: model.SerializeToString() for name, model in models.items()},
+    }
+
+
+def test_hostile_files_end_in_one_line(models, tmp_path):
+    good = models[1].read_bytes()
+    (tmp_path / "model.onnx.data").write_bytes(bytes(8))
+    wrong = {}
+    for name, content in bad_files(good).items():
+        path = tmp_path / "bad.onnx"
+        path.write_bytes(content)
+        try:
+            open_predictor(path, device="cpu", threads=1)
+            wrong[name] = "opened"
+        except InputError as error:
+            if "\n" in str(error) or "Traceback" in str(error) or "root:" in str(error):
+                wrong[name] = str(error)
+        except ColorpressError as error:
+            wrong[name] = repr(error)
+    assert not wrong
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bad.onnx", "model.onnx.data"]
+
+
+def test_missing_and_unsuitable_paths(tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    for name, kind in (("none.onnx", ConfigError), ("folder.onnx", InputError), ("model.tflite", ConfigError)):
+        with pytest.raises(kind):
+            open_predictor(tmp_path / name, device="cpu", threads=1)
+
+
+def child_that(code: str, monkeypatch) -> None:
+    """Let the probe's child run `code` in place of the inspection."""
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: real([sys.executable, "-c", code], **options))
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGKILL])
+def test_a_crash_of_the_child_is_an_input_error(models, monkeypatch, number):
+    child_that(f"import os; os.kill(os.getpid(), {int(number)})", monkeypatch)
+    with pytest.raises(InputError, match=number.name):
+        inspect_onnx(models[1])
+
+
+def test_a_child_that_hangs_is_ended(models, monkeypatch):
+    child_that("import time; time.sleep(60)", monkeypatch)
+    with pytest.raises(InputError, match=r"took more than 0\.2 s"):
+        inspect_onnx(models[1], timeout_seconds=0.2)
+
+
+def test_a_child_that_says_nothing(models, monkeypatch):
+    child_that("raise SystemExit(7)", monkeypatch)
+    with pytest.raises(InputError, match="child ended with 7"):
+        inspect_onnx(models[1])

@@ -46,6 +46,10 @@ def pixels_of(loader: CropLoader, epoch: int) -> list[torch.Tensor]:
         return [batch.clone() for batch in loader.epoch(epoch)]
 
 
+def children_since(before: list[psutil.Process]) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child not in before]
+
+
 def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -> None:
     loader = make_loader(photos)
     found = pixels_of(loader, 1)
@@ -149,10 +153,11 @@ def test_a_photograph_that_vanishes_is_left_out_with_one_warning(
 
 
 def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[Photo, ...]) -> None:
+    before = psutil.Process().children()
     loader = make_loader(photos, workers=2, batch_size=1, min_crops=400)
     stream = loader.epoch(1)
     next(stream)
-    children = psutil.Process().children()
+    children = children_since(before)
     assert len(children) == 2
     handler = signal.getsignal(signal.SIGCHLD)
     os.kill(children[0].pid, signal.SIGKILL)
@@ -165,15 +170,16 @@ def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[
 
 
 def test_workers_end_with_the_loader(photos: tuple[Photo, ...]) -> None:
+    before = psutil.Process().children()
     with make_loader(photos, workers=2) as loader:
         list(loader.epoch(1))
-        first = psutil.Process().children()
+        first = children_since(before)
         list(loader.epoch(2))
-        assert psutil.Process().children() == first  # kept from epoch to epoch
+        assert children_since(before) == first  # kept from epoch to epoch
     assert psutil.wait_procs(first, timeout=5)[1] == []
     loader = make_loader(photos, workers=1)
     next(loader.epoch(1))
-    children = psutil.Process().children()
+    children = children_since(before)
     del loader
     assert psutil.wait_procs(children, timeout=10)[1] == []
 

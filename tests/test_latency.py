@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_PLAN, make_network
 
 from benchmarks import latency
 from benchmarks.latency import compute_statistics, pair_ratio, run_worker, summarize_rounds, time_variants
@@ -17,7 +18,7 @@ from benchmarks.machine import describe_machine, usable_cores
 from benchmarks.variants import Variant, describe_variant
 from colorpress.config import BenchmarkConfig, ExportConfig
 from export.graph import export_onnx
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 QUICK = BenchmarkConfig(bench_size=8, rounds=2, runs=6, min_seconds=0.0, warmup=1)
 # A worker that dies as a native library does when the model's name says so, and is the real one otherwise.
@@ -38,11 +39,13 @@ runpy.run_module("benchmarks.latency_worker", run_name="__main__")
 """
 
 
-@pytest.fixture
-def variants(tiny_checkpoint: Path, tmp_path: Path) -> list[Variant]:
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> list[Variant]:
     """best.pt by PyTorch and its export by ONNX Runtime."""
-    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "best" / "model.onnx", ExportConfig())
-    return [describe_variant("best.pt", tiny_checkpoint), describe_variant("best", exported.path)]
+    folder = tmp_path_factory.mktemp("models")
+    best = save_checkpoint(folder / "best.pt", Checkpoint(TINY_PLAN, make_network().state_dict()))
+    exported = export_onnx(load_checkpoint(best), folder / "best" / "model.onnx", ExportConfig())
+    return [describe_variant("best.pt", best), describe_variant("best", exported.path)]
 
 
 def test_statistics_match_a_hand_computation() -> None:

@@ -144,7 +144,9 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         network = load_checkpoint(checkpoint).build_network()
-        ranked = write_ranking(rank_layers(network, height=size, width=size), network, run.folder)
+        ranked = write_ranking(
+            rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
+        )
         return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
 
     key = run.stage("rank", [checkpoint], {"size": size}, ["training", "compress"])
@@ -276,8 +278,8 @@ def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         return [write_report(run.folder, command=" ".join(argv))], {}
 
-    shown = ["training_loss.png", "top20_layers.png", "comparison.png", "pareto.png", "pruned/plan.json"]
-    inputs = [source, *(run.folder / name for name in shown if (run.folder / name).is_file())]
+    shown = [*sorted(run.folder.glob("*.png")), run.folder / "pruned" / "plan.json"]
+    inputs = [source, *(path for path in shown if path.is_file())]
     key = run.stage("report", inputs, {}, ["benchmarks"])
     return run_stage(run.folder, "report", key, action, force=run.force)
 

@@ -1,0 +1,261 @@
+"""Static int8: close to float, the layers asked for, any size; and the histograms behind the ranges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from colorpress.config import ExportConfig, QuantizeConfig
+from colorpress.errors import ConfigError, InputError
+from compress.calibration import ActivationHistogram, observe_activations
+from compress.quantization import choose_layers, has_vnni, quantize_onnx
+from export.graph import export_onnx
+from export.int8_profile import profile_int8, summarize_profile
+from export.onnx_probe import inspect_onnx
+from export.parity import check_parity
+from export.predictors import OnnxPredictor
+from training.checkpoint import Checkpoint
+from training.unet import UPSAMPLERS, UNet, UNetPlan
+
+SIZES = ((24, 32), (17, 40), (32, 32), (1, 9))
+
+
+def smooth_pictures(count: int = 6, seed: int = 0) -> list[np.ndarray]:
+    """L of different sizes: waves, as photographs are smooth."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for index in range(count):
+        height, width = SIZES[index % len(SIZES)]
+        rows, columns = np.mgrid[:height, :width]
+        waves = sum(
+            np.sin(rng.uniform(0, 0.4) * rows + rng.uniform(0, 0.4) * columns + p) for p in rng.uniform(0, 6, 3)
+        )
+        pictures.append((0.5 + waves / 6.0).astype(np.float32)[None, None])
+    return pictures
+
+
+def export_model(folder: Path, upsample: str) -> Path:
+    torch.manual_seed(1)
+    plan = UNetPlan.classic(8, 2, upsample)
+    network = UNet(plan)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.2)
+            nn.init.uniform_(module.running_var, 0.2, 0.6)
+            nn.init.uniform_(module.weight, 0.6, 1.2)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+    checkpoint = Checkpoint(plan, network.state_dict(), sha256="cd" * 32)
+    return export_onnx(checkpoint, folder / f"{upsample}.onnx", ExportConfig()).path
+
+
+@pytest.fixture(scope="module")
+def float_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("quantization")
+    return {upsample: export_model(folder, upsample) for upsample in UPSAMPLERS}
+
+
+@pytest.fixture
+def float_model(float_models: dict[str, Path]) -> Path:
+    return float_models["transpose"]
+
+
+def quantize(source: Path, target: Path, **options):
+    return quantize_onnx(source, target, smooth_pictures(), QuantizeConfig(**options), metadata={"stage": "test"})
+
+
+@pytest.mark.parametrize("upsample", UPSAMPLERS)
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_int8_is_close_to_float(float_models, tmp_path, upsample, method):
+    float_model = float_models[upsample]
+    result = quantize(float_model, tmp_path / "int8.onnx", calibration_method=method)
+    reference, candidate = OnnxPredictor(float_model, threads=1), OnnxPredictor(result.path, threads=1)
+    for picture in smooth_pictures(seed=9):
+        expected, got = reference(picture), candidate(picture)
+        assert got.shape == expected.shape
+        # A tenth of how much the answer varies: 8 bits lose little, a wrong scale or layout loses all.
+        assert np.abs(got - expected).mean() < 0.1 * reference(smooth_pictures()[0]).std()
+    report = check_parity(reference, candidate, atol=None)
+    assert report.passed and report.max_abs > 0.0
+
+
+def test_what_is_int8_and_what_is_not(float_model, tmp_path):
+    result = quantize(float_model, tmp_path / "int8.onnx")
+    assert "head" in result.kept_float
+    assert "encoder.0.0" in result.kept_float
+    assert result.weight_share > 0.97
+    assert result.calibration_pictures == 6
+    found = inspect_onnx(result.path)
+    assert found["quantized"]
+    assert found["int8_share"] == pytest.approx(result.weight_share, abs=1e-6)
+    assert found["metadata"]["precision"] == "int8"
+    assert found["metadata"]["stage"] == "test"
+    assert found["metadata"]["checkpoint_sha256"] == "cd" * 32
+    assert found["metadata"]["calibration_sha256"] == result.calibration_sha256
+    assert result.size_bytes == result.path.stat().st_size
+
+
+def test_weights_are_int8_per_channel_and_symmetric(float_model, tmp_path):
+    result = quantize(float_model, tmp_path / "int8.onnx")
+    model = onnx.load(result.path)
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    widest = 0
+    for name in result.quantized:
+        weight = values[f"{name}.weight_quantized"]
+        scale, zero = values[f"{name}.weight_scale"], values[f"{name}.weight_zero_point"]
+        assert weight.dtype == np.int8
+        assert scale.shape == zero.shape == weight.shape[:1]
+        assert not zero.any()
+        widest = max(widest, int(np.abs(weight.astype(int)).max()))
+    assert widest <= (64 if result.reduce_range else 127)
+    assert widest >= (60 if result.reduce_range else 120)
+
+
+def test_only_the_largest_layers(float_model, tmp_path):
+    share = 0.5
+    result = quantize(float_model, tmp_path / "half.onnx", quantize_share=share)
+    model = onnx.load(float_model)
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    chosen = [sizes[f"{name}.weight"] for name in result.quantized]
+    kept = [sizes[f"{name}.weight"] for name in result.kept_float]
+    assert share <= result.weight_share < share + max(chosen) / sum(chosen + kept)
+    assert sum(chosen[:-1]) < share * sum(chosen + kept)
+    assert min(chosen) >= max(kept)
+    found = inspect_onnx(result.path)
+    assert found["int8_share"] == pytest.approx(result.weight_share)
+    answer = OnnxPredictor(result.path, threads=1)(smooth_pictures()[1])
+    assert np.isfinite(answer).all()
+
+
+def test_same_input_same_bytes_and_nothing_left_behind(float_model, tmp_path, monkeypatch, capfd):
+    folder, scratch = tmp_path / "elsewhere", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    results = [quantize(float_model, tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    assert results[0].sha256 == results[1].sha256
+    assert not list(folder.iterdir()) and not list(scratch.iterdir())
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "elsewhere", "scratch"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("upsample", UPSAMPLERS)
+def test_int8_stays_int8_between_convolutions(float_models, tmp_path, upsample):
+    result = quantize(float_models[upsample], tmp_path / "int8.onnx")
+    profile = profile_int8(result.path, side=32, calls=2, threads=1)
+    assert sum(each.share for each in profile.operators) == pytest.approx(1.0)
+    in_bytes = {each.operator: each.kernels for each in profile.operators if each.int8}
+    assert in_bytes["QLinearConv"] == len(result.quantized)
+    assert in_bytes["QLinearConcat"] == 2
+    in_float = {each.operator: each.kernels for each in profile.operators if not each.int8}
+    # ONNX Runtime 1.32 interpolates in float only: each of the two is wrapped in a conversion from and to int8.
+    islands = 2 if upsample == "bilinear" else 0
+    assert in_float["QuantizeLinear"] == in_float["DequantizeLinear"] == 1 + islands
+    assert in_float.get("Resize", 0) == islands
+    assert not {"MaxPool", "DepthToSpace"} & in_float.keys()
+    assert 0.0 < profile.int8_share < 1.0
+
+
+def test_what_cannot_be_quantized(float_model, tmp_path):
+    result = quantize(float_model, tmp_path / "int8.onnx")
+    (tmp_path / "half.onnx").write_bytes(float_model.read_bytes()[:999])
+    before = sorted(tmp_path.iterdir())
+    target = tmp_path / "out.onnx"
+    with pytest.raises(InputError, match="already quantized") as caught:
+        quantize(result.path, target)
+    assert "fp32" in caught.value.hint
+    with pytest.raises(InputError, match="no valid ONNX"):
+        quantize(tmp_path / "half.onnx", target)
+    with pytest.raises(ConfigError, match="no such file"):
+        quantize(tmp_path / "none.onnx", target)
+    with pytest.raises(InputError, match="got no picture"):
+        quantize_onnx(float_model, target, [], QuantizeConfig())
+    with pytest.raises(InputError, match="got float64"):
+        quantize_onnx(float_model, target, [np.zeros((1, 1, 8, 8))], QuantizeConfig())
+    with pytest.raises(InputError, match="NaN or Inf"):
+        quantize_onnx(float_model, target, [np.full((1, 1, 8, 8), np.nan, np.float32)], QuantizeConfig())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_choosing_keeps_first_and_last_in_float(float_model):
+    chosen, kept = choose_layers(onnx.load(float_model).graph, 1.0)
+    assert set(kept) == {"encoder.0.0", "head"}
+    assert chosen[0] == "encoder.2.3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx2 avx512f", False), ("fpu avx2 avx512_vnni", True), ("avx_vnni", True), ("xavx_vnnix", False)],
+)
+def test_vnni_is_read_from_the_flags(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : avx_vnni\n")
+    assert has_vnni(path) is expected
+    assert not has_vnni(tmp_path / "none")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert has_vnni(path)
+
+
+def filled(*parts) -> ActivationHistogram:
+    histogram = ActivationHistogram()
+    for part in parts:
+        histogram.add(np.asarray(part, dtype=np.float32))
+    return histogram
+
+
+def test_histogram_does_not_depend_on_order():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(0, scale, 500) for scale in (0.01, 1.0, 30.0)]
+    one, other = filled(*parts), filled(*reversed(parts))
+    assert one.limit == other.limit >= max(np.abs(part).max() for part in parts)
+    assert one.counts.sum() == other.counts.sum() == 1500
+    # Bins are merged where they lie, so a value moves by a bin at most.
+    assert np.abs(np.cumsum(one.counts) - np.cumsum(other.counts)).max() <= 2
+    assert one.range_by("minmax") == other.range_by("minmax")
+
+
+def test_ranges_by_method():
+    values = np.concatenate((np.linspace(0, 1, 1_000_000), [50.0])).astype(np.float32)
+    histogram = filled(values)
+    assert histogram.range_by("minmax") == (0.0, 50.0)
+    low, high = histogram.range_by("percentile")
+    assert low == 0.0 and 0.98 < high < 1.02
+    low, high = histogram.range_by("entropy")
+    assert low == 0.0 and high <= 50.0
+
+
+def test_zero_is_always_in_the_range():
+    for method in ("minmax", "percentile", "entropy"):
+        low, high = filled([3.0, 4.0]).range_by(method)
+        assert low == 0.0 and high >= 3.9
+        low, high = filled([-4.0, -3.0]).range_by(method)
+        assert low <= -3.9 and high == 0.0
+        assert filled([0.0]).range_by(method) == (0.0, 0.0)
+
+
+def test_pictures_are_hashed_and_read_once(float_model):
+    model = onnx.load(float_model)
+    seen = observe_activations(model, ["head"], iter(smooth_pictures(2)))
+    again = observe_activations(model, ["head"], iter(smooth_pictures(2)))
+    other = observe_activations(model, ["head"], iter(smooth_pictures(2, seed=5)))
+    assert seen.sha256 == again.sha256 != other.sha256
+    assert seen.pictures == 2
+
+
+def test_profile_of_hand_made_events():
+    def event(name, operator, kind, micros):
+        arguments = {"op_name": operator, "input_type_shape": [{"float": [1]}, {kind: [2]}]}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": micros, "args": arguments}
+
+    first = [event("a", "QLinearConv", "uint8", 999), event("b", "Tanh", "float", 999)]
+    second = [event("a", "QLinearConv", "uint8", 30), event("b", "Tanh", "float", 10)]
+    profile = summarize_profile([{"cat": "Session", "name": "x", "dur": 1}, *first, *second], calls=2)
+    assert [(each.operator, each.share) for each in profile.operators] == [("QLinearConv", 0.75), ("Tanh", 0.25)]
+    assert profile.float_nodes == ("b",)
+    assert profile.int8_share == 0.75

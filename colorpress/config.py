@@ -112,7 +112,7 @@ class PruneConfig(Config):
     """The user's recipe: the layers that hold most parameters lose channels."""
 
     largest_share: float = option(
-        0.9, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
+        0.98, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
     )
     prune_ratio: float = option(0.5, "Share of channels removed from each of those layers.", low=0.01, high=0.99)
     round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)

@@ -381,7 +381,7 @@ def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Pat
     left.set_yticks(rows, [f"{layer.name}  {layer.type}  {_shape_text(layer.shape)}" for layer in top], fontsize=8)
     left.invert_yaxis()
     left.set_xlabel(f"parameters (these {len(top)}: {top[-1].cumulative_pct:.1f} % of all)")
-    right.set_xlabel(f"share of multiply-accumulates (these {len(top)}: {sum(shares):.1f} %)")
+    right.set_xlabel(f"share of MACs (these {len(top)}: {sum(shares):.1f} %)")
     left.xaxis.set_major_formatter(EngFormatter(sep=" "))
     right.xaxis.set_major_formatter("{x:g} %")
     for axis in (left, right):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,5 +211,6 @@ def check_signature(path: Path, inputs: Signature, outputs: Signature) -> tuple[
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    """ONNX Runtime's reason without its codes and the path, which the error names already."""
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", str(error).strip())
+    return reason.splitlines()[0][:200] if reason else type(error).__name__

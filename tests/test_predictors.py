@@ -118,7 +118,7 @@ def bad_files(good: bytes) -> dict[str, bytes]:
     domain = one_node("Conv", ["w"], **conv)
     domain.graph.node[0].domain = "evil.custom"
     domain.opset_import.add(domain="evil.custom", version=1)
-    shape = numpy_helper.from_array(np.array([1, 1 << 20, 1 << 10, 1 << 10], np.int64), "w")
+    shape = numpy_helper.from_array(np.array([1, 2, 1 << 13, 1 << 13], np.int64), "w")
     models = {
         "zero stride": one_node("Conv", ["w"], strides=[0, 0], **conv),
         "blocks": one_node("DepthToSpace", [], blocksize=1 << 31),
@@ -131,7 +131,7 @@ def bad_files(good: bytes) -> dict[str, bytes]:
         "rank": one_node("Conv", ["w"], shape_in=("N", 1, "W"), **conv),
         "channels": one_node("Conv", ["w"], shape_in=("N", 3, "H", "W"), constants=[weights((2, 3, 1, 1))]),
         "answer size": one_node("Conv", ["w"], strides=[2, 2], **conv),
-        "too much memory": one_node("Expand", ["w"], constants=[shape]),
+        "too much memory": one_node("Tile", ["w"], constants=[shape]),
         "custom domain": domain,
         "opset": opset,
         "no nodes": helper.make_model(helper.make_graph([], "g", [], []), ir_version=10),

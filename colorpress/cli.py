@@ -58,9 +58,14 @@ def run_command(arguments: Sequence[str]) -> int:
         signal.signal(number, _stop)
     debug = "--debug" in arguments
     try:
-        cli.main(args=list(arguments), prog_name="colorpress", standalone_mode=False)
+        # Not cli.main: it would turn our signals into its own Abort.
+        with cli.make_context("colorpress", list(arguments)) as context:
+            cli.invoke(context)
     except ColorpressError as error:
         return _fail(f"{error}", error.hint, error.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "colorpress"
         return _fail(error.format_message(), f"see `{command} --help`", 2, debug)
@@ -334,6 +339,7 @@ def colorize(
     if as_json:
         click.echo(json.dumps({
             "colorized": [str(path) for path in result.colorized],
+            "kept": [str(path) for path in result.kept],
             "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
         }, indent=2))  # fmt: skip
         return

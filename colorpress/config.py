@@ -152,7 +152,7 @@ class QuantizeConfig(Config):
         256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
     )
     calibration_method: str = option(
-        "percentile", "How ranges are chosen.", choices=("minmax", "percentile", "entropy")
+        "percentile", "How ranges are chosen.", choices=("minmax", "percentile", "mse")
     )
 
 

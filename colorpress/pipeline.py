@@ -35,7 +35,7 @@ from training.batches import whole_photos
 from training.checkpoint import load_checkpoint
 from training.color import rgb_to_l_ab
 from training.original import train_unet
-from training.photos import PhotoSplit, scan_photos, write_skipped
+from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy", "pillow", "scikit-image")
@@ -97,8 +97,12 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
 def find_photos(run: Run) -> PhotoSplit:
     """Scan and split the photographs; names the files that cannot be used in skipped_images.csv."""
     machine = run.settings.machine
-    photos = scan_photos(run.settings.data, workers=machine.workers, index_path=run.folder / ".photos.json")
-    write_skipped(run.folder / "skipped_images.csv", photos.skipped)
+    photos = scan_photos(
+        run.settings.data,
+        workers=machine.workers,
+        index_path=run.folder / ".photos.json",
+        skipped_path=run.folder / "skipped_images.csv",
+    )
     say(
         f"photographs: {len(photos.train)} to train on, {len(photos.val)} to choose the best epoch, "
         f"{len(photos.test)} held out for the benchmark, {len(photos.skipped)} skipped"

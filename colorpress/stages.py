@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.console import say
+from colorpress.errors import ConfigError
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_json
 
 RUN_RECORD = "run.json"
@@ -32,7 +33,14 @@ class StageRecord:
 
 
 def stage_key(*, inputs: Sequence[Path], settings: Mapping[str, Any], code: Sequence[str]) -> str:
-    """The hash of everything a stage's answer depends on: input files, settings, and colorpress' own sources."""
+    """The hash of everything a stage's answer depends on: input files, settings, and colorpress' own sources.
+
+    Raises:
+        ConfigError: an input is no file.
+    """
+    for path in inputs:
+        if not path.is_file():
+            raise ConfigError("model", path, "no such file", "run the stage before, or give another --checkpoint")
     content = {
         "inputs": [sha256_file(path) for path in inputs],
         "settings": settings,

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 PERCENTILE = 99.9
 _HALF_BINS = 4096  # on each side of zero
 _LEVELS = 255
-_ENTROPY_STEPS = 128
+_MSE_STEPS = 128
 
 
 class ActivationHistogram:
@@ -64,10 +64,10 @@ class ActivationHistogram:
             self.limit *= 2.0
 
     def range_by(self, method: str) -> tuple[float, float]:
-        """The (low, high) to represent in 8 bits, zero included: minmax, percentile or entropy."""
+        """The (low, high) to represent in 8 bits, zero included: minmax, percentile or mse."""
         if method == "minmax" or not self.counts.any():
             return self.low, self.high
-        low, high = self._percentile_range() if method == "percentile" else self._entropy_range()
+        low, high = self._percentile_range() if method == "percentile" else self._mse_range()
         return max(low, self.low), min(high, self.high)
 
     @property
@@ -83,7 +83,7 @@ class ActivationHistogram:
         last = int(np.searchsorted(summed, total - outside, side="left"))
         return min(0.0, float(self._edges[first])), max(0.0, float(self._edges[last + 1]))
 
-    def _entropy_range(self) -> tuple[float, float]:
+    def _mse_range(self) -> tuple[float, float]:
         """The clipping of either tail with the smallest expected squared error of 255 levels.
 
         Clipping costs the squared distance of what lies outside, rounding a twelfth of a squared step inside.
@@ -91,7 +91,7 @@ class ActivationHistogram:
         edges = self._edges
         centres = (edges[:-1] + edges[1:]) / 2.0
         best = (math.inf, self.low, self.high)
-        for fraction in np.linspace(1.0, 0.2, _ENTROPY_STEPS):
+        for fraction in np.linspace(1.0, 0.2, _MSE_STEPS):
             low, high = self.low * fraction, self.high * fraction
             step = (high - low) / _LEVELS
             outside = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)

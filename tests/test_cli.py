@@ -74,7 +74,7 @@ def test_run_offers_every_option_of_every_config() -> None:
         (["nonsense"], "nonsense"),
         (["train", "--device", "tpu"], "'--device': got 'tpu'"),
         (["run", "--prune-ratio", "1.5"], "'--prune-ratio': got 1.5"),
-        (["rank", "--checkpoint", "none.pt"], "checkpoint 'none.pt': no such file"),
+        (["rank", "--checkpoint", "none.pt"], "model 'none.pt': no such file"),
         (["train", "--config", "none.toml"], "configuration 'none.toml': no such file"),
         (["colorize", "x.jpg"], "--model"),
     ],
@@ -110,9 +110,10 @@ def test_what_the_machine_cannot_do_ends_with_4(tmp_path: Path, capsys: pytest.C
 def test_too_many_bad_photographs_end_with_5_and_are_named(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photo_folder / "[/red]<script>\n.jpg").write_text("no picture")
+    (photo_folder / "[red]<script>\n.jpg").write_text("no picture")
     message = fails_with(5, capsys, "train", "--data", photo_folder, "-o", tmp_path / "out")
     assert "1 of 11 files cannot be used" in message
+    assert "<script>" in (tmp_path / "out" / "skipped_images.csv").read_text()
 
 
 def test_names_in_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

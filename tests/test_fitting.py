@@ -20,7 +20,8 @@ from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
 
 CONFIG = FitConfig(
-    epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, weight_decay=0.01, seed=0, max_pixels=10**6, workers=0
+    epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, weight_decay=0.01, seed=0, max_pixels=10**6,
+    workers=0,
 )  # fmt: skip
 
 

@@ -151,9 +151,7 @@ class QuantizeConfig(Config):
     calibration_size: int = option(
         256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
     )
-    calibration_method: str = option(
-        "percentile", "How ranges are chosen.", choices=("minmax", "percentile", "mse")
-    )
+    calibration_method: str = option("percentile", "How ranges are chosen.", choices=("minmax", "percentile", "mse"))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from colorpress import __version__
+from compress.quantization import has_vnni
 
 _REQUIRED = (
     "torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy", "pandas", "matplotlib", "pillow",
@@ -27,12 +28,12 @@ def describe_environment() -> dict[str, Any]:
     import torch
 
     versions = {name: _version(name) for name in (*_REQUIRED, *_OPTIONAL)}
-    machine = describe_machine()
+    # What is said of the machine beside its libraries, which stand below.
+    machine = {key: value for key, value in describe_machine().items() if value and key not in ("python", "libraries")}
     missing = [f"{name}: required" for name in _REQUIRED if versions[name] is None]
     missing += [f"{name}: {why}" for name, why in _OPTIONAL.items() if versions[name] is None]
-    flags = machine.get("cpu_flags", [])
     advice = []
-    if not {"avx512_vnni", "avx_vnni"} & set(flags):
+    if not has_vnni():
         advice.append("no VNNI: int8 runs without its fast instructions and may be slower than float here")
     if not torch.cuda.is_available():
         advice.append("no CUDA device: GPU rows are left out of benchmarks")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks.tables import Row, format_bytes, format_count, format_number, fo
 from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_size, judge_rows
 from colorpress.errors import InputError, printable
 from colorpress.files import write_text
+from compress.prune_plan import read_plan
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     Args:
         command: the command line that led here, shown as the way to reproduce it; None or empty: not shown.
     Raises:
-        InputError: there is no benchmark.json, or it is damaged.
+        InputError: there is no benchmark.json, or it, the prune plan or a picture is damaged.
         MachineError: the file cannot be written.
     """
     import jinja2
 
     record = read_benchmark_json(output_dir / "benchmark.json")
+    plan_path = output_dir / "pruned" / "plan.json"
     rows: list[Row] = record["rows"]
     verdict = judge_rows(rows, record.get("aa_ratios"))
     environment = jinja2.Environment(
@@ -101,7 +102,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
             make_bars(rows, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
         ],
         pictures={name: _embed(output_dir / name, slot) for name, slot in _SLOTS.items()},
-        plan=read_plan(output_dir / "pruned" / "plan.json"),
+        plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         record=record,
         command=command,
         limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR},
@@ -129,27 +130,6 @@ def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[s
     longest = max((row[column] for row in finished), default=1)
     bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest)) for row in finished]
     return {"title": title, "bars": bars}
-
-
-def read_plan(path: Path) -> list[dict[str, Any]]:
-    """The groups of a prune plan: "name", channels "before" and "after", "reason"; empty without a readable plan."""
-    if not path.is_file():
-        return []
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    groups = plan.get("groups", []) if isinstance(plan, Mapping) else []
-    return [_describe_group(group) for group in groups if isinstance(group, Mapping)]
-
-
-def _describe_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": str(group.get("root", "?")),
-        "before": group.get("channels_before", "?"),
-        "after": group.get("channels_after", "?"),
-        "reason": str(group.get("reason", "")),
-    }
 
 
 def _embed(path: Path, slot: Slot) -> Picture | None:

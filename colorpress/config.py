@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from colorpress.errors import ConfigError
 
@@ -34,7 +34,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check_value(each, getattr(self, each.name))
+            check_value(type(self), each, getattr(self, each.name))
 
 
 def option_name(field_name: str) -> str:
@@ -42,18 +42,28 @@ def option_name(field_name: str) -> str:
     return field_name.replace("_", "-")
 
 
-def _check_value(each: Field[Any], value: Any) -> None:
+def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
+    """Refuse a value that is of another type than the field's, or outside the values its `option` allows.
+
+    Raises:
+        ConfigError: with the option's name, the value and what is allowed.
+    """
     low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
-    name = f"--{option_name(each.name)}"
-    if choices and value not in choices:
-        raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
-    if value is None or (low is None and high is None):
+    name, kind = f"--{option_name(each.name)}", get_type_hints(config)[each.name]
+    if choices:
+        if value not in choices:
+            raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
         return
-    bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ConfigError("option", name, f"got {value!r}, which is no number", f"give a number {bounds}")
+    if kind not in (int, float):
+        if not isinstance(value, kind):
+            raise ConfigError("option", name, f"got {value!r}", "give a text")
+        return
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    noun = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or math.isnan(value):
+        raise ConfigError("option", name, f"got {value!r}", f"give {noun} {bounds}")
     if (low is not None and value < low) or (high is not None and value > high) or math.isinf(value):
-        raise ConfigError("option", name, f"got {value}", f"give a number {bounds}")
+        raise ConfigError("option", name, f"got {value}", f"give {noun} {bounds}")
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ class DataConfig(Config):
         None, "Folder of photographs, searched recursively; default: scikit-image's own photographs."
     )
     seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1)
-    val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.0, high=0.5)
-    test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.0, high=0.5)
+    val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.001, high=0.5)
+    test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.001, high=0.5)
     max_pixels: int = option(89_478_485, "Larger photographs are refused unread.", low=1)
     max_bad_share: float = option(
         0.01, "Fail when more than this share of the files cannot be used.", low=0.0, high=1.0
@@ -117,6 +127,7 @@ class PruneConfig(Config):
     prune_ratio: float = option(0.5, "Share of channels removed from each of those layers.", low=0.01, high=0.99)
     round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
     importance: str = option("magnitude", "Which channels go first.", choices=("magnitude", "bn-scale", "random"))
+    prune_plan: Path | None = option(None, "Apply this plan.json, perhaps edited, instead of making one.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Protocol
 
 from colorpress.errors import printable
@@ -41,7 +42,11 @@ def warn(message: str) -> None:
 def _print_line(message: str) -> None:
     line = printable(message)
     encoding = sys.stderr.encoding or "ascii"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # Nobody reads the messages any more; the work goes on all the same.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends
 
 
 class Progress(Protocol):

@@ -149,7 +149,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         lock_path.write_text(f"pid {os.getpid()}")
         for stale in folder.rglob(f".*{_TEMPORARY}*"):
-            stale.unlink(missing_ok=True)
+            # A run folder may hold others, whose own runs may be writing just now.
+            inner = stale.relative_to(folder).parents
+            if not any((folder / parent / ".lock").exists() for parent in inner if parent != Path()):
+                stale.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -6,39 +6,44 @@ pruned-int8), the benchmark, the report, and `run.json`, written last.
 
 from __future__ import annotations
 
-import platform
+import math
+import shlex
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.machine import describe_machine
 from benchmarks.report import write_report
 from benchmarks.suite import run_benchmark
 from benchmarks.variants import Variant, describe_variant
 from colorpress import __version__
 from colorpress.config import Settings
-from colorpress.console import say
-from colorpress.errors import ConfigError, InputError
+from colorpress.console import say, warn
+from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
-from colorpress.stages import RUN_RECORD, StageRecord, run_stage, stage_key
+from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage, stage_key
 from compress.distillation import distil_network
-from compress.pruning import prune_network, write_plan
-from compress.quantization import quantize_onnx
+from compress.prune_plan import read_plan, write_plan
+from compress.pruning import apply_pruning, measure_pruning, prune_network
+from compress.quantization import has_vnni, quantize_onnx
 from compress.ranking import count_macs, rank_layers, write_ranking
-from export.graph import export_onnx
+from export.graph import export_onnx, read_metadata
+from export.int8_profile import profile_int8
+from export.parity import check_parity
+from export.predictors import OnnxPredictor
 from training.batches import whole_photos
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
+from training.device import choose_device
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
-
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy", "pillow", "scikit-image")
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
         ColorpressError: as the stages do; what is finished stays and is skipped the next time.
     """
     started = datetime.now(UTC)
-    write_text(run.folder / "config.resolved.toml", run.settings.to_toml())
+    (run.folder / RUN_RECORD).unlink(missing_ok=True)
+    write_settings(run)
     photos = find_photos(run)
     stages = [train(run, photos)] if checkpoint is None else []
     if checkpoint is not None:
@@ -88,15 +94,27 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages += exported
     for name in ("best", "pruned"):
         stages.append(quantize(run, run.folder / name / "model.onnx", f"{name}-int8", photos))
-    stages.append(benchmark(run, run_variants(run), photos))
-    stages.append(report(run, argv))
+    measured = benchmark(run, run_variants(run), photos)
+    stages += [measured, report(run, argv)]
+    require_measured(run, measured)
     write_run_record(run, stages, started, argv)
     return RunResult(run.folder, run.folder / "report.html", tuple(stages))
 
 
+def write_settings(run: Run) -> Path:
+    """Write the effective options to config.resolved.toml, which `--config` reads."""
+    return write_text(run.folder / "config.resolved.toml", run.settings.to_toml())
+
+
 def find_photos(run: Run) -> PhotoSplit:
-    """Scan and split the photographs; names the files that cannot be used in skipped_images.csv."""
-    machine = run.settings.machine
+    """Scan and split the photographs; names the files that cannot be used in skipped_images.csv.
+
+    Raises:
+        ConfigError: the run folder lies among the photographs, so its pictures would become some of them.
+    """
+    machine, folder = run.settings.machine, run.settings.data.data
+    if folder is not None and run.folder.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError("folder", run.folder, f"lies inside --data {folder}", "choose an --output-dir outside of it")
     photos = scan_photos(
         run.settings.data,
         workers=machine.workers,
@@ -113,15 +131,23 @@ def find_photos(run: Run) -> PhotoSplit:
 def train(run: Run, photos: PhotoSplit) -> StageRecord:
     """Train the original: best.pt, last.pt, history.csv, training_loss.png."""
     settings = run.settings
-    if run.force:
-        (run.folder / "last.pt").unlink(missing_ok=True)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        choose_device(settings.machine.device)
+        if run.force:
+            (run.folder / "last.pt").unlink(missing_ok=True)
+        elif run.best_path.exists() != (run.folder / "last.pt").exists() and not _is_first_epoch(run.best_path):
+            raise ConfigError(
+                "folder",
+                run.folder,
+                "holds only one of best.pt and last.pt, so its training cannot go on",
+                "keep its model with --checkpoint best.pt, choose another --output-dir, or train again with --force",
+            )
         trained = train_unet(photos, run.folder, settings.train, data=settings.data, machine=settings.machine)
         files = [trained.best_path, trained.history_path, trained.plot_path]
         return files, {"epoch": trained.epoch, "val_l1": trained.val_l1, "params": trained.params}
 
-    key = run.stage("train", [], {**vars(settings.train), "photos": _split_hash(photos)}, ["training"])
+    key = run.stage("train", [], {**vars(settings.train), **_data_key(run, photos)}, ["training"])
     return run_stage(run.folder, "train", key, action, force=run.force)
 
 
@@ -139,6 +165,10 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
         raise ConfigError(
             "folder", run.folder, "holds another best.pt", "choose another --output-dir, or replace it with --force"
         )
+    # What told of the model that was there would be read as telling of this one.
+    for name in ("last.pt", "history.csv", "training_loss.png"):
+        (run.folder / name).unlink(missing_ok=True)
+    forget_stage(run.folder, "train")
     write_bytes(run.best_path, checkpoint.read_bytes())
 
 
@@ -160,10 +190,19 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     """Prune the largest layers and distil: pruned/plan.json, pruned/model.pt."""
     settings, folder = run.settings, run.folder / "pruned"
+    given, size, seed = settings.prune.prune_plan, settings.rank.rank_size, settings.data.seed
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = load_checkpoint(checkpoint)
-        pruned = prune_network(teacher.build_network(), settings.prune)
+        _warn_of_other_split(teacher, photos)
+        if run.force:
+            (folder / "last.pt").unlink(missing_ok=True)
+        network = teacher.build_network()
+        if given is None:
+            pruned = prune_network(network, settings.prune, seed=seed, height=size, width=size)
+        else:
+            plan = read_plan(given)
+            pruned = measure_pruning(network, apply_pruning(network, plan), plan, height=size, width=size)
         say(pruned.summary())
         write_plan(folder / "plan.json", pruned.plan)
         distilled = distil_network(
@@ -180,8 +219,10 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         result = {**pruned.figures(), "val_l1_before": distilled.val_l1_before, "val_l1_after": distilled.val_l1_after}
         return [folder / "plan.json", distilled.path], result
 
-    used = {**vars(settings.prune), **vars(settings.finetune), **vars(settings.train), "photos": _split_hash(photos)}
-    key = run.stage("prune", [checkpoint], used, ["training", "compress"])
+    train = {name: getattr(settings.train, name) for name in ("batch_size", "imgsz", "val_size", "weight_decay")}
+    used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size, **_data_key(run, photos)}
+    inputs = [checkpoint] if given is None else [checkpoint, given]
+    key = run.stage("prune", inputs, used, ["training", "compress"])
     return run_stage(run.folder, "prune", key, action, force=run.force)
 
 
@@ -206,46 +247,74 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     chosen = PhotoSplit(train=photos.train[: settings.quantize.calibration_photos], val=(), test=(), skipped=())
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        quantized = quantize_onnx(source, destination, _calibration(run, chosen), settings.quantize)
+        with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as trial_folder:
+            trial = Path(trial_folder) / "model.onnx"
+            pictures = _calibration(run, chosen)
+            quantized = quantize_onnx(source, trial, pictures, settings.quantize, threads=settings.machine.threads)
+            # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
+            parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
+            if not math.isfinite(parity.max_abs):
+                raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-method")
+            profile = profile_int8(trial, threads=settings.machine.threads)
+            write_bytes(destination, trial.read_bytes())
         layers = len(quantized.quantized) + len(quantized.kept_float)
         say(
             f"{variant}: {quantized.size_bytes:,} bytes, {len(quantized.quantized)} of {layers} convolutions and "
-            f"{quantized.weight_share:.1%} of their weights in int8"
+            f"{quantized.weight_share:.1%} of their weights in int8, {profile.int8_share:.0%} of the time, "
+            f"mean difference to float {parity.mean_abs:.1e}"
         )
-        return [quantized.path], {
+        return [destination], {
             "size_bytes": quantized.size_bytes,
             "int8_layers": len(quantized.quantized),
             "int8_weight_share": quantized.weight_share,
+            "int8_time_share": profile.int8_share,
             "reduce_range": quantized.reduce_range,
+            "mean_abs_diff": parity.mean_abs,
+            "max_abs_diff": parity.max_abs,
         }
 
-    used = {**vars(settings.quantize), "photos": _split_hash(chosen)}
-    key = run.stage(variant, [source], used, ["training", "compress"])
+    used = {**vars(settings.quantize), **_data_key(run, chosen), "vnni": has_vnni()}
+    key = run.stage(variant, [source], used, ["training", "compress", "export"])
     return run_stage(run.folder, f"quantize-{variant}", key, action, force=run.force)
 
 
 def run_variants(run: Run) -> tuple[Variant, ...]:
-    """best.pt and every variant that the run folder holds, in the order of the pipeline."""
-    size = run.settings.benchmark.bench_size
-    variants: list[Variant] = []
-    for name, checkpoint in (("best", run.best_path), ("pruned", run.folder / "pruned" / "model.pt")):
-        if not checkpoint.exists():
-            continue
-        network = load_checkpoint(checkpoint).build_network()
-        params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-        files = {
-            f"{name}.pt": (checkpoint, "fp32"),
-            name: (run.folder / name / "model.onnx", "fp32"),
-            f"{name}-int8": (run.folder / f"{name}-int8" / "model.onnx", "int8"),
-        }
-        for variant, (path, precision) in files.items():
-            if path.exists():
-                variants.append(describe_variant(variant, path, precision=precision, params=params, macs=macs))
-    if not any(variant.name == "best.pt" for variant in variants):
+    """best.pt and every variant of it that the run folder holds, in the order of the pipeline.
+
+    Files that were made from another best.pt than the folder's are left out with a warning.
+
+    Raises:
+        ConfigError: there is no best.pt.
+    """
+    if not run.best_path.exists():
         raise ConfigError(
             "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"
         )
+    best = load_checkpoint(run.best_path)
+    variants = _variants_of(run, "best", run.best_path, best)
+    pruned_path = run.folder / "pruned" / "model.pt"
+    if pruned_path.exists():
+        pruned = load_checkpoint(pruned_path)
+        if pruned.extra.get("teacher_sha256") == best.sha256:
+            variants += _variants_of(run, "pruned", pruned_path, pruned)
+        else:
+            warn("pruned/model.pt is of another best.pt and is left out: run `colorpress prune` again")
     return tuple(variants)
+
+
+def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
+    size, network = run.settings.benchmark.bench_size, checkpoint.build_network()
+    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs)]
+    for variant, precision, again in ((name, "fp32", "export"), (f"{name}-int8", "int8", "quantize")):
+        exported = run.folder / variant / "model.onnx"
+        if not exported.exists():
+            continue
+        if read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256:
+            variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
+        else:
+            warn(f"{variant}/model.onnx is not of {path.name} and is left out: run `colorpress {again}` again")
+    return variants
 
 
 def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> StageRecord:
@@ -253,20 +322,31 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> Stag
     settings = run.settings
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        _warn_of_other_split(load_checkpoint(run.best_path), photos)
         measured = run_benchmark(
             variants, photos.test, settings.benchmark, run.folder, machine=settings.machine, data=settings.data
         )
-        return measured.paths, {"rows": len(measured.rows)}
+        failed = [str(row["model"]) for row in measured.rows if row["status"] != "ok"]
+        return measured.paths, {"rows": len(measured.rows), "failed": failed}
 
     used = {
         **vars(settings.benchmark),
         **vars(settings.machine),
+        **_data_key(run, PhotoSplit(train=(), val=(), test=photos.test, skipped=())),
         "names": [variant.name for variant in variants],
-        "photos": sha256_bytes("".join(photo.sha256 for photo in photos.test).encode()),
+        "machine": {key: value for key, value in describe_machine().items() if not key.startswith("memory")},
     }
     code = ["training", "compress", "export", "benchmarks"]
     key = run.stage("benchmark", [variant.path for variant in variants], used, code)
     return run_stage(run.folder, "benchmark", key, action, force=run.force)
+
+
+def require_measured(run: Run, measured: StageRecord) -> None:
+    """Raise GateError when a variant could not be measured, and let the benchmark run again the next time."""
+    if failed := measured.result["failed"]:
+        forget_stage(run.folder, "benchmark")
+        why = f"{', '.join(failed)} could not be measured"
+        raise GateError("benchmark", run.folder, why, "see status and error in benchmark.csv, and run it again")
 
 
 def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
@@ -280,7 +360,7 @@ def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
         raise InputError("folder", run.folder, "holds no benchmark.json", "run `colorpress benchmark` first")
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        return [write_report(run.folder, command=" ".join(argv))], {}
+        return [write_report(run.folder, command=shlex.join(argv))], {}
 
     shown = [*sorted(run.folder.glob("*.png")), run.folder / "pruned" / "plan.json"]
     inputs = [source, *(path for path in shown if path.is_file())]
@@ -296,13 +376,13 @@ def write_run_record(run: Run, stages: Sequence[StageRecord], started: datetime,
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": list(argv),
-        "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "machine": describe_machine(),
         "settings": {name: {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
                      for name, values in asdict(run.settings).items()},
         "stages": {stage.name: {"seconds": stage.seconds, "skipped": stage.skipped, "result": stage.result}
                    for stage in stages},
-        "artifacts": {path: digest for stage in stages for path, digest in stage.outputs.items()},
+        "artifacts": {"best.pt": sha256_file(run.best_path)}
+        | {path: digest for stage in stages for path, digest in stage.outputs.items()},
     }  # fmt: skip
     return write_json(run.folder / RUN_RECORD, record)
 
@@ -313,6 +393,22 @@ def _calibration(run: Run, photos: PhotoSplit) -> Iterator[NDArray[np.float32]]:
         yield rgb_to_l_ab(rgb)[0].numpy()
 
 
-def _split_hash(photos: PhotoSplit) -> str:
+def _data_key(run: Run, photos: PhotoSplit) -> dict[str, Any]:
+    """What a stage's answer depends on of the photographs: their content by use, the seed, and the size limit."""
     parts = (photos.train, photos.val, photos.test)
-    return sha256_bytes("|".join(",".join(photo.sha256 for photo in part) for part in parts).encode())
+    content = "|".join(",".join(photo.sha256 for photo in part) for part in parts)
+    data = run.settings.data
+    return {"photos": sha256_bytes(content.encode()), "seed": data.seed, "max_pixels": data.max_pixels}
+
+
+def _is_first_epoch(best_path: Path) -> bool:
+    """Whether a training was stopped between writing best.pt and last.pt of its first epoch."""
+    return best_path.exists() and load_checkpoint(best_path).epoch == 1
+
+
+def _warn_of_other_split(original: Checkpoint, photos: PhotoSplit) -> None:
+    trained_on = original.extra.get("fit", {}).get("photos")
+    if trained_on is not None and trained_on != sha256_bytes(
+        "".join(photo.sha256 for photo in (*photos.train, *photos.val)).encode()
+    ):
+        warn("best.pt was trained on another split of photographs: it may have seen those held out here")

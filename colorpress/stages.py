@@ -84,6 +84,11 @@ def run_stage(
     return record
 
 
+def forget_stage(folder: Path, name: str) -> None:
+    """Remove a stage's record, so that it runs again."""
+    _record_path(folder, name).unlink(missing_ok=True)
+
+
 def _record_path(folder: Path, name: str) -> Path:
     return folder / ".stages" / f"{name}.json"
 

@@ -48,14 +48,6 @@ class ActivationHistogram:
         np.minimum(bins, 2 * _HALF_BINS - 1, out=bins)
         self.counts += np.bincount(bins, minlength=2 * _HALF_BINS)
 
-    def merge(self, other: ActivationHistogram) -> None:
-        """Add another histogram's counts, which is left as it is but for its range."""
-        limit = max(self.limit, other.limit)
-        self._grow_to(limit)
-        other._grow_to(limit)
-        self.counts += other.counts
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-
     def _grow_to(self, magnitude: float) -> None:
         while self.limit < magnitude:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, TrainConfig
+from colorpress.errors import InputError
+from colorpress.files import sha256_source
 from compress.batch_norm import recalibrate_batch_norm_
 from training.batches import CropLoader
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import prepare_batch, validate_l1
 from training.fitting import FitConfig, Objective, fit_network
@@ -61,6 +63,14 @@ def distil_network(
     with torch_threads(machine.threads):
         network.to(device)
         before = _settle_batch_norm_(network, photos, train, data, device)
+        last_path = destination.with_name("last.pt")
+        extra = {
+            **_origin(teacher),
+            "teacher_weight": config.teacher_weight,
+            "code": sha256_source(["compress/distillation.py"]),
+        }
+        if config.finetune_epochs == 0 or not destination.exists() or _is_another(last_path, extra):
+            last_path.unlink(missing_ok=True)
         if config.finetune_epochs == 0:
             untuned = Checkpoint(
                 plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
@@ -86,13 +96,26 @@ def distil_network(
             _distillation_objective(teacher, config.teacher_weight, device),
             fit_config,
             best_path=destination,
-            last_path=destination.with_name("last.pt"),
+            last_path=last_path,
             label="fine-tune",
-            extra={**_origin(teacher), "teacher_weight": config.teacher_weight},
+            extra=extra,
             restart=True,
         )
+    # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
+    last_path.unlink(missing_ok=True)
     assert fitted.best.val_l1 is not None
     return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
+
+
+def _is_another(last_path: Path, extra: Mapping[str, object]) -> bool:
+    """Whether an unfinished fine-tuning is of another teacher, loss or code; damaged ones are."""
+    if not last_path.exists():
+        return False
+    try:
+        found = load_checkpoint(last_path).extra
+    except InputError:
+        return True
+    return any(found.get(name) != value for name, value in extra.items())
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:

@@ -60,6 +60,7 @@ def quantize_onnx(
     *,
     metadata: Mapping[str, str] | None = None,
     reduce_range: bool | None = None,
+    threads: int = 0,
 ) -> QuantizeResult:
     """Write a static int8 version of an fp32 ONNX file: QDQ, weights per channel, activations unsigned.
 
@@ -71,6 +72,7 @@ def quantize_onnx(
         calibration: L (1, 1, H, W) float32 in [0, 1], of any sizes, one photograph each; read once.
         metadata: further entries of metadata_props; the source's are kept.
         reduce_range: 7-bit weights; None: where this processor has no VNNI.
+        threads: CPU threads while calibrating; 0: ONNX Runtime's choice.
     Raises:
         ConfigError: no such source.
         InputError: the source is damaged or already quantized, or there is no calibration picture.
@@ -81,12 +83,13 @@ def quantize_onnx(
     chosen, kept = choose_layers(model.graph, config.quantize_share)
     nodes = _nodes_to_quantize(model.graph, set(chosen))
     observed = _tensors_to_observe(model.graph, nodes)
-    seen = observe_activations(model, observed, calibration)
+    seen = observe_activations(model, observed, calibration, threads=threads)
     ranges = _spread_ranges(model.graph, seen.histograms, config.calibration_method)
     quantized = _insert_qdq(model, nodes, ranges, reduce_range=reduce)
     sizes = _weight_sizes(model.graph)
     share = sum(sizes[name] for name in chosen) / sum(sizes.values())
-    entries = {entry.key: entry.value for entry in model.metadata_props}
+    # The validation L1 is the float model's; this file's own is not known here.
+    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != "val_l1"}
     entries |= {
         "precision": "int8",
         "source_sha256": sha256_bytes(source.read_bytes()),

@@ -71,6 +71,11 @@ def export_onnx(
     return ExportResult(destination, len(content), sha256_bytes(content), config.opset, parity)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata_props of a model of one's own; its weights are read past."""
+    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
+
+
 def build_graph(network: UNet, *, opset: int) -> onnx.ModelProto:
     """The ONNX model of a network in eval mode, clean and without metadata; the network itself is unchanged."""
     inner = _PaddedNetwork(simplify_for_export(network)).eval()

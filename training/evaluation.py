@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from colorpress.errors import InputError
 from training.batches import whole_photos
 from training.color import rgb_to_l_ab
 from training.metrics import mean_l1
@@ -25,20 +26,21 @@ def validate_l1(
 ) -> float:
     """The mean over photographs of each one's L1 (ab/128), whole photographs at a short side of `short_side` pixels.
 
-    Puts the network into eval mode for the call and restores its mode. NaN where there is no photograph to read.
+    Puts the network into eval mode for the call and restores its mode.
+
+    Raises:
+        InputError: no photograph can be read.
     """
     was_training = network.training
     network.eval()
     try:
-        return _mean(
+        errors = [
             mean_l1(network(lightness), ab)
             for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)
             for lightness, ab in [prepare_batch(rgb, device)]
-        )
+        ]
     finally:
         network.train(was_training)
-
-
-def _mean(values: Iterable[float]) -> float:
-    kept = list(values)
-    return sum(kept) / len(kept) if kept else float("nan")
+    if not errors:
+        raise InputError("data set", None, "no validation photograph could be read", "check the folder of --data")
+    return sum(errors) / len(errors)

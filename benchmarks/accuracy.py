@@ -92,13 +92,21 @@ def measure_accuracy(
     *,
     max_pixels: int,
     threads: int = 0,
+    unfit: Mapping[str, str] | None = None,
 ) -> AccuracyResult:
     """Score every variant on at most `config.eval_photos` photographs; the first variant is the reference best.pt.
 
     A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on.
+
+    Args:
+        unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
     """
     chosen = choose_photos(photos, config.eval_photos)
-    tallies = {variant.name: _open_tally(variant, threads) for variant in variants}
+    reasons = unfit or {}
+    tallies = {
+        variant.name: _Tally(error=reasons[variant.name]) if variant.name in reasons else _open_tally(variant, threads)
+        for variant in variants
+    }
     measured: list[Photo] = []
     grey_l1: list[float] = []
     true_colourfulness: list[float] = []

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import usable_cores
 from benchmarks.variants import Variant
 from colorpress.config import BenchmarkConfig
 from colorpress.console import progress, warn
+from colorpress.cores import usable_cores
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WORKER = (sys.executable, "-m", "benchmarks.latency_worker")

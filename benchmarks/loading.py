@@ -98,6 +98,8 @@ def measure_loading(
         fixed = next(stream)
         trainer.run([fixed] * _WARMUP_STEPS)
         for _ in range(rounds):
+            # What was loaded ahead while the last steps ran would come for nothing.
+            _seconds_per_image(islice(stream, 2 * workers + 1))
             seconds_loader.append(_seconds_per_image(islice(stream, steps)))
             seconds_step.append(trainer.run([fixed] * steps))
             # Batches that were loaded ahead while the step ran alone are used up first.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from colorpress.cores import usable_cores
 
 # The instruction sets that decide how fast float32, bfloat16 and int8 are on a CPU.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -34,15 +34,6 @@ def describe_machine() -> dict[str, Any]:
         "libraries": _library_versions(),
         **_describe_torch(),
     }
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container, whichever is smaller; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = (_read_text("/sys/fs/cgroup/cpu.max") or "max 1").partition(" ")
-    if quota != "max" and period:
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
 
 
 def _memory_limit() -> int | None:

@@ -79,7 +79,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     import jinja2
 
     record = read_benchmark_json(output_dir / "benchmark.json")
-    plan_path = output_dir / "pruned" / "plan.json"
+    plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
     rows: list[Row] = record["rows"]
     verdict = judge_rows(rows, record.get("aa_ratios"))
     environment = jinja2.Environment(
@@ -100,11 +100,13 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         bars=[
             make_bars(rows, "size_bytes", "File size", format_bytes),
             make_bars(rows, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
+            make_bars(rows, "retained_colour", "Retained colour G", "{:.3f}".format),
         ],
         pictures={name: _embed(output_dir / name, slot) for name, slot in _SLOTS.items()},
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         record=record,
         command=command,
+        options=options_path.read_text(encoding="utf-8") if options_path.is_file() else "",
         limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR},
         fair_size=fair_size,
     )

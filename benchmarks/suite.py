@@ -65,7 +65,10 @@ def run_benchmark(
         raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
     variants = _add_gpu_rows(variants, machine.device)
     latency = time_variants(variants, config, threads=machine.threads, seed=data.seed)
-    accuracy = measure_accuracy(variants, test_photos, config, max_pixels=data.max_pixels, threads=latency.threads)
+    unfit = {name: f"its timing ended as {t.status}" for name, t in latency.timings.items() if t.status != "ok"}
+    accuracy = measure_accuracy(
+        variants, test_photos, config, max_pixels=data.max_pixels, threads=latency.threads, unfit=unfit
+    )
     rows = make_rows(variants, latency, accuracy, config)
     record = make_record(rows, latency, accuracy, config, seed=data.seed)
     paths = [

@@ -12,6 +12,7 @@ from benchmarks.tables import Row, format_bytes, format_number
 MAX_L1_INCREASE_PCT = 1.0
 MIN_RETAINED_COLOUR = 0.95
 _FEW_PHOTOS = 50
+_SAME_SPEED = 0.02
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
     if row["retained_colour"] < MIN_RETAINED_COLOUR:
         return f"keeps {row['retained_colour']:.2f} of the colour (at least {MIN_RETAINED_COLOUR:g} passes)"
     parent = next((other for other in others if other["model"] == parent_name(row["model"])), None)
-    if parent and parent["status"] == "ok" and row["p50_ms"] > parent["p50_ms"]:
-        slower = format_number(row["p50_ms"] / parent["p50_ms"])
+    # Speedups are paired by round, so their ratio is too.
+    if parent and parent["speedup"] and parent["speedup"] / row["speedup"] > 1.0 + _SAME_SPEED:
+        slower = format_number(parent["speedup"] / row["speedup"])
         return f"is {slower} times as slow as its float32 parent {parent['model']}"
     if row["speedup"] < 1.0 - noise:
         return f"is slower than best.pt ({format_number(row['speedup'])} of its speed)"
@@ -125,8 +127,8 @@ def _recommend(row: Row, best: Row) -> str:
 
 
 def _measure_noise(ratio: Mapping[str, Any] | None) -> float:
-    """How far the A/A control is from 1."""
-    return abs(float(ratio["median"]) - 1.0) if ratio else 0.0
+    """How far the rounds of the A/A control are from 1 at most."""
+    return max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
 
 
 def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import click
 
 from colorpress import __version__
 from colorpress.config import (
-    OPTION_NAMES,
+    CONFIGS,
     BenchmarkConfig,
     Config,
     DataConfig,
@@ -33,9 +33,8 @@ from colorpress.config import (
     Settings,
     TrainConfig,
     option_name,
-    unknown_option,
 )
-from colorpress.errors import ColorpressError, ConfigError, InputError, Interrupted, printable
+from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 
 if TYPE_CHECKING:
     from colorpress.pipeline import Run
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
-_COMMON_NAMES = ("output_dir", "checkpoint", "force")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -71,11 +69,9 @@ def run_command(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), f"see `{command} --help`", 2, debug)
     except click.exceptions.Exit as done:
         return done.exit_code
-    except (Interrupted, click.Abort, KeyboardInterrupt) as error:
-        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        return _fail(
-            f"{stopped}", "finished work is kept: the same command goes on from there", stopped.exit_code, debug
-        )
+    except Interrupted as stopped:
+        hint = "finished work is kept: the same command (without --force) goes on from there"
+        return _fail(f"{stopped}", hint, stopped.exit_code, debug)
     except BrokenPipeError:
         # The reader of our output has gone, as in `colorpress doctor | head`: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,12 +132,29 @@ def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
     return decorate
 
 
+_output_option = click.option(
+    "--output-dir", "-o", type=_PATH, default=Path("reports"), show_default=True, help="The run folder."
+)
+
+
+def _stage_options(function: Function) -> Function:
+    """`_common_options` of a stage's own command: the options that its run folder was made with are its defaults."""
+    output_option = click.option(
+        "--output-dir",
+        "-o",
+        type=_PATH,
+        default=Path("reports"),
+        show_default=True,
+        is_eager=True,
+        callback=_use_folder_options,
+        help="The run folder; the options it was made with are the defaults of the others.",
+    )
+    return output_option(_common_options(function))
+
+
 def _common_options(function: Function) -> Function:
-    """Options that every stage has."""
+    """Options that every stage has beside its run folder."""
     decorators = [
-        click.option(
-            "--output-dir", "-o", type=_PATH, default=Path("reports"), show_default=True, help="The run folder."
-        ),
         click.option("--force", is_flag=True, help="Redo what is up to date, and replace what is in the way."),
         click.option(
             "--config", type=_PATH, is_eager=True, expose_value=False, callback=_read_config, help="Options as TOML."
@@ -168,37 +181,55 @@ def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -
 
 def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
     """Make the values of a TOML file the defaults of this command: flags and the environment win over them."""
-    if path is None:
-        return
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **_load_options(path)}
+
+
+def _use_folder_options(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
+    resolved = folder / "config.resolved.toml"
+    if resolved.is_file():
+        context.default_map = {**_load_options(resolved), **(context.default_map or {})}
+    return folder
+
+
+def _load_options(path: Path) -> dict[str, Any]:
+    """The options of a TOML file by field name, each checked as the configs check theirs."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("configuration", path, "no such file", "give a TOML file with --config") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("configuration", path, f"is not TOML: {error}", "write lines such as `epochs = 15`") from None
-    allowed = (*OPTION_NAMES, *_COMMON_NAMES)
-    for name in values:
-        if name.replace("-", "_") not in allowed:
-            raise unknown_option(name, allowed)
-    context.default_map = {name.replace("-", "_"): value for name, value in values.items()}
+    options = {name.replace("-", "_"): value for name, value in values.items()}
+    paths = [name for name in ("data", "prune_plan") if isinstance(options.get(name), str)]
+    Settings.from_options({**options, **{name: Path(options[name]) for name in paths}})
+    return options
 
 
 def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
-    settings = Settings.from_options(options)
+    """A run of one stage: its own options, and those of the other stages as the folder was made with."""
+    resolved = output_dir / "config.resolved.toml"
+    others = _load_options(resolved) if resolved.is_file() else {}
+    for name in ("data", "prune_plan"):
+        others[name] = Path(others[name]) if name in others else None
+    settings = Settings.from_options({**others, **options})
     from colorpress.pipeline import Run
 
     return Run(output_dir, settings, force)
 
 
 @cli.command()
+@_output_option
 @_common_options
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@_config_options(*(type(getattr(Settings(), stage)) for stage in vars(Settings())))
+@_config_options(*CONFIGS.values())
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, export, quantize, benchmark, report."""
-    current = _open_run(output_dir, force, options)
+    settings = Settings.from_options(options)
     from colorpress.files import locked_folder
-    from colorpress.pipeline import run_pipeline
+    from colorpress.pipeline import Run, run_pipeline
+
+    current = Run(output_dir, settings, force)
 
     with locked_folder(output_dir):
         finished = run_pipeline(current, checkpoint=checkpoint, argv=["colorpress", *sys.argv[1:]])
@@ -208,7 +239,7 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @_config_options(DataConfig, TrainConfig, MachineConfig)
 def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Train the original UNet: photographs to best.pt."""
@@ -219,7 +250,7 @@ def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @_checkpoint_option
 @_config_options(RankConfig)
 def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
@@ -231,7 +262,7 @@ def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @_checkpoint_option
 @_config_options(DataConfig, PruneConfig, FinetuneConfig, TrainConfig, MachineConfig)
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
@@ -245,7 +276,7 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @_checkpoint_option
 @_config_options(ExportConfig)
 def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
@@ -258,7 +289,7 @@ def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
 )
@@ -279,7 +310,7 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 
 
 @cli.command()
-@_common_options
+@_stage_options
 @_checkpoint_option
 @_config_options(DataConfig, BenchmarkConfig, MachineConfig)
 def benchmark(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
@@ -290,19 +321,21 @@ def benchmark(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | N
     def steps() -> Iterable[StageRecord]:
         if checkpoint is not None:
             pipeline.adopt_checkpoint(current, checkpoint)
-        return [pipeline.benchmark(current, pipeline.run_variants(current), pipeline.find_photos(current))]
+        measured = pipeline.benchmark(current, pipeline.run_variants(current), pipeline.find_photos(current))
+        pipeline.require_measured(current, measured)
+        return [measured]
 
     _do(current, as_json, steps)
 
 
 @cli.command()
-@_common_options
+@_stage_options
 def report(output_dir: Path, force: bool, as_json: bool) -> None:
     """Write report.html from what the run folder holds."""
     current = _open_run(output_dir, force, {})
     from colorpress import pipeline
 
-    _do(current, as_json, lambda: [pipeline.report(current, ["colorpress", *sys.argv[1:]])])
+    _do(current, as_json, lambda: [pipeline.report(current)])
 
 
 @cli.command()
@@ -342,10 +375,14 @@ def colorize(
             "kept": [str(path) for path in result.kept],
             "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
         }, indent=2))  # fmt: skip
-        return
-    for each in result.skipped:
-        click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
-    click.echo(f"{len(result.colorized)} photographs in {printable(str(output_dir))}")
+    else:
+        for each in result.skipped:
+            click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
+        click.echo(f"{len(result.colorized)} photographs in {printable(str(output_dir))}")
+    total = len(result.colorized) + len(result.kept) + len(result.skipped)
+    if len(result.skipped) > DataConfig().max_bad_share * total:
+        why = f"{len(result.skipped)} of {total} could not be read; the others are coloured"
+        raise GateError("photographs", None, why, "see the reasons above")
 
 
 @cli.command()
@@ -361,9 +398,11 @@ def doctor(as_json: bool) -> None:
 def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
     """Run the steps of one command under the folder's lock and print what they found."""
     from colorpress.files import locked_folder
+    from colorpress.pipeline import write_settings
 
     with locked_folder(current.folder):
         records = tuple(steps())
+        write_settings(current)
     _print_table(current.folder, as_json, records)
 
 

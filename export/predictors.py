@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from colorpress.cores import usable_cores
 from colorpress.errors import ConfigError, InputError, MachineError
 
 if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
@@ -17,16 +17,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
 
 Floats = npt.NDArray[np.float32]
 _GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
-
-
-def count_threads(threads: int) -> int:
-    """`threads`, or one per physical core this process may run on for 0."""
-    if threads:
-        return threads
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 class OnnxPredictor:
@@ -37,8 +27,7 @@ class OnnxPredictor:
     Args:
         path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
         provider: "cpu", "cuda" or "cuda:N"; never silently another one.
-        threads: CPU threads; 0: one per physical core.
-        optimized_path: where ONNX Runtime writes its optimized graph; None: nowhere.
+        threads: CPU threads; 0: one per usable core.
         profile_prefix: path prefix of ONNX Runtime's profile; None: no profile.
     Raises:
         ConfigError: no such file, or another provider name.
@@ -52,7 +41,6 @@ class OnnxPredictor:
         *,
         provider: str = "cpu",
         threads: int = 0,
-        optimized_path: Path | None = None,
         profile_prefix: Path | None = None,
     ) -> None:
         import onnxruntime as ort
@@ -66,14 +54,12 @@ class OnnxPredictor:
             _require_cuda(ort, provider)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = count_threads(threads)
+        options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4
-        if optimized_path is not None:
-            options.optimized_model_filepath = str(optimized_path)
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)
@@ -143,7 +129,12 @@ def open_predictor(
             from export.onnx_probe import inspect_onnx
 
             inspect_onnx(path)
-        return OnnxPredictor(path, provider=_onnx_device(device), threads=threads)
+        if device != "auto":
+            return OnnxPredictor(path, provider=device, threads=threads)
+        try:
+            return OnnxPredictor(path, provider="cuda", threads=threads)
+        except MachineError:
+            return OnnxPredictor(path, threads=threads)
     if path.suffix == ".pt":
         from training.checkpoint import load_checkpoint
 
@@ -152,14 +143,6 @@ def open_predictor(
 
 
 _CUDA_HINT = "install colorpress[gpu] on a machine with CUDA, or use --device cpu"
-
-
-def _onnx_device(device: str) -> str:
-    if device != "auto":
-        return device
-    import onnxruntime as ort
-
-    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
 
 
 def _require_cuda(ort: Any, provider: str) -> None:

@@ -127,13 +127,47 @@ def test_configuration_file_is_below_environment_is_below_flags(
     config = tmp_path / "c.toml"
     config.write_text('epochs = 0\ndata = "nowhere"\n')
     assert "'--epochs': got 0" in fails_with(2, capsys, "train", "--config", config)
+    config.write_text('epochs = 7\ndata = "nowhere"\n')
+    assert "nowhere" in fails_with(2, capsys, "train", "--config", config, "-o", tmp_path / "out")
     monkeypatch.setenv("COLORPRESS_TRAIN_EPOCHS", "-2")
     assert "'--epochs': got -2" in fails_with(2, capsys, "train", "--config", config)
     assert "'--epochs': got -1" in fails_with(2, capsys, "train", "--config", config, "--epochs", "-1")
     config.write_text("epoch = 3\n")
     assert "did you mean 'epochs'?" in fails_with(2, capsys, "train", "--config", config)
+    for wrong in ("epochs = 5.5", "epochs = true", "epochs = [1]", "data = 5", "learning-rate = 'fast'"):
+        config.write_text(wrong)
+        fails_with(2, capsys, "train", "--config", config)
     config.write_text("epochs = [")
     assert "is not TOML" in fails_with(2, capsys, "train", "--config", config)
+
+
+def test_a_stage_goes_on_with_the_options_of_its_folder(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "16", "--epochs", "1", "--workers", "0"]
+    output = ["-o", str(tmp_path / "out")]
+    assert run_command(["train", "--data", str(photo_folder), *tiny, *output]) == 0
+    assert run_command(["train", *output]) == 0
+    assert "train: up to date, skipped" in capsys.readouterr().err
+    assert run_command(["prune", "--finetune-epochs", "0", "--round-to", "1", *output]) == 0
+    assert "8 to train on" in capsys.readouterr().err
+    options = (tmp_path / "out" / "config.resolved.toml").read_text()
+    assert all(line in options for line in ("base = 4", "round-to = 1", "finetune-epochs = 0"))
+
+
+def test_an_edited_prune_plan_is_applied(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "16", "--epochs", "1", "--workers", "0"]
+    output = ["-o", str(tmp_path / "out")]
+    assert run_command(["train", "--data", str(photo_folder), *tiny, *output]) == 0
+    assert run_command(["prune", "--finetune-epochs", "0", "--round-to", "1", *output]) == 0
+    plan = json.loads((tmp_path / "out" / "pruned" / "plan.json").read_text())
+    del plan["groups"][1:]
+    (tmp_path / "mine.json").write_text(json.dumps(plan))
+    capsys.readouterr()
+    assert run_command(["prune", "--prune-plan", str(tmp_path / "mine.json"), *output]) == 0
+    assert "pruned 1 of 12 convolutions" in capsys.readouterr().err
 
 
 def test_doctor_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:

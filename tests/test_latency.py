@@ -14,9 +14,10 @@ from conftest import TINY_PLAN, make_network
 
 from benchmarks import latency
 from benchmarks.latency import compute_statistics, pair_ratio, run_worker, summarize_rounds, time_variants
-from benchmarks.machine import describe_machine, usable_cores
+from benchmarks.machine import describe_machine
 from benchmarks.variants import Variant, describe_variant
 from colorpress.config import BenchmarkConfig, ExportConfig
+from colorpress.cores import usable_cores
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 

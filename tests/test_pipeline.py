@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +12,11 @@ import pytest
 from PIL import Image
 
 from colorpress.config import Settings
-from colorpress.errors import ConfigError
-from colorpress.pipeline import Run, RunResult, run_pipeline
+from colorpress.errors import ConfigError, GateError
+from colorpress.pipeline import Run, RunResult, find_photos, require_measured, run_pipeline, run_variants
+from colorpress.stages import run_stage
 from tests.conftest import make_photo
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_epochs": 1,
@@ -22,7 +26,7 @@ OPTIONS = {
 FILES = {
     "best.pt", "last.pt", "history.csv", "training_loss.png", "model_summary.txt", "layer_param_counts.csv",
     "top20_layers.png", "sample_input_output.png", "sample_output.png", "pruned/plan.json", "pruned/model.pt",
-    "pruned/last.pt", "best/model.onnx", "pruned/model.onnx", "best-int8/model.onnx", "pruned-int8/model.onnx",
+    "best/model.onnx", "pruned/model.onnx", "best-int8/model.onnx", "pruned-int8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
     "config.resolved.toml", "run.json",
 }  # fmt: skip
@@ -102,3 +106,25 @@ def test_a_run_from_a_checkpoint_trains_nothing(finished: tuple[Run, RunResult],
     assert (tmp_path / "out" / "run.json").exists()
     with pytest.raises(ConfigError, match=r"another best\.pt"):
         run_pipeline(started, checkpoint=run.folder / "pruned" / "model.pt")
+
+
+def test_files_of_another_original_are_left_out(finished: tuple[Run, RunResult], tmp_path: Path) -> None:
+    run, _ = finished
+    copy = Run(tmp_path / "out", run.settings)
+    shutil.copytree(run.folder, copy.folder)
+    assert [variant.name for variant in run_variants(copy)] == VARIANTS
+    save_checkpoint(copy.best_path, replace(load_checkpoint(copy.best_path), epoch=99))
+    assert [variant.name for variant in run_variants(copy)] == ["best.pt"]
+
+
+def test_a_failed_variant_fails_the_run_and_is_measured_again(tmp_path: Path) -> None:
+    record = run_stage(tmp_path, "benchmark", "key", lambda: ([], {"rows": 2, "failed": ["pruned"]}))
+    with pytest.raises(GateError, match="pruned could not be measured"):
+        require_measured(Run(tmp_path), record)
+    assert not run_stage(tmp_path, "benchmark", "key", lambda: ([], {"rows": 2, "failed": []})).skipped
+
+
+def test_a_run_folder_among_the_photographs_is_refused(photo_folder: Path) -> None:
+    settings = Settings.from_options({**OPTIONS, "data": photo_folder})
+    with pytest.raises(ConfigError, match="lies inside --data"):
+        find_photos(Run(photo_folder / "out", settings))

@@ -53,14 +53,15 @@ def test_the_largest_product_of_size_and_speed_wins() -> None:
 
 def test_an_int8_variant_slower_than_its_parent_is_never_recommended() -> None:
     parent = row("pruned", **SMALL)
-    child = row("pruned-int8", **{**SMALL, "size_bytes": 800_000, "p50_ms": 21.0, "speedup": 4.8})
+    child = row("pruned-int8", **{**SMALL, "size_bytes": 800_000, "p50_ms": 25.0, "speedup": 4.0})
     assert judge_rows([BEST, parent, child]).recommended == "pruned"
-    assert "1.05 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child])
+    assert "1.25 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child])
     # Not even alone: its parent lost the colour, so nothing is left.
     lost = {**parent, "retained_colour": 0.5}
     assert judge_rows([BEST, lost, child]).recommended is None
-    faster = {**child, "p50_ms": 19.0}
-    assert judge_rows([BEST, parent, faster]).recommended == "pruned-int8"
+    # A tie within what noise explains goes to the smaller file.
+    for speedup in (4.95, 6.0):
+        assert judge_rows([BEST, parent, {**child, "speedup": speedup}]).recommended == "pruned-int8"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_noise_of_the_machine_counts() -> None:
     assert judge_rows([BEST, same_size]).recommended == "x"
     noisy = judge_rows([BEST, same_size], {"cpu": {"median": 0.9, "low": 0.8, "high": 1.0}})
     assert noisy.recommended is None
-    assert "differs by 10 %, so differences below 30 % mean nothing" in noisy.notes[0]
+    assert "differs by 20 %, so differences below 60 % mean nothing" in noisy.notes[0]
 
 
 def test_few_photographs_are_said_to_be_few() -> None:

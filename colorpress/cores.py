@@ -1,0 +1,28 @@
+"""How many processors this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use, by its affinity and the quota of its container; at least 1."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read_quota().partition(" ")
+    if quota != "max" and period:
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, min(cores, psutil.cpu_count(logical=False) or cores))
+
+
+def _read_quota() -> str:
+    """The container's quota: microseconds and period, or max."""
+    try:
+        return _CGROUP_QUOTA.read_text().strip()
+    except OSError:
+        return "max"

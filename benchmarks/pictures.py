@@ -144,11 +144,11 @@ def _draw_sheet(rows: Sequence[Sequence[_Cell]], cell: int) -> Image.Image:
 
 
 def _fit(pixels: Pixels | None, cell: int) -> Image.Image | None:
-    """The picture scaled, up or down, to fill the cell's width, but no higher than one and a half cells."""
+    """The picture scaled, up or down, to fill the cell's width, but no higher than wide."""
     if pixels is None:
         return None
     picture = Image.fromarray(pixels)
-    scale = min(cell / picture.width, 1.5 * cell / picture.height)
+    scale = min(cell / picture.width, cell / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.LANCZOS)
 

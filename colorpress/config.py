@@ -163,6 +163,9 @@ class QuantizeConfig(Config):
         256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
     )
     calibration_method: str = option("percentile", "How ranges are chosen.", choices=("minmax", "percentile", "mse"))
+    calibration_percentile: float = option(
+        99.5, "Percent of the values that a range covers, for --calibration-method percentile.", low=90.0, high=100.0
+    )
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     train = {name: getattr(settings.train, name) for name in ("batch_size", "imgsz", "val_size", "weight_decay")}
     used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size, **_data_key(run, photos)}
     inputs = [checkpoint] if given is None else [checkpoint, given]
-    key = run.stage("prune", inputs, used, ["training", "compress"])
+    modules = ("batch_norm", "distillation", "prune_plan", "pruning", "ranking")
+    key = run.stage("prune", inputs, used, ["training", *(f"compress/{name}.py" for name in modules)])
     return run_stage(run.folder, "prune", key, action, force=run.force)
 
 

@@ -18,7 +18,6 @@ Floats = npt.NDArray[np.float32]
 
 # The decoder's last activations have long thin tails; of 99.9 to 99.9999 this was nearest to float by a factor of
 # three and more, on a trained UNet and photographs.
-PERCENTILE = 99.9
 _HALF_BINS = 4096  # on each side of zero
 _LEVELS = 255
 _MSE_STEPS = 128
@@ -55,21 +54,21 @@ class ActivationHistogram:
             self.counts = np.concatenate((np.zeros(quarter, np.int64), pairs, np.zeros(quarter, np.int64)))
             self.limit *= 2.0
 
-    def range_by(self, method: str) -> tuple[float, float]:
+    def range_by(self, method: str, percentile: float = 99.5) -> tuple[float, float]:
         """The (low, high) to represent in 8 bits, zero included: minmax, percentile or mse."""
         if method == "minmax" or not self.counts.any():
             return self.low, self.high
-        low, high = self._percentile_range() if method == "percentile" else self._mse_range()
+        low, high = self._percentile_range(percentile) if method == "percentile" else self._mse_range()
         return max(low, self.low), min(high, self.high)
 
     @property
     def _edges(self) -> npt.NDArray[np.float64]:
         return np.linspace(-self.limit, self.limit, 2 * _HALF_BINS + 1)
 
-    def _percentile_range(self) -> tuple[float, float]:
-        """All but the outermost (100 - PERCENTILE) percent of the values, split over both tails."""
+    def _percentile_range(self, percentile: float) -> tuple[float, float]:
+        """All but the outermost (100 - percentile) percent of the values, split over both tails."""
         total = self.counts.sum()
-        outside = total * (1.0 - PERCENTILE / 100.0) / 2.0
+        outside = total * (1.0 - percentile / 100.0) / 2.0
         summed = np.cumsum(self.counts)
         first = int(np.searchsorted(summed, outside, side="right"))
         last = int(np.searchsorted(summed, total - outside, side="left"))

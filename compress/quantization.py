@@ -84,7 +84,7 @@ def quantize_onnx(
     nodes = _nodes_to_quantize(model.graph, set(chosen))
     observed = _tensors_to_observe(model.graph, nodes)
     seen = observe_activations(model, observed, calibration, threads=threads)
-    ranges = _spread_ranges(model.graph, seen.histograms, config.calibration_method)
+    ranges = _spread_ranges(model.graph, seen.histograms, config)
     quantized = _insert_qdq(model, nodes, ranges, reduce_range=reduce)
     sizes = _weight_sizes(model.graph)
     share = sum(sizes[name] for name in chosen) / sum(sizes.values())
@@ -228,10 +228,13 @@ def _tensors_to_observe(graph: onnx.GraphProto, nodes: set[str]) -> list[str]:
 
 
 def _spread_ranges(
-    graph: onnx.GraphProto, histograms: Mapping[str, ActivationHistogram], method: str
+    graph: onnx.GraphProto, histograms: Mapping[str, ActivationHistogram], config: QuantizeConfig
 ) -> dict[str, tuple[float, float]]:
     """A range for every value: what only moves values keeps the range, a Concat spans those of its parts."""
-    ranges = {name: histogram.range_by(method) for name, histogram in histograms.items()}
+    ranges = {
+        name: histogram.range_by(config.calibration_method, config.calibration_percentile)
+        for name, histogram in histograms.items()
+    }
     for node in graph.node:
         if node.op_type == "Relu" and node.output[0] in ranges:
             ranges[node.input[0]] = ranges[node.output[0]]

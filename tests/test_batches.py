@@ -25,8 +25,8 @@ LIMIT = 1_000_000
 
 @pytest.fixture
 def photos(photo_folder: Path) -> tuple[Photo, ...]:
-    split = scan_photos(DataConfig(data=photo_folder, val_share=0.0, test_share=0.0), workers=0)
-    return split.train
+    split = scan_photos(DataConfig(data=photo_folder), workers=0)
+    return (*split.train, *split.val, *split.test)
 
 
 @pytest.fixture(autouse=True)

@@ -66,9 +66,9 @@ def test_the_sheet_has_a_row_for_each_photograph_and_a_column_for_each_variant()
 
 def test_a_tall_photograph_keeps_its_shape() -> None:
     sheet = draw_comparison([colored(width=20, height=80)], ["best.pt"], cell=CELL)
-    assert sheet.height == GAP + 150 + LINES + GAP  # one and a half cells high, so 38 wide
-    assert sheet.getpixel((GAP + 50, GAP + 75)) == (128, 128, 128)
-    assert sheet.getpixel((GAP + 10, GAP + 75)) == (255, 255, 255)
+    assert sheet.height == GAP + 100 + LINES + GAP  # a cell high, so 25 wide
+    assert sheet.getpixel((GAP + 50, GAP + 50)) == (128, 128, 128)
+    assert sheet.getpixel((GAP + 10, GAP + 50)) == (255, 255, 255)
 
 
 def test_samples(tmp_path: Path) -> None:

@@ -517,5 +517,5 @@ def test_a_fifo_in_the_folder_does_not_hang_the_scan(photo_folder: Path) -> None
 
 def test_the_embedded_photographs_are_there_and_in_colour() -> None:
     split = scan_photos(DataConfig(), workers=1)
-    assert len(embedded_photos()) == 8
-    assert (len(split.train), len(split.val), len(split.test), split.skipped) == (6, 1, 1, ())
+    assert len(embedded_photos()) == 5
+    assert (len(split.train), len(split.val), len(split.test), split.skipped) == (3, 1, 1, ())

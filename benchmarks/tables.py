@@ -109,11 +109,6 @@ def read_benchmark_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a benchmark.json."""
-    return list(read_benchmark_json(path)["rows"])
-
-
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a compact plain-text table for a terminal; failed variants say how they failed."""
     header = ("model", "size", "params", "MACs", "p50", "p90", "img/s", "speedup", "L1", "dL1", "G", "PSNR", "memory")

@@ -414,9 +414,12 @@ def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) ->
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.tables import format_table, read_rows
+            from benchmarks.tables import format_table, read_benchmark_json
+            from benchmarks.verdict import judge_rows
 
-            click.echo(format_table(read_rows(folder / "benchmark.json")))
+            measured = read_benchmark_json(folder / "benchmark.json")
+            verdict = judge_rows(measured["rows"], measured["aa_ratios"])
+            click.echo("\n".join((format_table(measured["rows"]), "", verdict.sentence, *verdict.notes)))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
 

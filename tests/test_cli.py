@@ -170,6 +170,19 @@ def test_an_edited_prune_plan_is_applied(
     assert "pruned 1 of 12 convolutions" in capsys.readouterr().err
 
 
+def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.tables import COLUMNS, write_benchmark_json
+    from colorpress.cli import _print_table
+    from colorpress.stages import StageRecord
+
+    best = {**dict.fromkeys(COLUMNS), "model": "best.pt", "status": "ok", "device": "cpu", "size_bytes": 9, "photos": 2}
+    write_benchmark_json(tmp_path / "benchmark.json", {"format_version": 1, "rows": [best], "aa_ratios": {}})
+    _print_table(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
+    printed = capsys.readouterr().out
+    assert "only best.pt was measured" in printed
+    assert "2 photographs show the machinery, not colour quality" in printed
+
+
 def test_doctor_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

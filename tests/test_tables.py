@@ -19,7 +19,7 @@ from benchmarks.tables import (
     format_percent,
     format_table,
     make_rows,
-    read_rows,
+    read_benchmark_json,
     write_benchmark_csv,
     write_benchmark_json,
 )
@@ -84,7 +84,7 @@ def test_json_has_all_figures_and_is_read_back(tmp_path: Path) -> None:
     rows = make_rows(variants, latency, accuracy, CONFIG)
     record = make_record(rows, latency, accuracy, CONFIG, seed=4)
     path = write_benchmark_json(tmp_path / "benchmark.json", record)
-    assert read_rows(path) == rows
+    assert read_benchmark_json(path)["rows"] == rows
     read = json.loads(path.read_text())
     assert read["raw_times"]["best.pt"][0]["times_ns"] == [10_000_000] * 3
     assert read["aa_ratios"]["cpu"]["median"] == 1.01
@@ -99,7 +99,7 @@ def test_a_damaged_json_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=r"benchmark\.json"):
-        read_rows(path)
+        read_benchmark_json(path)
 
 
 def test_the_terminal_table_is_aligned_and_short() -> None:

@@ -19,7 +19,7 @@ from colorpress.config import BenchmarkConfig, DataConfig, MachineConfig
 from colorpress.errors import InputError
 from training.photos import Photo
 
-_SHEET_PHOTOS = 5
+_SHEET_PHOTOS = 4
 
 
 @dataclass(frozen=True)

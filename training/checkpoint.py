@@ -126,7 +126,7 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
             # Files of other programs may use newer pickle protocols; what counts is whether they can be read.
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; its text advises weights_only=False, so it is not shown
+    except Exception as error:  # torch raises many kinds, and its text advises to read unsafely: it is not shown
         held_code = "Weights only load failed" in str(error) or "Unsupported" in str(error)
         why = "contains code, refused" if held_code else "is corrupt or truncated"
         raise InputError("checkpoint", path, why, _NO_CHECKPOINT) from error

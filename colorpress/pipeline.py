@@ -26,7 +26,7 @@ from colorpress import __version__
 from colorpress.config import Settings
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from colorpress.files import sha256_file, write_bytes, write_json, write_text
 from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage, stage_key
 from compress.distillation import distil_network
 from compress.prune_plan import read_plan, write_plan
@@ -42,7 +42,7 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
 from training.device import choose_device
 from training.original import train_unet
-from training.photos import PhotoSplit, scan_photos
+from training.photos import PhotoSplit, hash_photos, scan_photos
 from training.unet import count_parameters
 
 
@@ -136,14 +136,9 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         choose_device(settings.machine.device)
         if run.force:
             (run.folder / "last.pt").unlink(missing_ok=True)
-        elif run.best_path.exists() != (run.folder / "last.pt").exists() and not _is_first_epoch(run.best_path):
-            raise ConfigError(
-                "folder",
-                run.folder,
-                "holds only one of best.pt and last.pt, so its training cannot go on",
-                "keep its model with --checkpoint best.pt, choose another --output-dir, or train again with --force",
-            )
-        trained = train_unet(photos, run.folder, settings.train, data=settings.data, machine=settings.machine)
+        trained = train_unet(
+            photos, run.folder, settings.train, data=settings.data, machine=settings.machine, restart=run.force
+        )
         files = [trained.best_path, trained.history_path, trained.plot_path]
         return files, {"epoch": trained.epoch, "val_l1": trained.val_l1, "params": trained.params}
 
@@ -396,20 +391,12 @@ def _calibration(run: Run, photos: PhotoSplit) -> Iterator[NDArray[np.float32]]:
 
 def _data_key(run: Run, photos: PhotoSplit) -> dict[str, Any]:
     """What a stage's answer depends on of the photographs: their content by use, the seed, and the size limit."""
-    parts = (photos.train, photos.val, photos.test)
-    content = "|".join(",".join(photo.sha256 for photo in part) for part in parts)
     data = run.settings.data
-    return {"photos": sha256_bytes(content.encode()), "seed": data.seed, "max_pixels": data.max_pixels}
-
-
-def _is_first_epoch(best_path: Path) -> bool:
-    """Whether a training was stopped between writing best.pt and last.pt of its first epoch."""
-    return best_path.exists() and load_checkpoint(best_path).epoch == 1
+    content = hash_photos(photos.train, photos.val, photos.test)
+    return {"photos": content, "seed": data.seed, "max_pixels": data.max_pixels}
 
 
 def _warn_of_other_split(original: Checkpoint, photos: PhotoSplit) -> None:
-    trained_on = original.extra.get("fit", {}).get("photos")
-    if trained_on is not None and trained_on != sha256_bytes(
-        "".join(photo.sha256 for photo in (*photos.train, *photos.val)).encode()
-    ):
+    trained_on = original.extra.get("fit", {}).get("photographs")
+    if trained_on is not None and trained_on != hash_photos(photos.train, photos.val):
         warn("best.pt was trained on another split of photographs: it may have seen those held out here")

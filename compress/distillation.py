@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, TrainConfig
-from colorpress.errors import InputError
 from colorpress.files import sha256_source
 from compress.batch_norm import recalibrate_batch_norm_
 from training.batches import CropLoader
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import prepare_batch, validate_l1
 from training.fitting import FitConfig, Objective, fit_network
@@ -69,25 +68,18 @@ def distil_network(
             "teacher_weight": config.teacher_weight,
             "code": sha256_source(["compress/distillation.py"]),
         }
-        if config.finetune_epochs == 0 or not destination.exists() or _is_another(last_path, extra):
-            last_path.unlink(missing_ok=True)
         if config.finetune_epochs == 0:
+            last_path.unlink(missing_ok=True)
             untuned = Checkpoint(
                 plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
             )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, 0)
-        fit_config = FitConfig(
+        fit_config = replace(
+            FitConfig.of(train, data, machine),
             epochs=config.finetune_epochs,
-            batch_size=train.batch_size,
-            imgsz=train.imgsz,
-            val_size=train.val_size,
             learning_rate=config.finetune_learning_rate,
-            weight_decay=train.weight_decay,
             seed=data.seed + 1,
-            max_pixels=data.max_pixels,
-            workers=machine.workers,
-            device=device,
         )
         fitted = fit_network(
             network,
@@ -105,17 +97,6 @@ def distil_network(
     last_path.unlink(missing_ok=True)
     assert fitted.best.val_l1 is not None
     return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
-
-
-def _is_another(last_path: Path, extra: Mapping[str, object]) -> bool:
-    """Whether an unfinished fine-tuning is of another teacher, loss or code; damaged ones are."""
-    if not last_path.exists():
-        return False
-    try:
-        found = load_checkpoint(last_path).extra
-    except InputError:
-        return True
-    return any(found.get(name) != value for name, value in extra.items())
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:

@@ -7,7 +7,6 @@ since its mutable defaults leak from one call to the next.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from colorpress.console import warn
 from colorpress.errors import GateError, InputError
 from compress.prune_plan import PrunedGroup, PrunePlan, empty_network, layer_widths, read_plan, write_plan
 from compress.ranking import count_macs, largest_layers, rank_layers
-from training.unet import UNet, UNetPlan, count_parameters, plan_of
+from training.unet import UNet, UNetPlan, count_parameters, hash_weights, plan_of
 
 __all__ = [
     "PrunePlan",
@@ -167,7 +166,7 @@ def plan_pruning(network: UNet, config: PruneConfig, *, seed: int = 0) -> PruneP
         source=plan_of(network),
         groups=tuple(groups),
         settings={**asdict(config), "seed": seed},
-        weights_sha256=_hash_weights(network),
+        weights_sha256=hash_weights(network),
     )
 
 
@@ -287,7 +286,7 @@ def _check_source(network: UNet, plan: PrunePlan) -> None:
             f"is for another network ({'; '.join(wrong[:5])}{more})",
             "give the checkpoint that the plan was made from, or make a new plan",
         )
-    if plan.weights_sha256 and plan.weights_sha256 != _hash_weights(network):
+    if plan.weights_sha256 and plan.weights_sha256 != hash_weights(network):
         warn("the prune plan chose its channels by other weights than these; the channel counts fit, so it is applied")
 
 
@@ -306,11 +305,3 @@ def _check_forward(network: UNet) -> None:
                 f"answers {tuple(answer.shape)} to {height} x {width} pixels, or not finitely",
                 "check the checkpoint; prune less",
             )
-
-
-def _hash_weights(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

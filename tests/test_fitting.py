@@ -112,9 +112,9 @@ def test_a_fit_with_other_settings_is_not_overwritten(
 
 def test_other_photographs_or_starting_weights_are_another_fit(split: PhotoSplit, tmp_path: Path) -> None:
     fit(split, tmp_path)
-    with pytest.raises(ConfigError, match="start"):
+    with pytest.raises(ConfigError, match="other starting weights"):
         fit(split, tmp_path, network=make_network(seed=1))
-    with pytest.raises(ConfigError, match="photos"):
+    with pytest.raises(ConfigError, match="other photographs"):
         fit(replace(split, train=split.train[1:]), tmp_path)
 
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.console import progress, say
 from colorpress.errors import ConfigError, DivergedError, InputError
-from colorpress.files import sha256_bytes, sha256_source
+from colorpress.files import sha256_source
 from training.batches import CropLoader
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.device import choose_device
 from training.evaluation import prepare_batch, validate_l1
-from training.photos import Photo
-from training.unet import UNet, plan_of
+from training.photos import Photo, hash_photos
+from training.unet import UNet, hash_weights, plan_of
 
 WARMUP_SHARE = 0.05
 GRADIENT_NORM = 1.0
@@ -50,6 +52,22 @@ class FitConfig:
     max_pixels: int
     workers: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @staticmethod
+    def of(train: TrainConfig, data: DataConfig, machine: MachineConfig) -> FitConfig:
+        """The fit that the options of training describe."""
+        return FitConfig(
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            imgsz=train.imgsz,
+            val_size=train.val_size,
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
+            seed=data.seed,
+            max_pixels=data.max_pixels,
+            workers=machine.workers,
+            device=choose_device(machine.device),
+        )
 
     def identity(self) -> dict[str, Any]:
         """The values that decide the weights: all but where the work runs."""
@@ -91,26 +109,30 @@ def fit_network(
         network: trained in place; its starting weights are part of what makes a fit the same fit.
         objective: the loss; the history's `train_l1` is the L1 to the truth whatever it is.
         label: what a person reads beside the progress bar.
-        extra: primitives kept inside both checkpoints.
-        restart: start over where `last_path` is of another fit, instead of refusing.
+        extra: primitives kept inside both checkpoints; other ones make another fit.
+        restart: start over where the files are of another fit, instead of refusing.
     Raises:
-        ConfigError: `last_path` holds a fit with other settings, photographs or starting weights.
+        ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing.
         DivergedError: the loss is NaN or Inf; both files are those of the last finite epoch.
         InputError: no photograph of the validation set can be read.
     """
     identity = {
         **config.identity(),
-        "photos": sha256_bytes("".join(photo.sha256 for photo in (*train, *val)).encode()),
-        "start": _hash_weights(network),
+        "photographs": hash_photos(train, val),
+        "starting weights": hash_weights(network),
         "code": sha256_source(_CODE),
+        **extra,
     }
     network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _make_optimizer(network, config)
     history: list[Mapping[str, float]] = []
-    if last_path.exists():
-        history = _resume_(network, optimizer, last_path, identity, restart)
-        if history:
-            say(f"{label}: {len(history)} of {config.epochs} epochs are done")
+    obstacle = _why_not_resumed(best_path, last_path, identity)
+    if obstacle and not restart:
+        hint = "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force"
+        raise ConfigError("folder", last_path.parent, obstacle, hint)
+    if last_path.exists() and not obstacle:
+        history = _resume_(network, optimizer, last_path)
+        say(f"{label}: {len(history)} of {config.epochs} epochs are done")
     started_at = len(history)
     with CropLoader(
         train,
@@ -136,9 +158,7 @@ def fit_network(
             if row["val_l1"] <= min(past["val_l1"] for past in history):
                 save_checkpoint(best_path, checkpoint)
             # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-            save_checkpoint(
-                last_path, Checkpoint(**{**vars(checkpoint), "training_state": {"optimizer": optimizer.state_dict()}})
-            )
+            save_checkpoint(last_path, replace(checkpoint, training_state={"optimizer": optimizer.state_dict()}))
     return FitResult(load_checkpoint(best_path), tuple(history), config.epochs - started_at)
 
 
@@ -221,32 +241,33 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, config: FitConfig, done
         group["lr"] = config.learning_rate * factor
 
 
-def _resume_(
-    network: UNet, optimizer: torch.optim.Optimizer, last_path: Path, identity: Mapping[str, Any], restart: bool
-) -> list[Mapping[str, float]]:
-    """Load the state of an interrupted fit into network and optimizer; its history so far, empty where it is none."""
+def _why_not_resumed(best_path: Path, last_path: Path, identity: Mapping[str, Any]) -> str:
+    """What speaks against going on from these files; empty when nothing does, or when there are none."""
+    if not best_path.exists() and not last_path.exists():
+        return ""
+    if not last_path.exists():
+        # A kill between the two files of the first epoch leaves best.pt alone; that epoch is simply trained again.
+        first = load_checkpoint(best_path)
+        return "" if first.extra.get("fit") == identity and first.epoch == 1 else "holds a best.pt without its last.pt"
+    if not best_path.exists():
+        return "holds a last.pt without its best.pt"
     try:
-        last = load_checkpoint(last_path)
-    except InputError:
-        if restart:
-            return []
-        raise
-    found = last.extra.get("fit", {})
-    different = [f"{key} {found.get(key)} -> {value}" for key, value in identity.items() if found.get(key) != value]
-    if different or last.training_state is None:
-        if restart:
-            return []
-        raise ConfigError(
-            "folder",
-            last_path.parent,
-            f"holds a training with other settings: {', '.join(different)}",
-            "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force",
-        )
+        found = load_checkpoint(last_path).extra.get("fit", {})
+    except InputError as error:
+        return f"holds a damaged training ({error})"
+    different = [
+        # Hashes say nothing to a person.
+        f"other {name}" if isinstance(value, str) and len(value) == 64 else f"{name} {found.get(name)} -> {value}"
+        for name, value in identity.items()
+        if found.get(name) != value
+    ]
+    return f"holds a training with other settings: {', '.join(different)}" if different else ""
+
+
+def _resume_(network: UNet, optimizer: torch.optim.Optimizer, last_path: Path) -> list[Mapping[str, float]]:
+    """Load the state of an interrupted fit into network and optimizer; its history so far."""
+    last = load_checkpoint(last_path)
+    assert last.training_state is not None
     network.load_state_dict(dict(last.state_dict))
     optimizer.load_state_dict(dict(last.training_state["optimizer"]))
     return list(last.history)
-
-
-def _hash_weights(network: nn.Module) -> str:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
-    return sha256_bytes(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state.items()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from training.device import choose_device, torch_threads
+from training.device import torch_threads
 from training.fitting import FitConfig, fit_network, l1_objective
 from training.history import plot_history, write_history
 from training.photos import PhotoSplit
@@ -26,10 +26,6 @@ class TrainResult:
     val_l1: float
     params: int
 
-    def summary(self) -> str:
-        """One sentence for a person."""
-        return f"best.pt: {self.params:,} parameters, epoch {self.epoch}, validation L1 {self.val_l1:.4f}"
-
 
 def train_unet(
     photos: PhotoSplit,
@@ -38,28 +34,19 @@ def train_unet(
     *,
     data: DataConfig,
     machine: MachineConfig,
+    restart: bool = False,
 ) -> TrainResult:
     """Train a UNet from L to ab with L1 loss; writes best.pt, last.pt, history.csv and training_loss.png.
 
-    A training that was interrupted in `output_dir` goes on after its last finished epoch.
+    A training that was interrupted in `output_dir` goes on after its last finished epoch; with `restart`, one with
+    other settings that is in the way is replaced.
 
     Raises:
-        ConfigError: `output_dir` holds a training with other settings.
+        ConfigError: `output_dir` holds a training with other settings, or half of one.
         DivergedError: the loss became NaN or Inf.
         MachineError: the device is missing or the folder cannot be written.
     """
-    fit_config = FitConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        imgsz=config.imgsz,
-        val_size=config.val_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        seed=data.seed,
-        max_pixels=data.max_pixels,
-        workers=machine.workers,
-        device=choose_device(machine.device),
-    )
+    fit_config = FitConfig.of(config, data, machine)
     with torch.random.fork_rng(devices=[]), torch_threads(machine.threads):
         torch.manual_seed(data.seed)
         network = UNet(UNetPlan.classic(config.base, config.depth, config.upsample))
@@ -73,6 +60,7 @@ def train_unet(
             last_path=output_dir / "last.pt",
             label="train",
             extra={"stage": "train", "train_photos": len(photos.train), "val_photos": len(photos.val)},
+            restart=restart,
         )
     assert fitted.best.val_l1 is not None
     return TrainResult(

@@ -200,6 +200,11 @@ def scan_photos(
     return _split(photos, skipped, config)
 
 
+def hash_photos(*parts: Sequence[Photo]) -> str:
+    """The SHA-256 of which photographs, by content, are in which part."""
+    return hashlib.sha256("|".join(",".join(photo.sha256 for photo in part) for part in parts).encode()).hexdigest()
+
+
 def write_skipped(path: Path, skipped: Sequence[SkippedPhoto]) -> Path:
     """Write skipped_images.csv: path and reason of each file that is not used."""
     return write_csv(path, ("path", "reason"), ({"path": str(each.path), "reason": each.reason} for each in skipped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -176,6 +177,15 @@ def plan_of(network: UNet) -> UNetPlan:
         ),
         upsample=network.upsample,
     )
+
+
+def hash_weights(network: nn.Module) -> str:
+    """The SHA-256 of every parameter and buffer, with its name and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def count_parameters(network: nn.Module) -> int:

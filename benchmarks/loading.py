@@ -22,7 +22,7 @@ from benchmarks.machine import describe_machine
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.errors import ColorpressError, InputError
 from training.batches import CropLoader
-from training.device import choose_device, torch_threads
+from training.device import choose_device, choose_precision, torch_threads
 from training.evaluation import prepare_batch
 from training.photos import Photo, scan_photos
 from training.unet import UNet, UNetPlan
@@ -89,7 +89,13 @@ def measure_loading(
     with (
         torch_threads(threads),
         CropLoader(
-            photos, imgsz=imgsz, batch_size=batch_size, seed=0, workers=workers, max_pixels=max_pixels
+            photos,
+            imgsz=imgsz,
+            crop_share=TrainConfig().crop_share,
+            batch_size=batch_size,
+            seed=0,
+            workers=workers,
+            max_pixels=max_pixels,
         ) as loader,
     ):
         trainer = _Trainer(base, chosen)
@@ -134,7 +140,7 @@ class _Trainer:
             self.network = UNet(UNetPlan.classic(base)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
-        self.device = device
+        self.device, self.dtype = device, choose_precision("auto", device)
 
     def run(self, batches: Iterable[Tensor]) -> float:
         """Train on `batches`; seconds per image, waiting for them included."""
@@ -142,7 +148,9 @@ class _Trainer:
         started = time.perf_counter()
         for rgb in batches:
             lightness, ab = prepare_batch(rgb, self.device)
-            loss = (self.network(lightness.contiguous(memory_format=torch.channels_last)) - ab).abs().mean()
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                answer = self.network(lightness.contiguous(memory_format=torch.channels_last))
+            loss = (answer.float() - ab).abs().mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()

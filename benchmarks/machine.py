@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from colorpress.cores import usable_cores
+from colorpress.cores import cpu_flags, usable_cores
 
 # The instruction sets that decide how fast float32, bfloat16 and int8 are on a CPU.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -18,10 +18,9 @@ def describe_machine() -> dict[str, Any]:
     """CPU, cores, instruction sets, memory and its limit, system, library versions and GPU, as JSON-ready values."""
     import psutil
 
-    cpu = _read_cpu_info()
-    flags = set(cpu.get("flags", cpu.get("Features", "")).split())
+    flags = cpu_flags()
     return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu": _cpu_name() or platform.processor() or platform.machine(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
         "cores_usable": usable_cores(),
@@ -42,11 +41,9 @@ def _memory_limit() -> int | None:
     return int(limit) if limit and limit.isdigit() and int(limit) < 2**60 else None
 
 
-def _read_cpu_info() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
-    first = (_read_text("/proc/cpuinfo") or "").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+def _cpu_name() -> str:
+    pairs = (line.partition(":") for line in (_read_text("/proc/cpuinfo") or "").splitlines())
+    return next((value.strip() for key, _, value in pairs if key.strip() == "model name"), "")
 
 
 def _read_text(path: str) -> str | None:

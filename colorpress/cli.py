@@ -101,11 +101,16 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"})
 @click.version_option(__version__, prog_name="colorpress")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Turn a trained UNet colorizer into a small, fast ONNX model, and measure what that cost.
 
     `colorpress run` does everything; the other commands are its stages, on the same folder and with the same options.
     """
+    from colorpress.processes import require_one_process
+
+    if context.invoked_subcommand not in ("train", "prune"):
+        require_one_process(str(context.invoked_subcommand))
 
 
 def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
@@ -119,8 +124,9 @@ def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
                     kind: Any = click.Choice(choices)
                 else:
                     kind = _PATH if "Path" in str(types[each.name]) else types[each.name]
+                name = option_name(each.name)
                 click.option(
-                    f"--{option_name(each.name)}",
+                    f"--{name}/--no-{name}" if kind is bool else f"--{name}",
                     each.name,
                     type=kind,
                     default=each.default,
@@ -396,13 +402,23 @@ def doctor(as_json: bool) -> None:
 
 
 def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
-    """Run the steps of one command under the folder's lock and print what they found."""
+    """Run the steps of one command under the folder's lock and print what they found.
+
+    Of the processes that torchrun started the main one alone locks, writes and prints.
+    """
+    from colorpress.console import set_quiet
     from colorpress.files import locked_folder
     from colorpress.pipeline import write_settings
+    from colorpress.processes import is_main_process, joined_processes
 
-    with locked_folder(current.folder):
-        records = tuple(steps())
-        write_settings(current)
+    with joined_processes():
+        if not is_main_process():
+            set_quiet(True)
+            tuple(steps())
+            return
+        with locked_folder(current.folder):
+            records = tuple(steps())
+            write_settings(current)
     _print_table(current.folder, as_json, records)
 
 

@@ -56,7 +56,7 @@ def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
         return
     if kind not in (int, float):
         if not isinstance(value, kind):
-            raise ConfigError("option", name, f"got {value!r}", "give a text")
+            raise ConfigError("option", name, f"got {value!r}", "give true or false" if kind is bool else "give a text")
         return
     bounds = f"at least {low}" if high is None else f"from {low} to {high}"
     noun = "a whole number" if kind is int else "a number"
@@ -100,14 +100,44 @@ class TrainConfig(Config):
     base: int = option(32, "Channels of the first level; each deeper level has twice as many.", low=1, high=512)
     depth: int = option(4, "Number of times the picture is halved.", low=1, high=6)
     upsample: str = option("transpose", "How the decoder up-samples.", choices=("transpose", "bilinear", "nearest"))
+    dropout: float = option(
+        0.0, "Share of the deepest level's channels that is dropped at random while training.", low=0.0, high=0.9
+    )
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
-    batch_size: int = option(16, "Crops per training step.", low=1, high=65_536)
+    batch_size: int = option(
+        16, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536
+    )
     imgsz: int = option(96, "Side of the square training crop, in pixels.", low=8, high=4096)
+    crop_share: float = option(
+        0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
+    )
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
     )
     learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0)
+    schedule: str = option(
+        "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "plateau", "constant")
+    )
+    warmup_share: float = option(0.05, "Share of all steps in which the learning rate rises.", low=0.0, high=0.9)
+    plateau_patience: int = option(
+        2, "Epochs without progress before --schedule plateau lowers the learning rate.", low=1, high=100_000
+    )
     weight_decay: float = option(1e-2, "Decoupled weight decay of convolution weights.", low=0.0, high=10.0)
+    gradient_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e9)
+    ema_decay: float = option(
+        0.998,
+        "Validated and kept is this running average of the weights; 0: the weights themselves.",
+        low=0.0,
+        high=0.99999,
+    )
+    patience: int = option(0, "Stop after this many epochs without progress; 0: never.", low=0, high=100_000)
+    min_delta: float = option(0.0, "Validation L1 must fall by more than this to be progress.", low=0.0, high=1.0)
+    precision: str = option(
+        "auto",
+        "Arithmetic of training; auto: bf16 where the processor has it, else fp32. Validation is always fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: bool = option(False, "Compile the network with torch.compile (needs a C++ compiler on a CPU).")
 
 
 @dataclass(frozen=True)

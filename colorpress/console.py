@@ -73,7 +73,7 @@ class _Silent:
 
 
 class _Lines:
-    """A line at each tenth, and no more often than every ten seconds but for the last."""
+    """A line at each tenth, and no more often than every ten seconds: short work says nothing."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
@@ -82,9 +82,8 @@ class _Lines:
     def advance(self, count: int = 1, note: str = "") -> None:
         before, self.done = self.done, self.done + count
         now = time.monotonic()
-        finished = self.done >= self.total > before
         tenth_passed = self.done * 10 // self.total > before * 10 // self.total
-        if finished or (tenth_passed and now - self.spoke >= 10):
+        if tenth_passed and now - self.spoke >= 10:
             self.spoke = now
             tail = f", {note}" if note else ""
             say(f"{self.label}: {self.done}/{self.total} in {now - self.started:.0f} s{tail}")

@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""How many processors this process may use, and what they can do."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def _read_quota() -> str:
         return _CGROUP_QUOTA.read_text().strip()
     except OSError:
         return "max"
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the processor as the kernel names them, such as avx512_bf16; empty where it is silent."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":") for line in lines)
+    return next(
+        (frozenset(text.split()) for key, _, text in found if key.strip() in ("flags", "Features")), frozenset()
+    )

@@ -27,6 +27,7 @@ from colorpress.config import Settings
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.files import sha256_file, write_bytes, write_json, write_text
+from colorpress.processes import is_main_process, share_answer
 from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage, stage_key
 from compress.distillation import distil_network
 from compress.prune_plan import read_plan, write_plan
@@ -41,6 +42,7 @@ from training.batches import whole_photos
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
 from training.device import choose_device
+from training.fitting import forget_fit
 from training.original import train_unet
 from training.photos import PhotoSplit, hash_photos, scan_photos
 from training.unet import count_parameters
@@ -115,11 +117,13 @@ def find_photos(run: Run) -> PhotoSplit:
     machine, folder = run.settings.machine, run.settings.data.data
     if folder is not None and run.folder.resolve().is_relative_to(folder.resolve()):
         raise ConfigError("folder", run.folder, f"lies inside --data {folder}", "choose an --output-dir outside of it")
-    photos = scan_photos(
-        run.settings.data,
-        workers=machine.workers,
-        index_path=run.folder / ".photos.json",
-        skipped_path=run.folder / "skipped_images.csv",
+    photos = share_answer(
+        lambda: scan_photos(
+            run.settings.data,
+            workers=machine.workers,
+            index_path=run.folder / ".photos.json",
+            skipped_path=run.folder / "skipped_images.csv",
+        )
     )
     say(
         f"photographs: {len(photos.train)} to train on, {len(photos.val)} to choose the best epoch, "
@@ -134,8 +138,8 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         choose_device(settings.machine.device)
-        if run.force:
-            (run.folder / "last.pt").unlink(missing_ok=True)
+        if run.force and is_main_process():
+            forget_fit(run.folder / "last.pt")
         trained = train_unet(
             photos, run.folder, settings.train, data=settings.data, machine=settings.machine, restart=run.force
         )
@@ -161,7 +165,8 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
             "folder", run.folder, "holds another best.pt", "choose another --output-dir, or replace it with --force"
         )
     # What told of the model that was there would be read as telling of this one.
-    for name in ("last.pt", "history.csv", "training_loss.png"):
+    forget_fit(run.folder / "last.pt")
+    for name in ("history.csv", "training_loss.png", "training_inference.md"):
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")
     write_bytes(run.best_path, checkpoint.read_bytes())
@@ -190,8 +195,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = load_checkpoint(checkpoint)
         _warn_of_other_split(teacher, photos)
-        if run.force:
-            (folder / "last.pt").unlink(missing_ok=True)
+        if run.force and is_main_process():
+            forget_fit(folder / "last.pt")
         network = teacher.build_network()
         if given is None:
             pruned = prune_network(network, settings.prune, seed=seed, height=size, width=size)
@@ -199,7 +204,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             plan = read_plan(given)
             pruned = measure_pruning(network, apply_pruning(network, plan), plan, height=size, width=size)
         say(pruned.summary())
-        write_plan(folder / "plan.json", pruned.plan)
+        if is_main_process():
+            write_plan(folder / "plan.json", pruned.plan)
         distilled = distil_network(
             pruned.network,
             teacher,
@@ -214,7 +220,9 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         result = {**pruned.figures(), "val_l1_before": distilled.val_l1_before, "val_l1_after": distilled.val_l1_after}
         return [folder / "plan.json", distilled.path], result
 
-    train = {name: getattr(settings.train, name) for name in ("batch_size", "imgsz", "val_size", "weight_decay")}
+    # What builds the original is inside the checkpoint, and fine-tuning has its own epochs and learning rate.
+    own = ("base", "depth", "upsample", "epochs", "learning_rate")
+    train = {name: value for name, value in vars(settings.train).items() if name not in own}
     used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size, **_data_key(run, photos)}
     inputs = [checkpoint] if given is None else [checkpoint, given]
     modules = ("batch_norm", "distillation", "prune_plan", "pruning", "ranking")

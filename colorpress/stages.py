@@ -16,6 +16,7 @@ from typing import Any
 from colorpress.console import say
 from colorpress.errors import ConfigError
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_json
+from colorpress.processes import is_main_process, share_answer
 
 RUN_RECORD = "run.json"
 
@@ -59,27 +60,32 @@ def run_stage(
 ) -> StageRecord:
     """Run `action` unless a record says that it ran under this `key` and its files are still as it wrote them.
 
+    Of several processes all run it, and the main one alone keeps the record.
+
     Args:
         folder: the run folder; files are recorded relative to it.
         action: does the work and returns the files it wrote and its JSON-ready result.
         force: run even when the record is current.
     """
-    done = None if force else _current_record(folder, name, key)
+    done = None if force else share_answer(lambda: _current_record(folder, name, key))
     if done is not None:
         say(f"{name}: up to date, skipped")
         return done
     # Until the whole run is complete again there is no run.json: its presence means complete.
-    (folder / RUN_RECORD).unlink(missing_ok=True)
+    if is_main_process():
+        (folder / RUN_RECORD).unlink(missing_ok=True)
     started = time.monotonic()
     files, result = action()
+    main = is_main_process()
     record = StageRecord(
         name=name,
         key=key,
-        outputs={str(path.relative_to(folder)): sha256_file(path) for path in files},
+        outputs={str(path.relative_to(folder)): sha256_file(path) for path in files} if main else {},
         result=result,
         seconds=round(time.monotonic() - started, 2),
     )
-    write_json(_record_path(folder, name), {k: v for k, v in vars(record).items() if k != "skipped"})
+    if main:
+        write_json(_record_path(folder, name), {k: v for k, v in vars(record).items() if k != "skipped"})
     say(f"{name}: done in {record.seconds:.1f} s")
     return record
 

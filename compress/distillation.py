@@ -12,12 +12,13 @@ from torch import Tensor
 
 from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, TrainConfig
 from colorpress.files import sha256_source
+from colorpress.processes import is_main_process
 from compress.batch_norm import recalibrate_batch_norm_
 from training.batches import CropLoader
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import prepare_batch, validate_l1
-from training.fitting import FitConfig, Objective, fit_network
+from training.fitting import Objective, fit_network, forget_fit
 from training.photos import PhotoSplit
 from training.unet import UNet, plan_of
 
@@ -69,24 +70,21 @@ def distil_network(
             "code": sha256_source(["compress/distillation.py"]),
         }
         if config.finetune_epochs == 0:
-            last_path.unlink(missing_ok=True)
+            forget_fit(last_path)
             untuned = Checkpoint(
                 plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
             )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, 0)
-        fit_config = replace(
-            FitConfig.of(train, data, machine),
-            epochs=config.finetune_epochs,
-            learning_rate=config.finetune_learning_rate,
-            seed=data.seed + 1,
-        )
+        recipe = replace(train, epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate)
         fitted = fit_network(
             network,
             photos.train,
             photos.val,
             _distillation_objective(teacher, config.teacher_weight, device),
-            fit_config,
+            recipe,
+            data=replace(data, seed=data.seed + 1),
+            machine=machine,
             best_path=destination,
             last_path=last_path,
             label="fine-tune",
@@ -94,7 +92,8 @@ def distil_network(
             restart=True,
         )
     # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
-    last_path.unlink(missing_ok=True)
+    if is_main_process():
+        forget_fit(last_path)
     assert fitted.best.val_l1 is not None
     return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
 
@@ -145,6 +144,7 @@ def _crops(photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: tor
         seed=data.seed,
         workers=0,
         max_pixels=data.max_pixels,
+        crop_share=train.crop_share,
     )
     for rgb in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(rgb, device)[0]

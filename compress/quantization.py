@@ -14,6 +14,7 @@ import onnx
 
 from colorpress.config import QuantizeConfig
 from colorpress.console import silence_libraries
+from colorpress.cores import cpu_flags
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import sha256_bytes, write_bytes
 from compress.calibration import ActivationHistogram, Floats, observe_activations
@@ -125,12 +126,7 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
         return True
-    try:
-        flags = cpuinfo.read_text(errors="replace")
-    except OSError:
-        return False
-    words = {word for line in flags.splitlines() if line.startswith("flags") for word in line.split()}
-    return bool(words & {"avx512_vnni", "avx_vnni"})
+    return bool(cpu_flags(cpuinfo) & {"avx512_vnni", "avx_vnni"})
 
 
 def _load_float_model(source: Path) -> onnx.ModelProto:

@@ -34,10 +34,19 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_warned", set())
 
 
-def make_loader(photos: tuple[Photo, ...], **options: int) -> CropLoader:
+def make_loader(photos: tuple[Photo, ...], **options: float) -> CropLoader:
     return CropLoader(
         photos,
-        **{"imgsz": 16, "batch_size": 4, "seed": 3, "workers": 0, "max_pixels": LIMIT, "min_crops": 1, **options},
+        **{
+            "imgsz": 16,
+            "batch_size": 4,
+            "seed": 3,
+            "workers": 0,
+            "max_pixels": LIMIT,
+            "min_crops": 1,
+            "crop_share": 0.35,
+            **options,
+        },  # type: ignore[arg-type]
     )
 
 
@@ -56,7 +65,6 @@ def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -
     assert [tuple(batch.shape) for batch in found] == [(4, 3, 16, 16), (3, 3, 16, 16), (3, 3, 16, 16)]
     assert all(batch.dtype == torch.uint8 and batch.is_contiguous() for batch in found)
     assert len(loader) == 3
-    assert loader.crops_per_epoch == 10
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,7 @@ def test_a_small_set_gives_several_crops_of_each_photograph(
 ) -> None:
     loader = make_loader(photos[:count], min_crops=min_crops, batch_size=16)
     keys = [key for batch in loader._order for key in batch]
-    assert len(keys) == len(set(keys)) == loader.crops_per_epoch == crops
+    assert len(keys) == len(set(keys)) == crops
     assert np.bincount([position for _, position, _ in keys]).tolist() == [crops // count] * count
     assert len(loader) == -(-crops // 16)
 
@@ -103,7 +111,7 @@ def test_crops_are_parts_of_the_photograph_of_the_promised_size(tmp_path: Path) 
     Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
     areas, flips = [], 0
     for number in range(200):
-        crop = crop_photo(tmp_path / "x.png", imgsz=64, max_pixels=LIMIT, seed=(0, number)).astype(int)
+        crop = crop_photo(tmp_path / "x.png", imgsz=64, max_pixels=LIMIT, crop_share=0.35, seed=(0, number)).astype(int)
         width, height = (abs(crop[..., axis].max() - crop[..., axis].min()) for axis in (0, 1))
         assert 0.65 < width / max(height, 1) < 1.55
         areas.append(width * height / (200 * 240))
@@ -127,7 +135,8 @@ def test_a_jpeg_is_decoded_no_larger_than_the_crop_needs(tmp_path: Path, monkeyp
     monkeypatch.setattr(batches, "decode_photo", spy)
     for number in range(10):
         jpeg, png = (
-            crop_photo(tmp_path / name, imgsz=64, max_pixels=2 * LIMIT, seed=(1, number)) for name in ("x.jpg", "x.png")
+            crop_photo(tmp_path / name, imgsz=64, max_pixels=2 * LIMIT, crop_share=0.35, seed=(1, number))
+            for name in ("x.jpg", "x.png")
         )
         assert np.abs(jpeg.astype(int) - png).mean() < 3
     assert max(sides[::2]) <= 300

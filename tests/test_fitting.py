@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +13,17 @@ import torch
 from torch import Tensor
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.errors import ConfigError, DivergedError, InputError
+from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.fitting import FitConfig, FitResult, _set_learning_rate, fit_network, l1_objective
+from training.fitting import FitResult, fit_network, forget_fit, l1_objective
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
 
-CONFIG = FitConfig(
-    epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, weight_decay=0.01, seed=0, max_pixels=10**6,
-    workers=0,
-)  # fmt: skip
+RECIPE = TrainConfig(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, precision="fp32")
+STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
+MACHINE = MachineConfig(workers=0, threads=1, device="cpu")
 
 
 @pytest.fixture
@@ -31,13 +32,13 @@ def split(photo_folder: Path) -> PhotoSplit:
 
 
 def fit(
-    split: PhotoSplit, folder: Path, config: FitConfig = CONFIG, network: UNet | None = None, **extra: object
+    split: PhotoSplit, folder: Path, recipe: TrainConfig = RECIPE, network: UNet | None = None, **changed: object
 ) -> FitResult:
     arguments: dict[str, object] = {
-        "best_path": folder / "best.pt", "last_path": folder / "last.pt", "label": "fit", "extra": {}, **extra,
+        "objective": l1_objective, "data": DataConfig(), "machine": MACHINE, "best_path": folder / "best.pt",
+        "last_path": folder / "last.pt", "label": "fit", "extra": {}, **changed,
     }  # fmt: skip
-    network = network or make_network()
-    return fit_network(network, split.train, split.val, l1_objective, config, **arguments)  # type: ignore[arg-type]
+    return fit_network(network or make_network(), split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
 
 
 def weights(path: Path) -> list[Tensor]:
@@ -49,7 +50,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 def test_training_lowers_the_loss_and_best_is_the_lowest_validation_l1(split: PhotoSplit, tmp_path: Path) -> None:
-    fitted = fit(split, tmp_path, replace(CONFIG, epochs=6))
+    fitted = fit(split, tmp_path, replace(RECIPE, epochs=6))
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4, 5, 6]
     assert fitted.history[-1]["train_l1"] < 0.9 * fitted.history[0]["train_l1"]
     best = load_checkpoint(tmp_path / "best.pt")
@@ -59,28 +60,163 @@ def test_training_lowers_the_loss_and_best_is_the_lowest_validation_l1(split: Ph
     assert load_checkpoint(tmp_path / "last.pt").epoch == 6
 
 
-class StopAfterEpochError(Exception):
-    pass
+@pytest.mark.parametrize("recipe", [
+    RECIPE, replace(RECIPE, schedule="plateau", plateau_patience=1), replace(RECIPE, ema_decay=0.0, dropout=0.3),
+])  # fmt: skip
+@pytest.mark.parametrize("stopping_step", [0, 8, 14, 18])
+def test_a_fit_stopped_by_a_signal_goes_on_to_the_same_bit(
+    split: PhotoSplit, tmp_path: Path, recipe: TrainConfig, stopping_step: int
+) -> None:
+    fit(split, tmp_path / "whole", recipe)
+    steps = 0
+
+    def stop_once(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+        nonlocal steps
+        if steps == stopping_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        steps += 1
+        return l1_objective(answer, lightness, ab)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            fit(split, tmp_path / "cut", recipe, objective=stop_once)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, before if number == signal.SIGTERM else signal.default_int_handler)
+    assert stopped.value.exit_code == 143
+    # The step that the signal came in is finished and kept.
+    state = load_checkpoint(tmp_path / "cut" / "last.pt").training_state
+    assert state is not None
+    assert load_checkpoint(tmp_path / "cut" / "last.pt").epoch * STEPS + state["step"] == stopping_step + 1
+    resumed = fit(split, tmp_path / "cut", recipe)
+    assert steps == stopping_step + 1
+    assert resumed.epochs_run == 3 - stopping_step // STEPS
+    assert [{**row, "seconds": 0, "images_per_s": 0} for row in resumed.history] == [
+        {**row, "seconds": 0, "images_per_s": 0} for row in load_checkpoint(tmp_path / "whole" / "last.pt").history
+    ]
+    assert same(tmp_path / "whole" / "last.pt", tmp_path / "cut" / "last.pt")
+    assert same(tmp_path / "whole" / "best.pt", tmp_path / "cut" / "best.pt")
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_bit(
+def test_a_signal_while_validating_keeps_the_steps_of_the_epoch(
     split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(split, tmp_path / "whole")
 
-    def stop_in_epoch_three(optimizer: torch.optim.Optimizer, config: FitConfig, done_share: float) -> None:
-        if done_share >= 2 / 3:
-            raise StopAfterEpochError
-        _set_learning_rate(optimizer, config, done_share)
+    def interrupted(*arguments: object, **options: object) -> float:
+        raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr("training.fitting._set_learning_rate", stop_in_epoch_three)
-    with pytest.raises(StopAfterEpochError):
+    monkeypatch.setattr("training.fitting.validate_l1", interrupted)
+    with pytest.raises(Interrupted):
         fit(split, tmp_path / "cut")
     monkeypatch.undo()
-    resumed = fit(split, tmp_path / "cut")
-    assert resumed.epochs_run == 1
+    steps = 0
+
+    def counted(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return l1_objective(answer, lightness, ab)
+
+    fit(split, tmp_path / "cut", objective=counted)
+    assert steps == 2 * STEPS
     assert same(tmp_path / "whole" / "last.pt", tmp_path / "cut" / "last.pt")
-    assert same(tmp_path / "whole" / "best.pt", tmp_path / "cut" / "best.pt")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_the_older_generation_serves_when_the_newer_is_damaged(
+    split: PhotoSplit, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(split, tmp_path / "whole")
+    fit(split, tmp_path / "cut")
+    last = tmp_path / "cut" / "last.pt"
+    assert load_checkpoint(tmp_path / "cut" / "last.prev.pt").epoch == 2
+    if damage == "missing":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:-1000])
+    assert fit(split, tmp_path / "cut").epochs_run == 1
+    assert ("going on from last.prev.pt" in capsys.readouterr().err) is (damage == "truncated")
+    assert same(tmp_path / "whole" / "last.pt", last)
+
+
+def test_two_damaged_generations_are_refused_unless_forced(split: PhotoSplit, tmp_path: Path) -> None:
+    fit(split, tmp_path)
+    for name in ("last.pt", "last.prev.pt"):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="damaged training"):
+        fit(split, tmp_path)
+    assert fit(split, tmp_path, restart=True).epochs_run == 3
+
+
+@pytest.mark.parametrize(("missing", "said"), [("last", "best.pt without"), ("best", "last.pt without")])
+def test_half_of_a_training_is_refused(split: PhotoSplit, tmp_path: Path, missing: str, said: str) -> None:
+    fit(split, tmp_path)
+    if missing == "last":
+        forget_fit(tmp_path / "last.pt")
+    else:
+        (tmp_path / "best.pt").unlink()
+    with pytest.raises(ConfigError, match=said):
+        fit(split, tmp_path)
+
+
+def test_best_alone_after_a_kill_in_the_first_epoch_is_trained_again(split: PhotoSplit, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    fit(split, tmp_path, recipe)
+    forget_fit(tmp_path / "last.pt")
+    assert fit(split, tmp_path, recipe).epochs_run == 1
+
+
+def test_early_stopping_ends_the_fit_and_stays_ended(
+    split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.4, 0.45, 0.41, 0.3, 0.2])
+    monkeypatch.setattr("training.fitting.validate_l1", lambda *_, **__: next(values))
+    recipe = replace(RECIPE, epochs=6, patience=2)
+    stopped = fit(split, tmp_path, recipe)
+    assert [row["val_l1"] for row in stopped.history] == [0.5, 0.4, 0.45, 0.41]
+    assert load_checkpoint(tmp_path / "best.pt").epoch == 2
+    assert fit(split, tmp_path, recipe).epochs_run == 0
+
+
+def test_the_kept_weights_are_the_running_average(split: PhotoSplit, tmp_path: Path) -> None:
+    fit(split, tmp_path / "average", replace(RECIPE, epochs=1))
+    fit(split, tmp_path / "plain", replace(RECIPE, epochs=1, ema_decay=0.0))
+    averaged, plain = load_checkpoint(tmp_path / "average" / "last.pt"), load_checkpoint(tmp_path / "plain" / "last.pt")
+    assert averaged.training_state is not None
+    name = "encoder.0.0.weight"
+    assert torch.equal(averaged.training_state["network"][name], plain.state_dict[name])
+    assert not torch.equal(averaged.state_dict[name], plain.state_dict[name])
+    # By hand: the average starts as the first step's weights and moves towards each later step's.
+    weights_by_step: list[Tensor] = []
+    network = make_network()
+
+    def watched(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+        weights_by_step.append(network.get_parameter(name).detach().clone())
+        return l1_objective(answer, lightness, ab)
+
+    fit(split, tmp_path / "watched", replace(RECIPE, epochs=1), network=network, objective=watched)
+    weights_by_step.append(network.get_parameter(name).detach().clone())
+    expected = weights_by_step[1]
+    for step, weight in enumerate(weights_by_step[2:], start=1):
+        decay = min(RECIPE.ema_decay, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(averaged.state_dict[name], expected)
+
+
+def test_bf16_training_is_close_to_fp32_and_weights_stay_float32(split: PhotoSplit, tmp_path: Path) -> None:
+    wide = fit(split, tmp_path / "fp32")
+    narrow = fit(split, tmp_path / "bf16", replace(RECIPE, precision="bf16"))
+    assert all(tensor.dtype != torch.bfloat16 for tensor in narrow.best.state_dict.values())
+    assert narrow.history[-1]["train_l1"] != wide.history[-1]["train_l1"]
+    assert narrow.history[-1]["train_l1"] == pytest.approx(wide.history[-1]["train_l1"], rel=0.02)
+
+
+def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: Path) -> None:
+    plain = fit(split, tmp_path / "plain")
+    dropped = fit(split, tmp_path / "dropped", replace(RECIPE, dropout=0.5))
+    assert plain.history[0]["train_l1"] != dropped.history[0]["train_l1"]
+    assert plain.best.plan == dropped.best.plan
 
 
 def test_a_finished_fit_trains_no_more(split: PhotoSplit, tmp_path: Path) -> None:
@@ -92,22 +228,22 @@ def test_a_finished_fit_trains_no_more(split: PhotoSplit, tmp_path: Path) -> Non
 
 def test_two_fits_are_the_same_and_workers_change_nothing(split: PhotoSplit, tmp_path: Path) -> None:
     fit(split, tmp_path / "a")
-    fit(split, tmp_path / "b", replace(CONFIG, workers=1))
+    fit(split, tmp_path / "b", machine=replace(MACHINE, workers=1))
     assert same(tmp_path / "a" / "last.pt", tmp_path / "b" / "last.pt")
 
 
-@pytest.mark.parametrize("change", [{"epochs": 4}, {"seed": 1}, {"learning_rate": 1e-3}])
+@pytest.mark.parametrize("change", [{"epochs": 4}, {"dropout": 0.1}, {"learning_rate": 1e-3}])
 def test_a_fit_with_other_settings_is_not_overwritten(
     split: PhotoSplit, tmp_path: Path, change: dict[str, float]
 ) -> None:
     fit(split, tmp_path)
     before = (tmp_path / "best.pt").read_bytes()
     with pytest.raises(ConfigError) as caught:
-        fit(split, tmp_path, replace(CONFIG, **change))  # type: ignore[arg-type]
+        fit(split, tmp_path, replace(RECIPE, **change))  # type: ignore[arg-type]
     name, value = next(iter(change.items()))
-    assert f"{name} {getattr(CONFIG, name)} -> {value}" in str(caught.value)
+    assert f"{name} {getattr(RECIPE, name)} -> {value}" in str(caught.value)
     assert (tmp_path / "best.pt").read_bytes() == before
-    assert fit(split, tmp_path, replace(CONFIG, **change), restart=True).epochs_run == (change.get("epochs") or 3)  # type: ignore[arg-type]
+    assert fit(split, tmp_path, replace(RECIPE, **change), restart=True).epochs_run == (change.get("epochs") or 3)  # type: ignore[arg-type]
 
 
 def test_other_photographs_or_starting_weights_are_another_fit(split: PhotoSplit, tmp_path: Path) -> None:
@@ -131,10 +267,7 @@ def test_nan_stops_training_and_keeps_the_best_epoch(split: PhotoSplit, tmp_path
         return loss * float("nan") if kind == "loss" else loss + (answer - answer.detach()).clamp(min=0).sqrt().sum()
 
     with pytest.raises(DivergedError, match="epoch 2"):
-        fit_network(
-            make_network(), split.train, split.val, poisoned, CONFIG,
-            best_path=tmp_path / "best.pt", last_path=tmp_path / "last.pt", label="fit", extra={},
-        )  # fmt: skip
+        fit(split, tmp_path, objective=poisoned)
     assert load_checkpoint(tmp_path / "best.pt").epoch == 1
     assert load_checkpoint(tmp_path / "last.pt").epoch == 1
 
@@ -146,24 +279,15 @@ def test_photographs_that_have_all_gone_are_an_input_error(split: PhotoSplit, tm
         fit(split, tmp_path)
 
 
-def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    rates = []
-    for share in (0.0, 0.05, 0.525, 1.0):
-        _set_learning_rate(optimizer, replace(CONFIG, learning_rate=2.0), share)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.2, 2.0, 1.0, 0.0])
-
-
 def test_train_unet_writes_its_files_and_leaves_the_generator_alone(split: PhotoSplit, tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
     config = TrainConfig(base=4, depth=2, epochs=2, batch_size=8, imgsz=16, val_size=24)
-    trained = train_unet(split, tmp_path, config, data=DataConfig(), machine=MachineConfig(workers=0, threads=1))
+    trained = train_unet(split, tmp_path, config, data=DataConfig(), machine=MACHINE)
     assert torch.equal(torch.rand(1), expected)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
-        "best.pt", "history.csv", "last.pt", "training_loss.png",
+        "best.pt", "history.csv", "last.prev.pt", "last.pt", "training_loss.png",
     ]  # fmt: skip
     best = load_checkpoint(trained.best_path)
     assert (best.epoch, best.val_l1) == (trained.epoch, trained.val_l1)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["colorpress.ground", "training", "compress", "export", "benchmarks", "colorpress.front"]
-GROUND = {"errors", "files", "console", "config", "cores", "__init__"}
+GROUND = {"errors", "files", "console", "config", "cores", "processes", "__init__"}
 MODULES = sorted(
     path
     for package in ("colorpress", "training", "compress", "export", "benchmarks")

@@ -21,8 +21,7 @@ from colorpress.errors import InputError, MachineError
 from training.decoding import decode_photo, open_regular_file
 from training.photos import Photo, load_rgb
 
-# Random-resized crop (Szegedy et al. 2015): share of the photograph's area, and width over height.
-_AREA_SHARE = (0.35, 1.0)
+# Random-resized crop (Szegedy et al. 2015): width over height.
 _ASPECT = (3 / 4, 4 / 3)
 
 # Which crop: epoch, position of the photograph in the sequence, and its how-manieth crop of that epoch.
@@ -40,7 +39,8 @@ class CropLoader:
     crop depend on (seed, epoch, photograph, crop number) alone, and the order on (seed, epoch): neither depends on
     `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
 
-    A photograph that cannot be read any more is left out of its batch with one warning, and counted in `lost`.
+    A photograph that cannot be read any more is left out of its batch with one warning, and counted in `lost`; a batch
+    may thereby be empty. Of `ranks` processes that share the batches each loads its own part of every one.
     Nothing but paths is held in memory. Use as a context manager, or call `close`, to end the workers.
 
     Args:
@@ -50,7 +50,9 @@ class CropLoader:
         seed: of order, crops and flips.
         workers: processes that decode; 0 decodes in this one.
         max_pixels: larger photographs are refused.
+        crop_share: smallest share of a photograph's area that a crop shows; the largest is 1.
         min_crops: crops per epoch at least.
+        rank: number of this process, from 0 to `ranks` - 1.
     """
 
     def __init__(
@@ -62,12 +64,15 @@ class CropLoader:
         seed: int,
         workers: int,
         max_pixels: int,
+        crop_share: float,
         min_crops: int = 64,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.lost: set[Path] = set()
-        self._order = _CropOrder(len(photos), batch_size, seed, min_crops)
+        self._order = _CropOrder(len(photos), batch_size, seed, min_crops, rank, ranks)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, imgsz, seed, max_pixels),
+            _CropDataset(photos, imgsz, seed, max_pixels, crop_share),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -81,25 +86,19 @@ class CropLoader:
         """Batches in an epoch."""
         return len(self._order)
 
-    @property
-    def crops_per_epoch(self) -> int:
-        """Crops in an epoch."""
-        return self._order.crops
-
-    def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the batches of one epoch: uint8 (N, 3, imgsz, imgsz), sRGB.
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Tensor]:
+        """Yield the batches of one epoch from number `start` on: uint8 (N, 3, imgsz, imgsz), sRGB.
 
         Raises:
             MachineError: a worker process died; noticed within about five seconds.
         """
-        self._order.epoch = epoch
+        self._order.epoch, self._order.start = epoch, start
         try:
             for pictures, lost in _iterate(self._loader):
                 for path, reason in lost:
                     self.lost.add(path)
                     _warn_once(path, reason)
-                if len(pictures):
-                    yield pictures
+                yield pictures
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -151,7 +150,7 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
                 yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
-def crop_photo(path: Path, *, imgsz: int, max_pixels: int, seed: Sequence[int]) -> NDArray[np.uint8]:
+def crop_photo(path: Path, *, imgsz: int, max_pixels: int, crop_share: float, seed: Sequence[int]) -> NDArray[np.uint8]:
     """A random-resized crop of a photograph, flipped half of the time: uint8 (imgsz, imgsz, 3).
 
     Decodes a JPEG no larger than the crop needs. The same `seed` gives the same pixels.
@@ -160,7 +159,7 @@ def crop_photo(path: Path, *, imgsz: int, max_pixels: int, seed: Sequence[int]) 
         InputError: the photograph cannot be read.
     """
     random = np.random.default_rng(seed)
-    area, aspect = random.uniform(*_AREA_SHARE), np.exp(random.uniform(*np.log(_ASPECT)))
+    area, aspect = random.uniform(crop_share, 1.0), np.exp(random.uniform(*np.log(_ASPECT)))
     left, top, flip = random.random(), random.random(), random.random() < 0.5
     with open_regular_file(path) as stream:
         # In a square photograph this short side gives the crop `imgsz` pixels; in a longer one, more.
@@ -175,9 +174,9 @@ def crop_photo(path: Path, *, imgsz: int, max_pixels: int, seed: Sequence[int]) 
 
 
 class _CropDataset(Dataset[_Loaded]):
-    def __init__(self, photos: Sequence[Photo], imgsz: int, seed: int, max_pixels: int) -> None:
+    def __init__(self, photos: Sequence[Photo], imgsz: int, seed: int, max_pixels: int, crop_share: float) -> None:
         self.paths = [photo.path for photo in photos]
-        self.imgsz, self.seed, self.max_pixels = imgsz, seed, max_pixels
+        self.imgsz, self.seed, self.max_pixels, self.crop_share = imgsz, seed, max_pixels, crop_share
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
         crops: list[NDArray[np.uint8]] = []
@@ -185,7 +184,11 @@ class _CropDataset(Dataset[_Loaded]):
         for epoch, position, number in keys:
             path, seed = self.paths[position], (self.seed, epoch, position, number)
             try:
-                crops.append(crop_photo(path, imgsz=self.imgsz, max_pixels=self.max_pixels, seed=seed))
+                crops.append(
+                    crop_photo(
+                        path, imgsz=self.imgsz, max_pixels=self.max_pixels, crop_share=self.crop_share, seed=seed
+                    )
+                )
             except InputError as error:
                 lost.append((path, error.why))
         pixels = np.stack(crops) if crops else np.empty((0, self.imgsz, self.imgsz, 3), np.uint8)
@@ -193,10 +196,11 @@ class _CropDataset(Dataset[_Loaded]):
 
 
 class _CropOrder(Sampler[list[_CropKey]]):
-    """The shuffled keys of `epoch`, cut into even batches."""
+    """The shuffled keys of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
 
-    def __init__(self, photos: int, batch_size: int, seed: int, min_crops: int) -> None:
-        self.photos, self.seed, self.epoch = photos, seed, 0
+    def __init__(self, photos: int, batch_size: int, seed: int, min_crops: int, rank: int, ranks: int) -> None:
+        self.photos, self.seed, self.rank, self.ranks = photos, seed, rank, ranks
+        self.epoch = self.start = 0
         self.crops = photos * -(-max(photos, min_crops) // photos)
         self.batches = -(-self.crops // batch_size)
 
@@ -205,7 +209,8 @@ class _CropOrder(Sampler[list[_CropKey]]):
 
     def __iter__(self) -> Iterator[list[_CropKey]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
-        for part in np.array_split(order, self.batches):
+        for batch in np.array_split(order, self.batches)[self.start :]:
+            part = np.array_split(batch, self.ranks)[self.rank]
             yield [(self.epoch, int(each) % self.photos, int(each) // self.photos) for each in part]
 
 

@@ -7,24 +7,52 @@ from contextlib import contextmanager
 
 import torch
 
+from colorpress.console import warn
+from colorpress.cores import cpu_flags
 from colorpress.errors import ConfigError, MachineError
+from colorpress.processes import local_rank
 
 
 def choose_device(name: str) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; auto is CUDA where there is one.
+
+    Under torchrun `auto` and `cuda` are the GPU of this process.
 
     Raises:
         ConfigError: another name.
         MachineError: CUDA was asked for and is not there; nothing falls back to the CPU silently.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank():
+        name = f"cuda:{local_rank()}"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise ConfigError("option", "--device", f"got {name!r}", "choose one of: auto, cpu, cuda, cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise MachineError("device", name, "not present on this machine", "use --device auto or cpu")
     return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that training computes in for `auto`, `fp32`, `bf16` or `fp16`; weights stay float32.
+
+    auto is bf16 where the processor multiplies it faster than float32: CUDA from Ampere on, CPUs with AVX512-BF16 or
+    AMX. Elsewhere it is fp32.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which has no fast kernels for it.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError("option", "--precision", "got 'fp16' without a GPU", "use bf16 or fp32 on a CPU")
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    if name == "bf16" and not has_bf16:
+        warn("this processor has no bf16 arithmetic: --precision bf16 is emulated and slow")
+    wide = "bf16" if has_bf16 else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wide if name == "auto" else name]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.errors import InputError
+from colorpress.processes import process_count, process_rank, sum_over_processes_
 from training.batches import whole_photos
 from training.color import rgb_to_l_ab
 from training.metrics import mean_l1
@@ -26,21 +27,24 @@ def validate_l1(
 ) -> float:
     """The mean over photographs of each one's L1 (ab/128), whole photographs at a short side of `short_side` pixels.
 
-    Puts the network into eval mode for the call and restores its mode.
+    Puts the network into eval mode for the call and restores its mode. Several processes share the photographs, and
+    all get the mean over all of them.
 
     Raises:
         InputError: no photograph can be read.
     """
     was_training = network.training
     network.eval()
+    own = photos[process_rank() :: process_count()]
     try:
         errors = [
             mean_l1(network(lightness), ab)
-            for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)
+            for _, rgb in whole_photos(own, short_side=short_side, max_pixels=max_pixels)
             for lightness, ab in [prepare_batch(rgb, device)]
         ]
     finally:
         network.train(was_training)
-    if not errors:
+    total, count = sum_over_processes_(torch.tensor([sum(errors), len(errors)], dtype=torch.float64)).tolist()
+    if not count:
         raise InputError("data set", None, "no validation photograph could be read", "check the folder of --data")
-    return sum(errors) / len(errors)
+    return float(total / count)

@@ -1,13 +1,16 @@
 """The one training loop: the original, and every compressed network distilled from it, are fitted here.
 
-AdamW with a linear warm-up and a cosine decay to zero; gradients clipped; validation on whole photographs after each
-epoch; the weights of the epoch with the lowest validation L1 are kept. An interrupted fit goes on from its last
-finished epoch, to the same bit on the same machine with the same number of threads.
+AdamW with a warm-up and a falling learning rate, clipped gradients, a running average of the weights; validation on
+whole photographs after each epoch; the weights of the epoch with the lowest validation L1 are kept. A fit that was
+interrupted goes on where it was: after the last finished epoch, or inside one when a signal stopped it; to the same
+bit on the same machine with the same number of threads. Started by torchrun, several processes share each batch and
+compute what one process would.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,64 +19,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.console import progress, say
-from colorpress.errors import ConfigError, DivergedError, InputError
+from colorpress.console import progress, say, warn
+from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.files import sha256_source
+from colorpress.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from training.batches import CropLoader
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.device import choose_device
+from training.device import choose_device, choose_precision
 from training.evaluation import prepare_batch, validate_l1
 from training.photos import Photo, hash_photos
+from training.schedule import has_stalled, learning_rate_at
+from training.shared_batch_norm import share_batch_norm_
+from training.stopping import held_signals
 from training.unet import UNet, hash_weights, plan_of
 
-WARMUP_SHARE = 0.05
-GRADIENT_NORM = 1.0
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
-_CODE = tuple(f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "photos", "unet"))
+_CODE = tuple(
+    f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "photos", "schedule", "unet")
+)
+# Decided by the starting weights, or not deciding weights at all.
+_NOT_OF_A_FIT = ("base", "depth", "upsample", "compile")
 
 # (answer, L, ab) -> loss; all tensors of one batch on the training device.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How one network is fitted; see the options of the same names in `colorpress.config`."""
-
-    epochs: int
-    batch_size: int
-    imgsz: int
-    val_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    max_pixels: int
-    workers: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @staticmethod
-    def of(train: TrainConfig, data: DataConfig, machine: MachineConfig) -> FitConfig:
-        """The fit that the options of training describe."""
-        return FitConfig(
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-            imgsz=train.imgsz,
-            val_size=train.val_size,
-            learning_rate=train.learning_rate,
-            weight_decay=train.weight_decay,
-            seed=data.seed,
-            max_pixels=data.max_pixels,
-            workers=machine.workers,
-            device=choose_device(machine.device),
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """The values that decide the weights: all but where the work runs."""
-        values = {**vars(self)}
-        del values["workers"], values["device"], values["max_pixels"]
-        return values
 
 
 @dataclass(frozen=True)
@@ -83,6 +55,66 @@ class FitResult:
     best: Checkpoint
     history: tuple[Mapping[str, float], ...]
     epochs_run: int
+
+
+@dataclass
+class _FitState:
+    """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
+
+    network: UNet
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    history: list[Mapping[str, float]] = field(default_factory=list)
+    # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
+    step: int = 0
+    seconds: float = 0.0
+    crops: int = 0
+    l1_sum: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 1."""
+        return len(self.history) + 1
+
+    def trained(self) -> nn.Module:
+        """What is validated and kept."""
+        return self.network if self.average is None else self.average.module
+
+    def to_checkpoint(self, extra: Mapping[str, Any], identity: Mapping[str, Any]) -> Checkpoint:
+        """What is kept of the epoch that ended last, without the state that training needs."""
+        return Checkpoint(
+            plan=plan_of(self.network),
+            state_dict=_tensors_of(self.trained()),
+            epoch=len(self.history),
+            val_l1=self.history[-1]["val_l1"] if self.history else None,
+            history=tuple(self.history),
+            extra={**extra, "fit": dict(identity)},
+        )
+
+    def training_state(self) -> dict[str, Any]:
+        """What `last.pt` holds beyond a checkpoint, tensors and primitives."""
+        return {
+            "network": _tensors_of(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average is not None,
+            **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
+        }
+
+    def restore_(self, last: Checkpoint) -> None:
+        """Go back to the state that `last` holds; changes the network."""
+        assert last.training_state is not None
+        saved = dict(last.training_state)
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.module.load_state_dict(dict(last.state_dict))
+            self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
+        self.history = list(last.history)
+        self.step, self.crops = int(saved["step"]), int(saved["crops"])
+        self.seconds, self.l1_sum = float(saved["seconds"]), float(saved["l1_sum"])
 
 
 def l1_objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
@@ -95,8 +127,10 @@ def fit_network(
     train: Sequence[Photo],
     val: Sequence[Photo],
     objective: Objective,
-    config: FitConfig,
+    recipe: TrainConfig,
     *,
+    data: DataConfig,
+    machine: MachineConfig,
     best_path: Path,
     last_path: Path,
     label: str,
@@ -105,169 +139,312 @@ def fit_network(
 ) -> FitResult:
     """Fit `network` in place; writes `best_path` and `last_path` after each epoch that earns it.
 
+    Of `last_path` two generations are kept, the older as `last.prev.pt`; it serves when the newer is damaged.
+
     Args:
         network: trained in place; its starting weights are part of what makes a fit the same fit.
-        objective: the loss; the history's `train_l1` is the L1 to the truth whatever it is.
+        objective: the loss, a mean over the batch; the history's `train_l1` is the L1 to the truth whatever it is.
+        recipe: all but what builds the network. `data` gives seed and size limit, `machine` device and workers.
         label: what a person reads beside the progress bar.
         extra: primitives kept inside both checkpoints; other ones make another fit.
         restart: start over where the files are of another fit, instead of refusing.
     Raises:
-        ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing.
+        ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing;
+            or the batch is smaller than the number of processes.
         DivergedError: the loss is NaN or Inf; both files are those of the last finite epoch.
-        InputError: no photograph of the validation set can be read.
+        InputError: no photograph can be read.
+        Interrupted: SIGINT or SIGTERM came; `last_path` holds the state after the last finished step.
     """
+    if recipe.batch_size < process_count():
+        why = f"got {recipe.batch_size} for {process_count()} processes"
+        raise ConfigError("option", "--batch-size", why, "give each process at least one crop")
+    device = choose_device(machine.device)
     identity = {
-        **config.identity(),
+        **{name: value for name, value in vars(recipe).items() if name not in _NOT_OF_A_FIT},
+        "seed": data.seed,
         "photographs": hash_photos(train, val),
         "starting weights": hash_weights(network),
         "code": sha256_source(_CODE),
         **extra,
     }
-    network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _make_optimizer(network, config)
-    history: list[Mapping[str, float]] = []
-    obstacle = _why_not_resumed(best_path, last_path, identity)
-    if obstacle and not restart:
-        hint = "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force"
-        raise ConfigError("folder", last_path.parent, obstacle, hint)
-    if last_path.exists() and not obstacle:
-        history = _resume_(network, optimizer, last_path)
-        say(f"{label}: {len(history)} of {config.epochs} epochs are done")
-    started_at = len(history)
+    found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
+    network.dropout.p = recipe.dropout
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if process_count() > 1:
+        share_batch_norm_(network)
+    state = _FitState(
+        network=network,
+        optimizer=_make_optimizer(network, recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
+        average=AveragedModel(network, use_buffers=True) if recipe.ema_decay else None,
+    )
+    if found is not None:
+        state.restore_(found)
+        inside = f" and {state.step} steps" if state.step else ""
+        say(f"{label}: {len(state.history)} of {recipe.epochs} epochs{inside} are done")
+    started_at = len(state.history)
+
+    def save_last() -> None:
+        if is_main_process():
+            kept = replace(state.to_checkpoint(extra, identity), training_state=state.training_state())
+            _save_generation(last_path, kept)
+
     with CropLoader(
         train,
-        imgsz=config.imgsz,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-        max_pixels=config.max_pixels,
+        imgsz=recipe.imgsz,
+        crop_share=recipe.crop_share,
+        batch_size=recipe.batch_size,
+        seed=data.seed,
+        workers=machine.workers,
+        max_pixels=data.max_pixels,
+        rank=process_rank(),
+        ranks=process_count(),
     ) as loader:
-        for epoch in range(started_at + 1, config.epochs + 1):
-            row = _run_epoch(
-                network, optimizer, loader, val, objective, config, epoch, f"{label} {epoch}/{config.epochs}"
+        trainer = _Trainer(state, loader, objective, recipe, device)
+        while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
+            title = f"{label} {state.epoch}/{recipe.epochs}"
+            try:
+                trainer.finish_epoch_(title)
+                val_l1 = validate_l1(
+                    state.trained(), val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device
+                )
+            except Interrupted:
+                save_last()
+                raise
+            with held_signals() as received:
+                row = trainer.close_epoch_(val_l1)
+                if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
+                    save_checkpoint(best_path, state.to_checkpoint(extra, identity))
+                # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
+                save_last()
+            say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
+            if received():
+                raise Interrupted(received())
+    if len(state.history) < recipe.epochs:
+        say(f"{label}: stopped early, since {recipe.patience} epochs brought no lower validation L1")
+    best = share_answer(lambda: load_checkpoint(best_path))
+    return FitResult(best, tuple(state.history), len(state.history) - started_at)
+
+
+class _Trainer:
+    """The arithmetic of an epoch, from wherever `state` stands in it."""
+
+    def __init__(
+        self, state: _FitState, loader: CropLoader, objective: Objective, recipe: TrainConfig, device: torch.device
+    ) -> None:
+        self.state, self.loader, self.objective, self.recipe, self.device = state, loader, objective, recipe, device
+        self.dtype = choose_precision(recipe.precision, device)
+        self.forward: Callable[[Tensor], Tensor] = state.network
+        if process_count() > 1:
+            self.forward = nn.parallel.DistributedDataParallel(
+                state.network,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # all processes have the same ones already
+                gradient_as_bucket_view=True,
             )
-            history.append(row)
-            checkpoint = Checkpoint(
-                plan=plan_of(network),
-                state_dict={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
-                epoch=epoch,
-                val_l1=row["val_l1"],
-                history=tuple(history),
-                extra={**extra, "fit": identity},
+        if recipe.compile:
+            if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+                raise MachineError("option", "--compile", "no C++ compiler found", "install g++, or leave it out")
+            self.forward = torch.compile(self.forward)
+
+    def finish_epoch_(self, title: str) -> None:
+        """Do the steps that are left of the epoch under way; changes network, optimizer and average.
+
+        Raises:
+            Interrupted: a signal came; the state is that after a whole step.
+        """
+        state, steps = self.state, len(self.loader)
+        state.network.train()
+        resumed, started = state.seconds, time.monotonic()
+        # Sums stay on the device: reading them each step would make the GPU wait for the host.
+        before = state.l1_sum if is_main_process() else 0.0
+        l1_sum = torch.full((), before, device=self.device, dtype=torch.float64)
+        stop = 0
+        with held_signals() as received, progress(title, steps) as bar:
+            bar.advance(state.step)
+            for rgb in self.loader.epoch(state.epoch, start=state.step):
+                crops, stop = _agree(len(rgb), received())
+                if stop:
+                    break
+                if crops:
+                    self._step_(rgb, crops, l1_sum)
+                state.step += 1
+                state.crops += crops
+                state.seconds = resumed + time.monotonic() - started
+                if state.step % _FINITE_CHECK_STEPS == 0 or state.step == steps:
+                    self._check_finite(l1_sum.item())
+                    bar.advance(0, f"L1 {l1_sum.item() * process_count() / max(1, state.crops):.4f}")
+                bar.advance()
+        state.l1_sum = sum_over_processes_(l1_sum).item()
+        if stop or received():
+            raise Interrupted(stop or received())
+        if state.crops == 0:
+            raise InputError(
+                "data set", None, "no training photograph could be read", "check the folder given with --data"
             )
-            if row["val_l1"] <= min(past["val_l1"] for past in history):
-                save_checkpoint(best_path, checkpoint)
-            # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-            save_checkpoint(last_path, replace(checkpoint, training_state={"optimizer": optimizer.state_dict()}))
-    return FitResult(load_checkpoint(best_path), tuple(history), config.epochs - started_at)
+
+    def close_epoch_(self, val_l1: float) -> Mapping[str, float]:
+        """The row of the epoch that ended, which is now part of the history."""
+        state = self.state
+        self._check_finite(val_l1)
+        row = {
+            "epoch": state.epoch,
+            "train_l1": state.l1_sum / state.crops,
+            "val_l1": val_l1,
+            "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
+            "seconds": round(state.seconds, 3),
+            "images_per_s": round(state.crops / state.seconds, 1),
+        }
+        state.history.append(row)
+        state.step, state.seconds, state.crops, state.l1_sum = 0, 0.0, 0, 0.0
+        return row
+
+    def _step_(self, rgb: Tensor, crops: int, l1_sum: Tensor) -> None:
+        """One step on this process's part of a batch of `crops`."""
+        state, recipe = self.state, self.recipe
+        share = len(rgb) * process_count() / crops
+        if not len(rgb):
+            # Its part was lost, but the others wait for its sums: nothing, of the right shape.
+            rgb = rgb.new_zeros((1, 3, recipe.imgsz, recipe.imgsz))
+        done = len(state.history) * len(self.loader) + state.step
+        _seed_step(recipe, done)
+        rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), state.history)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        lightness, ab = prepare_batch(rgb, self.device)
+        lightness = lightness.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            answer = self.forward(lightness)
+        answer = answer.float()
+        # Gradients are averaged over processes: a larger part of the batch counts for more.
+        loss = self.objective(answer, lightness, ab) * share
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(state.scaler.scale(loss))
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            # A young average forgets faster, or the first weights would stay in it for long.
+            decay = min(recipe.ema_decay, (1 + done) / (10 + done))
+            state.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            state.average.update_parameters(state.network)
+        # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing. Scaled gradients may
+        # be infinite; the scaler then leaves the step out and scales less.
+        lost = 0.0 if state.scaler.is_enabled() else 0.0 * norm
+        l1_sum += (answer.detach() - ab).abs().mean() * (share * crops / process_count()) + lost
+
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                "training",
+                None,
+                f"the loss became {value} in epoch {self.state.epoch}",
+                "use a lower --learning-rate; best.pt is the best epoch before",
+            )
 
 
-def _run_epoch(
-    network: UNet,
-    optimizer: torch.optim.Optimizer,
-    loader: CropLoader,
-    val: Sequence[Photo],
-    objective: Objective,
-    config: FitConfig,
-    epoch: int,
-    label: str,
-) -> dict[str, float]:
-    started = time.monotonic()
-    network.train()
-    steps = len(loader)
-    # Sums stay on the device: reading them each step would make the GPU wait for the host.
-    l1_sum = torch.zeros((), device=config.device)
-    crops = 0
-    with progress(label, steps) as bar:
-        for step, rgb in enumerate(loader.epoch(epoch)):
-            _set_learning_rate(optimizer, config, ((epoch - 1) * steps + step) / (config.epochs * steps))
-            lightness, ab = prepare_batch(rgb, config.device)
-            answer = network(lightness.contiguous(memory_format=torch.channels_last))
-            loss = objective(answer, lightness, ab)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
-            optimizer.step()
-            # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing.
-            l1_sum += (answer.detach() - ab).abs().mean() * len(rgb) + 0.0 * norm
-            crops += len(rgb)
-            if step % _FINITE_CHECK_STEPS == 0 or step == steps - 1:
-                _check_finite(l1_sum.item(), epoch)
-                bar.advance(0, f"L1 {l1_sum.item() / crops:.4f}")
-            bar.advance()
-    if crops == 0:
-        raise InputError("data set", None, "no training photograph could be read", "check the folder given with --data")
-    seconds = time.monotonic() - started
-    val_l1 = validate_l1(network, val, short_side=config.val_size, max_pixels=config.max_pixels, device=config.device)
-    _check_finite(val_l1, epoch)
-    row = {
-        "epoch": epoch,
-        "train_l1": l1_sum.item() / crops,
-        "val_l1": val_l1,
-        "learning_rate": float(optimizer.param_groups[0]["lr"]),
-        "seconds": round(seconds, 3),
-        "images_per_s": round(crops / seconds, 3),
-    }
-    say(f"{label}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']:.1f} images/s")
-    return row
+def _agree(crops: int, signal_number: int) -> tuple[int, int]:
+    """How many crops the processes hold together, and the signal that any of them was sent (0: none)."""
+    if process_count() == 1:
+        return crops, signal_number
+    from torch import distributed
+
+    both = torch.zeros(process_count(), 2, dtype=torch.int64)
+    both[process_rank()] = torch.tensor([crops, signal_number])
+    distributed.all_reduce(both)
+    return int(both[:, 0].sum()), int(both[:, 1].max())
 
 
-def _check_finite(value: float, epoch: int) -> None:
-    if not math.isfinite(value):
-        raise DivergedError(
-            "training",
-            None,
-            f"the loss became {value} in epoch {epoch}",
-            "use a lower --learning-rate; best.pt is the best epoch before",
-        )
+def _seed_step(recipe: TrainConfig, done: int) -> None:
+    """Dropout by step and process, so that it does not depend on where an interruption was."""
+    if recipe.dropout:
+        torch.manual_seed(done * process_count() + process_rank())
 
 
-def _make_optimizer(network: nn.Module, config: FitConfig) -> torch.optim.AdamW:
+def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _make_optimizer(network: nn.Module, recipe: TrainConfig) -> torch.optim.AdamW:
     # Norms and biases have one dimension: pulling them to zero only shifts activations.
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, config: FitConfig, done_share: float) -> None:
-    if done_share < WARMUP_SHARE:
-        factor = 0.1 + 0.9 * done_share / WARMUP_SHARE
-    else:
-        factor = 0.5 * (1.0 + math.cos(math.pi * (done_share - WARMUP_SHARE) / (1.0 - WARMUP_SHARE)))
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * factor
+def _previous(last_path: Path) -> Path:
+    return last_path.with_name(f"{last_path.stem}.prev{last_path.suffix}")
 
 
-def _why_not_resumed(best_path: Path, last_path: Path, identity: Mapping[str, Any]) -> str:
-    """What speaks against going on from these files; empty when nothing does, or when there are none."""
-    if not best_path.exists() and not last_path.exists():
-        return ""
-    if not last_path.exists():
-        # A kill between the two files of the first epoch leaves best.pt alone; that epoch is simply trained again.
-        first = load_checkpoint(best_path)
-        return "" if first.extra.get("fit") == identity and first.epoch == 1 else "holds a best.pt without its last.pt"
-    if not best_path.exists():
-        return "holds a last.pt without its best.pt"
+def forget_fit(last_path: Path) -> None:
+    """Remove what an interrupted fit would go on from."""
+    for path in (last_path, _previous(last_path)):
+        path.unlink(missing_ok=True)
+
+
+def _save_generation(last_path: Path, checkpoint: Checkpoint) -> None:
+    if last_path.exists():
+        last_path.replace(_previous(last_path))
+    save_checkpoint(last_path, checkpoint)
+
+
+def _find_interrupted(
+    best_path: Path, last_path: Path, identity: Mapping[str, Any], restart: bool
+) -> Checkpoint | None:
+    """The state that this fit goes on from; None starts it.
+
+    Raises:
+        ConfigError: something speaks against going on, and `restart` is not given.
+    """
+    last = None
     try:
-        found = load_checkpoint(last_path).extra.get("fit", {})
+        last = _load_newest(last_path)
+        obstacle = _why_not_resumed(best_path, last, identity)
     except InputError as error:
-        return f"holds a damaged training ({error})"
+        obstacle = f"holds a damaged training ({error})"
+    if not obstacle:
+        return last
+    if not restart:
+        hint = "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force"
+        raise ConfigError("folder", last_path.parent, obstacle, hint)
+    forget_fit(last_path)
+    return None
+
+
+def _load_newest(last_path: Path) -> Checkpoint | None:
+    """`last.pt`, or the generation before it where that is missing or damaged."""
+    previous = _previous(last_path)
+    if not last_path.exists():
+        return load_checkpoint(previous) if previous.exists() else None
+    try:
+        return load_checkpoint(last_path)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        warn(f"{error}; going on from {previous.name}, one epoch earlier")
+        return load_checkpoint(previous)
+
+
+def _why_not_resumed(best_path: Path, last: Checkpoint | None, identity: Mapping[str, Any]) -> str:
+    """What speaks against going on from `last`; empty when nothing does."""
+    if last is None:
+        # A kill between the two files of the first epoch leaves best.pt alone; that epoch is simply trained again.
+        first = load_checkpoint(best_path) if best_path.exists() else None
+        alone = first is None or (first.extra.get("fit") == identity and first.epoch == 1)
+        return "" if alone else "holds a best.pt without its last.pt"
+    found = last.extra.get("fit", {})
     different = [
         # Hashes say nothing to a person.
         f"other {name}" if isinstance(value, str) and len(value) == 64 else f"{name} {found.get(name)} -> {value}"
         for name, value in identity.items()
         if found.get(name) != value
     ]
-    return f"holds a training with other settings: {', '.join(different)}" if different else ""
-
-
-def _resume_(network: UNet, optimizer: torch.optim.Optimizer, last_path: Path) -> list[Mapping[str, float]]:
-    """Load the state of an interrupted fit into network and optimizer; its history so far."""
-    last = load_checkpoint(last_path)
-    assert last.training_state is not None
-    network.load_state_dict(dict(last.state_dict))
-    optimizer.load_state_dict(dict(last.training_state["optimizer"]))
-    return list(last.history)
+    if different:
+        return f"holds a training with other settings: {', '.join(different)}"
+    if last.history and not best_path.exists():
+        return "holds a last.pt without its best.pt"
+    return "" if last.training_state else "holds a last.pt without the state of its training"

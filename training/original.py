@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
+from colorpress.processes import is_main_process
 from training.device import torch_threads
-from training.fitting import FitConfig, fit_network, l1_objective
+from training.fitting import fit_network, l1_objective
 from training.history import plot_history, write_history
 from training.photos import PhotoSplit
 from training.unet import UNet, UNetPlan, count_parameters
@@ -46,16 +48,20 @@ def train_unet(
         DivergedError: the loss became NaN or Inf.
         MachineError: the device is missing or the folder cannot be written.
     """
-    fit_config = FitConfig.of(config, data, machine)
     with torch.random.fork_rng(devices=[]), torch_threads(machine.threads):
         torch.manual_seed(data.seed)
         network = UNet(UNetPlan.classic(config.base, config.depth, config.upsample))
+        # It starts from grey, the best answer that knows nothing, instead of having to unlearn random colours.
+        for parameter in network.head.parameters():
+            nn.init.zeros_(parameter)
         fitted = fit_network(
             network,
             photos.train,
             photos.val,
             l1_objective,
-            fit_config,
+            config,
+            data=data,
+            machine=machine,
             best_path=output_dir / "best.pt",
             last_path=output_dir / "last.pt",
             label="train",
@@ -63,10 +69,14 @@ def train_unet(
             restart=restart,
         )
     assert fitted.best.val_l1 is not None
+    history_path, plot_path = output_dir / "history.csv", output_dir / "training_loss.png"
+    if is_main_process():
+        write_history(history_path, fitted.history)
+        plot_history(plot_path, fitted.history)
     return TrainResult(
         best_path=output_dir / "best.pt",
-        history_path=write_history(output_dir / "history.csv", fitted.history),
-        plot_path=plot_history(output_dir / "training_loss.png", fitted.history),
+        history_path=history_path,
+        plot_path=plot_path,
         epoch=fitted.best.epoch,
         val_l1=fitted.best.val_l1,
         params=count_parameters(network),

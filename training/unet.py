@@ -125,6 +125,8 @@ class UNet(nn.Module):
             DoubleConv(in_channels, level) for in_channels, level in zip([1, *skips[:-1]], plan.encoder, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
+        # Of whole channels, at the deepest level alone (Tompson et al. 2015); training sets its share.
+        self.dropout = nn.Dropout2d(0.0)
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
         below = skips[-1]
@@ -147,7 +149,7 @@ class UNet(nn.Module):
         for level, block in enumerate(self.encoder):
             features = block(features if level == 0 else self.pool(features))
             skips.append(features)
-        skips.pop()
+        features = self.dropout(skips.pop())
         for up, block in zip(self.up, self.decoder, strict=True):
             features = block(torch.cat([skips.pop(), up(features)], dim=1))
         return torch.tanh(self.head(features))

@@ -1,0 +1,184 @@
+"""Several processes compute what one does, one of them writes, and a stop reaches all; kills lose an epoch at most."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from colorpress.errors import InputError
+from colorpress.processes import is_main_process, process_count, share_answer, started_processes
+from tests.conftest import make_network
+from training.checkpoint import load_checkpoint
+from training.shared_batch_norm import share_batch_norm_
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = [
+    "train", "--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "24", "--batch-size", "6", "--epochs", "3",
+    "--precision", "fp32", "--workers", "0", "--threads", "1", "--device", "cpu", "--dropout", "0",
+]  # fmt: skip
+# Sums over processes are added up in another order than in one.
+ROUNDING = 1e-5
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, photos: Path, *more: str, processes: int = 1) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "colorpress"]
+    return [*start, *TRAIN, "--data", str(photos), "-o", str(folder), *more]
+
+
+def run(folder: Path, photos: Path, *more: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, photos, *more, processes=processes),
+        env=environment(), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    return [row[name] for row in load_checkpoint(folder / "best.pt").history for name in ("train_l1", "val_l1")]
+
+
+def test_two_processes_train_as_one_does(photo_folder: Path, tmp_path: Path) -> None:
+    one = run(tmp_path / "one", photo_folder)
+    two = run(tmp_path / "two", photo_folder, processes=2)
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert two.stdout.count("best.pt") == 1
+    assert two.stderr.count("train 3/3: train L1") == 1
+    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert len(first.history) == len(second.history) == 3
+    for row, other in zip(first.history, second.history, strict=True):
+        assert other["train_l1"] == pytest.approx(row["train_l1"], rel=ROUNDING)
+        assert other["val_l1"] == pytest.approx(row["val_l1"], rel=ROUNDING)
+    for name, tensor in first.state_dict.items():
+        torch.testing.assert_close(second.state_dict[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    # One goes on with what two left: there is nothing left to do.
+    assert "up to date" in run(tmp_path / "two", photo_folder).stderr
+
+
+def test_an_error_of_the_main_process_ends_all_with_its_message_once(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    refused = run(tmp_path / "out", tmp_path / "none", processes=2)
+    assert refused.returncode != 0
+    assert "at least 3 colour photographs are needed" in refused.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "colorpress") not in refused.stderr
+
+
+def test_other_commands_refuse_to_run_several_times(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "colorpress", "report", "-o", str(tmp_path)],
+        env={**environment(), "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert "which only help to train" in answer.stderr
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert (started_processes(), process_count(), is_main_process()) == (1, 1, True)
+    assert share_answer(lambda: 5) == 5
+    with pytest.raises(InputError):
+        share_answer(lambda: (_ for _ in ()).throw(InputError("x", None, "y", "z")))
+
+
+def test_shared_batch_norm_keeps_names_weights_and_eval_answers(tmp_path: Path) -> None:
+    network, twin = make_network(), make_network()
+    share_batch_norm_(network)
+    assert list(network.state_dict()) == list(twin.state_dict())
+    picture = torch.rand(1, 1, 12, 16)
+    assert torch.equal(network(picture), twin(picture))
+
+
+def test_shared_batch_norm_is_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group of one process its sums are those of torch's own: outputs, gradients and running statistics."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    monkeypatch.setattr("colorpress.processes._joined", True)
+    try:
+        network, twin = make_network().train(), make_network().train()
+        share_batch_norm_(network)
+        picture = torch.rand(3, 1, 12, 16, generator=torch.Generator().manual_seed(0))
+        for each in (network, twin):
+            each(picture).square().sum().backward()
+        for (name, mine), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
+            assert mine.grad is not None and theirs.grad is not None
+            assert (mine.grad - theirs.grad).norm() < 1e-3 * theirs.grad.norm(), name
+        for (name, buffer), other in zip(network.named_buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(buffer, other, msg=name)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_with_its_code_and_training_goes_on(
+    photo_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, photo_folder, "--epochs", "200"), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "train 2/200" in line:
+            break
+    process.send_signal(number)
+    sent = time.monotonic()
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 128 + number
+    assert time.monotonic() - sent < 5
+    assert f"stopped by {number.name}" in rest
+    assert len(load_checkpoint(tmp_path / "last.pt").history) >= 2
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_leave_loadable_files_and_the_same_weights(
+    photo_folder: Path, tmp_path: Path, kills: int
+) -> None:
+    assert run(tmp_path / "whole", photo_folder, "--epochs", "12").returncode == 0
+    delays = random.Random(0)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(tmp_path / "cut", photo_folder, "--epochs", "12"), env=environment(), stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        process.stderr.readline()  # the photographs are counted: training begins
+        time.sleep(delays.uniform(0.0, 0.5))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        killed += process.returncode == -signal.SIGKILL
+        for name in ("best.pt", "last.pt", "last.prev.pt"):
+            if (tmp_path / "cut" / name).exists():
+                load_checkpoint(tmp_path / "cut" / name)
+    assert killed
+    finished = run(tmp_path / "cut", photo_folder, "--epochs", "12")
+    assert finished.returncode == 0, finished.stderr
+    for name in ("best.pt", "last.pt"):
+        whole, cut = (load_checkpoint(tmp_path / folder / name) for folder in ("whole", "cut"))
+        assert all(torch.equal(tensor, cut.state_dict[key]) for key, tensor in whole.state_dict.items())
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob("*colorpress-tmp*"))
+
+
+def test_a_stop_reaches_all_processes(photo_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, photo_folder, "--epochs", "500", processes=2),
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "train 2/500" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    process.stderr.read()
+    process.wait(timeout=60)
+    assert len(load_checkpoint(tmp_path / "last.pt").history) >= 2

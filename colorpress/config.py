@@ -123,6 +123,9 @@ class TrainConfig(Config):
         2, "Epochs without progress before --schedule plateau lowers the learning rate.", low=1, high=100_000
     )
     weight_decay: float = option(1e-2, "Decoupled weight decay of convolution weights.", low=0.0, high=10.0)
+    class_weight: float = option(
+        0.1, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
+    )
     gradient_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e9)
     ema_decay: float = option(
         0.998,

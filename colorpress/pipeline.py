@@ -221,7 +221,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         return [folder / "plan.json", distilled.path], result
 
     # What builds the original is inside the checkpoint, and fine-tuning has its own epochs and learning rate.
-    own = ("base", "depth", "upsample", "epochs", "learning_rate")
+    own = ("base", "depth", "upsample", "epochs", "learning_rate", "class_weight")
     train = {name: value for name, value in vars(settings.train).items() if name not in own}
     used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size, **_data_key(run, photos)}
     inputs = [checkpoint] if given is None else [checkpoint, given]

@@ -76,7 +76,10 @@ def distil_network(
             )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, 0)
-        recipe = replace(train, epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate)
+        # The teacher's answer says more of each pixel than a class of colour does.
+        recipe = replace(
+            train, epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate, class_weight=0.0
+        )
         fitted = fit_network(
             network,
             photos.train,

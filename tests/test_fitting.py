@@ -21,7 +21,9 @@ from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
 
-RECIPE = TrainConfig(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, precision="fp32")
+RECIPE = TrainConfig(
+    epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32"
+)
 STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
 MACHINE = MachineConfig(workers=0, threads=1, device="cpu")
 
@@ -62,6 +64,7 @@ def test_training_lowers_the_loss_and_best_is_the_lowest_validation_l1(split: Ph
 
 @pytest.mark.parametrize("recipe", [
     RECIPE, replace(RECIPE, schedule="plateau", plateau_patience=1), replace(RECIPE, ema_decay=0.0, dropout=0.3),
+    replace(RECIPE, class_weight=0.1),
 ])  # fmt: skip
 @pytest.mark.parametrize("stopping_step", [0, 8, 14, 18])
 def test_a_fit_stopped_by_a_signal_goes_on_to_the_same_bit(
@@ -185,7 +188,7 @@ def test_the_kept_weights_are_the_running_average(split: PhotoSplit, tmp_path: P
     averaged, plain = load_checkpoint(tmp_path / "average" / "last.pt"), load_checkpoint(tmp_path / "plain" / "last.pt")
     assert averaged.training_state is not None
     name = "encoder.0.0.weight"
-    assert torch.equal(averaged.training_state["network"][name], plain.state_dict[name])
+    assert torch.equal(averaged.training_state["trained"][name], plain.state_dict[name])
     assert not torch.equal(averaged.state_dict[name], plain.state_dict[name])
     # By hand: the average starts as the first step's weights and moves towards each later step's.
     weights_by_step: list[Tensor] = []

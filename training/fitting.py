@@ -28,6 +28,7 @@ from colorpress.files import sha256_source
 from colorpress.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from training.batches import CropLoader
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.colour_classes import ColourClassifier
 from training.device import choose_device, choose_precision
 from training.evaluation import prepare_batch, validate_l1
 from training.photos import Photo, hash_photos
@@ -39,7 +40,8 @@ from training.unet import UNet, hash_weights, plan_of
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
 _CODE = tuple(
-    f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "photos", "schedule", "unet")
+    f"training/{name}.py"
+    for name in ("batches", "color", "colour_classes", "decoding", "fitting", "photos", "schedule", "unet")
 )
 # Decided by the starting weights, or not deciding weights at all.
 _NOT_OF_A_FIT = ("base", "depth", "upsample", "compile")
@@ -62,6 +64,7 @@ class _FitState:
     """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
 
     network: UNet
+    classifier: ColourClassifier | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -78,6 +81,10 @@ class _FitState:
         return len(self.history) + 1
 
     def trained(self) -> nn.Module:
+        """All that is trained."""
+        return self.network if self.classifier is None else self.classifier
+
+    def kept(self) -> nn.Module:
         """What is validated and kept."""
         return self.network if self.average is None else self.average.module
 
@@ -85,7 +92,7 @@ class _FitState:
         """What is kept of the epoch that ended last, without the state that training needs."""
         return Checkpoint(
             plan=plan_of(self.network),
-            state_dict=_tensors_of(self.trained()),
+            state_dict=_tensors_of(self.kept()),
             epoch=len(self.history),
             val_l1=self.history[-1]["val_l1"] if self.history else None,
             history=tuple(self.history),
@@ -95,10 +102,9 @@ class _FitState:
     def training_state(self) -> dict[str, Any]:
         """What `last.pt` holds beyond a checkpoint, tensors and primitives."""
         return {
-            "network": _tensors_of(self.network),
+            "trained": _tensors_of(self.trained()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": self.average is not None,
             **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
         }
 
@@ -106,7 +112,7 @@ class _FitState:
         """Go back to the state that `last` holds; changes the network."""
         assert last.training_state is not None
         saved = dict(last.training_state)
-        self.network.load_state_dict(saved["network"])
+        self.trained().load_state_dict(saved["trained"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
@@ -169,12 +175,15 @@ def fit_network(
     }
     found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
     network.dropout.p = recipe.dropout
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = ColourClassifier(network) if recipe.class_weight else None
+    trained = network if classifier is None else classifier
+    trained.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_count() > 1:
         share_batch_norm_(network)
     state = _FitState(
         network=network,
-        optimizer=_make_optimizer(network, recipe),
+        classifier=classifier,
+        optimizer=_make_optimizer(trained, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
         average=AveragedModel(network, use_buffers=True) if recipe.ema_decay else None,
     )
@@ -206,7 +215,7 @@ def fit_network(
             try:
                 trainer.finish_epoch_(title)
                 val_l1 = validate_l1(
-                    state.trained(), val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device
+                    state.kept(), val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device
                 )
             except Interrupted:
                 save_last()
@@ -234,10 +243,10 @@ class _Trainer:
     ) -> None:
         self.state, self.loader, self.objective, self.recipe, self.device = state, loader, objective, recipe, device
         self.dtype = choose_precision(recipe.precision, device)
-        self.forward: Callable[[Tensor], Tensor] = state.network
+        self.forward: Callable[[Tensor], Any] = state.trained()
         if process_count() > 1:
             self.forward = nn.parallel.DistributedDataParallel(
-                state.network,
+                state.trained(),
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # all processes have the same ones already
                 gradient_as_bucket_view=True,
@@ -314,14 +323,18 @@ class _Trainer:
         lightness, ab = prepare_batch(rgb, self.device)
         lightness = lightness.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            answer = self.forward(lightness)
+            answered = self.forward(lightness)
+        answer, logits = (answered, None) if state.classifier is None else answered
         answer = answer.float()
+        loss = self.objective(answer, lightness, ab)
+        if state.classifier is not None and logits is not None:
+            loss = loss + recipe.class_weight * state.classifier.loss(logits, ab)
         # Gradients are averaged over processes: a larger part of the batch counts for more.
-        loss = self.objective(answer, lightness, ab) * share
+        loss = loss * share
         state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(state.scaler.scale(loss))
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(state.trained().parameters(), recipe.gradient_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:

@@ -137,22 +137,32 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(below, 2, 1)
 
     def forward(self, lightness: Tensor) -> Tensor:
+        return self.forward_levels(lightness)[0]
+
+    def forward_levels(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The answer, and what each block of the decoder made on the way, deep to shallow, of the padded picture."""
         height, width = lightness.shape[-2:]
         multiple = self.size_multiple
         padded = F.pad(lightness, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-        return self.forward_padded(padded)[..., :height, :width]
+        answer, levels = self._answer_padded(padded)
+        return answer[..., :height, :width], levels
 
     def forward_padded(self, lightness: Tensor) -> Tensor:
         """The network itself, for H and W that are multiples of `size_multiple`."""
+        return self._answer_padded(lightness)[0]
+
+    def _answer_padded(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
         skips = []
         features = lightness
         for level, block in enumerate(self.encoder):
             features = block(features if level == 0 else self.pool(features))
             skips.append(features)
         features = self.dropout(skips.pop())
+        levels = []
         for up, block in zip(self.up, self.decoder, strict=True):
             features = block(torch.cat([skips.pop(), up(features)], dim=1))
-        return torch.tanh(self.head(features))
+            levels.append(features)
+        return torch.tanh(self.head(features)), levels
 
 
 def _upsampler(in_channels: int, out_channels: int, kind: str) -> nn.Module:

@@ -18,8 +18,8 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import prepare_batch, validate_l1
 from training.fitting import FitConfig, Objective, fit_network
+from training.network import ColorNetwork
 from training.photos import PhotoSplit
-from training.unet import UNet, plan_of
 
 _BATCH_NORM_BATCHES = 16
 
@@ -40,7 +40,7 @@ class DistillResult:
 
 
 def distil_network(
-    network: UNet,
+    network: ColorNetwork,
     teacher: Checkpoint,
     photos: PhotoSplit,
     destination: Path,
@@ -65,13 +65,18 @@ def distil_network(
         last_path = destination.with_name("last.pt")
         extra = {
             **_origin(teacher),
+            "architecture": network.architecture.describe(),
             "teacher_weight": config.teacher_weight,
-            "code": sha256_source(["compress/distillation.py"]),
+            "code": sha256_source(["compress/distillation.py", "training/foreign.py"]),
         }
         if config.finetune_epochs == 0:
             last_path.unlink(missing_ok=True)
             untuned = Checkpoint(
-                plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
+                network.architecture,
+                network.cpu().state_dict(),
+                val_l1=before,
+                extra=_origin(teacher),
+                arch=teacher.arch,
             )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, 0)
@@ -96,7 +101,8 @@ def distil_network(
     # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
     last_path.unlink(missing_ok=True)
     assert fitted.best.val_l1 is not None
-    return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
+    best = replace(fitted.best, arch=teacher.arch)
+    return DistillResult(destination, best, before, fitted.best.val_l1, config.finetune_epochs)
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:
@@ -104,7 +110,7 @@ def _origin(teacher: Checkpoint) -> dict[str, str]:
 
 
 def _settle_batch_norm_(
-    network: UNet, photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: torch.device
+    network: ColorNetwork, photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: torch.device
 ) -> float:
     """Re-estimate the batch norm statistics of `network` where that lowers validation L1; the L1 it then has.
 

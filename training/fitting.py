@@ -25,14 +25,17 @@ from training.batches import CropLoader
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device
 from training.evaluation import prepare_batch, validate_l1
+from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
-from training.unet import UNet, hash_weights, plan_of
+from training.unet import hash_weights
 
 WARMUP_SHARE = 0.05
 GRADIENT_NORM = 1.0
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
-_CODE = tuple(f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "photos", "unet"))
+_CODE = tuple(
+    f"training/{name}.py" for name in ("batches", "color", "decoding", "fitting", "network", "photos", "unet")
+)
 
 # (answer, L, ab) -> loss; all tensors of one batch on the training device.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -91,7 +94,7 @@ def l1_objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
 
 
 def fit_network(
-    network: UNet,
+    network: ColorNetwork,
     train: Sequence[Photo],
     val: Sequence[Photo],
     objective: Objective,
@@ -148,7 +151,7 @@ def fit_network(
             )
             history.append(row)
             checkpoint = Checkpoint(
-                plan=plan_of(network),
+                architecture=network.architecture,
                 state_dict={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
                 epoch=epoch,
                 val_l1=row["val_l1"],
@@ -163,7 +166,7 @@ def fit_network(
 
 
 def _run_epoch(
-    network: UNet,
+    network: ColorNetwork,
     optimizer: torch.optim.Optimizer,
     loader: CropLoader,
     val: Sequence[Photo],
@@ -264,7 +267,7 @@ def _why_not_resumed(best_path: Path, last_path: Path, identity: Mapping[str, An
     return f"holds a training with other settings: {', '.join(different)}" if different else ""
 
 
-def _resume_(network: UNet, optimizer: torch.optim.Optimizer, last_path: Path) -> list[Mapping[str, float]]:
+def _resume_(network: ColorNetwork, optimizer: torch.optim.Optimizer, last_path: Path) -> list[Mapping[str, float]]:
     """Load the state of an interrupted fit into network and optimizer; its history so far."""
     last = load_checkpoint(last_path)
     assert last.training_state is not None

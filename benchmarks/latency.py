@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.variants import Variant
-from colorpress.config import BenchmarkConfig
+from colorpress.config import ArchConfig, BenchmarkConfig
 from colorpress.console import progress, warn
 from colorpress.cores import usable_cores
 
@@ -154,6 +154,7 @@ def _run_rounds(
 def _make_job(variant: Variant, config: BenchmarkConfig, threads: int, seed: int) -> dict[str, Any]:
     return {
         "path": str(variant.path.resolve()),
+        "arch": asdict(absolute_arch(variant.arch)),
         "runtime": variant.runtime,
         "device": variant.device,
         "batch": config.bench_batch,
@@ -164,6 +165,11 @@ def _make_job(variant: Variant, config: BenchmarkConfig, threads: int, seed: int
         "runs": -(-config.runs // config.rounds),
         "min_seconds": config.min_seconds / config.rounds,
     }
+
+
+def absolute_arch(arch: ArchConfig) -> ArchConfig:
+    """The same options for a process in another folder: the file by its whole path."""
+    return replace(arch, arch=str(Path(arch.arch).absolute())) if arch.arch else arch
 
 
 def run_worker(job: Mapping[str, Any], *, threads: int, timeout_s: float) -> dict[str, Any]:

@@ -66,14 +66,16 @@ def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
 def _load_torch(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
     import torch
 
+    from colorpress.config import ArchConfig
     from training.checkpoint import load_checkpoint
 
+    arch = ArchConfig(**{**job["arch"], "arch_arg": tuple(job["arch"]["arch_arg"])})
     torch.set_num_threads(job["threads"])
     device = torch.device(job["device"])
     # ONNX Runtime searches the fastest convolution too; without this PyTorch would run with a handicap.
     torch.backends.cudnn.benchmark = True
     started = time.perf_counter_ns()
-    network = load_checkpoint(Path(job["path"])).build_network().to(device)
+    network = load_checkpoint(Path(job["path"]), arch).build_network().to(device)
     load_ms = (time.perf_counter_ns() - started) / 1e6
     picture = torch.from_numpy(lightness)
 

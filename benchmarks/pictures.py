@@ -59,7 +59,7 @@ def color_photos(
         try:
             # The benchmark has looked at the file in a child process before.
             predictors[variant.name] = open_predictor(
-                variant.path, device=variant.device, threads=threads, trusted=True
+                variant.path, arch=variant.arch, device=variant.device, threads=threads, trusted=True
             )
         except Exception:  # its row in the benchmark says how it failed
             continue

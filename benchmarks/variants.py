@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Literal, cast
 
+from colorpress.config import ArchConfig
 from colorpress.errors import ConfigError, InputError
 
 Runtime = Literal["torch", "onnxruntime"]
@@ -26,6 +27,7 @@ class Variant:
         macs: multiply-accumulates of one picture at the timed size; 0: unknown.
         size_bytes: the file as it is on disk, with the external data files of an ONNX graph.
         weights_bytes: the weights alone, without history, training state or graph: the fair size of a checkpoint.
+        arch: names the network of a foreign checkpoint.
     """
 
     name: str
@@ -37,16 +39,25 @@ class Variant:
     macs: int
     size_bytes: int
     weights_bytes: int
+    arch: ArchConfig = field(default_factory=ArchConfig)
 
 
 def describe_variant(
-    name: str, path: Path, *, device: str = "cpu", precision: str = "fp32", macs: int = 0, params: int | None = None
+    name: str,
+    path: Path,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    macs: int = 0,
+    params: int | None = None,
+    arch: ArchConfig | None = None,
 ) -> Variant:
     """Read the sizes of a model file and say how it is run: `.pt` by PyTorch, `.onnx` by ONNX Runtime.
 
     Args:
         params: overrides what is counted in the file. An exported graph has its batch norms folded, so it holds
             fewer than the network it came from.
+        arch: names the network of a foreign checkpoint.
     Raises:
         ConfigError: no such file, or neither .pt nor .onnx.
         InputError: the file cannot be read as what its name says.
@@ -55,7 +66,7 @@ def describe_variant(
     if not path.is_file():
         raise ConfigError("model", path, "no such file", "give a .pt or .onnx file that this project wrote")
     if path.suffix == ".pt":
-        runtime, external_bytes, (counted, weights_bytes) = "torch", 0, _read_checkpoint_sizes(path)
+        runtime, external_bytes, (counted, weights_bytes) = "torch", 0, _read_checkpoint_sizes(path, arch)
     elif path.suffix == ".onnx":
         runtime = "onnxruntime"
         external_bytes, counted, weights_bytes = _read_graph_sizes(path)
@@ -71,6 +82,7 @@ def describe_variant(
         macs=macs,
         size_bytes=path.stat().st_size + external_bytes,
         weights_bytes=weights_bytes,
+        arch=arch or ArchConfig(),
     )
 
 
@@ -79,11 +91,11 @@ def on_device(variant: Variant, device: str) -> Variant:
     return replace(variant, name=f"{variant.name} @ {device}", device=device)
 
 
-def _read_checkpoint_sizes(path: Path) -> tuple[int, int]:
+def _read_checkpoint_sizes(path: Path, arch: ArchConfig | None) -> tuple[int, int]:
     from training.checkpoint import load_checkpoint
     from training.unet import count_parameters
 
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, arch)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.state_dict.values())
     return count_parameters(checkpoint.build_network()), weights_bytes
 

@@ -14,13 +14,15 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from colorpress import __version__
 from colorpress.config import (
+    ARCH_OPTIONS,
     CONFIGS,
+    ArchConfig,
     BenchmarkConfig,
     Config,
     DataConfig,
@@ -32,6 +34,8 @@ from colorpress.config import (
     RankConfig,
     Settings,
     TrainConfig,
+    field_type,
+    is_repeatable,
     option_name,
 )
 from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
+RESOLVED_OPTIONS = "config.resolved.toml"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -118,19 +123,20 @@ def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         for config in reversed(configs):
-            types = get_type_hints(config)
             for each in reversed(fields(config)):
+                kind: Any = field_type(config, each)
                 if choices := each.metadata["choices"]:
-                    kind: Any = click.Choice(choices)
-                else:
-                    kind = _PATH if "Path" in str(types[each.name]) else types[each.name]
+                    kind = click.Choice(choices)
+                elif kind is Path:
+                    kind = _PATH
                 name = option_name(each.name)
                 click.option(
                     f"--{name}/--no-{name}" if kind is bool else f"--{name}",
                     each.name,
                     type=kind,
                     default=each.default,
-                    show_default=each.default is not None,
+                    multiple=is_repeatable(each),
+                    show_default=each.default not in (None, ()),
                     help=each.metadata["help"],
                 )(function)
         return function
@@ -192,7 +198,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 
 
 def _use_folder_options(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
-    resolved = folder / "config.resolved.toml"
+    resolved = folder / RESOLVED_OPTIONS
     if resolved.is_file():
         context.default_map = {**_load_options(resolved), **(context.default_map or {})}
     return folder
@@ -207,6 +213,9 @@ def _load_options(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("configuration", path, f"is not TOML: {error}", "write lines such as `epochs = 15`") from None
     options = {name.replace("-", "_"): value for name, value in values.items()}
+    if path.name == RESOLVED_OPTIONS:
+        # Part of a run folder, which may be somebody else's: it names no code to run.
+        options = {name: value for name, value in options.items() if name not in ARCH_OPTIONS}
     paths = [name for name in ("data", "prune_plan") if isinstance(options.get(name), str)]
     Settings.from_options({**options, **{name: Path(options[name]) for name in paths}})
     return options
@@ -214,7 +223,7 @@ def _load_options(path: Path) -> dict[str, Any]:
 
 def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
     """A run of one stage: its own options, and those of the other stages as the folder was made with."""
-    resolved = output_dir / "config.resolved.toml"
+    resolved = output_dir / RESOLVED_OPTIONS
     others = _load_options(resolved) if resolved.is_file() else {}
     for name in ("data", "prune_plan"):
         others[name] = Path(others[name]) if name in others else None
@@ -232,6 +241,9 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
+    if settings.arch.arch and checkpoint is None:
+        why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
+        raise ConfigError("option", "--arch", why, "give the trained --checkpoint of that network")
     from colorpress.files import locked_folder
     from colorpress.pipeline import Run, run_pipeline
 
@@ -258,7 +270,7 @@ def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(RankConfig)
+@_config_options(ArchConfig, RankConfig)
 def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Rank the layers of a model by parameter count."""
     current = _open_run(output_dir, force, options)
@@ -270,7 +282,7 @@ def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(DataConfig, PruneConfig, FinetuneConfig, TrainConfig, MachineConfig)
+@_config_options(ArchConfig, DataConfig, PruneConfig, FinetuneConfig, TrainConfig, MachineConfig)
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
     current = _open_run(output_dir, force, options)
@@ -284,7 +296,7 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ExportConfig)
+@_config_options(ArchConfig, ExportConfig)
 def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Export to ONNX, checked against PyTorch: best.pt and pruned/model.pt, or the one --checkpoint."""
     current = _open_run(output_dir, force, options)
@@ -318,7 +330,7 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(DataConfig, BenchmarkConfig, MachineConfig)
+@_config_options(ArchConfig, DataConfig, BenchmarkConfig, MachineConfig)
 def benchmark(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder."""
     current = _open_run(output_dir, force, options)
@@ -347,7 +359,14 @@ def report(output_dir: Path, force: bool, as_json: bool) -> None:
 @cli.command()
 @click.argument("photos", nargs=-1, required=True, type=_PATH)
 @click.option("--output-dir", "-o", type=_PATH, default=Path("colorized"), show_default=True, help="Where they go.")
-@click.option("--model", "-m", type=_PATH, required=True, help="Any model colorpress wrote: .pt or .onnx.")
+@click.option(
+    "--model",
+    "-m",
+    type=_PATH,
+    required=True,
+    help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch.",
+)
+@_config_options(ArchConfig)
 @click.option("--work-size", type=click.IntRange(16, 8192), default=256, show_default=True,
               help="Short side that the network sees; the luminance stays at full size.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
@@ -366,12 +385,14 @@ def colorize(
     device: str,
     threads: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Colour photographs, or folders of them, with a model."""
+    arch = ArchConfig(**options)
     from export.colorize import colorize_photos
     from export.predictors import open_predictor
 
-    predictor = open_predictor(model, device=device, threads=threads)
+    predictor = open_predictor(model, arch=arch, device=device, threads=threads)
     result = colorize_photos(
         photos, output_dir, predictor, work_size=work_size, max_pixels=max_pixels, overwrite=overwrite
     )

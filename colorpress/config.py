@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from colorpress.errors import ConfigError
+from colorpress.errors import ConfigError, printable
 
 
 def option(
@@ -49,7 +51,13 @@ def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
         ConfigError: with the option's name, the value and what is allowed.
     """
     low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
-    name, kind = f"--{option_name(each.name)}", get_type_hints(config)[each.name]
+    name, kind = f"--{option_name(each.name)}", field_type(config, each)
+    if value is None and each.default is None:
+        return
+    if is_repeatable(each):
+        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+            raise ConfigError("option", name, f"got {value!r}", "give a list of texts")
+        return
     if choices:
         if value not in choices:
             raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
@@ -64,6 +72,17 @@ def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
         raise ConfigError("option", name, f"got {value!r}", f"give {noun} {bounds}")
     if (low is not None and value < low) or (high is not None and value > high) or math.isinf(value):
         raise ConfigError("option", name, f"got {value}", f"give {noun} {bounds}")
+
+
+def field_type(config: type[Config], each: Field[Any]) -> Any:
+    """The type of a field's values: `X` also for `X | None`, `str` for each item of a repeatable field."""
+    hint = get_type_hints(config)[each.name]
+    return next((kind for kind in get_args(hint) if kind not in (NoneType, ...)), hint)
+
+
+def is_repeatable(each: Field[Any]) -> bool:
+    """Whether an option can be given several times: its field is a tuple of texts."""
+    return isinstance(each.default, tuple)
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,39 @@ class TrainConfig(Config):
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = option(False, "Compile the network with torch.compile (needs a C++ compiler on a CPU).")
+
+
+@dataclass(frozen=True)
+class ArchConfig(Config):
+    """A network that colorpress did not make. It names code to run, so it is never read from a run folder."""
+
+    arch: str | None = option(
+        None, "FILE.py:NAME of the class or function that makes the checkpoint's network; not for colorpress' own UNet."
+    )
+    arch_arg: tuple[str, ...] = option(
+        (), "NAME=VALUE, a keyword argument of --arch; repeatable; default: those of the checkpoint."
+    )
+    ab_scale: float | None = option(
+        None,
+        "The network of --arch answers a*b* divided by this; default: the checkpoint's, else 128.",
+        low=1e-3,
+        high=1e4,
+    )
+    state_key: str | None = option(
+        None, "Where the weights are in a foreign checkpoint, such as state_dict; default: found where there is one."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch is None and (self.arch_arg or self.ab_scale is not None):
+            name = "--arch-arg" if self.arch_arg else "--ab-scale"
+            raise ConfigError("option", name, "says nothing without --arch", "give --arch FILE.py:NAME too")
+
+    def as_arguments(self) -> str:
+        """The options as one would type them."""
+        values: list[tuple[str, Any]] = [("--arch", self.arch), *(("--arch-arg", each) for each in self.arch_arg)]
+        values += [("--ab-scale", self.ab_scale), ("--state-key", self.state_key)]
+        return shlex.join(str(word) for name, value in values if value is not None for word in (name, value))
 
 
 @dataclass(frozen=True)
@@ -224,6 +276,7 @@ class Settings:
     machine: MachineConfig = field(default_factory=MachineConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    arch: ArchConfig = field(default_factory=ArchConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -242,15 +295,22 @@ class Settings:
             if name not in OPTION_NAMES:
                 raise unknown_option(option_name(name))
         configs: dict[str, Any] = {
-            stage: config(**{each.name: options[each.name] for each in fields(config) if each.name in options})
+            stage: config(**{each.name: _frozen(options[each.name]) for each in fields(config) if each.name in options})
             for stage, config in CONFIGS.items()
         }
         return Settings(**configs)
 
     def to_toml(self) -> str:
-        """The effective options as TOML that `--config` reads back; options that are unset are left out."""
+        """The effective options as TOML that `--config` reads back; options that are unset are left out.
+
+        Those of `arch` are a comment: they name code to run, and the file may be somebody else's.
+        """
         lines = []
         for stage, config in CONFIGS.items():
+            if config is ArchConfig:
+                if self.arch.arch:
+                    lines.append(f"# {stage}, to be given again each time: {printable(self.arch.as_arguments())}")
+                continue
             lines.append(f"# {stage}")
             values = {each.name: getattr(getattr(self, stage), each.name) for each in fields(config)}
             lines += [f"{option_name(name)} = {_toml(value)}" for name, value in values.items() if value is not None]
@@ -261,6 +321,7 @@ CONFIGS: dict[str, type[Config]] = {
     "machine": MachineConfig,
     "data": DataConfig,
     "train": TrainConfig,
+    "arch": ArchConfig,
     "rank": RankConfig,
     "prune": PruneConfig,
     "finetune": FinetuneConfig,
@@ -269,6 +330,7 @@ CONFIGS: dict[str, type[Config]] = {
     "benchmark": BenchmarkConfig,
 }
 OPTION_NAMES = tuple(each.name for config in CONFIGS.values() for each in fields(config))
+ARCH_OPTIONS = tuple(each.name for each in fields(ArchConfig))
 
 
 def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> ConfigError:
@@ -276,6 +338,11 @@ def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> Config
     near = difflib.get_close_matches(name, [option_name(each) for each in allowed], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "see `colorpress run --help` for all options"
     return ConfigError("option", name, "is unknown", hint)
+
+
+def _frozen(value: Any) -> Any:
+    """TOML has lists where configs have tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _toml(value: Any) -> str:

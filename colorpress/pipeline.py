@@ -10,7 +10,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from colorpress import __version__
 from colorpress.config import Settings
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.files import sha256_file, write_bytes, write_json, write_text
+from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from colorpress.processes import is_main_process, share_answer
 from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage, stage_key
 from compress.distillation import distil_network
@@ -39,10 +39,11 @@ from export.int8_profile import profile_int8
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
 from training.batches import whole_photos
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
 from training.device import choose_device
 from training.fitting import forget_fit
+from training.foreign import load_source
 from training.original import train_unet
 from training.photos import PhotoSplit, hash_photos, scan_photos
 from training.unet import count_parameters
@@ -61,9 +62,22 @@ class Run:
         """The original model of this run."""
         return self.folder / "best.pt"
 
+    def load(self, checkpoint: Path) -> Checkpoint:
+        """Read a checkpoint, whose network may be the foreign one that the options of this run name."""
+        return load_checkpoint(checkpoint, self.settings.arch)
+
     def stage(self, name: str, inputs: Sequence[Path], settings: Mapping[str, Any], code: Sequence[str]) -> str:
         """The key of a stage of this run."""
         return stage_key(inputs=inputs, settings={"stage": name, **settings}, code=code)
+
+    def arch_key(self) -> dict[str, Any]:
+        """What the answer of a stage that reads a checkpoint depends on of a foreign network: its code and options.
+
+        Raises:
+            ConfigError: the file that is named cannot be run.
+        """
+        arch = self.settings.arch
+        return {"arch": {**vars(arch), "arch": load_source(arch.arch).sha256}} if arch.arch else {}
 
 
 @dataclass(frozen=True)
@@ -151,14 +165,18 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
 
 
 def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
-    """Copy a trained model into the run folder as its best.pt.
+    """Copy a trained model into the run folder as its best.pt; one of another program in the format of this one.
 
     Raises:
-        ConfigError: the folder holds another best.pt, which would be lost.
+        ConfigError: the folder holds another best.pt, which would be lost; or a foreign network is not named.
         InputError: the checkpoint cannot be used.
     """
-    load_checkpoint(checkpoint)
-    if run.best_path.exists() and sha256_file(run.best_path) == sha256_file(checkpoint):
+    found = run.load(checkpoint)
+    found.build_network()
+    content = checkpoint.read_bytes()
+    if found.converted:
+        content = dump_checkpoint(replace(found, extra={"stage": "convert", "converted_sha256": found.sha256}))
+    if run.best_path.exists() and sha256_file(run.best_path) == sha256_bytes(content):
         return
     if run.best_path.exists() and not run.force:
         raise ConfigError(
@@ -169,7 +187,7 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
     for name in ("history.csv", "training_loss.png", "training_inference.md"):
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")
-    write_bytes(run.best_path, checkpoint.read_bytes())
+    write_bytes(run.best_path, content)
 
 
 def rank(run: Run, checkpoint: Path) -> StageRecord:
@@ -177,13 +195,13 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
     size = run.settings.rank.rank_size
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        network = load_checkpoint(checkpoint).build_network()
+        network = run.load(checkpoint).build_network()
         ranked = write_ranking(
             rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
         )
         return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
 
-    key = run.stage("rank", [checkpoint], {"size": size}, ["training", "compress"])
+    key = run.stage("rank", [checkpoint], {"size": size, **run.arch_key()}, ["training", "compress"])
     return run_stage(run.folder, "rank", key, action, force=run.force)
 
 
@@ -193,7 +211,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     given, size, seed = settings.prune.prune_plan, settings.rank.rank_size, settings.data.seed
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        teacher = load_checkpoint(checkpoint)
+        teacher = run.load(checkpoint)
         _warn_of_other_split(teacher, photos)
         if run.force and is_main_process():
             forget_fit(folder / "last.pt")
@@ -223,7 +241,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     # What builds the original is inside the checkpoint, and fine-tuning has its own epochs and learning rate.
     own = ("base", "depth", "upsample", "epochs", "learning_rate", "class_weight")
     train = {name: value for name, value in vars(settings.train).items() if name not in own}
-    used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size, **_data_key(run, photos)}
+    used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size}
+    used |= {**run.arch_key(), **_data_key(run, photos)}
     inputs = [checkpoint] if given is None else [checkpoint, given]
     modules = ("batch_norm", "distillation", "prune_plan", "pruning", "ranking")
     key = run.stage("prune", inputs, used, ["training", *(f"compress/{name}.py" for name in modules)])
@@ -235,12 +254,12 @@ def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
     destination = run.folder / variant / "model.onnx"
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        exported = export_onnx(load_checkpoint(checkpoint), destination, run.settings.export, metadata={})
+        exported = export_onnx(run.load(checkpoint), destination, run.settings.export, metadata={})
         difference, sizes = exported.parity.max_abs, len(exported.parity.shapes)
         say(f"{variant}: {exported.size_bytes:,} bytes, within {difference:.1e} of PyTorch at {sizes} sizes")
         return [exported.path], {"size_bytes": exported.size_bytes, "max_abs_diff": exported.parity.max_abs}
 
-    key = run.stage(variant, [checkpoint], vars(run.settings.export), ["training", "export"])
+    key = run.stage(variant, [checkpoint], {**vars(run.settings.export), **run.arch_key()}, ["training", "export"])
     return run_stage(run.folder, f"export-{variant}", key, action, force=run.force)
 
 
@@ -294,11 +313,11 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
         raise ConfigError(
             "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"
         )
-    best = load_checkpoint(run.best_path)
+    best = run.load(run.best_path)
     variants = _variants_of(run, "best", run.best_path, best)
     pruned_path = run.folder / "pruned" / "model.pt"
     if pruned_path.exists():
-        pruned = load_checkpoint(pruned_path)
+        pruned = run.load(pruned_path)
         if pruned.extra.get("teacher_sha256") == best.sha256:
             variants += _variants_of(run, "pruned", pruned_path, pruned)
         else:
@@ -309,7 +328,7 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
     size, network = run.settings.benchmark.bench_size, checkpoint.build_network()
     params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs)]
+    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=run.settings.arch)]
     for variant, precision, again in ((name, "fp32", "export"), (f"{name}-int8", "int8", "quantize")):
         exported = run.folder / variant / "model.onnx"
         if not exported.exists():
@@ -336,6 +355,7 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> Stag
     used = {
         **vars(settings.benchmark),
         **vars(settings.machine),
+        **run.arch_key(),
         **_data_key(run, PhotoSplit(train=(), val=(), test=photos.test, skipped=())),
         "names": [variant.name for variant in variants],
         "machine": {key: value for key, value in describe_machine().items() if not key.startswith("memory")},

@@ -19,8 +19,8 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import prepare_batch, validate_l1
 from training.fitting import Objective, fit_network, forget_fit
+from training.network import ColorNetwork
 from training.photos import PhotoSplit
-from training.unet import UNet, plan_of
 
 _BATCH_NORM_BATCHES = 16
 
@@ -41,7 +41,7 @@ class DistillResult:
 
 
 def distil_network(
-    network: UNet,
+    network: ColorNetwork,
     teacher: Checkpoint,
     photos: PhotoSplit,
     destination: Path,
@@ -66,13 +66,18 @@ def distil_network(
         last_path = destination.with_name("last.pt")
         extra = {
             **_origin(teacher),
+            "architecture": network.architecture.describe(),
             "teacher_weight": config.teacher_weight,
-            "code": sha256_source(["compress/distillation.py"]),
+            "code": sha256_source(["compress/distillation.py", "training/foreign.py"]),
         }
         if config.finetune_epochs == 0:
             forget_fit(last_path)
             untuned = Checkpoint(
-                plan=plan_of(network), state_dict=network.cpu().state_dict(), val_l1=before, extra=_origin(teacher)
+                network.architecture,
+                network.cpu().state_dict(),
+                val_l1=before,
+                extra=_origin(teacher),
+                arch=teacher.arch,
             )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, 0)
@@ -98,7 +103,8 @@ def distil_network(
     if is_main_process():
         forget_fit(last_path)
     assert fitted.best.val_l1 is not None
-    return DistillResult(destination, fitted.best, before, fitted.best.val_l1, config.finetune_epochs)
+    best = replace(fitted.best, arch=teacher.arch)
+    return DistillResult(destination, best, before, fitted.best.val_l1, config.finetune_epochs)
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:
@@ -106,7 +112,7 @@ def _origin(teacher: Checkpoint) -> dict[str, str]:
 
 
 def _settle_batch_norm_(
-    network: UNet, photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: torch.device
+    network: ColorNetwork, photos: PhotoSplit, train: TrainConfig, data: DataConfig, device: torch.device
 ) -> float:
     """Re-estimate the batch norm statistics of `network` where that lowers validation L1; the L1 it then has.
 

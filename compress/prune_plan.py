@@ -8,16 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import nn
+from typing import Any
 
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import write_text
-from training.unet import UNet, UNetPlan, plan_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HINT = "make a plan with `colorpress prune`, or edit one: delete groups, or change their `removed` channels"
 _NOTE = (
     "To change what is pruned, delete groups or edit their 'removed' channels (numbered from 0). "
@@ -34,7 +30,8 @@ class PrunedGroup:
         layers: every layer that changes with it, and how, in words; for the reader.
         channels_before: output channels of `root` in the network that the plan is for.
         removed: the output channels of `root` that go, from 0, ascending; empty keeps the layer whole.
-        reason: why this layer, and why these channels; for the reader.
+        reason: why this layer, and why these channels, or why it is left whole; for the reader.
+        coupled: other convolutions that lose the same output channels, since their answers are added to `root`'s.
     """
 
     root: str
@@ -42,6 +39,7 @@ class PrunedGroup:
     channels_before: int
     removed: tuple[int, ...]
     reason: str
+    coupled: tuple[str, ...] = ()
 
     @property
     def channels_after(self) -> int:
@@ -56,6 +54,7 @@ class PrunedGroup:
             "channels_after": self.channels_after,
             "reason": self.reason,
             "layers": list(self.layers),
+            "coupled": list(self.coupled),
             "removed": list(self.removed),
         }
 
@@ -68,7 +67,8 @@ class PrunedGroup:
         """
         root = values.get("root") if isinstance(values, Mapping) else None
         where = f"group {root!r}" if isinstance(root, str) else "a group"
-        _check_keys(values, where, ("root", "channels_before", "removed"), ("channels_after", "reason", "layers"))
+        needed, optional = ("root", "channels_before", "removed"), ("channels_after", "reason", "layers", "coupled")
+        _check_keys(values, where, needed, optional)
         before, removed = values["channels_before"], values["removed"]
         if not isinstance(root, str) or type(before) is not int or before < 1:
             raise _bad_plan(f"{where} needs a layer name as 'root' and a positive 'channels_before'")
@@ -81,10 +81,10 @@ class PrunedGroup:
             raise _bad_plan(f"{where}: 'removed' holds a channel twice")
         if len(removed) == before:
             raise _bad_plan(f"{where}: 'removed' holds all {before} channels, at least one has to stay")
-        layers, reason = values.get("layers", []), values.get("reason", "")
-        if not isinstance(reason, str) or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
-            raise _bad_plan(f"{where}: 'layers' is not a list of text, or 'reason' is not text")
-        return PrunedGroup(root, tuple(layers), before, tuple(sorted(removed)), reason)
+        layers, coupled, reason = values.get("layers", []), values.get("coupled", []), values.get("reason", "")
+        if not isinstance(reason, str) or not _is_text_list(layers) or not _is_text_list(coupled):
+            raise _bad_plan(f"{where}: 'layers' or 'coupled' is not a list of text, or 'reason' is not text")
+        return PrunedGroup(root, tuple(layers), before, tuple(sorted(removed)), reason, tuple(coupled))
 
 
 @dataclass(frozen=True)
@@ -92,40 +92,48 @@ class PrunePlan:
     """Everything that `apply_pruning` does, decided beforehand.
 
     Attributes:
-        source: channel plan of the network that this plan is for; no other is accepted.
+        source: output channels of every convolution that may lose some, in the network that the plan is for; no
+            other network is accepted.
         groups: what goes, largest layer first.
         settings: the options that led to the plan; for the reader.
         weights_sha256: of the weights that the channels were chosen by; empty when unknown.
     """
 
-    source: UNetPlan
+    source: Mapping[str, int]
     groups: tuple[PrunedGroup, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        widths = layer_widths(empty_network(self.source))
         roots = [group.root for group in self.groups]
         for group in self.groups:
-            if group.root not in widths:
-                meant = difflib.get_close_matches(group.root, widths, 1)
+            if group.root not in self.source:
+                meant = difflib.get_close_matches(group.root, self.source, 1)
                 did_you_mean = f"; did you mean {meant[0]!r}?" if meant else ""
                 raise _bad_plan(f"no layer {group.root!r} can lose output channels{did_you_mean}")
-            if widths[group.root] != group.channels_before:
+            if self.source[group.root] != group.channels_before:
                 raise _bad_plan(
                     f"group {group.root!r}: 'channels_before' is {group.channels_before}, "
-                    f"the layer has {widths[group.root]}"
+                    f"the layer has {self.source[group.root]}"
                 )
             if roots.count(group.root) > 1:
                 raise _bad_plan(f"group {group.root!r} is there twice")
+            for name in group.coupled:
+                if self.source.get(name) != group.channels_before:
+                    raise _bad_plan(f"group {group.root!r}: no layer {name!r} has as many channels to lose")
+        lost = [name for group in self.groups if group.removed for name in (group.root, *group.coupled)]
+        for name in lost:
+            if lost.count(name) > 1:
+                raise _bad_plan(f"layer {name!r} would lose channels with two groups")
 
     @property
-    def result(self) -> UNetPlan:
-        """Channel plan of the pruned network."""
-        network = empty_network(self.source)
+    def result(self) -> dict[str, int]:
+        """Output channels of the same convolutions in the pruned network."""
+        after = dict(self.source)
         for group in self.groups:
-            cast("nn.Conv2d", network.get_submodule(group.root)).out_channels = group.channels_after
-        return plan_of(network)
+            for name in (group.root, *group.coupled):
+                after[name] -= len(group.removed)
+        return after
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready primitives."""
@@ -134,9 +142,9 @@ class PrunePlan:
             "format_version": FORMAT_VERSION,
             "note": _NOTE,
             "settings": dict(self.settings),
-            "source": self.source.to_dict(),
+            "source": dict(self.source),
             "weights_sha256": self.weights_sha256,
-            "result": self.result.to_dict(),
+            "result": self.result,
             "groups": [group.to_dict() for group in self.groups],
         }
 
@@ -145,7 +153,7 @@ class PrunePlan:
         """Rebuild a plan from `to_dict`'s answer, edited or not.
 
         Raises:
-            InputError: it is no plan, of a newer format, or a group does not fit.
+            InputError: it is no plan, of another format, or a group does not fit.
         """
         _check_keys(
             values,
@@ -153,38 +161,25 @@ class PrunePlan:
             ("format", "format_version", "source", "groups"),
             ("note", "settings", "weights_sha256", "result"),
         )
-        version, groups, settings = values["format_version"], values["groups"], values.get("settings", {})
+        version, source, groups = values["format_version"], values["source"], values["groups"]
+        settings = values.get("settings", {})
         if values["format"] != "colorpress prune plan" or type(version) is not int:
             raise _bad_plan("it says it is something else than a prune plan")
-        if version > FORMAT_VERSION:
-            raise InputError(
-                "prune plan", None, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress"
-            )
+        if version != FORMAT_VERSION:
+            newer = version > FORMAT_VERSION
+            why = f"format {version} is {'newer' if newer else 'older'} than {FORMAT_VERSION}"
+            raise InputError("prune plan", None, why, "update colorpress" if newer else "make a new plan")
+        if not isinstance(source, Mapping) or not all(type(width) is int and width > 0 for width in source.values()):
+            raise _bad_plan("'source' is not an object of layers and their positive channel counts")
         if not isinstance(groups, list) or not isinstance(settings, Mapping):
             raise _bad_plan("'groups' is not a list, or 'settings' not an object")
         sha256 = values.get("weights_sha256", "")
         return PrunePlan(
-            source=UNetPlan.from_dict(values["source"]),
+            source=dict(source),
             groups=tuple(PrunedGroup.from_dict(group) for group in groups),
             settings=dict(settings),
             weights_sha256=sha256 if isinstance(sha256, str) else "",
         )
-
-
-def layer_widths(network: UNet) -> dict[str, int]:
-    """Output channels of every convolution that may lose some: all but the output layer, which gives ab."""
-    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-    return {
-        name: module.out_channels
-        for name, module in network.named_modules()
-        if isinstance(module, convolutions) and module is not network.head
-    }
-
-
-def empty_network(plan: UNetPlan) -> UNet:
-    """The network of a plan without weights: on the meta device nothing is allocated and no random number drawn."""
-    with torch.device("meta"):
-        return UNet(plan)
 
 
 def write_plan(path: Path, plan: PrunePlan) -> Path:
@@ -214,6 +209,10 @@ def read_plan(path: Path) -> PrunePlan:
         raise InputError("prune plan", path, "is not JSON text", _HINT) from error
     except InputError as error:
         raise InputError("prune plan", path, error.why, error.hint) from error
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _check_keys(values: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import atomic_write, write_csv, write_text
+from training.network import ColorNetwork
 
 CSV_COLUMNS = ("rank", "name", "type", "params", "pct", "cum_pct", "bytes", "shape", "macs", "macs_pct", "output_bytes")
 
@@ -158,7 +159,9 @@ def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Modul
             cost.output_bytes += output.numel() * output.element_size()
             cost.shape = tuple(output.shape)
 
-    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 1)
+    # A foreign network may repeat its one channel for a first convolution that reads three.
+    first = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 1)
+    channels = 1 if isinstance(network, ColorNetwork) else first
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     # The meta device carries shapes and no data: exact, free at any size, and buffers cannot change.
     tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
@@ -225,7 +228,9 @@ def write_ranking(
             "rank this network again",
         )
     finding = describe_ranking(layers)
-    title = f"{type(network).__name__} at {height} x {width} pixels"
+    title = (
+        f"{network.title if isinstance(network, ColorNetwork) else type(network).__name__} at {height} x {width} pixels"
+    )
     rows = (
         {
             "rank": layer.rank,

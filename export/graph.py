@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from colorpress import __version__
 from colorpress.config import ExportConfig
 from colorpress.console import silence_libraries
+from colorpress.errors import InputError
 from colorpress.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
 from export.predictors import OnnxPredictor, TorchPredictor
 from training.checkpoint import Checkpoint
 from training.color import AB_SCALE
-from training.unet import UNet
+from training.network import ColorNetwork
 
 INPUT_NAME, OUTPUT_NAME = "L", "ab"
+# Of ab/128; beyond it a rewrite was no rewrite. Rounding is a hundredth of it.
+_SIMPLIFIED_ATOL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ def export_onnx(
     """Write a checkpoint's network as one ONNX file, after its answers were compared with PyTorch's.
 
     The graph reads `L` (N, 1, H, W) float32 in [0, 1] and answers `ab` (N, 2, H, W) in [-1, 1] for any N, H, W >= 1.
-    Batch norm is folded and transposed convolutions are 1x1 convolutions and DepthToSpace, both exact rewrites.
+    Batch norm is folded and transposed convolutions are 1x1 convolutions and DepthToSpace, both exact rewrites; in a
+    foreign network where that can be done and makes no difference.
 
     Args:
         metadata: further entries of the file's metadata_props; they win over the standard ones.
     Raises:
         GateError: an answer differs from PyTorch's by more than `config.atol`; nothing is published.
+        InputError: PyTorch cannot trace the network.
         MachineError: the file cannot be written.
     """
     network = checkpoint.build_network()
@@ -76,31 +81,46 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
 
 
-def build_graph(network: UNet, *, opset: int) -> onnx.ModelProto:
+def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
     """The ONNX model of a network in eval mode, clean and without metadata; the network itself is unchanged."""
     inner = _PaddedNetwork(simplify_for_export(network)).eval()
     multiple = network.size_multiple
+    # torch.export takes sizes of one for constants, and divides large multiples no better than small ones.
+    scale = max(1, 8 // multiple)
     # torch.export cannot trace replication padding of a symbolic amount, so the part between padding and
     # cropping is exported for sizes that are multiples, and the two are added to the graph.
     rows, columns = torch.export.Dim("rows", min=1, max=1 << 20), torch.export.Dim("columns", min=1, max=1 << 20)
-    shapes = ({0: torch.export.Dim("N", min=1, max=1 << 20), 2: multiple * rows, 3: multiple * columns},)
-    example = torch.zeros(2, 1, 2 * multiple, 3 * multiple)
-    with silence_libraries():
-        program = torch.onnx.export(
-            inner,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=shapes,
-        )
+    sides = (multiple * rows, multiple * columns) if multiple > 1 else (rows, columns)
+    shapes = ({0: torch.export.Dim("N", min=1, max=1 << 20), 2: sides[0], 3: sides[1]},)
+    example = torch.zeros(2, 1, 2 * scale * multiple, 3 * scale * multiple)
+    try:
+        with silence_libraries():
+            program = torch.onnx.export(
+                inner,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=shapes,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        why = f"cannot be traced by torch.export: {' '.join(str(cause).split())[:200]}"
+        hint = "its forward must not depend on values or on sizes other than by its layers"
+        raise InputError("network", network.title, why, hint) from error
     assert program is not None
     model = program.model_proto
     _tidy_names_(model.graph)
-    _add_padding_(model.graph, multiple)
+    if multiple > 1:
+        _add_padding_(model.graph, multiple)
+    for value, channels in ((model.graph.input[0], 1), (model.graph.output[0], 2)):
+        shape: list[str | int | None] = ["N", channels, "H", "W"]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     clean = helper.make_model(
         model.graph,
         producer_name="colorpress",
@@ -111,19 +131,64 @@ def build_graph(network: UNet, *, opset: int) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(clean, check_type=True, strict_mode=True)
 
 
-def simplify_for_export(network: UNet) -> UNet:
-    """A copy in eval mode with batch norm folded into the convolutions and no transposed convolution."""
+def simplify_for_export(network: ColorNetwork) -> ColorNetwork:
+    """A copy in eval mode with batch norm folded into the convolutions and no transposed convolution.
+
+    A batch norm stays where no convolution feeds it, a transposed convolution where it is not 2x2 of stride 2. Where
+    the simplified network answers otherwise all stay: code of another author may read a layer in several ways.
+    """
     simple = copy.deepcopy(network).eval()
-    for parent in simple.modules():
-        children = list(parent.named_children())
-        for (name, child), (next_name, following) in itertools.pairwise(children):
-            if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(child, following))
-                setattr(parent, next_name, nn.Identity())
-        for name, child in children:
-            if isinstance(child, nn.ConvTranspose2d):
-                setattr(parent, name, shuffle_from_transpose(child))
-    return simple
+    names = {module: name for name, module in simple.named_modules()}
+    for convolution, norm in _find_foldable(simple):
+        simple.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
+        simple.set_submodule(names[norm], nn.Identity())
+    for name, module in list(simple.named_modules()):
+        if isinstance(module, nn.ConvTranspose2d) and _is_shuffle(module):
+            simple.set_submodule(name, shuffle_from_transpose(module))
+    return simple if _answers_alike(simple, network) else copy.deepcopy(network).eval()
+
+
+def _find_foldable(network: ColorNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose answer goes into a batch norm, both used once."""
+    made: dict[int, nn.Conv2d] = {}
+    kept: list[Tensor] = []  # alive, so that no other tensor takes the place, and the number, of one that is gone
+    calls: Counter[nn.Module] = Counter()
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            kept.append(output)
+            made[id(output)] = module
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])], module))
+
+    handles = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    try:
+        _answer(network)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
+
+def _answer(network: ColorNetwork) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sides = (2 * network.size_multiple, 3 * network.size_multiple)
+    with torch.no_grad():
+        answer: Tensor = network(torch.rand(1, 1, *sides, generator=generator))
+    return answer
+
+
+def _answers_alike(simple: ColorNetwork, network: ColorNetwork) -> bool:
+    return torch.allclose(_answer(simple), _answer(network), rtol=0.0, atol=_SIMPLIFIED_ATOL)
+
+
+def _is_shuffle(transpose: nn.ConvTranspose2d) -> bool:
+    """Whether `shuffle_from_transpose` can take it."""
+    plain = transpose.groups == 1 and transpose.dilation == (1, 1)
+    sizes = transpose.kernel_size == (2, 2) == transpose.stride
+    return plain and sizes and transpose.padding == (0, 0) == transpose.output_padding
 
 
 def shuffle_from_transpose(transpose: nn.ConvTranspose2d) -> nn.Sequential:
@@ -131,8 +196,7 @@ def shuffle_from_transpose(transpose: nn.ConvTranspose2d) -> nn.Sequential:
 
     ONNX Runtime has int8 kernels for these two, none for ConvTranspose.
     """
-    assert transpose.kernel_size == (2, 2) == transpose.stride
-    assert transpose.padding == (0, 0) == transpose.output_padding
+    assert _is_shuffle(transpose)
     channels = transpose.out_channels
     convolution = nn.Conv2d(transpose.in_channels, 4 * channels, 1, bias=transpose.bias is not None)
     with torch.no_grad():
@@ -145,7 +209,7 @@ def shuffle_from_transpose(transpose: nn.ConvTranspose2d) -> nn.Sequential:
 
 
 class _PaddedNetwork(nn.Module):
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: ColorNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -219,12 +283,9 @@ def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
     nodes = [*before, *graph.node, crop]
     del graph.node[:]
     graph.node.extend(nodes)
-    for value, channels in ((graph.input[0], 1), (graph.output[0], 2)):
-        shape: list[str | int | None] = ["N", channels, "H", "W"]
-        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
 
 
-def _describe_file(checkpoint: Checkpoint, network: UNet, config: ExportConfig) -> dict[str, str]:
+def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: ExportConfig) -> dict[str, str]:
     described: dict[str, Any] = {
         "producer": "colorpress",
         "producer_version": __version__,
@@ -236,7 +297,7 @@ def _describe_file(checkpoint: Checkpoint, network: UNet, config: ExportConfig) 
         "size_multiple": network.size_multiple,
         "opset": config.opset,
         "precision": "fp32",
-        "plan": json.dumps(checkpoint.plan.to_dict(), separators=(",", ":")),
+        "architecture": json.dumps(network.architecture.describe(), separators=(",", ":")),
     }
     if checkpoint.sha256:
         described["checkpoint_sha256"] = checkpoint.sha256

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from colorpress.config import ArchConfig
 from colorpress.cores import usable_cores
 from colorpress.errors import ConfigError, InputError, MachineError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
     from torch import nn
 
 Floats = npt.NDArray[np.float32]
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 
 
@@ -110,16 +112,17 @@ class TorchPredictor:
 
 
 def open_predictor(
-    path: Path, *, device: str = "cpu", threads: int = 0, trusted: bool = False
+    path: Path, *, arch: ArchConfig | None = None, device: str = "cpu", threads: int = 0, trusted: bool = False
 ) -> OnnxPredictor | TorchPredictor:
     """Open a checkpoint (.pt) with torch or a model (.onnx) with ONNX Runtime, chosen by the file's name.
 
     Args:
+        arch: names the network of a foreign checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto means CUDA where the runtime has it.
         threads: CPU threads; 0: one per core.
         trusted: this very process wrote the ONNX file, so it is not looked at in a child process first (a second).
     Raises:
-        ConfigError: no such file, or neither .pt nor .onnx.
+        ConfigError: no such file, neither a checkpoint nor .onnx, or a foreign network that `arch` does not name.
         InputError: the file is damaged, hostile or holds another network.
         MachineError: no such device.
     """
@@ -135,10 +138,10 @@ def open_predictor(
             return OnnxPredictor(path, provider="cuda", threads=threads)
         except MachineError:
             return OnnxPredictor(path, threads=threads)
-    if path.suffix == ".pt":
+    if path.suffix in CHECKPOINT_SUFFIXES:
         from training.checkpoint import load_checkpoint
 
-        return TorchPredictor(load_checkpoint(path).build_network(), device=device, threads=threads)
+        return TorchPredictor(load_checkpoint(path, arch).build_network(), device=device, threads=threads)
     raise ConfigError("model", path, f"ends in {path.suffix or 'nothing'!r}", "give a .pt checkpoint or an .onnx model")
 
 

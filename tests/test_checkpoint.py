@@ -20,8 +20,8 @@ def test_a_checkpoint_comes_back_as_the_same_network(tmp_path: Path, tiny_unet: 
     found = load_checkpoint(save_checkpoint(tmp_path / "a.pt", saved))
     lightness = torch.rand(1, 1, 9, 10)
     assert torch.equal(found.build_network()(lightness), tiny_unet(lightness))
-    assert (found.plan, found.epoch, found.val_l1, found.history, found.extra) == (
-        saved.plan, 3, 0.07, ({"epoch": 1.0},), {"stage": "train"},
+    assert (found.architecture, found.epoch, found.val_l1, found.history, found.extra) == (
+        saved.architecture, 3, 0.07, ({"epoch": 1.0},), {"stage": "train"},
     )  # fmt: skip
     assert len(found.sha256) == 64
 
@@ -90,7 +90,7 @@ def edited(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"format": "other"}, "holds no colorpress network"),
+        ({"format_version": None}, "holds no colorpress network"),
         ({"format_version": FORMAT_VERSION + 1}, "newer"),
         ({"architecture": {"plan": UNetPlan.classic(8, 2).to_dict()}}, r"expected \(8, 1, 3, 3\) got \(4, 1, 3, 3\)"),
         ({"architecture": {}}, "incomplete"),

@@ -77,7 +77,9 @@ def test_one_file_that_says_what_it_is(exported):
     assert metadata["val_l1"] == "0.0625"
     assert metadata["precision"] == "fp32"
     assert metadata["opset"] == "18"
-    assert UNetPlan.from_dict(json.loads(metadata["plan"])).size_multiple == int(metadata["size_multiple"])
+    assert UNetPlan.from_dict(json.loads(metadata["architecture"])["plan"]).size_multiple == int(
+        metadata["size_multiple"]
+    )
     assert "[0,1]" in metadata["input"] and "[-1,1]" in metadata["output"]
 
 

@@ -18,8 +18,8 @@ from torch import nn
 from colorpress.config import PruneConfig
 from colorpress.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
-from compress.prune_plan import PrunePlan, empty_network, layer_widths, read_plan, write_plan
-from compress.pruning import _channels_to_keep, apply_pruning, plan_pruning, prune_network
+from compress.prune_plan import PrunePlan, read_plan, write_plan
+from compress.pruning import _channels_to_keep, apply_pruning, layer_widths, plan_pruning, prune_network
 from compress.ranking import count_macs
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
 
@@ -89,10 +89,11 @@ def test_the_default_recipe_on_the_reference_size() -> None:
     assert [group.root for group in plan.groups] == [
         "encoder.4.3", "encoder.4.0", "decoder.0.0", "encoder.3.3", "decoder.0.3", "up.0", "encoder.3.0", "decoder.1.0",
     ]  # fmt: skip
-    assert plan.result == UNetPlan(
+    halved = UNetPlan(
         encoder=((32, 32), (64, 64), (128, 128), (128, 128), (256, 256)),
         decoder=((128, 128, 128), (128, 64, 128), (64, 64, 64), (32, 32, 32)),
     )
+    assert plan.result == layer_widths(UNet(halved))
     assert plan.groups[0].reason.startswith("rank 1 with 30.39 % of the parameters; the 256 of 512 channels")
     assert plan.groups[0].layers == (
         "encoder.4.3 (Conv2d, output)",
@@ -125,7 +126,8 @@ def test_every_network_kind_by_every_measure(depth: int, upsample: str, importan
     network = make_network(4, depth, upsample)
     result = prune_network(network, dataclasses.replace(_ALL, importance=importance), height=32, width=32)
     halves = UNetPlan.classic(2, depth, upsample)
-    assert plan_of(result.network) == result.plan.result == halves
+    assert plan_of(result.network) == halves
+    assert layer_widths(result.network) == result.plan.result
     assert result.params_after == count_parameters(UNet(halves)) == count_parameters(result.network)
     assert result.macs_after == count_macs(UNet(halves), height=32, width=32)
     assert result.channels_after * 2 == result.channels_before
@@ -142,7 +144,7 @@ def test_channels_are_kept_in_multiples(round_to: int, ratio: float) -> None:
         assert group.channels_after == _channels_to_keep(group.channels_before, ratio, round_to)
         assert group.channels_after % round_to == 0 or group.channels_after == group.channels_before
         assert ("stay" in group.reason) == (not group.removed)
-    after = layer_widths(empty_network(plan.result))
+    after = plan.result
     assert [after[group.root] for group in plan.groups] == [group.channels_after for group in plan.groups]
     assert len(plan.groups) == len(after)
 
@@ -340,7 +342,7 @@ def test_a_group_can_be_deleted_from_the_file(edit: Callable[..., Path], plan: P
     edited = read_plan(edit(lambda values: values["groups"].pop(0)))
     pruned = apply_pruning(make_network(), edited)
     root = plan.groups[0].root
-    assert layer_widths(pruned) == {**layer_widths(empty_network(plan.result)), root: plan.groups[0].channels_before}
+    assert layer_widths(pruned) == {**plan.result, root: plan.groups[0].channels_before}
 
 
 def test_removed_channels_can_be_edited_in_the_file(edit: Callable[..., Path]) -> None:
@@ -383,8 +385,11 @@ def test_removed_channels_can_be_edited_in_the_file(edit: Callable[..., Path]) -
         (lambda v: v.pop("source"), "the plan lacks 'source'"),
         (lambda v: v.update(groups={}), "'groups' is not a list"),
         (lambda v: v.update(format="yolo"), "something else than a prune plan"),
-        (lambda v: v.update(format_version=2), "newer than 1"),
-        (lambda v: v["source"].update(upsample="magic"), "up-sampling 'magic'"),
+        (lambda v: v.update(format_version=3), "newer than 2"),
+        (lambda v: v.update(format_version=1), "older than 2"),
+        (lambda v: v["source"].update(head="two"), "not an object of layers and their positive channel counts"),
+        (lambda v: v["groups"][0].update(coupled=["encoder.0.0"]), "no layer 'encoder.0.0' has as many channels"),
+        (lambda v: v["groups"][1].update(coupled=["encoder.2.3"]), "'encoder.2.3' would lose channels with two groups"),
     ],
 )
 def test_an_edit_that_makes_no_sense_is_refused_by_name(
@@ -429,7 +434,7 @@ def test_another_network_is_refused_with_what_differs(plan: PrunePlan) -> None:
     assert "and 7 more" in str(caught.value)
     with pytest.raises(InputError, match=r"up\.0: plan 16, network 32"):
         apply_pruning(make_network(8, 3), plan)
-    with pytest.raises(InputError, match="up-sampling: plan transpose, network nearest"):
+    with pytest.raises(InputError, match=r"up\.0: plan 16, network none"):
         apply_pruning(make_network(upsample="nearest"), plan)
 
 

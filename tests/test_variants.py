@@ -23,7 +23,7 @@ def test_checkpoint_sizes_tell_weights_from_training_state(tiny_checkpoint: Path
     checkpoint = load_checkpoint(tiny_checkpoint)
     state = {"exp_avg": torch.zeros(50_000)}
     heavy_path = save_checkpoint(
-        tmp_path / "last.pt", Checkpoint(checkpoint.plan, checkpoint.state_dict, training_state=state)
+        tmp_path / "last.pt", Checkpoint(checkpoint.architecture, checkpoint.state_dict, training_state=state)
     )
     heavy = describe_variant("last.pt", heavy_path)
     assert (plain.runtime, plain.macs, plain.device) == ("torch", 7, "cpu")

@@ -1,4 +1,7 @@
-"""`best.pt`: a dictionary of tensors and primitives that is read without running any code it may hold."""
+"""`best.pt`: a dictionary of tensors and primitives that is read without running any code it may hold.
+
+Weights that other programs saved are read too, for a network that the user names.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,33 @@ import math
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from colorpress.config import ArchConfig
+from colorpress.console import say, warn
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import sha256_bytes, write_bytes
 from training.color import AB_SCALE
-from training.unet import UNet, UNetPlan
+from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
+from training.network import Architecture, ColorNetwork
+from training.unet import UNet, UNetPlan, build_unet, plan_of_weights
 
-FORMAT_VERSION = 1
-_NO_CHECKPOINT = "give a checkpoint written by `colorpress train` or `colorpress prune`"
+FORMAT_VERSION = 2
+_NO_CHECKPOINT = "give a checkpoint written by `colorpress train` or `colorpress prune`, or a state_dict with --arch"
+_NAME_ITS_NETWORK = "name its network: --arch FILE.py:CLASS [--arch-arg NAME=VALUE]"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network as saved: plan, weights and how it came about.
+    """A network as saved: architecture, weights and how it came about.
 
     Attributes:
-        plan: the channel plan; with `state_dict` it is the whole network.
+        architecture: the channel plan of a UNet, or what is known of a foreign network.
         state_dict: weights, on the CPU, float32.
         epoch: the epoch (1-based) the weights are from; 0 when unknown.
         val_l1: validation L1 (ab/128) of that epoch; None when unknown.
@@ -36,9 +44,12 @@ class Checkpoint:
         extra: primitives of the stage that wrote it, such as the hash of the teacher.
         training_state: optimizer, sampler and generator state of `last.pt`; None in files that are shipped.
         sha256: of the file it was read from; empty when it was never written.
+        path: of the file it was read from.
+        converted: whether that file was of another program.
+        arch: the options that name a foreign network; never from the file itself.
     """
 
-    plan: UNetPlan
+    architecture: Architecture
     state_dict: Mapping[str, Tensor]
     epoch: int = 0
     val_l1: float | None = None
@@ -46,11 +57,35 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     training_state: Mapping[str, Any] | None = None
     sha256: str = ""
+    path: Path | None = field(default=None, compare=False)
+    converted: bool = field(default=False, compare=False)
+    arch: ArchConfig = field(default_factory=ArchConfig, compare=False)
 
-    def build_network(self) -> UNet:
-        """The network with these weights, in eval mode on the CPU."""
-        network = UNet(self.plan)
+    def build_network(self) -> ColorNetwork:
+        """The network with these weights, in eval mode on the CPU.
+
+        Raises:
+            ConfigError: the network is foreign and `arch` does not name it, or names what cannot be run.
+            InputError: the weights are of another network.
+        """
+        if isinstance(self.architecture, UNetPlan):
+            if self.arch.arch:
+                why = "holds colorpress' own UNet"
+                raise ConfigError("checkpoint", self.path, why, "leave --arch out, or give another --checkpoint")
+            return build_unet(self.architecture, self.state_dict)
+        assert isinstance(self.architecture, ForeignArchitecture)
+        if not self.arch.arch:
+            why = f"holds the network {self.architecture.source}, and no code is run that you do not name"
+            hint = f"name the file: {self.architecture.as_arguments()}"
+            raise ConfigError("checkpoint", self.path, why, hint)
+        network = adapt_network(self.arch, self.architecture)
+        if network.architecture.source_sha256 != self.architecture.source_sha256:
+            warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
+        resize_layers_(network, _shapes(self.state_dict))
+        require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
         network.load_state_dict(dict(self.state_dict))
+        if why := find_fault(network.net, network.architecture.size_multiple):
+            raise InputError("checkpoint", self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
 
 
@@ -60,10 +95,15 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         MachineError: the file cannot be written; an older one at `path` is intact.
     """
+    return write_bytes(path, dump_checkpoint(checkpoint))
+
+
+def dump_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """The content of a checkpoint's file; the same for the same checkpoint."""
     content = {
         "format": "colorpress",
         "format_version": FORMAT_VERSION,
-        "architecture": {"name": "unet", "plan": checkpoint.plan.to_dict()},
+        "architecture": checkpoint.architecture.describe(),
         "task": {"input": "L*/100", "output": "ab", "ab_scale": AB_SCALE},
         "state_dict": {name: tensor.detach().cpu() for name, tensor in checkpoint.state_dict.items()},
         "epoch": checkpoint.epoch,
@@ -75,47 +115,202 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     # Into memory first: the zip writer of torch gives up half-way on a full disk with an error of its own.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; code inside it is refused, never run.
+def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
+    """Read a checkpoint of this project or, with `arch`, of another one; code inside it is refused, never run.
+
+    Weights of another project are: a state_dict, alone or in a dictionary, in a .pt or .safetensors file. Those of
+    colorpress' own UNet are recognized without `arch`. A foreign checkpoint of this project can be read without
+    `arch`, but not built.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or a foreign network is not named, or cannot be made.
         InputError: the file is damaged, is no checkpoint, holds code, is newer than this program, or its weights
-            are not finite or do not fit its plan.
+            are not finite or do not fit its network.
     """
+    arch = arch or ArchConfig()
     if not path.exists():
         raise ConfigError("checkpoint", path, "no such file", _NO_CHECKPOINT)
     if not path.is_file():
         raise InputError("checkpoint", path, "not a regular file", _NO_CHECKPOINT)
     raw = path.read_bytes()
-    content = _read_dictionary(path, raw)
+    content = _read_safetensors(path, raw) if _is_safetensors(path, raw) else _read_dictionary(path, raw)
+    if content.get("format") == "colorpress":
+        checkpoint = _read_own(path, content)
+        if isinstance(checkpoint.architecture, UNetPlan):
+            with torch.device("meta"):
+                expected = UNet(checkpoint.architecture).state_dict()
+            require_fit(path, expected, checkpoint.state_dict, "the weights do not fit the channel plan")
+    else:
+        checkpoint = _read_foreign(path, content, arch)
+    for name, tensor in checkpoint.state_dict.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError("checkpoint", path, f"{name} holds NaN or Inf", "train again, or use an older checkpoint")
+    if checkpoint.val_l1 is not None and not math.isfinite(checkpoint.val_l1):
+        raise InputError("checkpoint", path, "its validation L1 is not finite", _NO_CHECKPOINT)
+    return replace(checkpoint, sha256=sha256_bytes(raw), path=path, arch=arch)
+
+
+def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     version = content.get("format_version")
-    if content.get("format") != "colorpress" or not isinstance(version, int):
+    if not isinstance(version, int):
         raise InputError("checkpoint", path, "holds no colorpress network", _NO_CHECKPOINT)
     if version > FORMAT_VERSION:
         raise InputError("checkpoint", path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
     try:
-        plan = UNetPlan.from_dict(content["architecture"]["plan"])
-        state_dict = dict(content["state_dict"])
+        described = content["architecture"]
+        is_foreign = described.get("name") == "foreign"
         checkpoint = Checkpoint(
-            plan=plan,
-            state_dict=state_dict,
+            architecture=(
+                ForeignArchitecture.from_dict(described) if is_foreign else UNetPlan.from_dict(described["plan"])
+            ),
+            state_dict=dict(content["state_dict"]),
             epoch=int(content["epoch"]),
             val_l1=content["val_l1"],
             history=tuple(content["history"]),
             extra=content["extra"],
             training_state=content["training_state"],
-            sha256=sha256_bytes(raw),
         )
-    except (KeyError, TypeError, ValueError, InputError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         raise InputError("checkpoint", path, f"is incomplete ({error})", _NO_CHECKPOINT) from error
-    _check_weights(path, plan, state_dict)
-    if checkpoint.val_l1 is not None and not math.isfinite(checkpoint.val_l1):
-        raise InputError("checkpoint", path, "its validation L1 is not finite", _NO_CHECKPOINT)
+    for name, tensor in checkpoint.state_dict.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError("checkpoint", path, f"{name} is no tensor", _NO_CHECKPOINT)
     return checkpoint
+
+
+def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> Checkpoint:
+    """Weights that another program saved, for the network that `arch` names, or for colorpress' own UNet."""
+    state_dict = _as_float32(path, find_state_dict(path, content, arch.state_key))
+    if arch.arch is None:
+        named = rename_keys(state_dict, {"head.weight"})
+        if plan := _own_plan(path, named):
+            return Checkpoint(plan, named, converted=True)
+        raise InputError("checkpoint", path, f"holds no colorpress network (keys {_some(named)})", _NAME_ITS_NETWORK)
+    network = adapt_network(arch)
+    expected = network.net.state_dict()
+    named = rename_keys(state_dict, set(expected))
+    require_fit(path, expected, named, f"these are not the weights of {network.architecture.source}: check --arch-arg")
+    if arch.ab_scale is None:
+        warn(f"--ab-scale is not given: {network.architecture.source} is taken to answer a*b* / {AB_SCALE:g}")
+    # In the network's own order, so that the same weights give the same file.
+    return Checkpoint(network.architecture, {f"net.{name}": named[name] for name in expected}, converted=True)
+
+
+def find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> dict[str, Tensor]:
+    """The weights in what another program saved: all of it, or its only dictionary of tensors, or the one at `key`.
+
+    Raises:
+        ConfigError: there are several and no `key`, or none at `key`.
+        InputError: there are none.
+    """
+    if key is not None:
+        if key in _state_keys(content):
+            return dict(content[key])
+        have = ", ".join(_state_keys(content)) or "none"
+        raise ConfigError("option", "--state-key", f"got {key!r}, no weights there", f"weights are at: {have}")
+    if _is_state_dict(content):
+        return dict(content)
+    candidates = _state_keys(content)
+    if len(candidates) > 1:
+        raise ConfigError(
+            "checkpoint", path, f"holds weights at {', '.join(candidates)}", "choose: --state-key " + candidates[0]
+        )
+    if not candidates:
+        why = f"holds no dictionary of weights (keys {_some(content)})"
+        raise InputError("checkpoint", path, why, "save the weights: torch.save(network.state_dict(), 'weights.pt')")
+    return dict(content[candidates[0]])
+
+
+def _state_keys(content: Mapping[str, Any]) -> list[str]:
+    return [str(key) for key, value in content.items() if _is_state_dict(value)]
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
+    )
+
+
+def _as_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in float32; other floats are converted and said, other kinds of numbers refused."""
+    converted, kinds = {}, set()
+    for name, tensor in state_dict.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            why = f"{name} is {'quantized' if tensor.is_quantized else f'{tensor.layout} {tensor.dtype}'}"
+            raise InputError("checkpoint", path, why, "save the weights in float32")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kinds.add(str(tensor.dtype).removeprefix("torch."))
+            tensor = tensor.float()
+        converted[name] = tensor.detach().contiguous()
+    if kinds:
+        say(f"'{path.name}' holds {', '.join(sorted(kinds))} weights: converted to float32")
+    return converted
+
+
+def _own_plan(path: Path, state_dict: Mapping[str, Tensor]) -> UNetPlan | None:
+    """The plan of colorpress' own UNet that these weights fit; None when they fit none."""
+    shapes = _shapes(state_dict)
+    if "up.0.0.weight" in shapes and "head.weight" in shapes:
+        why = "holds a UNet that up-samples by bilinear or by nearest: its weights alone do not tell"
+        raise InputError("checkpoint", path, why, "give the checkpoint that `colorpress train` wrote")
+    try:
+        plan = plan_of_weights(shapes, "transpose")
+    except InputError:
+        return None
+    with torch.device("meta"):
+        return plan if _shapes(UNet(plan).state_dict()) == shapes else None
+
+
+def require_fit(path: Path | None, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], hint: str) -> None:
+    """Refuse weights of other names or shapes than `expected`; lists the first five that differ.
+
+    Raises:
+        InputError: with `hint`.
+    """
+    wanted, got = _shapes(expected), _shapes(found)
+    missing, unexpected = [name for name in wanted if name not in got], [name for name in got if name not in wanted]
+    wrong = [
+        f"{name}: expected {wanted.get(name, 'nothing')} got {got.get(name, 'nothing')}"
+        for name in [*wanted, *unexpected]
+        if wanted.get(name) != got.get(name)
+    ]
+    if wrong:
+        counts = f"; {len(missing)} missing, {len(unexpected)} unexpected" if missing or unexpected else ""
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError("checkpoint", path, "; ".join(wrong[:5]) + more + counts, hint)
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+
+
+def _some(values: Mapping[Any, Any]) -> str:
+    names = [str(name) for name in values]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _is_safetensors(path: Path, raw: bytes) -> bool:
+    # The format has no magic number: a length in 8 bytes, then JSON.
+    return path.suffix == ".safetensors" or raw[8:9] == b"{"
+
+
+def _read_safetensors(path: Path, raw: bytes) -> dict[str, Any]:
+    if not raw:
+        raise InputError("checkpoint", path, "is empty", _NO_CHECKPOINT)
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return dict(load(raw))
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            "checkpoint", path, "is corrupt or truncated, or no safetensors file", _NO_CHECKPOINT
+        ) from error
 
 
 def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
@@ -128,8 +323,10 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, and its text advises to read unsafely: it is not shown
         held_code = "Weights only load failed" in str(error) or "Unsupported" in str(error)
-        why = "contains code, refused" if held_code else "is corrupt or truncated"
-        raise InputError("checkpoint", path, why, _NO_CHECKPOINT) from error
+        if held_code:
+            hint = "save the weights alone, torch.save(network.state_dict(), 'weights.pt'), and give that file"
+            raise InputError("checkpoint", path, "contains code, refused", hint) from error
+        raise InputError("checkpoint", path, "is corrupt or truncated", _NO_CHECKPOINT) from error
     if not isinstance(content, dict):
         raise InputError("checkpoint", path, f"holds a {type(content).__name__}, not a dictionary", _NO_CHECKPOINT)
     return content
@@ -147,20 +344,3 @@ def _why_no_checkpoint(raw: bytes) -> str:
     if not raw.startswith((b"PK", b"\x80")):
         return "is not a PyTorch file"
     return ""
-
-
-def _check_weights(path: Path, plan: UNetPlan, state_dict: Mapping[str, Any]) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in UNet(plan).state_dict().items()}
-    found = {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else () for name, tensor in state_dict.items()}
-    wrong = [
-        f"{name}: expected {expected.get(name, 'nothing')} got {found.get(name, 'nothing')}"
-        for name in [*expected, *(name for name in found if name not in expected)]
-        if expected.get(name) != found.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError("checkpoint", path, "; ".join(wrong[:5]) + more, "the weights do not fit the channel plan")
-    for name, tensor in state_dict.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError("checkpoint", path, f"{name} holds NaN or Inf", "train again, or use an older checkpoint")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.network import pad_to_multiple
 from training.unet import UNet
 
 # A grid over ab: cells of 0.1 (12.8 in a* and b*), from -0.8 to 0.8; colours beyond belong to the outermost cells.
@@ -36,8 +37,9 @@ class ColourClassifier(nn.Module):
 
     def forward(self, lightness: Tensor) -> tuple[Tensor, Tensor]:
         """L (N, 1, H, W) to the network's ab, and to logits (N, 256, H / 4, W / 4, rounded up)."""
-        answer, levels = self.network.forward_levels(lightness)
-        return answer, self.head(levels[self.level])
+        height, width = lightness.shape[-2:]
+        answer, levels = self.network.forward_levels(pad_to_multiple(lightness, self.network.size_multiple))
+        return answer[..., :height, :width], self.head(levels[self.level])
 
     def loss(self, logits: Tensor, ab: Tensor) -> Tensor:
         """The mean cross-entropy of `logits` with the classes of `ab` (N, 2, H, W), averaged over each pixel."""

@@ -31,17 +31,18 @@ from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.colour_classes import ColourClassifier
 from training.device import choose_device, choose_precision
 from training.evaluation import prepare_batch, validate_l1
+from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
 from training.stopping import held_signals
-from training.unet import UNet, hash_weights, plan_of
+from training.unet import UNet, hash_weights
 
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
 _CODE = tuple(
     f"training/{name}.py"
-    for name in ("batches", "color", "colour_classes", "decoding", "fitting", "photos", "schedule", "unet")
+    for name in ("batches", "color", "colour_classes", "decoding", "fitting", "network", "photos", "schedule", "unet")
 )
 # Decided by the starting weights, or not deciding weights at all.
 _NOT_OF_A_FIT = ("base", "depth", "upsample", "compile")
@@ -63,7 +64,7 @@ class FitResult:
 class _FitState:
     """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
 
-    network: UNet
+    network: ColorNetwork
     classifier: ColourClassifier | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -82,7 +83,7 @@ class _FitState:
 
     def trained(self) -> nn.Module:
         """All that is trained."""
-        return self.network if self.classifier is None else self.classifier
+        return self.classifier or self.network
 
     def kept(self) -> nn.Module:
         """What is validated and kept."""
@@ -91,7 +92,7 @@ class _FitState:
     def to_checkpoint(self, extra: Mapping[str, Any], identity: Mapping[str, Any]) -> Checkpoint:
         """What is kept of the epoch that ended last, without the state that training needs."""
         return Checkpoint(
-            plan=plan_of(self.network),
+            architecture=self.network.architecture,
             state_dict=_tensors_of(self.kept()),
             epoch=len(self.history),
             val_l1=self.history[-1]["val_l1"] if self.history else None,
@@ -129,7 +130,7 @@ def l1_objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
 
 
 def fit_network(
-    network: UNet,
+    network: ColorNetwork,
     train: Sequence[Photo],
     val: Sequence[Photo],
     objective: Objective,
@@ -174,9 +175,8 @@ def fit_network(
         **extra,
     }
     found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
-    network.dropout.p = recipe.dropout
-    classifier = ColourClassifier(network) if recipe.class_weight else None
-    trained = network if classifier is None else classifier
+    classifier = ColourClassifier(network) if recipe.class_weight and isinstance(network, UNet) else None
+    trained = classifier or network
     trained.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_count() > 1:
         share_batch_norm_(network)

@@ -51,6 +51,7 @@ def train_unet(
     with torch.random.fork_rng(devices=[]), torch_threads(machine.threads):
         torch.manual_seed(data.seed)
         network = UNet(UNetPlan.classic(config.base, config.depth, config.upsample))
+        network.dropout.p = config.dropout
         # It starts from grey, the best answer that knows nothing, instead of having to unlearn random colours.
         for parameter in network.head.parameters():
             nn.init.zeros_(parameter)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colorpress.errors import InputError
+from training.network import ColorNetwork
 
 UPSAMPLERS = ("transpose", "bilinear", "nearest")
 _LARGEST_CHANNELS, _LARGEST_DEPTH = 65_536, 8
@@ -62,6 +62,10 @@ class UNetPlan:
         """The plan as JSON-ready primitives."""
         return cast("dict[str, Any]", _lists(asdict(self)))
 
+    def describe(self) -> dict[str, Any]:
+        """The architecture as a checkpoint carries it."""
+        return {"name": "unet", "plan": self.to_dict()}
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> UNetPlan:
         """Rebuild a plan from `to_dict`'s answer.
@@ -110,11 +114,8 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class UNet(nn.Module):
-    """L (N, 1, H, W) in [0, 1] to ab (N, 2, H, W) in [-1, 1], any H and W >= 1.
-
-    The input is padded at the bottom and the right by edge replication to `plan.size_multiple`, the answer cropped.
-    """
+class UNet(ColorNetwork):
+    """The network of a channel plan; its answer is in [-1, 1]."""
 
     def __init__(self, plan: UNetPlan) -> None:
         super().__init__()
@@ -136,22 +137,21 @@ class UNet(nn.Module):
             below = second
         self.head = nn.Conv2d(below, 2, 1)
 
-    def forward(self, lightness: Tensor) -> Tensor:
+    @property
+    def architecture(self) -> UNetPlan:
+        """The channel plan of the network's own convolutions."""
+        return plan_of(self)
+
+    def with_weights(self, state_dict: Mapping[str, Tensor]) -> UNet:
+        """A new UNet with these weights, in eval mode; up-sampling as here, channels as the weights' shapes say."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        return build_unet(plan_of_weights(shapes, self.upsample), state_dict)
+
+    def forward_padded(self, lightness: Tensor) -> Tensor:
         return self.forward_levels(lightness)[0]
 
     def forward_levels(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The answer, and what each block of the decoder made on the way, deep to shallow, of the padded picture."""
-        height, width = lightness.shape[-2:]
-        multiple = self.size_multiple
-        padded = F.pad(lightness, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-        answer, levels = self._answer_padded(padded)
-        return answer[..., :height, :width], levels
-
-    def forward_padded(self, lightness: Tensor) -> Tensor:
-        """The network itself, for H and W that are multiples of `size_multiple`."""
-        return self._answer_padded(lightness)[0]
-
-    def _answer_padded(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`forward_padded`, and what each block of the decoder made on the way, deep to shallow."""
         skips = []
         features = lightness
         for level, block in enumerate(self.encoder):
@@ -163,6 +163,16 @@ class UNet(nn.Module):
             features = block(torch.cat([skips.pop(), up(features)], dim=1))
             levels.append(features)
         return torch.tanh(self.head(features)), levels
+
+
+def build_unet(plan: UNetPlan, state_dict: Mapping[str, Tensor]) -> UNet:
+    """The network of a plan with a copy of these weights, in eval mode."""
+    with torch.inference_mode(False):
+        # On the meta device nothing is allocated and no random number drawn.
+        with torch.device("meta"):
+            network = UNet(plan)
+        network.load_state_dict({name: tensor.detach().clone() for name, tensor in state_dict.items()}, assign=True)
+    return network.eval()
 
 
 def _upsampler(in_channels: int, out_channels: int, kind: str) -> nn.Module:
@@ -189,6 +199,35 @@ def plan_of(network: UNet) -> UNetPlan:
         ),
         upsample=network.upsample,
     )
+
+
+def plan_of_weights(shapes: Mapping[str, tuple[int, ...]], upsample: str) -> UNetPlan:
+    """Read the channel plan off the shapes of a state_dict's tensors.
+
+    Raises:
+        InputError: they are not those of a UNet.
+    """
+    depth = sum(1 for name in shapes if name.startswith("decoder.") and name.endswith(".0.weight"))
+    # A transposed convolution keeps its output channels in the second place.
+    up, axis = ("up.{}.weight", 1) if upsample == "transpose" else ("up.{}.0.weight", 0)
+    try:
+        return UNetPlan(
+            encoder=tuple(
+                (shapes[f"encoder.{level}.0.weight"][0], shapes[f"encoder.{level}.3.weight"][0])
+                for level in range(depth + 1)
+            ),
+            decoder=tuple(
+                (
+                    shapes[up.format(level)][axis],
+                    shapes[f"decoder.{level}.0.weight"][0],
+                    shapes[f"decoder.{level}.3.weight"][0],
+                )
+                for level in range(depth)
+            ),
+            upsample=upsample,
+        )
+    except (KeyError, IndexError) as error:
+        raise _bad_plan(f"weights without {error}") from error
 
 
 def hash_weights(network: nn.Module) -> str:

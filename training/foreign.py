@@ -1,0 +1,388 @@
+"""Networks that colorpress did not make: a class in a file that the user names, adapted to what the stages ask.
+
+The file is code and is run. Only the user names it, on the command line or in a file given with --config: never a
+checkpoint, and never a run folder, which may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from colorpress.config import ArchConfig
+from colorpress.errors import ConfigError, InputError
+from colorpress.files import sha256_bytes
+from training.color import AB_SCALE
+from training.network import ColorNetwork
+
+_LARGEST_MULTIPLE = 256
+# What Python writes for what TOML and JSON write otherwise; "False" as a text would count as true.
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel, and of torch.compile
+_ADAPTER_HINT = "name a function of your own that returns an nn.Module from L/100 (N, 1, H, W) to ab (N, 2, H, W)"
+
+
+@dataclass(frozen=True)
+class ForeignArchitecture:
+    """What a checkpoint says of a network that colorpress did not make; not enough to run it.
+
+    Attributes:
+        source: file name and class or function, such as "foreign_unet.py:UNet"; no folder.
+        args: keyword arguments of the class, primitives.
+        ab_scale: the network answers a*b* divided by this.
+        size_multiple: height and width inside the network are multiples of this power of two.
+        source_sha256: of the file.
+    """
+
+    source: str
+    args: Mapping[str, Any]
+    ab_scale: float
+    size_multiple: int
+    source_sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        """The architecture as a checkpoint carries it."""
+        return {"name": "foreign", **vars(self), "args": dict(self.args)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ForeignArchitecture:
+        """Rebuild from `describe`'s answer.
+
+        Raises:
+            ValueError: a value is of another kind than `describe` writes.
+        """
+        found = ForeignArchitecture(
+            values["source"], values["args"], values["ab_scale"], values["size_multiple"], values["source_sha256"]
+        )
+        multiple, scale = found.size_multiple, found.ab_scale
+        if not all(isinstance(text, str) for text in (found.source, found.source_sha256)):
+            raise ValueError("its architecture's source is not a text")
+        if not isinstance(found.args, dict) or not all(isinstance(name, str) for name in found.args):
+            raise ValueError("its architecture's args are not named values")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e6:
+            raise ValueError(f"its ab_scale is {scale!r}")
+        if type(multiple) is not int or not 1 <= multiple <= _LARGEST_MULTIPLE or multiple & (multiple - 1):
+            raise ValueError(f"its size_multiple is {multiple!r}")
+        return found
+
+    def as_arguments(self) -> str:
+        """The options that name this network, but for the folder of its file."""
+        args = tuple(f"{name}={json.dumps(value)}" for name, value in self.args.items())
+        return ArchConfig(arch=self.source, arch_arg=args, ab_scale=self.ab_scale).as_arguments()
+
+
+class AdaptedNetwork(ColorNetwork):
+    """A network of another author behind the interface of `ColorNetwork`: its answer scaled to ab/128.
+
+    Args:
+        net: L (N, 1, H, W) in [0, 1] to ab / ab_scale (N, 2, H, W), for H and W that are multiples.
+        construct: makes a network like `net` as its author's code does.
+    """
+
+    def __init__(self, net: nn.Module, architecture: ForeignArchitecture, construct: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.net = net
+        self.size_multiple = architecture.size_multiple
+        self._architecture, self._construct = architecture, construct
+        self._factor = architecture.ab_scale / AB_SCALE
+
+    @property
+    def architecture(self) -> ForeignArchitecture:
+        """Where the network comes from; its channel counts are those of its weights."""
+        return self._architecture
+
+    @property
+    def title(self) -> str:
+        """File and class."""
+        return self._architecture.source
+
+    def forward_padded(self, lightness: Tensor) -> Tensor:
+        answer: Tensor = self.net(lightness)
+        return answer if self._factor == 1.0 else answer * self._factor
+
+    def with_weights(self, state_dict: Mapping[str, Tensor]) -> AdaptedNetwork:
+        """A new network with these weights, in eval mode: made by its author's code, then resized to their shapes.
+
+        Raises:
+            RuntimeError: the weights are of another network.
+        """
+        network = AdaptedNetwork(self._construct(), self._architecture, self._construct)
+        resize_layers_(network, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+        network.load_state_dict(dict(state_dict))
+        return network.eval()
+
+
+def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None) -> AdaptedNetwork:
+    """The network that `arch` names, with the weights its author's code starts with, in eval mode.
+
+    Args:
+        arch: names the file to run. Arguments and scale that it leaves open are those of `recorded`.
+        recorded: what the checkpoint says; None for a checkpoint that is not of this project.
+    Raises:
+        ConfigError: no such file or name, or it does not give a network, or another scale than the recorded one.
+        InputError: the network does not answer as a colorizer must, at any multiple up to 256.
+    """
+    assert arch.arch is not None
+    loaded = load_source(arch.arch)
+    args = {**(recorded.args if recorded else {}), **parse_arguments(arch.arch_arg)}
+    if recorded and arch.ab_scale not in (None, recorded.ab_scale):
+        raise ConfigError(
+            "option", "--ab-scale", f"got {arch.ab_scale:g}, but the checkpoint says {recorded.ab_scale:g}",
+            "leave it out, or start again from the original weights with `colorpress run --force`",
+        )  # fmt: skip
+    scale = recorded.ab_scale if recorded else AB_SCALE if arch.ab_scale is None else arch.ab_scale
+
+    def construct() -> nn.Module:
+        return construct_network(loaded, args)
+
+    net = construct()
+    multiple = recorded.size_multiple if recorded else find_size_multiple(net, loaded.name)
+    source = ForeignArchitecture(loaded.name, args, float(scale), multiple, loaded.sha256)
+    return AdaptedNetwork(net, source, construct).eval()
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A file of the user's that was run: its name with the class or function in it, that object, and its hash."""
+
+    name: str
+    path: Path
+    make: Callable[..., Any]
+    sha256: str
+
+
+def load_source(spec: str) -> LoadedSource:
+    """Run the file of "FILE.py:NAME" and find NAME in it; a file that was run before, unchanged, is not run again.
+
+    Raises:
+        ConfigError: the text is no such pair, there is no such file or name, or running the file fails.
+    """
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file or not name.isidentifier():
+        raise ConfigError("option", "--arch", f"got {spec!r}", "give FILE.py:NAME, such as networks/unet.py:UNet")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError("network file", path, "no such file", "give FILE.py:NAME with --arch")
+    content = path.read_bytes()
+    sha256 = sha256_bytes(content)
+    module = _run_file(path, content, sha256)
+    if not callable(made := getattr(module, name, None)):
+        networks = [key for key, value in vars(module).items() if _is_network_class(value, module.__name__)]
+        hint = f"its networks: {', '.join(networks)}" if networks else "name a class or function of that file"
+        raise ConfigError("network file", path, f"holds no class or function {name!r}", hint)
+    return LoadedSource(f"{path.name}:{name}", path, made, sha256)
+
+
+def _run_file(path: Path, content: bytes, sha256: str) -> ModuleType:
+    name = f"colorpress_foreign_{sha256_bytes(str(path.resolve()).encode())[:12]}_{sha256[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    # Registered first: dataclasses and typing look their module up. Compiled here, so that what is hashed is what is
+    # run, and nothing is written beside the user's file.
+    sys.modules[name] = module
+    try:
+        with _as_a_script(path):
+            exec(compile(content, str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as error:  # a user's file fails in any way
+        del sys.modules[name]
+        raise ConfigError("network file", path, f"cannot be run: {_reason(error, path)}", _check_file(path)) from error
+    return module
+
+
+@contextmanager
+def _as_a_script(path: Path) -> Iterator[None]:
+    """The file's own folder first among those that `import` searches; what it prints is no result of ours."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _is_network_class(value: Any, module_name: str) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module_name
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """An exception in one line, with the line of the user's file that it came from where there is one."""
+    lines, traceback = [], error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            lines.append(traceback.tb_lineno)
+        traceback = traceback.tb_next
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}{f' in line {lines[-1]}' if lines else ''}{f': {text}' if text else ''}"
+
+
+def _check_file(path: Path) -> str:
+    return f"it must run by itself: try `python {path.name}` in its folder"
+
+
+def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as keyword arguments: numbers, booleans, null, quoted texts and lists as in TOML or JSON.
+
+    Any other value is a text.
+
+    Raises:
+        ConfigError: a text is no NAME=VALUE, or a name is there twice.
+    """
+    args: dict[str, Any] = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier() or name in args:
+            why = f"got {name!r} twice" if name in args else f"got {each!r}"
+            raise ConfigError("option", "--arch-arg", why, "give NAME=VALUE, such as base=32, each name once")
+        args[name] = _parse_value(text.strip())
+    return args
+
+
+def _parse_value(text: str) -> Any:
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+    return value if isinstance(value, bool | int | float | str | list) else text
+
+
+def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
+    """Call the user's class or function; the random state is as before.
+
+    Raises:
+        ConfigError: it fails, or gives something else than an nn.Module.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), _as_a_script(source.path), torch.inference_mode(False):
+            network = source.make(**args)
+    except (Exception, SystemExit) as error:  # as above
+        given = ", ".join(f"{name}={value!r}" for name, value in args.items())
+        why = f"{source.name.rpartition(':')[2]}({given}) failed: {_reason(error, source.path)}"
+        raise ConfigError("network file", source.path, why, "give its arguments with --arch-arg NAME=VALUE") from error
+    if not isinstance(network, nn.Module):
+        why = f"{source.name.rpartition(':')[2]} gave a {type(network).__name__}, not an nn.Module"
+        raise ConfigError("network file", source.path, why, _ADAPTER_HINT)
+    return network.eval()
+
+
+def find_size_multiple(net: nn.Module, name: str) -> int:
+    """The smallest power of two whose multiples the network takes as height and width, answering ab of that size.
+
+    Raises:
+        InputError: there is none up to 256; with what went wrong at the last.
+    """
+    multiple = 1
+    while why := find_fault(net, multiple):
+        if multiple == _LARGEST_MULTIPLE:
+            raise InputError("network", name, why, _ADAPTER_HINT)
+        multiple *= 2
+    return multiple
+
+
+def find_fault(net: nn.Module, multiple: int) -> str:
+    """What is wrong with the network's answers to sizes that are multiples; empty when nothing is."""
+    weight = next(net.parameters(), torch.empty(0))
+    # One by one may be too small for what works otherwise; 3 and 5 times are odd at every level but the deepest.
+    sides = ((1, 1), (1, 2), (3, 5), (5, 3))
+    reasons = (_why_no_answer(net, weight.new_zeros(1, 1, multiple * rows, multiple * cols)) for rows, cols in sides)
+    return next(filter(None, reasons), "")
+
+
+def _why_no_answer(net: nn.Module, lightness: Tensor) -> str:
+    """What is wrong with the answer to a picture; empty when nothing is."""
+    size = "x".join(map(str, lightness.shape))
+    try:
+        with torch.no_grad():
+            answer = net(lightness)
+    except Exception as error:  # a network of any kind fails in any way
+        return f"fails on an input of {size}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    if not isinstance(answer, Tensor):
+        return f"answers a {type(answer).__name__} to an input of {size}, not a tensor"
+    if answer.shape != (1, 2, *lightness.shape[-2:]):
+        expected = "x".join(map(str, (1, 2, *lightness.shape[-2:])))
+        return f"answers {'x'.join(map(str, answer.shape))} to an input of {size}, not {expected}"
+    return ""
+
+
+def rename_keys(found: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """`found` without the prefixes that wrappers put before every name, where that makes the names those expected."""
+    named = {_unwrapped(name): tensor for name, tensor in found.items()}
+    while named and not expected & named.keys():
+        heads = {name.partition(".")[0] for name in named}
+        if len(heads) > 1 or any("." not in name for name in named):
+            break
+        # One more module around the network, such as a LightningModule's `self.model`.
+        named = {name.partition(".")[2]: tensor for name, tensor in named.items()}
+    return named
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name.replace("._orig_mod.", ".")
+
+
+def resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Change layers in place to the channel counts of pruned weights; their values are left undefined.
+
+    Args:
+        shapes: of the weights by name; a layer whose weights have other dimensions than these is left alone.
+    """
+    with torch.inference_mode(False):
+        _resize_layers_(network, shapes)
+
+
+def _resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for prefix, module in network.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        changed = False
+        for name, tensor in own:
+            shape = shapes.get(f"{prefix}.{name}" if prefix else name, tuple(tensor.shape))
+            if shape != tuple(tensor.shape) and len(shape) == tensor.ndim:
+                changed = True
+                smaller = tensor.detach().new_zeros(shape)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(smaller, tensor.requires_grad) if is_parameter else smaller)
+        if changed:
+            _count_channels_(module)
+
+
+def _count_channels_(module: nn.Module) -> None:
+    """Set the channel counts of a layer to those of its weights."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        first, second = module.weight.shape[:2]
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group for each channel
+            module.groups = first
+        reads_second = isinstance(module, nn.Conv2d)
+        module.in_channels = second * module.groups if reads_second else first
+        module.out_channels = first if reads_second else second * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(module.weight if module.weight is not None else module.running_mean)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

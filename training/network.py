@@ -1,0 +1,57 @@
+"""What every stage asks of a network, whoever wrote it: L in, ab out, any picture size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Architecture(Protocol):
+    """What a checkpoint says of its network beside the weights, as primitives."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width inside the network are multiples of this."""
+
+    def describe(self) -> dict[str, Any]:
+        """The architecture as JSON-ready primitives, with its kind as "name"."""
+
+
+class ColorNetwork(nn.Module):
+    """L (N, 1, H, W) in [0, 1] to ab (N, 2, H, W) in ab/128, any H and W >= 1.
+
+    The input is padded at the bottom and the right by edge replication to `size_multiple`, the answer cropped.
+    """
+
+    size_multiple: int
+
+    @property
+    def architecture(self) -> Architecture:
+        """Enough to rebuild the network that these weights fit, pruned or not."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What a reader should call it."""
+        return type(self).__name__
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        height, width = lightness.shape[-2:]
+        return self.forward_padded(pad_to_multiple(lightness, self.size_multiple))[..., :height, :width]
+
+    def forward_padded(self, lightness: Tensor) -> Tensor:
+        """The network itself, for H and W that are multiples of `size_multiple`."""
+        raise NotImplementedError
+
+    def with_weights(self, state_dict: Mapping[str, Tensor]) -> ColorNetwork:
+        """A new network of this kind with these weights, whose shapes decide its channel counts; in eval mode."""
+        raise NotImplementedError
+
+
+def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until height and width are multiples of `multiple`."""
+    height, width = lightness.shape[-2:]
+    return F.pad(lightness, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -357,6 +357,27 @@ def report(output_dir: Path, force: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("history", required=False, type=_PATH)
+@click.option("--output-dir", "-o", type=_PATH, default=None,
+              help="Where training_inference.md goes; default: beside HISTORY, or the run folder reports.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> None:
+    """Explain a training curve: history.csv of a run folder (-o), or any CSV of epochs and losses."""
+    from dataclasses import asdict
+
+    from training.curve import ARTIFACTS, INFERENCE_NAME, read_curve, read_history, write_inference
+
+    source = history or (output_dir or Path("reports")) / "history.csv"
+    rows = read_history(source)
+    reading = read_curve(rows)
+    target = (output_dir or source.parent) / INFERENCE_NAME
+    artifacts = {source.name: ARTIFACTS["history.csv"], **ARTIFACTS}
+    path = write_inference(target, rows, folder=source.parent, artifacts=artifacts, reading=reading)
+    click.echo(json.dumps({"path": str(path), **asdict(reading)}, indent=2) if as_json else printable(str(path)))
+
+
+@cli.command()
 @click.argument("photos", nargs=-1, required=True, type=_PATH)
 @click.option("--output-dir", "-o", type=_PATH, default=Path("colorized"), show_default=True, help="Where they go.")
 @click.option(

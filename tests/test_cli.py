@@ -18,7 +18,19 @@ from colorpress.cli import cli, run_command
 from colorpress.config import OPTION_NAMES, option_name
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["benchmark", "colorize", "doctor", "export", "prune", "quantize", "rank", "report", "run", "train"]
+COMMANDS = [
+    "benchmark",
+    "colorize",
+    "doctor",
+    "explain",
+    "export",
+    "prune",
+    "quantize",
+    "rank",
+    "report",
+    "run",
+    "train",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -264,7 +264,7 @@ def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
 
-    _do(current, as_json, lambda: [pipeline.train(current, pipeline.find_photos(current))])
+    _do(current, as_json, lambda: [pipeline.train(current, pipeline.find_photos(current)), *pipeline.explain(current)])
 
 
 @cli.command()

@@ -123,10 +123,8 @@ class TrainConfig(Config):
         0.0, "Share of the deepest level's channels that is dropped at random while training.", low=0.0, high=0.9
     )
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
-    batch_size: int = option(
-        16, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536
-    )
-    imgsz: int = option(96, "Side of the square training crop, in pixels.", low=8, high=4096)
+    batch_size: int = option(8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536)
+    imgsz: int = option(128, "Side of the square training crop, in pixels.", low=8, high=4096)
     crop_share: float = option(
         0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
     )
@@ -137,13 +135,13 @@ class TrainConfig(Config):
     schedule: str = option(
         "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "plateau", "constant")
     )
-    warmup_share: float = option(0.05, "Share of all steps in which the learning rate rises.", low=0.0, high=0.9)
+    warmup_share: float = option(0.1, "Share of all steps in which the learning rate rises.", low=0.0, high=0.9)
     plateau_patience: int = option(
         2, "Epochs without progress before --schedule plateau lowers the learning rate.", low=1, high=100_000
     )
     weight_decay: float = option(1e-2, "Decoupled weight decay of convolution weights.", low=0.0, high=10.0)
     class_weight: float = option(
-        0.1, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
+        0.05, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
     )
     gradient_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e9)
     ema_decay: float = option(

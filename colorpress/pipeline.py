@@ -41,6 +41,7 @@ from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
+from training.curve import INFERENCE_NAME, read_history, write_inference
 from training.device import choose_device
 from training.fitting import forget_fit
 from training.foreign import load_source
@@ -105,7 +106,7 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages = [train(run, photos)] if checkpoint is None else []
     if checkpoint is not None:
         adopt_checkpoint(run, checkpoint)
-    stages += [rank(run, run.best_path), prune(run, run.best_path, photos)]
+    stages += [rank(run, run.best_path), *explain(run), prune(run, run.best_path, photos)]
     exported = [export(run, run.best_path, "best"), export(run, run.folder / "pruned" / "model.pt", "pruned")]
     stages += exported
     for name in ("best", "pruned"):
@@ -184,7 +185,7 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
         )
     # What told of the model that was there would be read as telling of this one.
     forget_fit(run.folder / "last.pt")
-    for name in ("history.csv", "training_loss.png", "training_inference.md"):
+    for name in ("history.csv", "training_loss.png", INFERENCE_NAME):
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")
     write_bytes(run.best_path, content)
@@ -203,6 +204,21 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
 
     key = run.stage("rank", [checkpoint], {"size": size, **run.arch_key()}, ["training", "compress"])
     return run_stage(run.folder, "rank", key, action, force=run.force)
+
+
+def explain(run: Run) -> list[StageRecord]:
+    """Explain the training curve in training_inference.md; nothing where the run folder holds no history."""
+    source = run.folder / "history.csv"
+    if not source.is_file():
+        return []
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        return [write_inference(run.folder / INFERENCE_NAME, read_history(source))], {}
+
+    ranking = run.folder / "layer_param_counts.csv"
+    inputs = [source, ranking] if ranking.is_file() else [source]
+    key = run.stage("explain", inputs, {}, ["training/curve.py"])
+    return [run_stage(run.folder, "explain", key, action, force=run.force)]
 
 
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:

@@ -40,7 +40,9 @@ def fit(
         "objective": l1_objective, "data": DataConfig(), "machine": MACHINE, "best_path": folder / "best.pt",
         "last_path": folder / "last.pt", "label": "fit", "extra": {}, **changed,
     }  # fmt: skip
-    return fit_network(network or make_network(), split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
+    network = network or make_network()
+    network.dropout.p = recipe.dropout
+    return fit_network(network, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
 
 
 def weights(path: Path) -> list[Tensor]:

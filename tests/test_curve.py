@@ -375,6 +375,10 @@ def test_histories_from_elsewhere(tmp_path: Path, text: str) -> None:
     )  # fmt: skip
 
 
+def test_training_is_read_from_the_same_measure_as_validation(tmp_path: Path) -> None:
+    assert read_history(saved(tmp_path, "epoch,train,mae,val_mae\n1,9,0.2,0.3\n"))[0]["train_l1"] == 0.2
+
+
 def test_a_spreadsheets_unicode_text_is_read(tmp_path: Path) -> None:
     assert read_history(saved(tmp_path, "epoch\tval_loss\tlr\n1\t0.3\t0.1\n".encode("utf-16")))[0] == {
         "epoch": 1, "val_l1": 0.3, "learning_rate": 0.1,

@@ -267,6 +267,28 @@ def test_without_a_training_column_nothing_is_said_about_the_gap_or_overfitting(
     assert "Raise weight decay" not in text
 
 
+def test_a_rise_with_level_training_is_not_overfitting() -> None:
+    reading = read_curve(rows(VAL, [*TRAIN[:10], *[0.0650] * 5]))
+    assert reading.rise_is_real
+    assert reading.train_after_best == "level"
+    assert reading.overfitting is False
+    assert "**No overfitting in the strict sense:**" in explain_curve(reading)
+
+
+def test_a_missing_training_loss_at_the_end_is_not_printed() -> None:
+    text = text_of(rows(VAL, [*TRAIN[:14], NAN]))
+    assert "**Overfitting:** after epoch 10 training keeps falling while validation rises" in text
+
+
+def test_one_lucky_epoch_makes_no_rise_of_the_rest() -> None:
+    assert not read_curve(rows([0.1, 0.1, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1])).rise_is_real
+
+
+def test_enormous_losses_count_as_diverged_and_do_not_overflow() -> None:
+    reading = read_curve(rows([0.1, 0.09, 1.7e308, -1.7e308]))
+    assert (reading.best_epoch, reading.broke_epoch) == (2, 3)
+
+
 def test_the_later_of_equal_epochs_is_best_and_resets_patience() -> None:
     reading = read_curve(rows([0.1, 0.08, 0.09, 0.08, 0.09, 0.09]))
     assert reading.best_epoch == 4
@@ -351,6 +373,10 @@ def test_histories_from_elsewhere(tmp_path: Path, text: str) -> None:
     assert read_history(saved(tmp_path, text)) == (
         {"epoch": 1, "train_l1": 0.2, "val_l1": 0.3}, {"epoch": 2, "train_l1": 0.1, "val_l1": 0.25},
     )  # fmt: skip
+
+
+def test_training_is_read_from_the_same_measure_as_validation(tmp_path: Path) -> None:
+    assert read_history(saved(tmp_path, "epoch,train,mae,val_mae\n1,9,0.2,0.3\n"))[0]["train_l1"] == 0.2
 
 
 def test_a_spreadsheets_unicode_text_is_read(tmp_path: Path) -> None:

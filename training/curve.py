@@ -544,8 +544,7 @@ def _level_rise(values: Sequence[float], best: int) -> float:
     if after == 0:
         return 0.0
     around = values[max(0, best - 1) : best + 1] if after == 1 else values[max(0, best - 1) : best + 2]
-    level = min(median(around), values[best] + (values[-1] - values[best]) / 2)
-    return median(values[-min(3, after) :]) - level
+    return median(values[-min(3, after) :]) - median(around)
 
 
 def _train_after(points: Sequence[_Point], best: int | None) -> Literal["falling", "level", "rising"] | None:
@@ -920,22 +919,22 @@ def _after_text(reading: CurveReading) -> list[str]:
         return lines
     since = "" if reading.rise_epoch is None else f" and stays above the margin from epoch {reading.rise_epoch} on"
     lines.append(f"**Rise after the best epoch:** validation ends {_amount(reading)} higher{since}.")
-    train = None
+    train = ""
     if reading.train_at_best is not None and reading.train_last is not None:
-        train = _arrow(reading.train_at_best, reading.train_last)
+        train = f" ({_arrow(reading.train_at_best, reading.train_last)})"
     if reading.overfitting:
         lines.append(
-            f"**Overfitting:** after epoch {reading.best_epoch} training keeps falling ({train}) while validation "
+            f"**Overfitting:** after epoch {reading.best_epoch} training keeps falling{train} while validation "
             "rises: the network learns the training photographs by heart."
         )
     elif reading.train_after_best == "rising":
         lines.append(
-            f"**No overfitting, but divergence:** training rises, too ({train}). The optimization lost its way; "
+            f"**No overfitting, but divergence:** training rises, too{train}. The optimization lost its way; "
             "learning by heart would have kept training falling."
         )
     elif reading.train_after_best == "level":
         lines.append(
-            f"**No overfitting in the strict sense:** training stays level after epoch {reading.best_epoch} ({train}), "
+            f"**No overfitting in the strict sense:** training stays level after epoch {reading.best_epoch}{train}, "
             "so the network did not get better on its own photographs as it got worse on others."
         )
     else:

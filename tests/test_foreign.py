@@ -134,6 +134,31 @@ class ReadTwice(nn.Module):
         return self.out(F.relu(self.bn(y)) + y)
 
 
+class OfAnySize(nn.Module):
+    """Halves with a remainder, and enlarges to the size of what it skipped; a tensor that is no buffer."""
+
+    def __init__(self, base=4):
+        super().__init__()
+        self.inc, self.mid, self.out = block(1, base), block(base, base), nn.Conv2d(2 * base, 2, 1)
+        self.shift = torch.full((1, base, 1, 1), 0.1)
+
+    def forward(self, x):
+        a = self.inc(x)
+        y = self.mid(F.avg_pool2d(a, 2, ceil_mode=True)) + self.shift
+        return self.out(torch.cat([a, F.interpolate(y, size=a.shape[-2:], mode="bilinear")], 1))
+
+
+class Decides(nn.Module):
+    """Its way depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x):
+        return self.out(x) if x.mean() > 0.5 else -self.out(x)
+
+
 def adapter(base=4):
     return UNet(base)
 
@@ -212,7 +237,9 @@ def test_the_answer_is_theirs_scaled_for_any_size(source: Path) -> None:
     assert answer(network, 1, 1).shape == (1, 2, 1, 1)
 
 
-@pytest.mark.parametrize(("name", "multiple"), [("UNet", 4), ("Residual", 2), ("Plain", 1), ("adapter", 4)])
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("UNet", 4), ("Residual", 2), ("Plain", 1), ("OfAnySize", 1), ("adapter", 4)]
+)
 def test_the_multiple_of_their_sizes_is_found(source: Path, name: str, multiple: int) -> None:
     assert adapt_network(named(source, name)).size_multiple == multiple
 
@@ -497,7 +524,7 @@ def test_a_pruned_foreign_network_is_distilled(source: Path, photo_folder: Path,
 # Leaving
 
 
-@pytest.mark.parametrize("name", ["UNet", "Residual", "Plain", "ReadTwice"])
+@pytest.mark.parametrize("name", ["UNet", "Residual", "Plain", "ReadTwice", "OfAnySize"])
 def test_the_exported_file_answers_as_theirs(source: Path, tmp_path: Path, name: str) -> None:
     network = theirs(source, name)
     found = load_checkpoint(saved(source, network.net.state_dict()), named(source, name))
@@ -513,6 +540,21 @@ def test_the_exported_file_answers_as_theirs(source: Path, tmp_path: Path, name:
     assert ("Pad" in operators) == (network.size_multiple > 1)
     assert ("BatchNormalization" in operators) == (name == "ReadTwice")
     assert ("ConvTranspose" in operators) == (name == "Residual")
+
+
+def test_what_cannot_be_traced_is_refused_with_the_reason(source: Path, tmp_path: Path) -> None:
+    found = load_checkpoint(saved(source, theirs(source, "Decides").net.state_dict()), named(source, "Decides"))
+    with pytest.raises(InputError, match=r"network 'nets\.py:Decides': cannot be traced by torch\.export"):
+        export_onnx(found, tmp_path / "model.onnx", ExportConfig())
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_tensors_that_are_no_buffers_are_ranked_and_stop_pruning_where_they_must(source: Path) -> None:
+    network = theirs(source, "OfAnySize")
+    assert rank_layers(network, height=16, width=16)[0].macs == 16 * 16 // 4 * 4 * 4 * 9
+    plan = plan_pruning(network, EVERYTHING)
+    assert plan.result == {"net.inc.0": 2, "net.mid.0": 4}
+    assert "left whole: without channels it fails" in next(g.reason for g in plan.groups if g.root == "net.mid.0")
 
 
 def result_operators(path: Path) -> set[str]:

@@ -84,7 +84,7 @@ class PruneResult:
 
     def summary(self) -> str:
         """One paragraph: channels, parameters and multiply-accumulates removed."""
-        pruned = sum(1 for group in self.plan.groups if group.removed)
+        pruned = sum(1 + len(group.coupled) for group in self.plan.groups if group.removed)
         return (
             f"pruned {pruned} of {len(layer_widths(self.network))} convolutions: "
             f"{self.channels_before:,} -> {self.channels_after:,} channels (-{self.channels_removed_pct:.1f} %), "

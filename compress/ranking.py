@@ -167,17 +167,23 @@ def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Modul
     tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    with _hooked(network, owners, record), torch.no_grad(), torch.device("meta"):
-        picture = torch.empty(1, channels, height, width, dtype=dtype)
+    with _hooked(network, owners, record), torch.no_grad():
         try:
-            functional_call(network, state, (picture,), tie_weights=False)
-        except Exception as error:  # a network of any kind fails in any way
-            raise InputError(
-                "network",
-                type(network).__name__,
-                f"does not take a picture of {channels} x {height} x {width}: {error}",
-                "give a network from pictures to pictures, and a size it takes",
-            ) from error
+            with torch.device("meta"):
+                picture = torch.empty(1, channels, height, width, dtype=dtype)
+                functional_call(network, state, (picture,), tie_weights=False)
+        except Exception:  # perhaps of tensors that are neither parameters nor buffers: only a real pass tells
+            costs.clear()
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            try:
+                network(torch.zeros(1, channels, height, width, dtype=dtype, device=device))
+            except Exception as error:  # a network of any kind fails in any way
+                raise InputError(
+                    "network",
+                    type(network).__name__,
+                    f"does not take a picture of {channels} x {height} x {width}: {error}",
+                    "give a network from pictures to pictures, and a size it takes",
+                ) from error
     return costs
 
 

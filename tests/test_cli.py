@@ -182,6 +182,73 @@ def test_an_edited_prune_plan_is_applied(
     assert "pruned 1 of 12 convolutions" in capsys.readouterr().err
 
 
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, base=2):
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(1, base, 3, stride=2, padding=1), nn.BatchNorm2d(base)
+        self.up, self.out = nn.ConvTranspose2d(base, 2 * base, 2, stride=2), nn.Conv2d(2 * base, 2, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.out(self.up(torch.relu(self.norm(self.down(x))))))
+"""
+
+
+def test_a_foreign_network_goes_through_every_command(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "net.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path / "nets")
+    scope: dict[str, object] = {}
+    exec(NETWORK, scope)
+    torch.save({"net": scope["Net"](base=4).state_dict(), "epoch": 3}, "theirs.pt")  # type: ignore[operator]
+    (tmp_path / "mine.toml").write_text('arch = "net.py:Net"\narch-arg = ["base=4"]\nab-scale = 110\n')
+    tiny = [
+        "--imgsz", "16", "--val-size", "16", "--finetune-epochs", "1", "--round-to", "1", "--workers", "0",
+        "--rank-size", "16", "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
+        "--min-seconds", "0", "--eval-size", "24", "--calibration-size", "24", "--threads", "1",
+    ]  # fmt: skip
+    output, data = ["-o", str(tmp_path / "out")], ["--data", str(photo_folder)]
+    message = fails_with(2, capsys, "run", "--arch", "net.py:Net", *data, *tiny, *output)
+    assert "without --checkpoint" in message
+    message = fails_with(3, capsys, "run", "-c", "theirs.pt", *data, *tiny, *output)
+    assert "holds no colorpress network (keys down.weight, down.bias" in message
+
+    config = ["--config", str(tmp_path / "mine.toml")]
+    assert run_command(["run", "-c", "theirs.pt", *config, *data, *tiny, *output]) == 0
+    best = torch.load(tmp_path / "out" / "best.pt", weights_only=True)
+    assert (best["architecture"]["source"], best["architecture"]["args"]) == ("net.py:Net", {"base": 4})
+    printed = capsys.readouterr()
+    assert "pruned-int8" in printed.out
+
+    # The arguments and the scale are in best.pt; that the same code runs again is for the user to say.
+    arch = ["--arch", "net.py:Net", "--arch-arg", "base=4", "--ab-scale", "110"]
+    for command in ("rank", "prune", "export", "benchmark"):
+        assert run_command([command, *output, *arch]) == 0, capsys.readouterr().err
+        assert "up to date, skipped" in capsys.readouterr().err
+    for command in ("quantize", "report"):
+        assert run_command([command, *output]) == 0
+    colour = ["colorize", str(photo_folder / "photo0.png"), "-o", str(tmp_path / "coloured")]
+    assert run_command([*colour, "-m", "theirs.pt", *arch]) == 0
+    assert run_command([*colour, "-m", str(tmp_path / "out" / "pruned" / "model.pt"), *arch, "--overwrite"]) == 0
+    capsys.readouterr()
+    message = fails_with(2, capsys, *colour, "-m", tmp_path / "out" / "best.pt", "--overwrite")
+    assert "holds the network net.py:Net" in message
+
+    # A run folder that somebody sends names no code to run, whatever its files say.
+    with (tmp_path / "out" / "config.resolved.toml").open("a") as resolved:
+        resolved.write('arch = "net.py:Net"\n')
+    for options in ([], ["--config", tmp_path / "out" / "config.resolved.toml"]):
+        message = fails_with(2, capsys, "rank", *output, *options, "--force")
+        assert "holds the network net.py:Net, and no code is run that you do not name" in message
+        assert "hint: name the file: --arch net.py:Net --arch-arg base=4 --ab-scale 110" in message
+
+
 def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.tables import COLUMNS, write_benchmark_json
     from colorpress.cli import _print_table

@@ -55,6 +55,35 @@ def test_resolved_toml_reads_back_as_the_same_settings() -> None:
     assert Settings.from_options(values) == settings
 
 
+def test_a_network_file_is_never_named_by_resolved_toml() -> None:
+    named = {"arch": "my nets.py:UNet\nepochs = 9", "arch_arg": ["base=32", "name=x"], "ab_scale": 110}
+    settings = Settings.from_options(named)
+    assert settings.arch.arch_arg == ("base=32", "name=x")
+    text = settings.to_toml()
+    assert "# arch, to be given again each time: --arch 'my nets.py:UNet" in text
+    values = tomllib.loads(text)
+    assert not {"arch", "arch-arg", "ab-scale"} & set(values)
+    assert values["epochs"] == TrainConfig().epochs
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"arch_arg": ["base=3"]}, "--arch-arg': says nothing without --arch"),
+        ({"ab_scale": 110.0}, "--ab-scale': says nothing without --arch"),
+        ({"arch": "a.py:B", "ab_scale": 0}, "got 0"),
+        ({"arch": "a.py:B", "ab_scale": True}, "got True"),
+        ({"arch": "a.py:B", "arch_arg": "base=3"}, "got 'base=3'"),
+        ({"arch": "a.py:B", "arch_arg": [3]}, "got (3,)"),
+        ({"arch": 5}, "got 5"),
+    ],
+)
+def test_options_of_a_foreign_network_are_checked(options: dict[str, object], why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_options(options)
+    assert why in str(caught.value)
+
+
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         TrainConfig().epochs = 3  # type: ignore[misc]

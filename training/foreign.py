@@ -29,7 +29,6 @@ from training.network import ColorNetwork
 _LARGEST_MULTIPLE = 256
 # What Python writes for what TOML and JSON write otherwise; "False" as a text would count as true.
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel, and of torch.compile
 _ADAPTER_HINT = "name a function of your own that returns an nn.Module from L/100 (N, 1, H, W) to ab (N, 2, H, W)"
 
 
@@ -326,27 +325,21 @@ def _why_no_answer(net: nn.Module, lightness: Tensor) -> str:
 
 def rename_keys(found: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
     """`found` without the prefixes that wrappers put before every name, where that makes the names those expected."""
-    named = {_unwrapped(name): tensor for name, tensor in found.items()}
+    named = {name.replace("_orig_mod.", ""): tensor for name, tensor in found.items()}  # of torch.compile
     while named and not expected & named.keys():
         heads = {name.partition(".")[0] for name in named}
         if len(heads) > 1 or any("." not in name for name in named):
             break
-        # One more module around the network, such as a LightningModule's `self.model`.
+        # `module` of DistributedDataParallel, or whatever a LightningModule calls its network.
         named = {name.partition(".")[2]: tensor for name, tensor in named.items()}
     return named
-
-
-def _unwrapped(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.partition(".")[2]
-    return name.replace("._orig_mod.", ".")
 
 
 def resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Change layers in place to the channel counts of pruned weights; their values are left undefined.
 
     Args:
-        shapes: of the weights by name; a layer whose weights have other dimensions than these is left alone.
+        shapes: of the weights by name; a layer that has fewer channels than these is left alone.
     """
     with torch.inference_mode(False):
         _resize_layers_(network, shapes)
@@ -358,7 +351,8 @@ def _resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
         changed = False
         for name, tensor in own:
             shape = shapes.get(f"{prefix}.{name}" if prefix else name, tuple(tensor.shape))
-            if shape != tuple(tensor.shape) and len(shape) == tensor.ndim:
+            fewer = len(shape) == tensor.ndim and all(new <= old for new, old in zip(shape, tensor.shape, strict=True))
+            if fewer and shape != tuple(tensor.shape):
                 changed = True
                 smaller = tensor.detach().new_zeros(shape)
                 is_parameter = isinstance(tensor, nn.Parameter)

@@ -221,7 +221,7 @@ def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: 
     plain = fit(split, tmp_path / "plain")
     dropped = fit(split, tmp_path / "dropped", replace(RECIPE, dropout=0.5))
     assert plain.history[0]["train_l1"] != dropped.history[0]["train_l1"]
-    assert plain.best.plan == dropped.best.plan
+    assert plain.best.architecture == dropped.best.architecture
 
 
 def test_a_finished_fit_trains_no_more(split: PhotoSplit, tmp_path: Path) -> None:

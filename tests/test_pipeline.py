@@ -24,7 +24,8 @@ OPTIONS = {
     "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "max_bad_share": 0.2,
 }  # fmt: skip
 FILES = {
-    "best.pt", "last.pt", "last.prev.pt", "history.csv", "training_loss.png", "training_inference.md", "model_summary.txt", "layer_param_counts.csv",
+    "best.pt", "last.pt", "last.prev.pt", "history.csv", "training_loss.png", "training_inference.md",
+    "model_summary.txt", "layer_param_counts.csv",
     "top20_layers.png", "sample_input_output.png", "sample_output.png", "pruned/plan.json", "pruned/model.pt",
     "best/model.onnx", "pruned/model.onnx", "best-int8/model.onnx", "pruned-int8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",

@@ -49,7 +49,7 @@ _SUFFIXES = frozenset(_ACCEPTED_SUFFIXES | _REFUSED_SUFFIXES)
 # other files are grey, charts or drawings.
 _EMBEDDED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 _CHECK_SIDE = 64
-_LONGEST_ASPECT = 8
+_LARGEST_ASPECT = 8
 _GREY_DIFFERENCE = 6
 _INDEX_FORMAT = 1
 
@@ -117,11 +117,12 @@ def open_photo(path: Path, *, max_pixels: int, short_side: int | None = None) ->
 def shrink_to(picture: Image.Image, full_size: tuple[int, int], short_side: int | None) -> Image.Image:
     """`picture` at `full_size` scaled to a short side of at most `short_side`; it may be a smaller copy already.
 
-    The long side becomes at most eight times `short_side`, or a strip would fill the memory of a network.
+    It has at most as many pixels as eight squares of that side, or a long strip would fill the memory of a network.
     """
     ratio = 1.0
     if short_side is not None:
-        ratio = min(1.0, short_side / min(full_size), _LONGEST_ASPECT * short_side / max(full_size))
+        largest = _LARGEST_ASPECT * short_side**2
+        ratio = min(1.0, short_side / min(full_size), math.sqrt(largest / (full_size[0] * full_size[1])))
     size = (max(1, round(full_size[0] * ratio)), max(1, round(full_size[1] * ratio)))
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 

@@ -366,7 +366,9 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     """Explain a training curve: history.csv of a run folder (-o), or any CSV of epochs and losses."""
     from dataclasses import asdict
 
-    from training.curve import ARTIFACTS, INFERENCE_NAME, read_curve, read_history, write_inference
+    from training.curve import read_curve
+    from training.history import read_history
+    from training.inference import ARTIFACTS, INFERENCE_NAME, write_inference
 
     source = history or (output_dir or Path("reports")) / "history.csv"
     rows = read_history(source)

@@ -41,7 +41,8 @@ from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
-from training.curve import INFERENCE_NAME, read_history, write_inference
+from training.history import read_history
+from training.inference import INFERENCE_NAME, write_inference
 from training.device import choose_device
 from training.fitting import forget_fit
 from training.foreign import load_source
@@ -217,7 +218,7 @@ def explain(run: Run) -> list[StageRecord]:
 
     ranking = run.folder / "layer_param_counts.csv"
     inputs = [source, ranking] if ranking.is_file() else [source]
-    key = run.stage("explain", inputs, {}, ["training/curve.py"])
+    key = run.stage("explain", inputs, {}, [f"training/{name}.py" for name in ("curve", "history", "inference")])
     return [run_stage(run.folder, "explain", key, action, force=run.force)]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted
+from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
 from training.fitting import FitResult, fit_network, forget_fit, l1_objective
@@ -297,3 +297,46 @@ def test_train_unet_writes_its_files_and_leaves_the_generator_alone(split: Photo
     best = load_checkpoint(trained.best_path)
     assert (best.epoch, best.val_l1) == (trained.epoch, trained.val_l1)
     assert math.isfinite(trained.val_l1)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(split: PhotoSplit, tmp_path: Path) -> None:
+    plain = fit(split, tmp_path / "plain", replace(RECIPE, epochs=1))
+    compiled = fit(split, tmp_path / "compiled", replace(RECIPE, epochs=1, compile=True))
+    assert compiled.history[0]["train_l1"] == pytest.approx(plain.history[0]["train_l1"], rel=1e-3)
+    assert list(compiled.best.state_dict) == list(plain.best.state_dict)
+
+
+def test_without_a_compiler_compile_is_refused(
+    split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(MachineError, match="no C\\+\\+ compiler"):
+        fit(split, tmp_path, replace(RECIPE, compile=True))
+
+
+def test_fp16_needs_a_gpu(split: PhotoSplit, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16"):
+        fit(split, tmp_path, replace(RECIPE, precision="fp16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_what_a_cpu_does(split: PhotoSplit, tmp_path: Path, precision: str) -> None:
+    cpu = fit(split, tmp_path / "cpu")
+    gpu = fit(
+        split,
+        tmp_path / "gpu",
+        replace(RECIPE, precision=precision),
+        machine=replace(MACHINE, device="cuda", workers=1),
+    )
+    assert gpu.history[-1]["train_l1"] == pytest.approx(cpu.history[-1]["train_l1"], rel=0.05)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(
+    split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.fitting.process_count", lambda: 9)
+    with pytest.raises(ConfigError, match="got 8 for 9 processes"):
+        fit(split, tmp_path)
+    assert not list(tmp_path.glob("*.pt"))

@@ -271,19 +271,24 @@ class _Trainer:
         stop = 0
         with held_signals() as received, progress(title, steps) as bar:
             bar.advance(state.step)
-            for rgb in self.loader.epoch(state.epoch, start=state.step):
-                crops, stop = _agree(len(rgb), received())
-                if stop:
-                    break
-                if crops:
-                    self._step_(rgb, crops, l1_sum)
-                state.step += 1
-                state.crops += crops
-                state.seconds = resumed + time.monotonic() - started
-                if state.step % _FINITE_CHECK_STEPS == 0 or state.step == steps:
-                    self._check_finite(l1_sum.item())
-                    bar.advance(0, f"L1 {l1_sum.item() * process_count() / max(1, state.crops):.4f}")
-                bar.advance()
+            try:
+                for rgb in self.loader.epoch(state.epoch, start=state.step):
+                    crops, stop = _agree(len(rgb), received())
+                    if stop:
+                        break
+                    if crops:
+                        self._step_(rgb, crops, l1_sum)
+                    state.step += 1
+                    state.crops += crops
+                    state.seconds = resumed + time.monotonic() - started
+                    if state.step % _FINITE_CHECK_STEPS == 0 or state.step == steps:
+                        self._check_finite(l1_sum.item())
+                        bar.advance(0, f"L1 {l1_sum.item() * process_count() / max(1, state.crops):.4f}")
+                    bar.advance()
+            except MachineError:
+                # A signal to all processes of a group ends those that load before this one obeys.
+                if not received():
+                    raise
         state.l1_sum = sum_over_processes_(l1_sum).item()
         if stop or received():
             raise Interrupted(stop or received())

@@ -1,13 +1,28 @@
-"""The history of a fit: `history.csv` and the curve in `training_loss.png`."""
+"""The history of a fit: `history.csv`, one's own or another program's, and the curve in `training_loss.png`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from colorpress.errors import ConfigError, InputError
 from colorpress.files import atomic_write, write_csv
 
 HISTORY_COLUMNS = ("epoch", "train_l1", "val_l1", "learning_rate", "seconds", "images_per_s")
+
+_MAX_BYTES = 16 * 1024 * 1024
+_MAX_ROWS = 100_000
+_MAX_EPOCH = 10**9
+_EMPTY = {"", "nan", "+nan", "-nan", "null", "none", "na", "n/a", "-", "inf", "+inf", "-inf", "infinity", "-infinity"}
+_METRICS = ("l1", "loss", "mae", "l1loss", "maeloss", "lossepoch", "")
+_VALIDATION = ("val", "validation", "valid", "eval")
+_TRAINING = ("train", "training", "")
+_RATES = ("learningrate", "lr", "lradam", "lradamw", "lrsgd")
+_HINT = "name its columns epoch, train_l1 and val_l1 (train_loss and val_loss are understood too)"
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
@@ -43,3 +58,141 @@ def plot_history(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
     return path
+
+
+def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
+    """The rows of a training history, one per epoch, sorted by epoch, under the names of `HISTORY_COLUMNS`.
+
+    Takes CSV from elsewhere too: separated by commas, semicolons (then also with decimal commas) or tabs; columns
+    such as `loss`, `val_loss` or `lr`, whatever their case. Only the validation loss must be there: epochs are numbered
+    from 1 where they are not given, and other columns may be missing. Rows of one epoch that complete each other are
+    one row, as loggers write them that log training and validation apart.
+
+    Returns:
+        Rows with `epoch` and those columns that the file has; NaN where a cell is empty, NaN or infinite.
+    Raises:
+        ConfigError: there is no such file.
+        InputError: not a CSV of numbers, too large, no validation column, no rows, or an epoch twice.
+    """
+    header, body = _split_rows(path, _read_text(path))
+    columns = _find_columns(path, header)
+    merged: dict[int, dict[str, float]] = {}
+    for line, cells in body:
+        values = {name: _number(path, header, cells, index, line) for name, index in columns.items()}
+        epoch = _epoch_number(path, values["epoch"], line) if "epoch" in values else len(merged) + 1
+        row = merged.setdefault(epoch, dict.fromkeys(columns, math.nan) | {"epoch": epoch})
+        for name, value in values.items():
+            if name == "epoch" or math.isnan(value):
+                continue
+            if name in ("train_l1", "val_l1") and not math.isnan(row[name]) and row[name] != value:
+                raise InputError(
+                    "history", path, f"line {line}: epoch {epoch} is there twice", "keep one row for each epoch"
+                )
+            row[name] = value
+    if not merged:
+        raise InputError("history", path, "has no rows", "give the history of a training of one epoch or more")
+    return tuple(merged[epoch] for epoch in sorted(merged))
+
+
+def _read_text(path: Path) -> str:
+    give = "give the CSV with one row per epoch, such as history.csv of a run folder"
+    try:
+        if not path.exists():
+            raise ConfigError("history", path, "no such file", give)
+        # Opening a pipe would wait for its writer, and reading a device need not end.
+        if not path.is_file():
+            raise InputError("history", path, "is a folder" if path.is_dir() else "is not a regular file", give)
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "history", path, f"cannot be read: {getattr(error, 'strerror', None) or error}", give
+        ) from None
+    if len(content) > _MAX_BYTES:
+        raise InputError("history", path, f"is larger than {_MAX_BYTES // 1024**2} MiB", give)
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputError("history", path, "is not text", give) from None
+    if "\0" in text:
+        raise InputError("history", path, "is not text", give)
+    return text
+
+
+def _split_rows(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and the rows with their line numbers; blank lines are left out."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    # Without strict a quote that is never closed would swallow the rest of the file as one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    body: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = cells
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                why = f"line {reader.line_num} has {len(cells)} values for {len(header)} columns"
+                raise InputError("history", path, why, "write numbers with a decimal point, one value for each column")
+            body.append((reader.line_num, [c.replace(",", ".") for c in cells] if delimiter != "," else cells))
+            if len(body) > _MAX_ROWS:
+                raise InputError("history", path, f"has more than {_MAX_ROWS:,} rows", "keep one row for each epoch")
+    except csv.Error as error:
+        raise InputError("history", path, f"is not a CSV: {error}", _HINT) from None
+    if not header:
+        raise InputError("history", path, "is empty", _HINT)
+    return header, body
+
+
+def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """The position of each column of `HISTORY_COLUMNS` that the header has under any name."""
+    names = [re.sub(r"[\W_]+", "", name.casefold()) for name in header]
+
+    def position(wanted: Iterable[str]) -> int | None:
+        name = next((each for each in wanted if each and each in names), None)
+        if name is not None and names.count(name) > 1:
+            raise InputError("history", path, f"has two columns '{header[names.index(name)]}'", _HINT)
+        return None if name is None else names.index(name)
+
+    val, metric = None, ""
+    for metric in _METRICS:
+        val = position([f"{each}{metric}" for each in _VALIDATION] + [f"metrics{each}{metric}" for each in _VALIDATION])
+        if val is not None:
+            break
+    if val is None:
+        raise InputError("history", path, "has no column with the validation loss", _HINT)
+    # A gap between two different measures would mean nothing, so the same one is looked for first.
+    train = position(f"{each}{name}" for name in (metric, *_METRICS) for each in _TRAINING)
+    found = {
+        "epoch": position(("epoch", "epochs")),
+        "train_l1": train,
+        "val_l1": val,
+        "learning_rate": position(_RATES),
+        "seconds": position(("seconds", "epochseconds")),
+        "images_per_s": position(("imagespers",)),
+    }
+    return {name: found[name] for name in HISTORY_COLUMNS if found[name] is not None}  # type: ignore[misc]
+
+
+def _number(path: Path, header: Sequence[str], cells: Sequence[str], index: int, line: int) -> float:
+    text = cells[index].strip() if index < len(cells) else ""
+    if text.casefold() in _EMPTY:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        shown = text if len(text) <= 40 else text[:40] + "..."
+        why = f"line {line}: {header[index].strip()} is '{shown}', which is no number"
+        raise InputError("history", path, why, _HINT) from None
+    return value if math.isfinite(value) else math.nan
+
+
+def _epoch_number(path: Path, value: float, line: int) -> int:
+    if not 0 <= value <= _MAX_EPOCH or value != int(value):
+        why = f"line {line}: its epoch is {'missing' if math.isnan(value) else f'{value:g}'}"
+        raise InputError("history", path, why, "number the epochs with whole numbers from 0 or 1")
+    return int(value)

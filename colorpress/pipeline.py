@@ -41,11 +41,11 @@ from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
 from training.color import rgb_to_l_ab
-from training.history import read_history
-from training.inference import INFERENCE_NAME, write_inference
 from training.device import choose_device
 from training.fitting import forget_fit
 from training.foreign import load_source
+from training.history import read_history
+from training.inference import INFERENCE_NAME, write_inference
 from training.original import train_unet
 from training.photos import PhotoSplit, hash_photos, scan_photos
 from training.unet import count_parameters

@@ -189,7 +189,8 @@ class ArchConfig(Config):
     def as_arguments(self) -> str:
         """The options as one would type them."""
         values: list[tuple[str, Any]] = [("--arch", self.arch), *(("--arch-arg", each) for each in self.arch_arg)]
-        values += [("--ab-scale", self.ab_scale), ("--state-key", self.state_key)]
+        scale = None if self.ab_scale is None else f"{self.ab_scale:g}"
+        values += [("--ab-scale", scale), ("--state-key", self.state_key)]
         return shlex.join(str(word) for name, value in values if value is not None for word in (name, value))
 
 

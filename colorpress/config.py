@@ -124,7 +124,7 @@ class TrainConfig(Config):
     )
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
     batch_size: int = option(8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536)
-    imgsz: int = option(128, "Side of the square training crop, in pixels.", low=8, high=4096)
+    imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096)
     crop_share: float = option(
         0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
     )

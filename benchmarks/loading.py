@@ -169,8 +169,9 @@ def _endless(loader: CropLoader) -> Generator[Tensor]:
     for epoch in count(1):
         read = 0
         for batch in loader.epoch(epoch):
-            read += 1
-            yield batch
+            if len(batch):
+                read += 1
+                yield batch
         if not read:
             raise InputError("data set", None, "no photograph can be read", "check the folder given with --data")
 

@@ -230,8 +230,29 @@ def test_one_epoch_and_two_say_that_they_are_too_few() -> None:
         assert "**No overfitting" not in text
 
 
-def test_the_example_run_settled_without_overfitting() -> None:
-    reading = read_curve(read_history(EXAMPLE / "history.csv"))
+SETTLED = """\
+epoch,train_l1,val_l1,learning_rate,seconds
+1,0.1326774,0.1242569,0.001999,445.845
+2,0.0856440,0.0877670,0.001963,220.041
+3,0.0825375,0.0802609,0.001882,210.098
+4,0.0811800,0.0759782,0.001757,139.487
+5,0.0791747,0.0783173,0.001596,108.831
+6,0.0792119,0.0782554,0.001406,111.61
+7,0.0789724,0.0766388,0.001196,102.143
+8,0.0789348,0.0764349,0.0009769,103.601
+9,0.0785996,0.0769706,0.0007589,101.837
+10,0.0786019,0.0761091,0.0005525,103.864
+11,0.0784438,0.0762419,0.0003678,100.83
+12,0.0780860,0.0762570,0.0002136,97.553
+13,0.0777679,0.0758407,9.757e-05,105.78
+14,0.0777348,0.0759643,2.52e-05,103.233
+15,0.0777631,0.0758505,1.012e-08,105.532
+"""
+
+
+def test_a_real_run_settled_without_overfitting(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text(SETTLED)
+    reading = read_curve(read_history(tmp_path / "history.csv"))
     assert reading.best_epoch == 13
     assert reading.overfitting is False
     assert not reading.still_falling

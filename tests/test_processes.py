@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -43,6 +44,14 @@ def run(folder: Path, photos: Path, *more: str, processes: int = 1) -> subproces
         command(folder, photos, *more, processes=processes),
         env=environment(), capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
+
+
+def start(arguments: list[str], said: str) -> tuple[subprocess.Popen[str], IO[str]]:
+    """A command in a process group of its own that has just said a text, and the rest of what it says."""
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    assert any(said in line for line in process.stderr)
+    return process, process.stderr
 
 
 def losses(folder: Path) -> list[float]:
@@ -122,17 +131,10 @@ def test_shared_batch_norm_is_batch_norm(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_signal_to_the_group_ends_the_command_with_its_code(
     photo_folder: Path, tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, photo_folder, "--epochs", "200", "--workers", workers),
-        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "train 2/200" in line:
-            break
+    process, errors = start(command(tmp_path, photo_folder, "--epochs", "200", "--workers", workers), "train 2/200")
     os.killpg(process.pid, number)
     sent = time.monotonic()
-    rest = process.stderr.read()
+    rest = errors.read()
     assert process.wait(timeout=60) == 128 + number
     assert time.monotonic() - sent < 15  # a dead loader is noticed within five seconds
     assert f"stopped by {number.name}" in rest
@@ -171,15 +173,8 @@ def test_kills_at_any_moment_leave_loadable_files_and_the_same_weights(
 
 
 def test_a_stop_reaches_all_processes(photo_folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, photo_folder, "--epochs", "500", processes=2),
-        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "train 2/500" in line:
-            break
+    process, errors = start(command(tmp_path, photo_folder, "--epochs", "500", processes=2), "train 2/500")
     os.killpg(process.pid, signal.SIGINT)
-    process.stderr.read()
+    errors.read()
     process.wait(timeout=60)
     assert len(load_checkpoint(tmp_path / "last.pt").history) >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ class Architecture(Protocol):
         """The architecture as JSON-ready primitives, with its kind as "name"."""
 
 
-class ColorNetwork(nn.Module):
+class ColorNetwork(nn.Module, ABC):
     """L (N, 1, H, W) in [0, 1] to ab (N, 2, H, W) in ab/128, any H and W >= 1.
 
     The input is padded at the bottom and the right by edge replication to `size_multiple`, the answer cropped.
@@ -29,9 +30,9 @@ class ColorNetwork(nn.Module):
     size_multiple: int
 
     @property
+    @abstractmethod
     def architecture(self) -> Architecture:
         """Enough to rebuild the network that these weights fit, pruned or not."""
-        raise NotImplementedError
 
     @property
     def title(self) -> str:
@@ -42,13 +43,13 @@ class ColorNetwork(nn.Module):
         height, width = lightness.shape[-2:]
         return self.forward_padded(pad_to_multiple(lightness, self.size_multiple))[..., :height, :width]
 
+    @abstractmethod
     def forward_padded(self, lightness: Tensor) -> Tensor:
         """The network itself, for H and W that are multiples of `size_multiple`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> ColorNetwork:
         """A new network of this kind with these weights, whose shapes decide its channel counts; in eval mode."""
-        raise NotImplementedError
 
 
 def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:

@@ -16,7 +16,7 @@ from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.fitting import FitResult, fit_network, forget_fit, l1_objective
+from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit, l1_objective
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
@@ -222,6 +222,13 @@ def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: 
     dropped = fit(split, tmp_path / "dropped", replace(RECIPE, dropout=0.5))
     assert plain.history[0]["train_l1"] != dropped.history[0]["train_l1"]
     assert plain.best.architecture == dropped.best.architecture
+    # Which channels go is a matter of the seed, whatever the order of the photographs.
+    drawn = []
+    for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        _seed_dropout(seed, step)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
 
 
 def test_a_finished_fit_trains_no_more(split: PhotoSplit, tmp_path: Path) -> None:

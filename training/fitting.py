@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -209,7 +210,7 @@ def fit_network(
         rank=process_rank(),
         ranks=process_count(),
     ) as loader:
-        trainer = _Trainer(state, loader, objective, recipe, device)
+        trainer = _Trainer(state, loader, objective, recipe, device, data.seed)
         while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
             title = f"{label} {state.epoch}/{recipe.epochs}"
             try:
@@ -239,9 +240,16 @@ class _Trainer:
     """The arithmetic of an epoch, from wherever `state` stands in it."""
 
     def __init__(
-        self, state: _FitState, loader: CropLoader, objective: Objective, recipe: TrainConfig, device: torch.device
+        self,
+        state: _FitState,
+        loader: CropLoader,
+        objective: Objective,
+        recipe: TrainConfig,
+        device: torch.device,
+        seed: int,
     ) -> None:
-        self.state, self.loader, self.objective, self.recipe, self.device = state, loader, objective, recipe, device
+        self.state, self.loader, self.objective, self.recipe = state, loader, objective, recipe
+        self.device, self.seed = device, seed
         self.dtype = choose_precision(recipe.precision, device)
         self.forward: Callable[[Tensor], Any] = state.trained()
         if process_count() > 1:
@@ -321,7 +329,8 @@ class _Trainer:
             # Its part was lost, but the others wait for its sums: nothing, of the right shape.
             rgb = rgb.new_zeros((1, 3, recipe.imgsz, recipe.imgsz))
         done = len(state.history) * len(self.loader) + state.step
-        _seed_step(recipe, done)
+        if recipe.dropout:
+            _seed_dropout(self.seed, done)
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), state.history)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -374,10 +383,9 @@ def _agree(crops: int, signal_number: int) -> tuple[int, int]:
     return int(both[:, 0].sum()), int(both[:, 1].max())
 
 
-def _seed_step(recipe: TrainConfig, done: int) -> None:
-    """Dropout by step and process, so that it does not depend on where an interruption was."""
-    if recipe.dropout:
-        torch.manual_seed(done * process_count() + process_rank())
+def _seed_dropout(seed: int, step: int) -> None:
+    """By step and process, so that it does not depend on where an interruption was."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process_rank())).generate_state(1)[0]))
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:

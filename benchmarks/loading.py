@@ -16,15 +16,14 @@ from itertools import count, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.errors import ColorpressError, InputError
-from training.batches import CropLoader
+from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
-from training.evaluation import prepare_batch
 from training.photos import Photo, scan_photos
+from training.task import L1Task, prepare_batch
 from training.unet import UNet, UNetPlan
 
 _WARMUP_STEPS = 3
@@ -137,35 +136,35 @@ class _Trainer:
     def __init__(self, base: int, device: torch.device) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.network = UNet(UNetPlan.classic(base)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network.train()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
+            self.task = L1Task(UNet(UNetPlan.classic(base)))
+        self.task.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(self.task.parameters(), lr=1e-4, fused=True)
         self.device, self.dtype = device, choose_precision("auto", device)
 
-    def run(self, batches: Iterable[Tensor]) -> float:
+    def run(self, batches: Iterable[Crops]) -> float:
         """Train on `batches`; seconds per image, waiting for them included."""
         images, loss = 0, torch.zeros(())
         started = time.perf_counter()
-        for rgb in batches:
-            lightness, ab = prepare_batch(rgb, self.device)
+        for crops in batches:
+            batch = prepare_batch(crops, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                answer = self.network(lightness.contiguous(memory_format=torch.channels_last))
-            loss = (answer.float() - ab).abs().mean()
+                answered = self.task(batch.lightness)
+            loss, _ = self.task.loss(answered, batch)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
-            images += len(rgb)
+            images += len(crops)
         loss.item()  # waits for a GPU
         return (time.perf_counter() - started) / max(1, images)
 
 
-def _seconds_per_image(batches: Iterable[Tensor]) -> float:
+def _seconds_per_image(batches: Iterable[Crops]) -> float:
     started = time.perf_counter()
-    images = sum(len(rgb) for rgb in batches)
+    images = sum(len(crops) for crops in batches)
     return (time.perf_counter() - started) / max(1, images)
 
 
-def _endless(loader: CropLoader) -> Generator[Tensor]:
+def _endless(loader: CropLoader) -> Generator[Crops]:
     for epoch in count(1):
         read = 0
         for batch in loader.epoch(epoch):

@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -123,10 +123,16 @@ class TrainConfig(Config):
         0.0, "Share of the deepest level's channels that is dropped at random while training.", low=0.0, high=0.9
     )
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
+    epoch_crops: int = option(
+        64, "Crops of an epoch at least: of fewer photographs each is cropped several times.", low=1, high=10**9
+    )
     batch_size: int = option(8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536)
     imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096)
     crop_share: float = option(
         0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
+    )
+    tone_jitter: float = option(
+        0.0, "Training crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
@@ -225,6 +231,12 @@ class FinetuneConfig(Config):
     teacher_weight: float = option(
         0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
     )
+
+    def recipe(self, train: TrainConfig) -> TrainConfig:
+        """How the pruned network is fitted: as the original was, but for epochs and learning rate."""
+        # The teacher's answer says more of each pixel than a class of colour does.
+        epochs = max(1, self.finetune_epochs)
+        return replace(train, epochs=epochs, learning_rate=self.finetune_learning_rate, class_weight=0.0)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Run:
         """The original model of this run."""
         return self.folder / "best.pt"
 
+    @property
+    def answer_folder(self) -> Path:
+        """Where best.pt's answers are kept for networks that learn from them."""
+        return self.folder / ".answers"
+
     def load(self, checkpoint: Path) -> Checkpoint:
         """Read a checkpoint, whose network may be the foreign one that the options of this run name."""
         return load_checkpoint(checkpoint, self.settings.arch)
@@ -246,10 +251,13 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             teacher,
             photos,
             folder / "model.pt",
-            settings.finetune,
-            train=settings.train,
+            settings.finetune.recipe(settings.train),
+            teacher_weight=settings.finetune.teacher_weight,
+            answer_folder=run.answer_folder,
+            answer_size=settings.benchmark.eval_size,
             data=settings.data,
             machine=settings.machine,
+            tune=settings.finetune.finetune_epochs > 0,
         )
         say(distilled.summary())
         result = {**pruned.figures(), "val_l1_before": distilled.val_l1_before, "val_l1_after": distilled.val_l1_after}

@@ -234,7 +234,7 @@ def _output_layer(network: ColorNetwork) -> nn.Module:
     was_training = network.training
     try:
         with torch.no_grad():
-            network.eval().forward_padded(_example_input(network))
+            network.eval().forward_coarse(_example_input(network))
     finally:
         network.train(was_training)
         for handle in handles:
@@ -247,7 +247,7 @@ def _output_layer(network: ColorNetwork) -> nn.Module:
 
 def _example_input(network: ColorNetwork) -> Tensor:
     # Not the smallest possible: at one by one a flattened picture would look like its channels.
-    side = max(network.size_multiple, 32)
+    side = max(2 * network.size_multiple, 32)
     return next(network.parameters()).new_zeros(1, 1, side, side)
 
 
@@ -374,7 +374,7 @@ def _trace_dependencies(network: ColorNetwork) -> tp.DependencyGraph:
             return tp.DependencyGraph().build_dependency(
                 network,
                 example_inputs=_example_input(network),
-                forward_fn=lambda traced, lightness: traced.forward_padded(lightness),
+                forward_fn=lambda traced, lightness: traced.forward_coarse(lightness),
                 output_transform=None,
                 unwrapped_parameters=[],
                 customized_pruners={},

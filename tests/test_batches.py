@@ -17,7 +17,8 @@ from PIL import Image
 from colorpress.config import DataConfig
 from colorpress.errors import MachineError
 from training import batches
-from training.batches import CropLoader, crop_photo, whole_photos
+from training.answers import AnswerFolder
+from training.batches import CropDraw, CropLoader, crop_answer, crop_photo, whole_photos
 from training.photos import Photo, load_rgb, scan_photos
 
 LIMIT = 1_000_000
@@ -34,7 +35,7 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_warned", set())
 
 
-def make_loader(photos: tuple[Photo, ...], **options: float) -> CropLoader:
+def make_loader(photos: tuple[Photo, ...], **options: object) -> CropLoader:
     return CropLoader(
         photos,
         **{
@@ -52,7 +53,7 @@ def make_loader(photos: tuple[Photo, ...], **options: float) -> CropLoader:
 
 def pixels_of(loader: CropLoader, epoch: int) -> list[torch.Tensor]:
     with loader:
-        return [batch.clone() for batch in loader.epoch(epoch)]
+        return [crops.rgb.clone() for crops in loader.epoch(epoch)]
 
 
 def children_since(before: list[psutil.Process]) -> list[psutil.Process]:
@@ -91,7 +92,7 @@ def test_pixels_do_not_depend_on_workers_or_history(photos: tuple[Photo, ...]) -
         with make_loader(photos, workers=workers) as loader:
             list(loader.epoch(1))
             next(iter(loader.epoch(7)))  # left in the middle
-            again = [batch.clone() for batch in loader.epoch(2)]
+            again = [crops.rgb.clone() for crops in loader.epoch(2)]
         assert len(again) == len(expected)
         assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
     assert not torch.equal(expected[0], pixels_of(make_loader(photos), 1)[0])
@@ -111,7 +112,8 @@ def test_crops_are_parts_of_the_photograph_of_the_promised_size(tmp_path: Path) 
     Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
     areas, flips = [], 0
     for number in range(200):
-        crop = crop_photo(tmp_path / "x.png", imgsz=64, max_pixels=LIMIT, crop_share=0.35, seed=(0, number)).astype(int)
+        draw = CropDraw.by((0, number), crop_share=0.35)
+        crop = crop_photo(tmp_path / "x.png", draw, imgsz=64, max_pixels=LIMIT)[0].astype(int)
         width, height = (abs(crop[..., axis].max() - crop[..., axis].min()) for axis in (0, 1))
         assert 0.65 < width / max(height, 1) < 1.55
         areas.append(width * height / (200 * 240))
@@ -135,7 +137,7 @@ def test_a_jpeg_is_decoded_no_larger_than_the_crop_needs(tmp_path: Path, monkeyp
     monkeypatch.setattr(batches, "decode_photo", spy)
     for number in range(10):
         jpeg, png = (
-            crop_photo(tmp_path / name, imgsz=64, max_pixels=2 * LIMIT, crop_share=0.35, seed=(1, number))
+            crop_photo(tmp_path / name, CropDraw.by((1, number), 0.35), imgsz=64, max_pixels=2 * LIMIT)[0]
             for name in ("x.jpg", "x.png")
         )
         assert np.abs(jpeg.astype(int) - png).mean() < 3
@@ -208,3 +210,44 @@ def test_whole_photographs_come_in_order_at_their_size(photos: tuple[Photo, ...]
         assert np.array_equal(pixels[0].permute(1, 2, 0), load_rgb(photo.path, max_pixels=LIMIT, short_side=20))
     assert list(whole_photos((), short_side=20, max_pixels=LIMIT)) == []
     assert next(whole_photos(photos, short_side=4096, max_pixels=LIMIT))[1].shape == (1, 3, 40, 48)
+
+
+def test_answers_are_cropped_as_their_photographs_are(tmp_path: Path) -> None:
+    # Both say of each place where it is: red and the first plane the column, green and the second the row.
+    rows, columns = np.mgrid[0:200, 0:240]
+    Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
+    answer = np.stack([columns, rows]).reshape(2, 50, 4, 60, 4).mean(axis=(2, 4)).astype(np.float16)
+    for number in range(50):
+        draw = CropDraw.by((0, number), crop_share=0.2)
+        pixels, aspect = crop_photo(tmp_path / "x.png", draw, imgsz=64, max_pixels=LIMIT)
+        crop = crop_answer(answer, draw, aspect, 16)
+        places = pixels[..., :2].astype(float).reshape(16, 4, 16, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
+        # At the border an answer of four pixels a step has nothing beyond its last.
+        assert np.abs(crop - places)[:, 1:-1, 1:-1].max() < 2.0
+
+
+def test_a_batch_carries_the_answers_and_tones_of_its_crops(photos: tuple[Photo, ...], tmp_path: Path) -> None:
+    folder = AnswerFolder(tmp_path / "answers")
+    for number, photo in enumerate(photos):
+        folder.write(photo, torch.full((1, 2, photo.height, photo.width), number / 16))
+    for workers in (0, 1):
+        with make_loader(photos, answers=folder, tone_jitter=0.5, workers=workers) as loader:
+            batches_of_epoch = list(loader.epoch(1))
+        answers = torch.cat([crops.answers for crops in batches_of_epoch])
+        assert answers.shape == (10, 2, 4, 4)
+        assert sorted((answers[:, 0, 0, 0] * 16).tolist()) == list(range(10))
+        tones = torch.cat([crops.tones for crops in batches_of_epoch])
+        assert 0.1 < tones.log().std() < 1.0
+        assert torch.equal(batches_of_epoch[0].rgb, pixels_of(make_loader(photos), 1)[0])  # the pixels are the same
+
+
+def test_a_photograph_whose_answer_is_damaged_is_left_out(
+    photos: tuple[Photo, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = AnswerFolder(tmp_path)
+    for photo in photos[1:]:
+        folder.write(photo, torch.zeros(1, 2, photo.height, photo.width))
+    folder.path_of(photos[1]).write_bytes(b"\x93NUMPY")
+    with make_loader(photos, answers=folder) as loader:
+        assert sum(len(crops) for crops in loader.epoch(1)) == 8
+    assert capsys.readouterr().err.count("missing or damaged") == 2

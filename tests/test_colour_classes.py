@@ -8,39 +8,39 @@ import pytest
 import torch
 
 from tests.conftest import make_network
-from training.colour_classes import CLASSES_PER_AXIS, ColourClassifier
+from training.colour_classes import CLASSES_PER_AXIS, ColourClassTask
 from training.unet import UNetPlan
 
 
 @pytest.mark.parametrize(("depth", "stride"), [(1, 1), (2, 2), (3, 4), (4, 4)])
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 5)])
 def test_logits_cover_the_picture_at_quarter_size(depth: int, stride: int, size: tuple[int, int]) -> None:
-    classifier = ColourClassifier(make_network(UNetPlan.classic(4, depth)))
+    task = ColourClassTask(make_network(UNetPlan.classic(4, depth)), 0.1)
     picture = torch.rand(2, 1, *size)
-    answer, logits = classifier(picture)
-    assert torch.equal(answer, classifier.network(picture))
-    assert classifier.stride == stride
-    loss = classifier.loss(logits, answer)
+    answer, logits = task(picture)
+    assert torch.equal(answer, task.network(picture))
+    assert task.stride == stride
+    loss = task.class_loss(logits, answer)
     # Nothing is known yet: every class is equally likely.
     assert loss.item() == pytest.approx(math.log(CLASSES_PER_AXIS**2), rel=1e-5)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_right_cells() -> None:
-    classifier = ColourClassifier(make_network(UNetPlan.classic(4, 3)))
+    task = ColourClassTask(make_network(UNetPlan.classic(4, 3)), 0.1)
     ab = torch.zeros(1, 2, 4, 8)
     ab[:, 0, :, :4], ab[:, 1, :, :4] = -0.25, 0.05  # cells 5 and 8 of 16
     ab[:, 0, :, 4:], ab[:, 1, :, 4:] = 0.99, -0.99  # beyond the grid: its outermost cells
     logits = torch.zeros(1, 256, 1, 2)
     logits[0, 5 * 16 + 8, 0, 0] = logits[0, 15 * 16 + 0, 0, 1] = 50.0
-    assert classifier.loss(logits, ab).item() == pytest.approx(0.0, abs=1e-5)
-    assert classifier.loss(logits, -ab).item() > 10
+    assert task.class_loss(logits, ab).item() == pytest.approx(0.0, abs=1e-5)
+    assert task.class_loss(logits, -ab).item() > 10
 
 
 def test_both_heads_teach_the_network() -> None:
     network = make_network().train()
-    classifier = ColourClassifier(network)
-    torch.nn.init.normal_(classifier.head.weight)
-    answer, logits = classifier(torch.rand(2, 1, 16, 16))
-    classifier.loss(logits, answer.detach()).backward()
+    task = ColourClassTask(network, 0.1)
+    torch.nn.init.normal_(task.head.weight)
+    answer, logits = task(torch.rand(2, 1, 16, 16))
+    task.class_loss(logits, answer.detach()).backward()
     assert network.encoder[0][0].weight.grad.abs().sum() > 0
     assert network.head.weight.grad is None

@@ -30,10 +30,11 @@ def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
 
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
     pruned = prune_network(teacher.build_network(), PruneConfig(prune_ratio=0.5, round_to=1)).network
-    config = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3)
+    recipe = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3).recipe(TRAIN)
     return distil_network(
-        pruned, teacher, split, folder / "model.pt", config, train=TRAIN, data=DataConfig(), machine=MACHINE
-    )
+        pruned, teacher, split, folder / "model.pt", recipe, teacher_weight=0.5,
+        answer_folder=folder.parent / "answers", answer_size=64, data=DataConfig(), machine=MACHINE, tune=epochs > 0,
+    )  # fmt: skip
 
 
 def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
@@ -55,4 +56,4 @@ def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
 
 def test_a_fine_tuning_of_another_teacher_starts_over(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
     distil(teacher, split, tmp_path / "pruned", epochs=2)
-    assert distil(teacher, split, tmp_path / "pruned", epochs=3).checkpoint.history[-1]["epoch"] == 3
+    assert distil(teacher, split, tmp_path / "pruned", epochs=3).epochs == 3

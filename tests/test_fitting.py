@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit, l1_objective
+from training.colour_classes import ColourClassTask
+from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
+from training.task import Batch, L1Task, Task
 from training.unet import UNet
 
 RECIPE = TrainConfig(
@@ -33,16 +36,38 @@ def split(photo_folder: Path) -> PhotoSplit:
     return scan_photos(DataConfig(data=photo_folder, val_share=0.2), workers=0)
 
 
+Losses = Callable[[Tensor, Tensor], Tensor]
+
+
+def watch_(task: Task, watch: Losses) -> None:
+    """Send each loss of `task` by way of a function of the test's own: (what was answered, loss) -> loss."""
+    loss_of = task.loss
+
+    def watched(answered: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, l1 = loss_of(answered, batch)
+        return watch(answered, loss), l1
+
+    task.loss = watched  # type: ignore[method-assign]
+
+
 def fit(
-    split: PhotoSplit, folder: Path, recipe: TrainConfig = RECIPE, network: UNet | None = None, **changed: object
+    split: PhotoSplit,
+    folder: Path,
+    recipe: TrainConfig = RECIPE,
+    network: UNet | None = None,
+    watch: Losses | None = None,
+    **changed: object,
 ) -> FitResult:
     arguments: dict[str, object] = {
-        "objective": l1_objective, "data": DataConfig(), "machine": MACHINE, "best_path": folder / "best.pt",
+        "data": DataConfig(), "machine": MACHINE, "best_path": folder / "best.pt",
         "last_path": folder / "last.pt", "label": "fit", "extra": {}, **changed,
     }  # fmt: skip
     network = network or make_network()
     network.dropout.p = recipe.dropout
-    return fit_network(network, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
+    task = ColourClassTask(network, recipe.class_weight) if recipe.class_weight else L1Task(network)
+    if watch is not None:
+        watch_(task, watch)
+    return fit_network(task, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
 
 
 def weights(path: Path) -> list[Tensor]:
@@ -75,17 +100,17 @@ def test_a_fit_stopped_by_a_signal_goes_on_to_the_same_bit(
     fit(split, tmp_path / "whole", recipe)
     steps = 0
 
-    def stop_once(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+    def stop_once(answer: Tensor, loss: Tensor) -> Tensor:
         nonlocal steps
         if steps == stopping_step:
             os.kill(os.getpid(), signal.SIGTERM)
         steps += 1
-        return l1_objective(answer, lightness, ab)
+        return loss
 
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(Interrupted) as stopped:
-            fit(split, tmp_path / "cut", recipe, objective=stop_once)
+            fit(split, tmp_path / "cut", recipe, watch=stop_once)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, before if number == signal.SIGTERM else signal.default_int_handler)
@@ -118,12 +143,12 @@ def test_a_signal_while_validating_keeps_the_steps_of_the_epoch(
     monkeypatch.undo()
     steps = 0
 
-    def counted(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+    def counted(answer: Tensor, loss: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        return l1_objective(answer, lightness, ab)
+        return loss
 
-    fit(split, tmp_path / "cut", objective=counted)
+    fit(split, tmp_path / "cut", watch=counted)
     assert steps == 2 * STEPS
     assert same(tmp_path / "whole" / "last.pt", tmp_path / "cut" / "last.pt")
 
@@ -190,17 +215,17 @@ def test_the_kept_weights_are_the_running_average(split: PhotoSplit, tmp_path: P
     averaged, plain = load_checkpoint(tmp_path / "average" / "last.pt"), load_checkpoint(tmp_path / "plain" / "last.pt")
     assert averaged.training_state is not None
     name = "encoder.0.0.weight"
-    assert torch.equal(averaged.training_state["trained"][name], plain.state_dict[name])
+    assert torch.equal(averaged.training_state["trained"][f"network.{name}"], plain.state_dict[name])
     assert not torch.equal(averaged.state_dict[name], plain.state_dict[name])
     # By hand: the average starts as the first step's weights and moves towards each later step's.
     weights_by_step: list[Tensor] = []
     network = make_network()
 
-    def watched(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+    def watched(answer: Tensor, loss: Tensor) -> Tensor:
         weights_by_step.append(network.get_parameter(name).detach().clone())
-        return l1_objective(answer, lightness, ab)
+        return loss
 
-    fit(split, tmp_path / "watched", replace(RECIPE, epochs=1), network=network, objective=watched)
+    fit(split, tmp_path / "watched", replace(RECIPE, epochs=1), network=network, watch=watched)
     weights_by_step.append(network.get_parameter(name).detach().clone())
     expected = weights_by_step[1]
     for step, weight in enumerate(weights_by_step[2:], start=1):
@@ -270,16 +295,15 @@ def test_other_photographs_or_starting_weights_are_another_fit(split: PhotoSplit
 def test_nan_stops_training_and_keeps_the_best_epoch(split: PhotoSplit, tmp_path: Path, kind: str) -> None:
     steps = 0
 
-    def poisoned(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
+    def poisoned(answer: Tensor, loss: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        loss = l1_objective(answer, lightness, ab)
         if steps <= 9:  # eight steps are the first epoch
             return loss
         return loss * float("nan") if kind == "loss" else loss + (answer - answer.detach()).clamp(min=0).sqrt().sum()
 
     with pytest.raises(DivergedError, match="epoch 2"):
-        fit(split, tmp_path, objective=poisoned)
+        fit(split, tmp_path, watch=poisoned)
     assert load_checkpoint(tmp_path / "best.pt").epoch == 1
     assert load_checkpoint(tmp_path / "last.pt").epoch == 1
 

@@ -21,7 +21,6 @@ from colorpress.config import (
     ArchConfig,
     DataConfig,
     ExportConfig,
-    FinetuneConfig,
     MachineConfig,
     PruneConfig,
     TrainConfig,
@@ -519,11 +518,12 @@ def test_a_pruned_foreign_network_is_distilled(source: Path, photo_folder: Path,
     teacher = load_checkpoint(saved(source, theirs(source).net.state_dict()), arch)
     pruned = prune_network(teacher.build_network(), EVERYTHING, height=16, width=16).network
     split = scan_photos(DataConfig(data=photo_folder, val_share=0.2), workers=0)
-    for epochs in (1, 0):
+    recipe = TrainConfig(epochs=1, batch_size=4, imgsz=16, val_size=24)
+    for tune in (True, False):
         distilled = distil_network(
-            pruned, teacher, split, tmp_path / "pruned" / "model.pt", FinetuneConfig(finetune_epochs=epochs),
-            train=TrainConfig(batch_size=4, imgsz=16, val_size=24), data=DataConfig(),
-            machine=MachineConfig(workers=0, threads=1),
+            pruned, teacher, split, tmp_path / "pruned" / "model.pt", recipe, teacher_weight=0.5,
+            answer_folder=tmp_path / "answers", answer_size=64, data=DataConfig(),
+            machine=MachineConfig(workers=0, threads=1), tune=tune,
         )  # fmt: skip
         built = distilled.checkpoint.build_network()
         found = load_checkpoint(distilled.path, arch).build_network()

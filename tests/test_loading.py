@@ -15,6 +15,7 @@ from benchmarks import loading
 from benchmarks.loading import main, measure_loading
 from colorpress.config import DataConfig
 from colorpress.errors import InputError
+from training.batches import Crops
 from training.photos import Photo, scan_photos
 
 
@@ -27,13 +28,13 @@ def test_a_slow_loader_shows_as_loss_and_a_slow_step_does_not(
     photos: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(load_s: float, step_s: float) -> loading.LoadingResult:
-        def epoch(self: object, number: int) -> Iterable[torch.Tensor]:
+        def epoch(self: object, number: int) -> Iterable[Crops]:
             for _ in range(50):
                 time.sleep(load_s)
-                yield torch.zeros((4, 3, 16, 16), dtype=torch.uint8)
+                yield Crops(torch.zeros((4, 3, 16, 16), dtype=torch.uint8))
 
         class Step(loading._Trainer):
-            def run(self, batches: Iterable[torch.Tensor]) -> float:
+            def run(self, batches: Iterable[Crops]) -> float:
                 return super().run(batch for batch in batches if time.sleep(step_s) is None)
 
         with monkeypatch.context() as patch:

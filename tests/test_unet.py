@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from colorpress.errors import InputError
-from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
+from tests.conftest import make_network
+from training.network import pad_to_multiple
+from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of, plan_of_weights
 
 UNEVEN = UNetPlan(encoder=((3, 5), (7, 6), (9, 8)), decoder=((4, 6, 5), (2, 3, 4)))
+# Patches of 4 pixels, levels at 1/4 to 1/32, one level up again: the answer is at 1/16.
+COARSE = UNetPlan(((5,), (6, 7, 8), (9,), (10,)), ((4, 3),), "nearest", stem_stride=4)
+FLAT = UNetPlan(((6, 7),), (), stem_stride=8)
 
 
 def test_parameters_of_the_classic_unet_are_the_textbook_number() -> None:
@@ -31,13 +36,54 @@ def test_padding_is_by_edge_replication_at_the_bottom_and_right(tiny_unet: UNet)
     lightness = torch.rand(1, 1, 6, 7)
     padded = torch.cat([lightness, lightness[..., -1:]], dim=3)
     padded = torch.cat([padded, padded[:, :, -1:], padded[:, :, -1:]], dim=2)
-    assert torch.equal(tiny_unet(lightness), tiny_unet.forward_padded(padded)[..., :6, :7])
+    assert torch.equal(tiny_unet(lightness), tiny_unet.forward_coarse(padded)[..., :6, :7])
 
 
-@pytest.mark.parametrize("plan", [UNEVEN, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")])
-def test_plan_round_trips_through_the_network_and_json(plan: UNetPlan) -> None:
-    assert plan_of(UNet(plan)) == plan
+@pytest.mark.parametrize(
+    "plan", [UNEVEN, COARSE, FLAT, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")]
+)
+def test_plan_round_trips_through_the_network_its_weights_and_json(plan: UNetPlan) -> None:
+    network = UNet(plan)
+    assert plan_of(network) == plan
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert plan_of_weights(shapes, plan.upsample) == plan
     assert UNetPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_plan_of_before_there_were_stem_strides_is_read() -> None:
+    values = UNEVEN.to_dict()
+    del values["stem_stride"]
+    assert UNetPlan.from_dict(values) == UNEVEN
+
+
+@pytest.mark.parametrize(
+    ("plan", "multiple", "stride"), [(UNEVEN, 4, 1), (COARSE, 32, 16), (FLAT, 8, 8), (UNetPlan.classic(4, 3), 8, 1)]
+)
+@pytest.mark.parametrize("size", [(1, 1), (37, 100), (64, 32)])
+def test_a_coarse_answer_is_upsampled_to_the_picture(
+    plan: UNetPlan, multiple: int, stride: int, size: tuple[int, int]
+) -> None:
+    network = make_network(plan)
+    assert (
+        (plan.size_multiple, plan.output_stride) == (multiple, stride) == (network.size_multiple, network.output_stride)
+    )
+    picture = torch.rand(2, 1, *size)
+    padded = pad_to_multiple(picture, multiple)
+    coarse = network.forward_coarse(padded)
+    assert coarse.shape == (2, 2, padded.shape[-2] // stride, padded.shape[-1] // stride)
+    answer = network(picture)
+    assert answer.shape == (2, 2, *size)
+    # Half-pixel interpolation has nothing but the first coarse pixel at the corner.
+    torch.testing.assert_close(answer[..., 0, 0], coarse[..., 0, 0])
+
+
+def test_a_patch_is_a_convolution_of_the_unshuffled_picture() -> None:
+    first = UNet(FLAT).encoder[0][0]
+    picture = torch.rand(1, 1, 16, 24)
+    unshuffled = torch.nn.functional.pixel_unshuffle(picture, 8)
+    torch.testing.assert_close(
+        first(picture), torch.nn.functional.conv2d(unshuffled, first.weight.reshape(6, 64, 1, 1)), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,8 +92,12 @@ def test_plan_round_trips_through_the_network_and_json(plan: UNetPlan) -> None:
         {"encoder": []},
         {"encoder": [[4, 4], [8, 8], [16, 0]]},
         {"encoder": [[4, 4], [8, 8], [16, 2.5]]},
-        {"encoder": [[4, 4], [8, 8], [16]]},
-        {"decoder": [[8, 8, 8]]},
+        {"encoder": [[4, 4], [8, 8], []]},
+        {"decoder": [[8, 8, 8], [4]]},
+        {"decoder": [[8, 8, 8], [4, 4, 4], [2, 2, 2]]},
+        {"stem_stride": 3},
+        {"stem_stride": 32},
+        {"stem_stride": True},
         {"decoder": 5},
         {"decoder": None},
         {"encoder": [[4, 4], [8, 8], [16, 10**9]]},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from colorpress.console import warn
 from colorpress.errors import InputError, MachineError
+from training.answers import ANSWER_STRIDE, AnswerFolder
 from training.decoding import decode_photo, open_regular_file
 from training.photos import Photo, load_rgb
 
@@ -26,9 +29,36 @@ _ASPECT = (3 / 4, 4 / 3)
 
 # Which crop: epoch, position of the photograph in the sequence, and its how-manieth crop of that epoch.
 _CropKey = tuple[int, int, int]
-_Loaded = tuple[Tensor, list[tuple[Path, str]]]
 
 _warned: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch of crops as it is loaded.
+
+    Attributes:
+        rgb: uint8 (N, 3, S, S), sRGB.
+        tones: float32 (N,), the power that each crop's L is raised to; None leaves all as they are.
+        answers: float16 (N, 2, S / 4, S / 4), ab/128 that a teacher answered there; None without a teacher.
+    """
+
+    rgb: Tensor
+    tones: Tensor | None = None
+    answers: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    @staticmethod
+    def blank(imgsz: int, *, taught: bool) -> Crops:
+        """One black crop with a grey answer."""
+        size = -(-imgsz // ANSWER_STRIDE)
+        answers = torch.zeros((1, 2, size, size), dtype=torch.float16) if taught else None
+        return Crops(torch.zeros((1, 3, imgsz, imgsz), dtype=torch.uint8), answers=answers)
+
+
+_Loaded = tuple[Crops, list[tuple[Path, str]]]
 
 
 class CropLoader:
@@ -52,6 +82,8 @@ class CropLoader:
         max_pixels: larger photographs are refused.
         crop_share: smallest share of a photograph's area that a crop shows; the largest is 1.
         min_crops: crops per epoch at least.
+        tone_jitter: standard deviation of the logarithm of each crop's tone.
+        answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
         rank: number of this process, from 0 to `ranks` - 1.
     """
 
@@ -66,13 +98,15 @@ class CropLoader:
         max_pixels: int,
         crop_share: float,
         min_crops: int = 64,
+        tone_jitter: float = 0.0,
+        answers: AnswerFolder | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self.lost: set[Path] = set()
         self._order = _CropOrder(len(photos), batch_size, seed, min_crops, rank, ranks)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, imgsz, seed, max_pixels, crop_share),
+            _CropDataset(photos, imgsz, seed, max_pixels, crop_share, tone_jitter, answers),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -86,19 +120,19 @@ class CropLoader:
         """Batches in an epoch."""
         return len(self._order)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of one epoch from number `start` on: uint8 (N, 3, imgsz, imgsz), sRGB.
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Crops]:
+        """Yield the batches of one epoch from number `start` on, of `imgsz` pixels.
 
         Raises:
             MachineError: a worker process died; noticed within about five seconds.
         """
         self._order.epoch, self._order.start = epoch, start
         try:
-            for pictures, lost in _iterate(self._loader):
+            for crops, lost in _iterate(self._loader):
                 for path, reason in lost:
                     self.lost.add(path)
                     _warn_once(path, reason)
-                yield pictures
+                yield crops
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -150,49 +184,113 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
                 yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
-def crop_photo(path: Path, *, imgsz: int, max_pixels: int, crop_share: float, seed: Sequence[int]) -> NDArray[np.uint8]:
-    """A random-resized crop of a photograph, flipped half of the time: uint8 (imgsz, imgsz, 3).
+@dataclass(frozen=True)
+class CropDraw:
+    """What chance decided of a crop; where it lies follows from the photograph's width and height.
 
-    Decodes a JPEG no larger than the crop needs. The same `seed` gives the same pixels.
+    Attributes:
+        area: share of the photograph's area. `aspect`: width over height (Szegedy et al. 2015).
+        left, top: share of the room that is left beside and above the crop.
+        flip: whether it is mirrored.
+        tone: a standard normal value, for changes of lightness.
+    """
+
+    area: float
+    aspect: float
+    left: float
+    top: float
+    flip: bool
+    tone: float
+
+    @staticmethod
+    def by(seed: Sequence[int], crop_share: float) -> CropDraw:
+        """The draw of a seed: the same seed gives the same crop."""
+        random = np.random.default_rng(seed)
+        area, aspect = random.uniform(crop_share, 1.0), float(np.exp(random.uniform(*np.log(_ASPECT))))
+        left, top, flip = random.random(), random.random(), random.random() < 0.5
+        return CropDraw(area, aspect, left, top, flip, random.standard_normal())
+
+    def box(self, width: float, height: float) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the crop in a photograph of this size."""
+        across = min(np.sqrt(self.area * width * height * self.aspect), width)
+        down = min(np.sqrt(self.area * width * height / self.aspect), height)
+        left, top = self.left * (width - across), self.top * (height - down)
+        return (left, top, left + across, top + down)
+
+
+def crop_photo(path: Path, draw: CropDraw, *, imgsz: int, max_pixels: int) -> tuple[NDArray[np.uint8], float]:
+    """A random-resized crop of a photograph: uint8 (imgsz, imgsz, 3), and the photograph's width over its height.
+
+    Decodes a JPEG no larger than the crop needs.
 
     Raises:
         InputError: the photograph cannot be read.
     """
-    random = np.random.default_rng(seed)
-    area, aspect = random.uniform(crop_share, 1.0), np.exp(random.uniform(*np.log(_ASPECT)))
-    left, top, flip = random.random(), random.random(), random.random() < 0.5
     with open_regular_file(path) as stream:
         # In a square photograph this short side gives the crop `imgsz` pixels; in a longer one, more.
-        at_least = int(np.ceil(imgsz / np.sqrt(area * min(aspect, 1 / aspect))))
+        at_least = int(np.ceil(imgsz / np.sqrt(draw.area * min(draw.aspect, 1 / draw.aspect))))
         picture = decode_photo(stream, path, max_pixels=max_pixels, at_least=at_least).rgb
-    width = min(np.sqrt(area * picture.width * picture.height * aspect), picture.width)
-    height = min(np.sqrt(area * picture.width * picture.height / aspect), picture.height)
-    left, top = left * (picture.width - width), top * (picture.height - height)
-    box = (left, top, left + width, top + height)
+    box = draw.box(*picture.size)
     crop = np.array(picture.resize((imgsz, imgsz), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-    return np.ascontiguousarray(crop[:, ::-1]) if flip else crop
+    return np.ascontiguousarray(crop[:, ::-1]) if draw.flip else crop, picture.width / picture.height
+
+
+def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size: int) -> NDArray[np.float16]:
+    """The same crop of an answer (2, h, w) to a photograph of this width over height: (2, size, size)."""
+    height, width = answer.shape[1:]
+    left, top, right, bottom = draw.box(aspect, 1.0)
+    box = (left / aspect * width, top * height, right / aspect * width, bottom * height)
+    # Pillow refuses a box that rounding put outside.
+    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+    planes = [
+        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        for plane in answer.astype(np.float32)
+    ]
+    crop = np.stack([np.asarray(plane) for plane in planes]).astype(np.float16)
+    return np.ascontiguousarray(crop[..., ::-1]) if draw.flip else crop
 
 
 class _CropDataset(Dataset[_Loaded]):
-    def __init__(self, photos: Sequence[Photo], imgsz: int, seed: int, max_pixels: int, crop_share: float) -> None:
-        self.paths = [photo.path for photo in photos]
-        self.imgsz, self.seed, self.max_pixels, self.crop_share = imgsz, seed, max_pixels, crop_share
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        imgsz: int,
+        seed: int,
+        max_pixels: int,
+        crop_share: float,
+        tone_jitter: float,
+        answers: AnswerFolder | None,
+    ) -> None:
+        self.photos, self.answers = photos, answers
+        self.imgsz, self.seed, self.max_pixels = imgsz, seed, max_pixels
+        self.crop_share, self.tone_jitter = crop_share, tone_jitter
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
+        size = -(-self.imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
+        taught: list[NDArray[np.float16]] = []
+        tones: list[float] = []
         lost: list[tuple[Path, str]] = []
         for epoch, position, number in keys:
-            path, seed = self.paths[position], (self.seed, epoch, position, number)
+            photo = self.photos[position]
+            draw = CropDraw.by((self.seed, epoch, position, number), self.crop_share)
             try:
-                crops.append(
-                    crop_photo(
-                        path, imgsz=self.imgsz, max_pixels=self.max_pixels, crop_share=self.crop_share, seed=seed
-                    )
-                )
+                crop, aspect = crop_photo(photo.path, draw, imgsz=self.imgsz, max_pixels=self.max_pixels)
+                if self.answers is not None:
+                    taught.append(crop_answer(self.answers.read(photo), draw, aspect, size))
             except InputError as error:
-                lost.append((path, error.why))
+                lost.append((photo.path, error.why))
+                continue
+            crops.append(crop)
+            tones.append(math.exp(self.tone_jitter * draw.tone))
         pixels = np.stack(crops) if crops else np.empty((0, self.imgsz, self.imgsz, 3), np.uint8)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), lost
+        answers = np.stack(taught) if taught else np.empty((0, 2, size, size), np.float16)
+        loaded = Crops(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(tones) if self.tone_jitter else None,
+            None if self.answers is None else torch.from_numpy(answers),
+        )
+        return loaded, lost
 
 
 class _CropOrder(Sampler[list[_CropKey]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from colorpress.errors import InputError
 from colorpress.processes import process_count, process_rank, sum_over_processes_
@@ -13,12 +13,6 @@ from training.batches import whole_photos
 from training.color import rgb_to_l_ab
 from training.metrics import mean_l1
 from training.photos import Photo
-
-
-def prepare_batch(rgb: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 RGB (N, 3, H, W) from the loader to L and ab on `device`; the colour conversion runs there."""
-    lightness, ab = rgb_to_l_ab(rgb.to(device, non_blocking=True))
-    return lightness, ab
 
 
 @torch.inference_mode()
@@ -40,7 +34,7 @@ def validate_l1(
         errors = [
             mean_l1(network(lightness), ab)
             for _, rgb in whole_photos(own, short_side=short_side, max_pixels=max_pixels)
-            for lightness, ab in [prepare_batch(rgb, device)]
+            for lightness, ab in [rgb_to_l_ab(rgb.to(device))]
         ]
     finally:
         network.train(was_training)

@@ -27,29 +27,30 @@ from colorpress.console import progress, say, warn
 from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.files import sha256_source
 from colorpress.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
-from training.batches import CropLoader
+from training.answers import AnswerFolder
+from training.batches import CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.colour_classes import ColourClassifier
 from training.device import choose_device, choose_precision
-from training.evaluation import prepare_batch, validate_l1
+from training.evaluation import validate_l1
 from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
 from training.stopping import held_signals
-from training.unet import UNet, hash_weights
+from training.task import Task, prepare_batch
+from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
 # What decides the weights: a fit by other code is another fit.
 _CODE = tuple(
     f"training/{name}.py"
-    for name in ("batches", "color", "colour_classes", "decoding", "fitting", "network", "photos", "schedule", "unet")
-)
+    for name in (
+        "answers", "batches", "color", "colour_classes", "decoding", "fitting", "network", "photos", "schedule", "task",
+        "unet",
+    )
+)  # fmt: skip
 # Decided by the starting weights, or not deciding weights at all.
 _NOT_OF_A_FIT = ("base", "depth", "upsample", "compile")
-
-# (answer, L, ab) -> loss; all tensors of one batch on the training device.
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class FitResult:
 class _FitState:
     """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
 
-    network: ColorNetwork
-    classifier: ColourClassifier | None
+    task: Task
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -82,9 +82,10 @@ class _FitState:
         """The epoch under way, from 1."""
         return len(self.history) + 1
 
-    def trained(self) -> nn.Module:
-        """All that is trained."""
-        return self.classifier or self.network
+    @property
+    def network(self) -> ColorNetwork:
+        """What is trained and, perhaps averaged, kept."""
+        return self.task.network
 
     def kept(self) -> nn.Module:
         """What is validated and kept."""
@@ -104,7 +105,7 @@ class _FitState:
     def training_state(self) -> dict[str, Any]:
         """What `last.pt` holds beyond a checkpoint, tensors and primitives."""
         return {
-            "trained": _tensors_of(self.trained()),
+            "trained": _tensors_of(self.task),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
@@ -114,7 +115,7 @@ class _FitState:
         """Go back to the state that `last` holds; changes the network."""
         assert last.training_state is not None
         saved = dict(last.training_state)
-        self.trained().load_state_dict(saved["trained"])
+        self.task.load_state_dict(saved["trained"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
@@ -125,16 +126,10 @@ class _FitState:
         self.seconds, self.l1_sum = float(saved["seconds"]), float(saved["l1_sum"])
 
 
-def l1_objective(answer: Tensor, lightness: Tensor, ab: Tensor) -> Tensor:
-    """Plain L1 to the truth."""
-    return (answer - ab).abs().mean()
-
-
 def fit_network(
-    network: ColorNetwork,
+    task: Task,
     train: Sequence[Photo],
     val: Sequence[Photo],
-    objective: Objective,
     recipe: TrainConfig,
     *,
     data: DataConfig,
@@ -143,18 +138,20 @@ def fit_network(
     last_path: Path,
     label: str,
     extra: Mapping[str, Any],
+    answers: AnswerFolder | None = None,
     restart: bool = False,
 ) -> FitResult:
-    """Fit `network` in place; writes `best_path` and `last_path` after each epoch that earns it.
+    """Fit the network of `task` in place; writes `best_path` and `last_path` after each epoch that earns it.
 
     Of `last_path` two generations are kept, the older as `last.prev.pt`; it serves when the newer is damaged.
 
     Args:
-        network: trained in place; its starting weights are part of what makes a fit the same fit.
-        objective: the loss, a mean over the batch; the history's `train_l1` is the L1 to the truth whatever it is.
+        task: the network, whose starting weights are part of what makes a fit the same fit, and its loss; the
+            history's `train_l1` is the L1 to the truth whatever the loss is.
         recipe: all but what builds the network. `data` gives seed and size limit, `machine` device and workers.
         label: what a person reads beside the progress bar.
         extra: primitives kept inside both checkpoints; other ones make another fit.
+        answers: what a teacher answered to the training photographs, for a task that learns from it.
         restart: start over where the files are of another fit, instead of refusing.
     Raises:
         ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing;
@@ -171,22 +168,19 @@ def fit_network(
         **{name: value for name, value in vars(recipe).items() if name not in _NOT_OF_A_FIT},
         "seed": data.seed,
         "photographs": hash_photos(train, val),
-        "starting weights": hash_weights(network),
+        "starting weights": hash_weights(task.network),
         "code": sha256_source(_CODE),
         **extra,
     }
     found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
-    classifier = ColourClassifier(network) if recipe.class_weight and isinstance(network, UNet) else None
-    trained = classifier or network
-    trained.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_count() > 1:
-        share_batch_norm_(network)
+        share_batch_norm_(task.network)
     state = _FitState(
-        network=network,
-        classifier=classifier,
-        optimizer=_make_optimizer(trained, recipe),
+        task=task,
+        optimizer=_make_optimizer(task, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
-        average=AveragedModel(network, use_buffers=True) if recipe.ema_decay else None,
+        average=AveragedModel(task.network, use_buffers=True) if recipe.ema_decay else None,
     )
     if found is not None:
         state.restore_(found)
@@ -207,10 +201,13 @@ def fit_network(
         seed=data.seed,
         workers=machine.workers,
         max_pixels=data.max_pixels,
+        min_crops=recipe.epoch_crops,
+        tone_jitter=recipe.tone_jitter,
+        answers=answers,
         rank=process_rank(),
         ranks=process_count(),
     ) as loader:
-        trainer = _Trainer(state, loader, objective, recipe, device, data.seed)
+        trainer = _Trainer(state, loader, recipe, device, data.seed)
         while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
             title = f"{label} {state.epoch}/{recipe.epochs}"
             try:
@@ -243,18 +240,17 @@ class _Trainer:
         self,
         state: _FitState,
         loader: CropLoader,
-        objective: Objective,
         recipe: TrainConfig,
         device: torch.device,
         seed: int,
     ) -> None:
-        self.state, self.loader, self.objective, self.recipe = state, loader, objective, recipe
+        self.state, self.loader, self.recipe = state, loader, recipe
         self.device, self.seed = device, seed
         self.dtype = choose_precision(recipe.precision, device)
-        self.forward: Callable[[Tensor], Any] = state.trained()
+        self.forward: Callable[[Tensor], Any] = state.task
         if process_count() > 1:
             self.forward = nn.parallel.DistributedDataParallel(
-                state.trained(),
+                state.task,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # all processes have the same ones already
                 gradient_as_bucket_view=True,
@@ -280,14 +276,14 @@ class _Trainer:
         with held_signals() as received, progress(title, steps) as bar:
             bar.advance(state.step)
             try:
-                for rgb in self.loader.epoch(state.epoch, start=state.step):
-                    crops, stop = _agree(len(rgb), received())
+                for crops in self.loader.epoch(state.epoch, start=state.step):
+                    count, stop = _agree(len(crops), received())
                     if stop:
                         break
-                    if crops:
-                        self._step_(rgb, crops, l1_sum)
+                    if count:
+                        self._step_(crops, count, l1_sum)
                     state.step += 1
-                    state.crops += crops
+                    state.crops += count
                     state.seconds = resumed + time.monotonic() - started
                     if state.step % _FINITE_CHECK_STEPS == 0 or state.step == steps:
                         self._check_finite(l1_sum.item())
@@ -321,34 +317,29 @@ class _Trainer:
         state.step, state.seconds, state.crops, state.l1_sum = 0, 0.0, 0, 0.0
         return row
 
-    def _step_(self, rgb: Tensor, crops: int, l1_sum: Tensor) -> None:
-        """One step on this process's part of a batch of `crops`."""
+    def _step_(self, crops: Crops, count: int, l1_sum: Tensor) -> None:
+        """One step on this process's part of a batch of `count` crops."""
         state, recipe = self.state, self.recipe
-        share = len(rgb) * process_count() / crops
-        if not len(rgb):
+        share = len(crops) * process_count() / count
+        if not len(crops):
             # Its part was lost, but the others wait for its sums: nothing, of the right shape.
-            rgb = rgb.new_zeros((1, 3, recipe.imgsz, recipe.imgsz))
+            crops = Crops.blank(recipe.imgsz, taught=crops.answers is not None)
         done = len(state.history) * len(self.loader) + state.step
         if recipe.dropout:
             _seed_dropout(self.seed, done)
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), state.history)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        lightness, ab = prepare_batch(rgb, self.device)
-        lightness = lightness.contiguous(memory_format=torch.channels_last)
+        batch = prepare_batch(crops, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            answered = self.forward(lightness)
-        answer, logits = (answered, None) if state.classifier is None else answered
-        answer = answer.float()
-        loss = self.objective(answer, lightness, ab)
-        if state.classifier is not None and logits is not None:
-            loss = loss + recipe.class_weight * state.classifier.loss(logits, ab)
+            answered = self.forward(batch.lightness)
+        loss, l1 = state.task.loss(answered, batch)
         # Gradients are averaged over processes: a larger part of the batch counts for more.
         loss = loss * share
         state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(state.scaler.scale(loss))
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.trained().parameters(), recipe.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(state.task.parameters(), recipe.gradient_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
@@ -359,7 +350,7 @@ class _Trainer:
         # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing. Scaled gradients may
         # be infinite; the scaler then leaves the step out and scales less.
         lost = 0.0 if state.scaler.is_enabled() else 0.0 * norm
-        l1_sum += (answer.detach() - ab).abs().mean() * (share * crops / process_count()) + lost
+        l1_sum += l1 * (share * count / process_count()) + lost
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):

@@ -106,7 +106,7 @@ class AdaptedNetwork(ColorNetwork):
         """File and class."""
         return self._architecture.source
 
-    def forward_padded(self, lightness: Tensor) -> Tensor:
+    def forward_coarse(self, lightness: Tensor) -> Tensor:
         answer: Tensor = self.net(lightness)
         return answer if self._factor == 1.0 else answer * self._factor
 

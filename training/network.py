@@ -24,10 +24,12 @@ class Architecture(Protocol):
 class ColorNetwork(nn.Module, ABC):
     """L (N, 1, H, W) in [0, 1] to ab (N, 2, H, W) in ab/128, any H and W >= 1.
 
-    The input is padded at the bottom and the right by edge replication to `size_multiple`, the answer cropped.
+    The input is padded at the bottom and the right by edge replication to `size_multiple`, the answer cropped. Chroma
+    is smooth: a network may answer at 1 / `output_stride` of the size, and the answer is then up-sampled bilinearly.
     """
 
     size_multiple: int
+    output_stride: int = 1
 
     @property
     @abstractmethod
@@ -41,11 +43,12 @@ class ColorNetwork(nn.Module, ABC):
 
     def forward(self, lightness: Tensor) -> Tensor:
         height, width = lightness.shape[-2:]
-        return self.forward_padded(pad_to_multiple(lightness, self.size_multiple))[..., :height, :width]
+        answer = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))
+        return upsample_bilinear(answer, self.output_stride)[..., :height, :width]
 
     @abstractmethod
-    def forward_padded(self, lightness: Tensor) -> Tensor:
-        """The network itself, for H and W that are multiples of `size_multiple`."""
+    def forward_coarse(self, lightness: Tensor) -> Tensor:
+        """The network itself: L (N, 1, H, W) of whole multiples to ab (N, 2, H / s, W / s), s the `output_stride`."""
 
     @abstractmethod
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> ColorNetwork:
@@ -56,3 +59,8 @@ def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of `multiple`."""
     height, width = lightness.shape[-2:]
     return F.pad(lightness, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def upsample_bilinear(answer: Tensor, stride: int) -> Tensor:
+    """Bilinear up-sampling by a whole factor, pixel centres aligned by their areas (half-pixel)."""
+    return answer if stride == 1 else F.interpolate(answer, scale_factor=stride, mode="bilinear", align_corners=False)

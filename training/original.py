@@ -10,10 +10,12 @@ from torch import nn
 
 from colorpress.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.processes import is_main_process
+from training.colour_classes import ColourClassTask
 from training.device import torch_threads
-from training.fitting import fit_network, l1_objective
+from training.fitting import fit_network
 from training.history import plot_history, write_history
 from training.photos import PhotoSplit
+from training.task import L1Task
 from training.unet import UNet, UNetPlan, count_parameters
 
 
@@ -56,10 +58,9 @@ def train_unet(
         for parameter in network.head.parameters():
             nn.init.zeros_(parameter)
         fitted = fit_network(
-            network,
+            ColourClassTask(network, config.class_weight) if config.class_weight else L1Task(network),
             photos.train,
             photos.val,
-            l1_objective,
             config,
             data=data,
             machine=machine,

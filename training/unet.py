@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from colorpress.errors import InputError
 from training.network import ColorNetwork
 
 UPSAMPLERS = ("transpose", "bilinear", "nearest")
+STEM_STRIDES = (1, 2, 4, 8, 16)
 _LARGEST_CHANNELS, _LARGEST_DEPTH = 65_536, 8
 
 
@@ -21,27 +23,36 @@ _LARGEST_CHANNELS, _LARGEST_DEPTH = 65_536, 8
 class UNetPlan:
     """Channel counts of every convolution: enough to rebuild the network that a state_dict fits.
 
+    Beside the channels it holds two structural moves that make a network cheap where pictures are large. With a
+    `stem_stride` of s the first convolution reads patches of s x s pixels, which is a 1x1 convolution of the
+    pixel-unshuffled picture (Shi et al. 2016), so all work happens at 1/s of the size. With a decoder of fewer levels
+    than the encoder goes down, the answer stays at `output_stride` and is up-sampled: chroma is smooth.
+
     Attributes:
-        encoder: output channels of the two 3x3 convolutions of each level, full resolution first; depth + 1 pairs.
-        decoder: for each level from deep to shallow: output channels of the up-sampling convolution and of the two
-            3x3 convolutions behind the skip connection; depth triples.
+        encoder: output channels of the 3x3 convolutions of each level, finest first; one or more in each.
+        decoder: for each level from deep to shallow: output channels of the up-sampling convolution and of the one or
+            more 3x3 convolutions behind the skip connection; fewer levels than the encoder has, perhaps none.
         upsample: "transpose" (2x2 transposed convolution, stride 2), or a 1x1 convolution and then "bilinear" or
             "nearest" up-sampling.
+        stem_stride: of the first convolution, one of 1 (3x3), 2, 4, 8, 16 (patches).
     """
 
-    encoder: tuple[tuple[int, int], ...]
-    decoder: tuple[tuple[int, int, int], ...]
+    encoder: tuple[tuple[int, ...], ...]
+    decoder: tuple[tuple[int, ...], ...]
     upsample: str = "transpose"
+    stem_stride: int = 1
 
     def __post_init__(self) -> None:
         counts = [count for level in (*self.encoder, *self.decoder) for count in level]
-        shapes_fit = all(len(level) == 2 for level in self.encoder) and all(len(level) == 3 for level in self.decoder)
-        if not (shapes_fit and len(self.encoder) == len(self.decoder) + 1 and 1 <= len(self.decoder) <= _LARGEST_DEPTH):
+        shapes_fit = all(len(level) >= 1 for level in self.encoder) and all(len(level) >= 2 for level in self.decoder)
+        if not (shapes_fit and len(self.decoder) < len(self.encoder) <= _LARGEST_DEPTH + 1):
             raise _bad_plan(f"{len(self.encoder)} encoder and {len(self.decoder)} decoder levels")
         if not all(type(count) is int and 1 <= count <= _LARGEST_CHANNELS for count in counts):
             raise _bad_plan(f"channel counts {counts}")
         if self.upsample not in UPSAMPLERS:
             raise _bad_plan(f"up-sampling {self.upsample!r}")
+        if type(self.stem_stride) is not int or self.stem_stride not in STEM_STRIDES:
+            raise _bad_plan(f"stem stride {self.stem_stride!r}")
 
     @staticmethod
     def classic(base: int = 32, depth: int = 4, upsample: str = "transpose") -> UNetPlan:
@@ -55,8 +66,13 @@ class UNetPlan:
 
     @property
     def size_multiple(self) -> int:
-        """Height and width inside the network are multiples of this: 2^depth."""
-        return 1 << len(self.decoder)
+        """Height and width inside the network are multiples of this: the stride of the deepest level."""
+        return self.stem_stride << (len(self.encoder) - 1)
+
+    @property
+    def output_stride(self) -> int:
+        """The network answers at 1 / this of the picture's height and width."""
+        return self.size_multiple >> len(self.decoder)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready primitives."""
@@ -68,16 +84,17 @@ class UNetPlan:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> UNetPlan:
-        """Rebuild a plan from `to_dict`'s answer.
+        """Rebuild a plan from `to_dict`'s answer; one without a `stem_stride` has none.
 
         Raises:
-            InputError: a key is missing or unknown, or a value is not a channel count.
+            InputError: a key is missing, or a value is not a channel count.
         """
         try:
             return UNetPlan(
                 encoder=tuple(tuple(level) for level in values["encoder"]),
                 decoder=tuple(tuple(level) for level in values["decoder"]),
                 upsample=values["upsample"],
+                stem_stride=values.get("stem_stride", 1),
             )
         except (KeyError, TypeError) as error:
             raise _bad_plan(f"{error}") from error
@@ -88,8 +105,8 @@ def _bad_plan(got: str) -> InputError:
         "channel plan",
         None,
         f"got {got}",
-        "a plan has depth + 1 encoder pairs, depth decoder triples, positive channel counts, "
-        f"and upsample one of: {', '.join(UPSAMPLERS)}",
+        "a plan has encoder levels of one or more, and fewer decoder levels of two or more, positive channel counts, "
+        f"upsample one of: {', '.join(UPSAMPLERS)}, and stem_stride one of: {', '.join(map(str, STEM_STRIDES))}",
     )
 
 
@@ -99,19 +116,19 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-class DoubleConv(nn.Sequential):
-    """Twice: 3x3 convolution, batch norm, ReLU."""
+class ConvBlock(nn.Sequential):
+    """For each width: convolution, batch norm, ReLU; 3x3, but the first one reads patches of `patch` pixels, if any."""
 
-    def __init__(self, in_channels: int, channels: tuple[int, int]) -> None:
-        first, second = channels
-        super().__init__(
-            nn.Conv2d(in_channels, first, 3, padding=1, bias=False),
-            nn.BatchNorm2d(first),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, 3, padding=1, bias=False),
-            nn.BatchNorm2d(second),
-            nn.ReLU(inplace=True),
-        )
+    def __init__(self, in_channels: int, widths: Sequence[int], patch: int = 1) -> None:
+        layers: list[nn.Module] = []
+        for width in widths:
+            if patch > 1:
+                layers.append(nn.Conv2d(in_channels, width, patch, stride=patch, bias=False))
+            else:
+                layers.append(nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            in_channels, patch = width, 1
+        super().__init__(*layers)
 
 
 class UNet(ColorNetwork):
@@ -119,22 +136,23 @@ class UNet(ColorNetwork):
 
     def __init__(self, plan: UNetPlan) -> None:
         super().__init__()
-        self.size_multiple = plan.size_multiple
-        self.upsample = plan.upsample
-        skips = [level[1] for level in plan.encoder]
+        self.size_multiple, self.output_stride = plan.size_multiple, plan.output_stride
+        self.stem_stride, self.upsample = plan.stem_stride, plan.upsample
+        skips = [level[-1] for level in plan.encoder]
         self.encoder = nn.ModuleList(
-            DoubleConv(in_channels, level) for in_channels, level in zip([1, *skips[:-1]], plan.encoder, strict=True)
+            ConvBlock(below, level, plan.stem_stride if position == 0 else 1)
+            for position, (below, level) in enumerate(zip([1, *skips[:-1]], plan.encoder, strict=True))
         )
         self.pool = nn.MaxPool2d(2)
         # Of whole channels, at the deepest level alone (Tompson et al. 2015); training sets its share.
         self.dropout = nn.Dropout2d(0.0)
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
-        below = skips[-1]
-        for skip, (up, first, second) in zip(reversed(skips[:-1]), plan.decoder, strict=True):
+        below = skips.pop()
+        for up, *widths in plan.decoder:
             self.up.append(_upsampler(below, up, plan.upsample))
-            self.decoder.append(DoubleConv(skip + up, (first, second)))
-            below = second
+            self.decoder.append(ConvBlock(skips.pop() + up, widths))
+            below = widths[-1]
         self.head = nn.Conv2d(below, 2, 1)
 
     @property
@@ -147,11 +165,11 @@ class UNet(ColorNetwork):
         shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
         return build_unet(plan_of_weights(shapes, self.upsample), state_dict)
 
-    def forward_padded(self, lightness: Tensor) -> Tensor:
+    def forward_coarse(self, lightness: Tensor) -> Tensor:
         return self.forward_levels(lightness)[0]
 
     def forward_levels(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`forward_padded`, and what each block of the decoder made on the way, deep to shallow."""
+        """`forward_coarse`, and what each block of the decoder made on the way, deep to shallow."""
         skips = []
         features = lightness
         for level, block in enumerate(self.encoder):
@@ -188,16 +206,15 @@ def _upsampler(in_channels: int, out_channels: int, kind: str) -> nn.Module:
 def plan_of(network: UNet) -> UNetPlan:
     """Read the channel plan off a network's own convolutions, so also after they were pruned in place."""
 
-    def widths(block: nn.Module) -> list[int]:
-        return [m.out_channels for m in block.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    def widths(*blocks: nn.Module) -> tuple[int, ...]:
+        modules = [module for block in blocks for module in block.modules()]
+        return tuple(m.out_channels for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
 
     return UNetPlan(
-        encoder=tuple(cast("tuple[int, int]", tuple(widths(block))) for block in network.encoder),
-        decoder=tuple(
-            cast("tuple[int, int, int]", (*widths(up), *widths(block)))
-            for up, block in zip(network.up, network.decoder, strict=True)
-        ),
+        encoder=tuple(widths(block) for block in network.encoder),
+        decoder=tuple(widths(up, block) for up, block in zip(network.up, network.decoder, strict=True)),
         upsample=network.upsample,
+        stem_stride=network.stem_stride,
     )
 
 
@@ -207,24 +224,26 @@ def plan_of_weights(shapes: Mapping[str, tuple[int, ...]], upsample: str) -> UNe
     Raises:
         InputError: they are not those of a UNet.
     """
-    depth = sum(1 for name in shapes if name.startswith("decoder.") and name.endswith(".0.weight"))
     # A transposed convolution keeps its output channels in the second place.
     up, axis = ("up.{}.weight", 1) if upsample == "transpose" else ("up.{}.0.weight", 0)
+
+    def present(before: str, after: str, step: int = 1) -> Iterator[int]:
+        return itertools.takewhile(lambda number: f"{before}{number}{after}" in shapes, itertools.count(0, step))
+
+    def widths(block: str) -> tuple[int, ...]:
+        # A convolution, its batch norm and a ReLU are three layers of the block.
+        return tuple(shapes[f"{block}.{layer}.weight"][0] for layer in present(f"{block}.", ".weight", 3))
+
     try:
+        kernel = shapes["encoder.0.0.weight"][-1]
         return UNetPlan(
-            encoder=tuple(
-                (shapes[f"encoder.{level}.0.weight"][0], shapes[f"encoder.{level}.3.weight"][0])
-                for level in range(depth + 1)
-            ),
+            encoder=tuple(widths(f"encoder.{level}") for level in present("encoder.", ".0.weight")),
             decoder=tuple(
-                (
-                    shapes[up.format(level)][axis],
-                    shapes[f"decoder.{level}.0.weight"][0],
-                    shapes[f"decoder.{level}.3.weight"][0],
-                )
-                for level in range(depth)
+                (shapes[up.format(level)][axis], *widths(f"decoder.{level}"))
+                for level in present("decoder.", ".0.weight")
             ),
             upsample=upsample,
+            stem_stride=1 if kernel == 3 else kernel,
         )
     except (KeyError, IndexError) as error:
         raise _bad_plan(f"weights without {error}") from error

@@ -130,7 +130,9 @@ def measure_accuracy(
 
 def _open_tally(variant: Variant, threads: int) -> _Tally:
     try:
-        predictor = open_predictor(variant.path, arch=variant.arch, device=variant.device, threads=threads)
+        predictor = open_predictor(
+            variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=variant.runtime
+        )
         return _Tally(predictor=predictor)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))

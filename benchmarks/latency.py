@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.variants import Variant
+from benchmarks.variants import Variant, describe_variant
 from colorpress.config import ArchConfig, BenchmarkConfig
 from colorpress.console import progress, warn
 from colorpress.cores import usable_cores
+from colorpress.errors import GateError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WORKER = (sys.executable, "-m", "benchmarks.latency_worker")
@@ -131,6 +132,25 @@ def time_variants(
         if ratio:
             aa_ratios[device] = ratio
     return LatencyResult(timings=timings, aa_ratios=aa_ratios, threads=threads)
+
+
+def time_quickly(path: Path, config: BenchmarkConfig, *, threads: int = 0) -> float:
+    """The p50 of one picture in milliseconds, from one process and few calls: enough to choose by, not to report.
+
+    Raises:
+        GateError: it cannot be timed.
+    """
+    quick = replace(config, bench_batch=1, rounds=1, runs=50, min_seconds=0.3)
+    # Called directly, without the A/A control: a second process would say nothing that is used.
+    answer = run_worker(
+        _make_job(describe_variant(path.stem, path), quick, threads or usable_cores(), seed=0),
+        threads=threads or usable_cores(),
+        timeout_s=900.0,
+    )
+    timing = summarize_rounds([answer], quick.bench_batch)
+    if timing.statistics is None:
+        raise GateError("candidate", None, f"could not be timed: {timing.error}", "try again")
+    return timing.statistics.p50_ms
 
 
 def _run_rounds(

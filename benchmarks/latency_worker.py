@@ -32,7 +32,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     shape = (job["batch"], 1, job["size"], job["size"])
     lightness = np.random.default_rng(job["seed"]).random(shape, dtype=np.float32)
-    load = _load_torch if job["runtime"] == "torch" else _load_onnx
+    load = {"torch": _load_torch, "onnxruntime": _load_onnx, "openvino": _load_openvino}[job["runtime"]]
     call, provider, load_ms = load(job, lightness)
     rss_loaded_mb = _read_memory_mb("VmRSS")
     started = time.perf_counter_ns()
@@ -96,6 +96,17 @@ def _load_onnx(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, fl
     predictor = OnnxPredictor(Path(job["path"]), provider=job["device"], threads=job["threads"])
     load_ms = (time.perf_counter_ns() - started) / 1e6
     return lambda: predictor(lightness), str(predictor.session.get_providers()[0]), load_ms
+
+
+def _load_openvino(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
+    from export.predictors import OpenVinoPredictor
+
+    openvino = import_module("openvino")
+    started = time.perf_counter_ns()
+    predictor = OpenVinoPredictor(Path(job["path"]), threads=job["threads"])
+    predictor(lightness)  # compiles the graph for this size, which belongs to loading it
+    load_ms = (time.perf_counter_ns() - started) / 1e6
+    return lambda: predictor(lightness), f"OpenVINO {openvino.__version__.partition('-')[0]}", load_ms
 
 
 def _read_memory_mb(field: str) -> float:

@@ -11,7 +11,17 @@ from colorpress.cores import cpu_flags, usable_cores
 
 # The instruction sets that decide how fast float32, bfloat16 and int8 are on a CPU.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torch-pruning", "numpy", "pillow")
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "torch-pruning",
+    "numpy",
+    "pillow",
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -68,3 +78,8 @@ def _describe_torch() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability(), "gpus": gpus, "cuda": torch.version.cuda}
+
+
+def machine_key() -> dict[str, Any]:
+    """What a measured time depends on of this machine: all that `describe_machine` says but memory, which varies."""
+    return {name: value for name, value in describe_machine().items() if not name.startswith("memory")}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_si
 from colorpress.errors import InputError, printable
 from colorpress.files import write_text
 from compress.prune_plan import read_plan
+from compress.student_plan import is_student_plan
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,22 @@ _SLOTS = {
     "top20_layers.png": Slot(
         "Bar chart of the layers with most parameters", "Where the parameters are.", 1400, is_drawing=True
     ),
+    "layer_ranking.png": Slot(
+        "Bar charts of each layer's share of parameters, work, memory and time, and of the colour it is worth",
+        "Where parameters, work, memory and time are, and what each layer alone costs in colour when half of it is "
+        "pruned, and when it is in int8.",
+        widest=2200,
+        is_drawing=True,
+    ),
 }
+
+
+_DISTILLATION = Slot(
+    "Line chart of retained colour by minutes of training",
+    "Colour kept on the validation photographs, by minutes of training.",
+    widest=1400,
+    is_drawing=True,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     Args:
         command: the command line that led here, shown as the way to reproduce it; None or empty: not shown.
     Raises:
-        InputError: there is no benchmark.json, or it, the prune plan or a picture is damaged.
+        InputError: there is no benchmark.json, or it, a plan, an int8 record or a picture is damaged.
         MachineError: the file cannot be written.
     """
     import jinja2
@@ -81,6 +98,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     record = read_benchmark_json(output_dir / "benchmark.json")
     plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
     rows: list[Row] = record["rows"]
+    measured = {row["model"] for row in rows}
     verdict = judge_rows(rows, record.get("aa_ratios"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -104,6 +122,13 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         ],
         pictures={name: _embed(output_dir / name, slot) for name, slot in _SLOTS.items()},
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
+        students=_read_students(output_dir, measured),
+        quantized=[
+            (path.parent.name, _read_json(path, "int8 record"))
+            for path in sorted(output_dir.glob("*/int8.json"))
+            if path.parent.name in measured
+        ],
+        runtimes={"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"},
         record=record,
         command=command,
         options=options_path.read_text(encoding="utf-8") if options_path.is_file() else "",
@@ -111,6 +136,26 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         fair_size=fair_size,
     )
     return write_text(output_dir / "report.html", page)
+
+
+def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str, Any]]:
+    """Name, plan and chart of the training of every student in a run folder that was measured."""
+    return [
+        {
+            "name": path.parent.name,
+            "plan": _read_json(path, "student plan"),
+            "chart": _embed(path.with_name("distillation.png"), _DISTILLATION),
+        }
+        for path in sorted(output_dir.glob("*/plan.json"))
+        if f"{path.parent.name}.pt" in measured and is_student_plan(path)
+    ]
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(what, path, "is damaged", "delete it, and make it again") from error
 
 
 def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:

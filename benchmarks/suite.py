@@ -14,7 +14,7 @@ from benchmarks.latency import LatencyResult, time_variants
 from benchmarks.machine import describe_machine
 from benchmarks.pictures import color_photos, draw_comparison, draw_input_output, draw_outputs, save_picture
 from benchmarks.tables import FORMAT_VERSION, Row, make_rows, write_benchmark_csv, write_benchmark_json
-from benchmarks.variants import Variant, on_device
+from benchmarks.variants import Variant, in_openvino, on_device
 from colorpress.config import BenchmarkConfig, DataConfig, MachineConfig
 from colorpress.errors import InputError
 from training.photos import Photo
@@ -50,7 +50,8 @@ def run_benchmark(
 ) -> BenchmarkResult:
     """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
 
-    A variant that fails is a row that says so. With `machine.device` auto or cuda, and a GPU that both runtimes can
+    A variant that fails is a row that says so. With `config.openvino`, every .onnx file is measured in OpenVINO too,
+    as "<name> @ openvino". With `machine.device` auto or cuda, and a GPU that both runtimes can
     use, every variant is measured there too, as "<name> @ cuda".
 
     Args:
@@ -63,6 +64,9 @@ def run_benchmark(
     if not variants or not test_photos:
         missing = "photographs" if variants else "model"
         raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
+    if config.openvino:
+        in_other = [in_openvino(variant) for variant in variants if variant.runtime == "onnxruntime"]
+        variants = [*variants, *in_other]
     variants = _add_gpu_rows(variants, machine.device)
     latency = time_variants(variants, config, threads=machine.threads, seed=data.seed)
     unfit = {name: f"its timing ended as {t.status}" for name, t in latency.timings.items() if t.status != "ok"}
@@ -92,7 +96,8 @@ def _add_gpu_rows(variants: Sequence[Variant], device: str) -> list[Variant]:
     both = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if chosen.type != "cuda" or (device == "auto" and not both):
         return list(variants)
-    return [*variants, *(on_device(variant, str(chosen)) for variant in variants)]
+    movable = [variant for variant in variants if variant.runtime != "openvino"]
+    return [*variants, *(on_device(variant, str(chosen)) for variant in movable)]
 
 
 def make_record(
@@ -142,11 +147,13 @@ def _write_pictures(
     max_pixels: int,
     threads: int,
 ) -> list[Path]:
-    # A GPU's colours are a CPU's: one column for each model file.
+    # A GPU's and OpenVINO's colours are those of the same file: one column for each model file.
     shown = [
         variant
         for variant in variants
-        if variant.device == variants[0].device and accuracy.variants[variant.name].status == "ok"
+        if variant.device == variants[0].device
+        and variant.runtime != "openvino"
+        and accuracy.variants[variant.name].status == "ok"
     ]
     chosen = choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS)
     colored = color_photos(shown, chosen, short_side=config.eval_size, max_pixels=max_pixels, threads=threads)

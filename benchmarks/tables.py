@@ -24,7 +24,7 @@ COLUMNS = (
     *("mean_ms", "std_ms", "cv_pct", "min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"),
     *("images_per_s", "speedup", "speedup_low", "speedup_high", "load_ms", "first_ms", "peak_rss_mb"),
     *("photos", "l1", "l1_delta_pct", "retained_colour", "retained_low", "retained_high", "l1_rgb"),
-    *("psnr_db", "ssim", "agreement_l1", "colourfulness_ratio", "status", "error"),
+    *("psnr_db", "ssim", "agreement_l1", "colourfulness_ratio", "status", "error", "caution"),
 )
 
 

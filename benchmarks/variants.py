@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Literal, cast
 from colorpress.config import ArchConfig
 from colorpress.errors import ConfigError, InputError
 
-Runtime = Literal["torch", "onnxruntime"]
+# What the name of a variant ends in, after that of the float32 one it was made from: "pruned-int8" is "pruned" in int8.
+DERIVED_ENDINGS = ("-int8", "-w8")
+Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Variant:
     Attributes:
         name: unique within a benchmark, such as "best-int8".
         path: the .pt checkpoint or .onnx file.
-        runtime: "torch" (eager, float32) or "onnxruntime".
+        runtime: "torch" (eager, float32), "onnxruntime" or "openvino".
         device: "cpu" or "cuda".
         precision: of the weights, such as "fp32" or "int8"; shown, not checked.
         params: weights and biases of the network; quantization scales and zero points are not counted.
@@ -28,6 +31,7 @@ class Variant:
         size_bytes: the file as it is on disk, with the external data files of an ONNX graph.
         weights_bytes: the weights alone, without history, training state or graph: the fair size of a checkpoint.
         arch: names the network of a foreign checkpoint.
+        caution: what may make an int8 file slower than its float parent, as the rest of a sentence.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Variant:
     size_bytes: int
     weights_bytes: int
     arch: ArchConfig = field(default_factory=ArchConfig)
+    caution: str = ""
 
 
 def describe_variant(
@@ -83,12 +88,26 @@ def describe_variant(
         size_bytes=path.stat().st_size + external_bytes,
         weights_bytes=weights_bytes,
         arch=arch or ArchConfig(),
+        caution=_read_caution(path.with_name("int8.json")),
     )
 
 
 def on_device(variant: Variant, device: str) -> Variant:
     """The same file on another device, as a row of its own: "best" on the GPU is "best @ cuda"."""
     return replace(variant, name=f"{variant.name} @ {device}", device=device)
+
+
+def in_openvino(variant: Variant) -> Variant:
+    """The same .onnx file in OpenVINO, as a row of its own: "best @ openvino"."""
+    return replace(variant, name=f"{variant.name} @ openvino", runtime="openvino")
+
+
+def _read_caution(path: Path) -> str:
+    """What `colorpress quantize` wrote beside an int8 file; empty where there is nothing."""
+    try:
+        return str(json.loads(path.read_bytes())["caution"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _read_checkpoint_sizes(path: Path, arch: ArchConfig | None) -> tuple[int, int]:

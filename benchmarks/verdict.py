@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tables import Row, format_bytes, format_number
+from benchmarks.variants import DERIVED_ENDINGS
 
 MAX_L1_INCREASE_PCT = 1.0
 MIN_RETAINED_COLOUR = 0.95
@@ -82,7 +83,8 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
     # Speedups are paired by round, so their ratio is too.
     if parent and parent["speedup"] and parent["speedup"] / row["speedup"] > 1.0 + _SAME_SPEED:
         slower = format_number(parent["speedup"] / row["speedup"])
-        return f"is {slower} times as slow as its float32 parent {parent['model']}"
+        since = f", since {row['caution']}" if row.get("caution") else ""
+        return f"is {slower} times as slow as its float32 parent {parent['model']}{since}"
     if row["speedup"] < 1.0 - noise:
         return f"is slower than best.pt ({format_number(row['speedup'])} of its speed)"
     if _smaller(row, best) <= 1.02 and row["speedup"] <= 1.0 + max(0.02, 3.0 * noise):
@@ -91,9 +93,10 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
 
 
 def parent_name(name: str) -> str | None:
-    """The float32 variant that an int8 one was made from: "pruned-int8" is "pruned", on the same device."""
+    """The float32 variant that another was made from: "pruned-int8" is "pruned", on the same device."""
     stem, separator, device = name.partition(" @ ")
-    return f"{stem.removesuffix('-int8')}{separator}{device}" if stem.endswith("-int8") else None
+    ending = next((each for each in DERIVED_ENDINGS if stem.endswith(each)), None)
+    return f"{stem.removesuffix(ending)}{separator}{device}" if ending else None
 
 
 def fair_size(row: Row) -> int:

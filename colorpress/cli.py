@@ -24,15 +24,18 @@ from colorpress.config import (
     CONFIGS,
     ArchConfig,
     BenchmarkConfig,
+    BudgetConfig,
     Config,
     DataConfig,
     ExportConfig,
     FinetuneConfig,
+    GoalConfig,
     MachineConfig,
     PruneConfig,
     QuantizeConfig,
     RankConfig,
     Settings,
+    StudentConfig,
     TrainConfig,
     field_type,
     is_repeatable,
@@ -41,13 +44,16 @@ from colorpress.config import (
 from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 
 if TYPE_CHECKING:
-    from colorpress.pipeline import Run
+    from colorpress.run_folder import Run
     from colorpress.stages import StageRecord
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 RESOLVED_OPTIONS = "config.resolved.toml"
+_PATH_OPTIONS = tuple(
+    each.name for config in CONFIGS.values() for each in fields(config) if field_type(config, each) is Path
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -216,7 +222,7 @@ def _load_options(path: Path) -> dict[str, Any]:
     if path.name == RESOLVED_OPTIONS:
         # Part of a run folder, which may be somebody else's: it names no code to run.
         options = {name: value for name, value in options.items() if name not in ARCH_OPTIONS}
-    paths = [name for name in ("data", "prune_plan") if isinstance(options.get(name), str)]
+    paths = [name for name in _PATH_OPTIONS if isinstance(options.get(name), str)]
     Settings.from_options({**options, **{name: Path(options[name]) for name in paths}})
     return options
 
@@ -225,10 +231,10 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
     """A run of one stage: its own options, and those of the other stages as the folder was made with."""
     resolved = output_dir / RESOLVED_OPTIONS
     others = _load_options(resolved) if resolved.is_file() else {}
-    for name in ("data", "prune_plan"):
+    for name in _PATH_OPTIONS:
         others[name] = Path(others[name]) if name in others else None
     settings = Settings.from_options({**others, **options})
-    from colorpress.pipeline import Run
+    from colorpress.run_folder import Run
 
     return Run(output_dir, settings, force)
 
@@ -239,13 +245,14 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
 @_config_options(*CONFIGS.values())
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Everything: train, rank, prune, export, quantize, benchmark, report."""
+    """Everything: train, rank, prune, compress, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
         raise ConfigError("option", "--arch", why, "give the trained --checkpoint of that network")
     from colorpress.files import locked_folder
-    from colorpress.pipeline import Run, run_pipeline
+    from colorpress.pipeline import run_pipeline
+    from colorpress.run_folder import Run
 
     current = Run(output_dir, settings, force)
 
@@ -270,19 +277,26 @@ def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, RankConfig)
+@_config_options(ArchConfig, RankConfig, DataConfig, MachineConfig)
 def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Rank the layers of a model by parameter count."""
+    """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
+    from colorpress.layer_views import rank_views
 
-    _do(current, as_json, lambda: [pipeline.rank(current, checkpoint or current.best_path)])
+    def steps() -> Iterable[StageRecord]:
+        path = checkpoint or current.best_path
+        yield pipeline.rank(current, path)
+        photos = pipeline.find_photos(current) if current.settings.rank.rank_photos else None
+        yield rank_views(current, path, photos)
+
+    _do(current, as_json, steps)
 
 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, DataConfig, PruneConfig, FinetuneConfig, TrainConfig, MachineConfig)
+@_config_options(ArchConfig, DataConfig, PruneConfig, BudgetConfig, FinetuneConfig, TrainConfig, MachineConfig)
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
     current = _open_run(output_dir, force, options)
@@ -296,13 +310,36 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, ExportConfig)
-def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Export to ONNX, checked against PyTorch: best.pt and pruned/model.pt, or the one --checkpoint."""
+@click.option(
+    "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
+)
+@_config_options(
+    ArchConfig, DataConfig, GoalConfig, BudgetConfig, StudentConfig, ExportConfig, QuantizeConfig, MachineConfig
+)
+def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
+    """The smallest network that keeps best.pt's colour: chosen, trained, exported, in int8 and with packed weights."""
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
 
-    given = [checkpoint] if checkpoint else _present([current.best_path, output_dir / "pruned" / "model.pt"])
+    def steps() -> Iterable[StageRecord]:
+        if checkpoint is not None:
+            pipeline.adopt_checkpoint(current, checkpoint)
+        return pipeline.compress(current, pipeline.find_photos(current), name)
+
+    _do(current, as_json, steps)
+
+
+@cli.command()
+@_stage_options
+@_checkpoint_option
+@_config_options(ArchConfig, ExportConfig)
+def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+
+    made = [output_dir / name / "model.pt" for name in ("pruned", *current.students())]
+    given = [checkpoint] if checkpoint else _present([current.best_path, *made])
     _do(current, as_json, lambda: [pipeline.export(current, path, _variant_name(path)) for path in given])
 
 
@@ -311,20 +348,34 @@ def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 @click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
 )
-@_config_options(DataConfig, QuantizeConfig, MachineConfig)
+@_config_options(ArchConfig, DataConfig, GoalConfig, QuantizeConfig, MachineConfig)
 def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Quantize exported models to static int8, calibrated on training photographs."""
+    """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
+    from colorpress.int8_stage import quantize
 
-    defaults = [output_dir / name / "model.onnx" for name in ("best", "pruned")]
-    given = [checkpoint] if checkpoint else _present(defaults)
+    given = [checkpoint] if checkpoint else _present(_exported(current))
 
     def steps() -> Iterable[StageRecord]:
         photos = pipeline.find_photos(current)
-        return [pipeline.quantize(current, path, f"{_variant_name(path)}-int8", photos) for path in given]
+        return [quantize(current, path, f"{_variant_name(path)}-int8", photos) for path in given]
 
     _do(current, as_json, steps)
+
+
+@cli.command()
+@_stage_options
+@click.option(
+    "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
+)
+def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None) -> None:
+    """Store the weights of exported models in 8 bits; what is computed stays float."""
+    current = _open_run(output_dir, force, {})
+    from colorpress import pipeline
+
+    given = [checkpoint] if checkpoint else _present(_exported(current))
+    _do(current, as_json, lambda: [pipeline.pack(current, path, f"{_variant_name(path)}-w8") for path in given])
 
 
 @cli.command()
@@ -482,6 +533,11 @@ def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) ->
             click.echo("\n".join((format_table(measured["rows"]), "", verdict.sentence, *verdict.notes)))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
+
+
+def _exported(current: Run) -> list[Path]:
+    """Where the float32 ONNX files of a run folder are, if they are."""
+    return [current.folder / name / "model.onnx" for name in ("best", "pruned", *current.students())]
 
 
 def _present(paths: Sequence[Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -204,19 +205,57 @@ class ArchConfig(Config):
 class RankConfig(Config):
     """The layer ranking."""
 
-    rank_size: int = option(256, "Side of the square input that MACs are counted at, in pixels.", low=16, high=8192)
+    rank_size: int = option(
+        256,
+        "Side of the square picture that MACs are counted at and layers are timed at, in pixels.",
+        low=16,
+        high=8192,
+    )
+    rank_photos: int = option(
+        8, "Validation photographs that sensitivities are measured on; 0: no sensitivities.", low=0, high=100_000
+    )
+    rank_runs: int = option(10, "Timed calls that each layer's latency is the median of.", low=1, high=100_000)
+
+
+# Measures of importance that look at photographs.
+DATA_DRIVEN = ("taylor", "hessian", "activation")
 
 
 @dataclass(frozen=True)
 class PruneConfig(Config):
-    """The user's recipe: the layers that hold most parameters lose channels."""
+    """Which layers lose channels, how many, and which ones."""
 
+    prune_strategy: str = option(
+        "largest",
+        "Whose channels go: the largest layers' (the user's recipe), or those that take most time for their worth.",
+        choices=("largest", "latency"),
+    )
     largest_share: float = option(
         0.98, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
     )
-    prune_ratio: float = option(0.5, "Share of channels removed from each of those layers.", low=0.01, high=0.99)
+    prune_ratio: float = option(
+        0.5,
+        "Share of channels (with --prune-strategy latency: of the time) that goes; with a budget it is found instead.",
+        low=0.01,
+        high=0.99,
+    )
+    scope: str = option(
+        "layer",
+        "Each of the largest layers loses the ratio, or the least important channels of all of them go.",
+        choices=("layer", "global"),
+    )
     round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
-    importance: str = option("magnitude", "Which channels go first.", choices=("magnitude", "bn-scale", "random"))
+    importance: str = option(
+        "magnitude",
+        "Which channels go first: those of least importance by this measure.",
+        choices=("magnitude", "bn-scale", "fpgm", *DATA_DRIVEN, "random"),
+    )
+    importance_photos: int = option(
+        16, f"Training photographs that --importance {', '.join(DATA_DRIVEN)} look at.", low=1, high=100_000
+    )
+    prune_steps: int = option(
+        1, "Prune in this many steps, fine-tuning between them; they share --finetune-epochs.", low=1, high=100
+    )
     prune_plan: Path | None = option(None, "Apply this plan.json, perhaps edited, instead of making one.")
 
 
@@ -240,6 +279,125 @@ class FinetuneConfig(Config):
 
 
 @dataclass(frozen=True)
+class GoalConfig(Config):
+    """How much of best.pt's accuracy a variant has to keep, on the validation photographs."""
+
+    min_retained_colour: float | None = option(
+        None,
+        "Colour G to keep; a student is the smallest that keeps it (default there: 1), int8 goes back to float for it.",
+        low=-10.0,
+        high=10.0,
+    )
+    max_l1_increase: float | None = option(
+        None, "The same in other words: percent that the L1 may be above best.pt's.", low=-100.0, high=1000.0
+    )
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Config):
+    """What a pruned network or a student may cost; each that is given has to be met."""
+
+    keep_params: float | None = option(None, "Share of best.pt's parameters to keep at most.", low=1e-6, high=1.0)
+    keep_macs: float | None = option(
+        None, "Share of best.pt's multiply-accumulates to keep at most.", low=1e-6, high=1.0
+    )
+    target_size: str | None = option(None, "Largest ONNX file, such as 310KB (1 KB is 1000 bytes).")
+    target_latency_ms: float | None = option(
+        None, "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.", low=1e-3, high=1e6
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_size is not None:
+            parse_size(self.target_size)
+
+    def given(self) -> dict[str, float]:
+        """The budgets that were given, by name; `target_size` in bytes."""
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: parse_size(value) if name == "target_size" else value for name, value in values.items()}
+
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 310KB, 1.5 MB or 64KiB.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _SIZE_UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or float(found[1]) * unit < 1:
+        raise ConfigError("option", "--target-size", f"got {text!r}", "give a size such as 310KB or 1.5MB")
+    return int(float(found[1]) * unit)
+
+
+@dataclass(frozen=True)
+class StudentConfig(Config):
+    """A network of another shape, chosen by measurement within goal and budgets, that learns from best.pt."""
+
+    student_effort: str = option(
+        "default",
+        "How long the student trains: a quarter, once, or four times its crops.",
+        choices=("fast", "default", "long"),
+    )
+    student_crops: int = option(96_000, "Crops that the student learns from.", low=1, high=10**12)
+    student_trial_crops: int = option(
+        24_000, "Crops that each candidate learns from before one is chosen.", low=1, high=10**12
+    )
+    student_imgsz: int = option(128, "Side of the square crops, in pixels.", low=16, high=4096)
+    student_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)
+    student_crop_share: float = option(
+        0.12, "Smallest share of a photograph's area that a crop shows; the largest is 1.", low=0.01, high=1.0
+    )
+    student_tone_jitter: float = option(
+        0.2, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
+    )
+    student_learning_rate: float = option(4e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
+    student_teacher_weight: float = option(
+        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+    )
+    student_plan: Path | None = option(
+        None, "Train the network of this plan.json, perhaps edited, instead of choosing."
+    )
+    unlabelled: Path | None = option(
+        None, "Folder of further photographs to learn from; those among the validation or test ones are left out."
+    )
+
+    @property
+    def crops(self) -> int:
+        """Crops that the student learns from, by effort; trials do not shrink with it, or none would reach the goal."""
+        return max(1, round(self.student_crops * _EFFORTS[self.student_effort]))
+
+    def recipe(self, train: TrainConfig, *, crops: int, photos: int, val_size: int) -> TrainConfig:
+        """How a student is fitted to `crops` crops of `photos` photographs, validated at the size it is used at."""
+        epoch_crops = min(crops, max(photos, _STUDENT_EPOCH))
+        return replace(
+            train,
+            epochs=max(1, round(crops / max(photos, epoch_crops))),
+            epoch_crops=epoch_crops,
+            batch_size=self.student_batch_size,
+            imgsz=self.student_imgsz,
+            crop_share=self.student_crop_share,
+            tone_jitter=self.student_tone_jitter,
+            learning_rate=self.student_learning_rate,
+            schedule="cosine",
+            warmup_share=0.05,
+            class_weight=0.0,
+            dropout=0.0,
+            ema_decay=0.999,
+            patience=0,
+            val_size=val_size,
+        )
+
+
+_EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
+# Crops of a student's epoch at least: validation after each should be a small part of the work.
+_STUDENT_EPOCH = 8_000
+
+
+@dataclass(frozen=True)
 class ExportConfig(Config):
     """ONNX export and its check against PyTorch."""
 
@@ -258,10 +416,34 @@ class QuantizeConfig(Config):
     calibration_size: int = option(
         256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
     )
-    calibration_method: str = option("percentile", "How ranges are chosen.", choices=("minmax", "percentile", "mse"))
+    calibration_method: str = option(
+        "auto",
+        "How ranges are chosen; auto: the one that keeps most colour on validation photographs.",
+        choices=("auto", "minmax", "percentile", "entropy", "mse"),
+    )
     calibration_percentile: float = option(
         99.5, "Percent of the values that a range covers, for --calibration-method percentile.", low=90.0, high=100.0
     )
+    equalize: str = option(
+        "auto", "Scale channels to more even ranges first; auto: where it keeps colour.", choices=("auto", "on", "off")
+    )
+    correct_bias: str = option(
+        "auto", "Take back the shift of rounding; auto: where it keeps colour.", choices=("auto", "on", "off")
+    )
+    activation_type: str = option(
+        "auto", "Bytes of activations; auto: int8 on ARM, else uint8.", choices=("auto", "uint8", "int8")
+    )
+    choosing_photos: int = option(48, "Validation photographs that choose between int8 files.", low=1, high=100_000)
+    int8_loss: float = option(
+        0.01,
+        "Colour G that int8 may lose against its float parent, or more where a goal allows it, before it is trained.",
+        low=0.0,
+        high=1.0,
+    )
+    qat_crops: int = option(
+        32_000, "Crops of quantization-aware training, where int8 loses more; 0: none.", low=0, high=10**9
+    )
+    qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
 
 @dataclass(frozen=True)
@@ -274,6 +456,7 @@ class BenchmarkConfig(Config):
     runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)
     min_seconds: float = option(3.0, "Timed seconds per variant at least, over all rounds.", low=0.0, high=3600.0)
     warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
+    openvino: bool = option(False, "Measure every .onnx file in OpenVINO, too (needs the extra [openvino]).")
     eval_size: int = option(
         256, "Short side of the whole test photographs (never enlarged), in pixels.", low=8, high=4096
     )
@@ -291,6 +474,9 @@ class Settings:
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -336,6 +522,9 @@ CONFIGS: dict[str, type[Config]] = {
     "rank": RankConfig,
     "prune": PruneConfig,
     "finetune": FinetuneConfig,
+    "goal": GoalConfig,
+    "budget": BudgetConfig,
+    "student": StudentConfig,
     "export": ExportConfig,
     "quantize": QuantizeConfig,
     "benchmark": BenchmarkConfig,

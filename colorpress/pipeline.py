@@ -1,90 +1,52 @@
 """The stages in order, each one skipped when it is up to date: photographs -> best.pt -> variants -> report.
 
 Run folder: best.pt and what training and ranking say about it, one folder per variant (best, best-int8, pruned,
-pruned-int8), the benchmark, the report, and `run.json`, written last.
+pruned-int8, auto, auto-int8, auto-w8), the benchmark, the report, and `run.json`, written last.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, machine_key
 from benchmarks.report import write_report
 from benchmarks.suite import run_benchmark
-from benchmarks.variants import Variant, describe_variant
+from benchmarks.variants import DERIVED_ENDINGS, Variant, describe_variant
 from colorpress import __version__
-from colorpress.config import Settings
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from colorpress.int8_stage import quantize
+from colorpress.layer_views import rank_views
 from colorpress.processes import is_main_process, share_answer
-from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage, stage_key
-from compress.distillation import distil_network
-from compress.prune_plan import read_plan, write_plan
-from compress.pruning import apply_pruning, measure_pruning, prune_network
-from compress.quantization import has_vnni, quantize_onnx
+from colorpress.prune_choice import prune_checkpoint, prune_key, split_epochs
+from colorpress.run_folder import Run, warn_of_other_split
+from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage
+from colorpress.student_stages import STUDENT, make_student
+from compress.distillation import DistillResult, distil_network
+from compress.packing import pack_onnx
+from compress.prune_plan import write_plan
 from compress.ranking import count_macs, rank_layers, write_ranking
 from export.graph import export_onnx, read_metadata
-from export.int8_profile import profile_int8
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
-from training.batches import whole_photos
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
-from training.color import rgb_to_l_ab
 from training.device import choose_device
 from training.fitting import forget_fit
-from training.foreign import load_source
 from training.history import read_history
 from training.inference import INFERENCE_NAME, write_inference
+from training.network import ColorNetwork
 from training.original import train_unet
-from training.photos import PhotoSplit, hash_photos, scan_photos
+from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
 
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder and how its stages are configured; `force` redoes stages that are up to date."""
-
-    folder: Path
-    settings: Settings = field(default_factory=Settings)
-    force: bool = False
-
-    @property
-    def best_path(self) -> Path:
-        """The original model of this run."""
-        return self.folder / "best.pt"
-
-    @property
-    def answer_folder(self) -> Path:
-        """Where best.pt's answers are kept for networks that learn from them."""
-        return self.folder / ".answers"
-
-    def load(self, checkpoint: Path) -> Checkpoint:
-        """Read a checkpoint, whose network may be the foreign one that the options of this run name."""
-        return load_checkpoint(checkpoint, self.settings.arch)
-
-    def stage(self, name: str, inputs: Sequence[Path], settings: Mapping[str, Any], code: Sequence[str]) -> str:
-        """The key of a stage of this run."""
-        return stage_key(inputs=inputs, settings={"stage": name, **settings}, code=code)
-
-    def arch_key(self) -> dict[str, Any]:
-        """What the answer of a stage that reads a checkpoint depends on of a foreign network: its code and options.
-
-        Raises:
-            ConfigError: the file that is named cannot be run.
-        """
-        arch = self.settings.arch
-        return {"arch": {**vars(arch), "arch": load_source(arch.arch).sha256}} if arch.arch else {}
+# What the report shows beside benchmark.json.
+_REPORTED = ("*.png", "*/plan.json", "*/int8.json", "*/distillation.png")
 
 
 @dataclass(frozen=True)
@@ -112,11 +74,12 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages = [train(run, photos)] if checkpoint is None else []
     if checkpoint is not None:
         adopt_checkpoint(run, checkpoint)
-    stages += [rank(run, run.best_path), *explain(run), prune(run, run.best_path, photos)]
-    exported = [export(run, run.best_path, "best"), export(run, run.folder / "pruned" / "model.pt", "pruned")]
-    stages += exported
+    stages += [rank(run, run.best_path), rank_views(run, run.best_path, photos)]
+    stages += [*explain(run), prune(run, run.best_path, photos)]
+    stages += [export(run, run.best_path, "best"), export(run, run.folder / "pruned" / "model.pt", "pruned")]
     for name in ("best", "pruned"):
         stages.append(quantize(run, run.folder / name / "model.onnx", f"{name}-int8", photos))
+    stages += compress(run, photos)
     measured = benchmark(run, run_variants(run), photos)
     stages += [measured, report(run, argv)]
     require_measured(run, measured)
@@ -167,7 +130,7 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         files = [trained.best_path, trained.history_path, trained.plot_path]
         return files, {"epoch": trained.epoch, "val_l1": trained.val_l1, "params": trained.params}
 
-    key = run.stage("train", [], {**vars(settings.train), **_data_key(run, photos)}, ["training"])
+    key = run.stage("train", [], {**vars(settings.train), **run.data_key(photos)}, ["training"])
     return run_stage(run.folder, "train", key, action, force=run.force)
 
 
@@ -215,7 +178,8 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
 def explain(run: Run) -> list[StageRecord]:
     """Explain the training curve in training_inference.md; nothing where the run folder holds no history."""
     source = run.folder / "history.csv"
-    if not source.is_file():
+    # The main process alone writes it, and the others may get here first.
+    if not share_answer(source.is_file):
         return []
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
@@ -230,47 +194,56 @@ def explain(run: Run) -> list[StageRecord]:
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     """Prune the largest layers and distil: pruned/plan.json, pruned/model.pt."""
     settings, folder = run.settings, run.folder / "pruned"
-    given, size, seed = settings.prune.prune_plan, settings.rank.rank_size, settings.data.seed
+    given, size = settings.prune.prune_plan, settings.rank.rank_size
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = run.load(checkpoint)
-        _warn_of_other_split(teacher, photos)
+        warn_of_other_split(teacher, photos)
         if run.force and is_main_process():
             forget_fit(folder / "last.pt")
-        network = teacher.build_network()
-        if given is None:
-            pruned = prune_network(network, settings.prune, seed=seed, height=size, width=size)
-        else:
-            plan = read_plan(given)
-            pruned = measure_pruning(network, apply_pruning(network, plan), plan, height=size, width=size)
+
+        def distil(network: ColorNetwork, destination: Path, epochs: int) -> DistillResult:
+            distilled = distil_network(
+                network,
+                teacher,
+                photos,
+                destination,
+                replace(settings.finetune, finetune_epochs=epochs).recipe(settings.train),
+                teacher_weight=settings.finetune.teacher_weight,
+                answer_folder=run.answer_folder,
+                answer_size=settings.benchmark.eval_size,
+                data=settings.data,
+                machine=settings.machine,
+                tune=epochs > 0,
+            )
+            say(distilled.summary())
+            return distilled
+
+        def tune(network: ColorNetwork, step: int, epochs: int) -> ColorNetwork:
+            return distil(network, folder / f"step{step}" / "model.pt", epochs).checkpoint.build_network()
+
+        pruned = prune_checkpoint(run, teacher, photos, tune)
         say(pruned.summary())
         if is_main_process():
             write_plan(folder / "plan.json", pruned.plan)
-        distilled = distil_network(
-            pruned.network,
-            teacher,
-            photos,
-            folder / "model.pt",
-            settings.finetune.recipe(settings.train),
-            teacher_weight=settings.finetune.teacher_weight,
-            answer_folder=run.answer_folder,
-            answer_size=settings.benchmark.eval_size,
-            data=settings.data,
-            machine=settings.machine,
-            tune=settings.finetune.finetune_epochs > 0,
-        )
-        say(distilled.summary())
+        steps = 1 if given else settings.prune.prune_steps
+        epochs = split_epochs(settings.finetune.finetune_epochs, steps)[-1]
+        distilled = distil(pruned.network, folder / "model.pt", epochs)
         result = {**pruned.figures(), "val_l1_before": distilled.val_l1_before, "val_l1_after": distilled.val_l1_after}
-        return [folder / "plan.json", distilled.path], result
+        return [folder / "plan.json", *distilled.paths], result
 
     # What builds the original is inside the checkpoint, and fine-tuning has its own epochs and learning rate.
     own = ("base", "depth", "upsample", "epochs", "learning_rate", "class_weight")
     train = {name: value for name, value in vars(settings.train).items() if name not in own}
     used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size}
-    used |= {**run.arch_key(), **_data_key(run, photos)}
+    measured, measuring = prune_key(run)
+    used |= {**run.arch_key(), **run.data_key(photos), **measured, "eval_size": settings.benchmark.eval_size}
     inputs = [checkpoint] if given is None else [checkpoint, given]
-    modules = ("batch_norm", "distillation", "prune_plan", "pruning", "ranking")
-    key = run.stage("prune", inputs, used, ["training", *(f"compress/{name}.py" for name in modules)])
+    modules = (
+        "batch_norm", "channel_counts", "dependency_graph", "distillation", "distillation_curve", "importance",
+        "latency_knapsack", "prune_budget", "prune_plan", "pruning", "ranking", "teacher",
+    )  # fmt: skip
+    key = run.stage("prune", inputs, used, ["training", *(f"compress/{name}.py" for name in modules), *measuring])
     return run_stage(run.folder, "prune", key, action, force=run.force)
 
 
@@ -288,42 +261,34 @@ def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
     return run_stage(run.folder, f"export-{variant}", key, action, force=run.force)
 
 
-def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageRecord:
-    """Quantize an exported model to <variant>/model.onnx, calibrated on training photographs."""
-    settings = run.settings
+def pack(run: Run, source: Path, variant: str) -> StageRecord:
+    """Write <variant>/model.onnx, whose weights are stored in 8 bits and computed with in float."""
     destination = run.folder / variant / "model.onnx"
-    chosen = PhotoSplit(train=photos.train[: settings.quantize.calibration_photos], val=(), test=(), skipped=())
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as trial_folder:
-            trial = Path(trial_folder) / "model.onnx"
-            pictures = _calibration(run, chosen)
-            quantized = quantize_onnx(source, trial, pictures, settings.quantize, threads=settings.machine.threads)
-            # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
-            parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
-            if not math.isfinite(parity.max_abs):
-                raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-method")
-            profile = profile_int8(trial, threads=settings.machine.threads)
-            write_bytes(destination, trial.read_bytes())
-        layers = len(quantized.quantized) + len(quantized.kept_float)
-        say(
-            f"{variant}: {quantized.size_bytes:,} bytes, {len(quantized.quantized)} of {layers} convolutions and "
-            f"{quantized.weight_share:.1%} of their weights in int8, {profile.int8_share:.0%} of the time, "
-            f"mean difference to float {parity.mean_abs:.1e}"
-        )
+        packed = pack_onnx(source, destination)
+        parity = check_parity(OnnxPredictor(source), OnnxPredictor(destination), atol=None)
+        say(f"{variant}: {packed.size_bytes:,} bytes, mean difference to 32-bit weights {parity.mean_abs:.1e}")
         return [destination], {
-            "size_bytes": quantized.size_bytes,
-            "int8_layers": len(quantized.quantized),
-            "int8_weight_share": quantized.weight_share,
-            "int8_time_share": profile.int8_share,
-            "reduce_range": quantized.reduce_range,
+            "size_bytes": packed.size_bytes,
             "mean_abs_diff": parity.mean_abs,
             "max_abs_diff": parity.max_abs,
         }
 
-    used = {**vars(settings.quantize), **_data_key(run, chosen), "vnni": has_vnni()}
-    key = run.stage(variant, [source], used, ["training", "compress", "export"])
-    return run_stage(run.folder, f"quantize-{variant}", key, action, force=run.force)
+    key = run.stage(variant, [source], {}, ["compress/packing.py", "export"])
+    return run_stage(run.folder, f"pack-{variant}", key, action, force=run.force)
+
+
+def compress(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
+    """A student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
+    stages = make_student(run, run.best_path, photos, name)
+    source = run.folder / name / "model.onnx"
+    stages += [export(run, run.folder / name / "model.pt", name), quantize(run, source, f"{name}-int8", photos)]
+    packed = pack(run, source, f"{name}-w8")
+    most, size_bytes = run.settings.budget.given().get("target_size"), packed.result["size_bytes"]
+    if most is not None and size_bytes > most:
+        warn(f"{name}-w8 has {size_bytes:,} bytes, more than the --target-size")
+    return [*stages, packed]
 
 
 def run_variants(run: Run) -> tuple[Variant, ...]:
@@ -340,28 +305,33 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
         )
     best = run.load(run.best_path)
     variants = _variants_of(run, "best", run.best_path, best)
-    pruned_path = run.folder / "pruned" / "model.pt"
-    if pruned_path.exists():
-        pruned = run.load(pruned_path)
-        if pruned.extra.get("teacher_sha256") == best.sha256:
-            variants += _variants_of(run, "pruned", pruned_path, pruned)
+    for name in ("pruned", *run.students()):
+        path = run.folder / name / "model.pt"
+        if not path.exists():
+            continue
+        made = run.load(path)
+        if made.extra.get("teacher_sha256") == best.sha256:
+            variants += _variants_of(run, name, path, made)
         else:
-            warn("pruned/model.pt is of another best.pt and is left out: run `colorpress prune` again")
+            again = "prune" if name == "pruned" else f"compress --name {name}"
+            warn(f"{name}/model.pt is of another best.pt and is left out: run `colorpress {again}` again")
     return tuple(variants)
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
     size, network = run.settings.benchmark.bench_size, checkpoint.build_network()
     params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=run.settings.arch)]
-    for variant, precision, again in ((name, "fp32", "export"), (f"{name}-int8", "int8", "quantize")):
+    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=run.arch_of(path))]
+    for variant in (name, *(f"{name}{ending}" for ending in DERIVED_ENDINGS)):
         exported = run.folder / variant / "model.onnx"
         if not exported.exists():
             continue
-        if read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256:
+        metadata = read_metadata(exported)
+        if metadata.get("checkpoint_sha256") == checkpoint.sha256:
+            precision = metadata.get("precision", "fp32")
             variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
         else:
-            warn(f"{variant}/model.onnx is not of {path.name} and is left out: run `colorpress {again}` again")
+            warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
     return variants
 
 
@@ -370,7 +340,7 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> Stag
     settings = run.settings
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        _warn_of_other_split(load_checkpoint(run.best_path), photos)
+        warn_of_other_split(load_checkpoint(run.best_path), photos)
         measured = run_benchmark(
             variants, photos.test, settings.benchmark, run.folder, machine=settings.machine, data=settings.data
         )
@@ -381,9 +351,10 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> Stag
         **vars(settings.benchmark),
         **vars(settings.machine),
         **run.arch_key(),
-        **_data_key(run, PhotoSplit(train=(), val=(), test=photos.test, skipped=())),
+        **run.data_key(PhotoSplit(train=(), val=(), test=photos.test, skipped=())),
         "names": [variant.name for variant in variants],
-        "machine": {key: value for key, value in describe_machine().items() if not key.startswith("memory")},
+        "cautions": [variant.caution for variant in variants],
+        "machine": machine_key(),
     }
     code = ["training", "compress", "export", "benchmarks"]
     key = run.stage("benchmark", [variant.path for variant in variants], used, code)
@@ -411,8 +382,8 @@ def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         return [write_report(run.folder, command=shlex.join(argv))], {}
 
-    shown = [*sorted(run.folder.glob("*.png")), run.folder / "pruned" / "plan.json"]
-    inputs = [source, *(path for path in shown if path.is_file())]
+    shown = [path for pattern in _REPORTED for path in sorted(run.folder.glob(pattern))]
+    inputs = [source, *shown]
     key = run.stage("report", inputs, {}, ["benchmarks"])
     return run_stage(run.folder, "report", key, action, force=run.force)
 
@@ -434,22 +405,3 @@ def write_run_record(run: Run, stages: Sequence[StageRecord], started: datetime,
         | {path: digest for stage in stages for path, digest in stage.outputs.items()},
     }  # fmt: skip
     return write_json(run.folder / RUN_RECORD, record)
-
-
-def _calibration(run: Run, photos: PhotoSplit) -> Iterator[NDArray[np.float32]]:
-    size, max_pixels = run.settings.quantize.calibration_size, run.settings.data.max_pixels
-    for _, rgb in whole_photos(photos.train, short_side=size, max_pixels=max_pixels):
-        yield rgb_to_l_ab(rgb)[0].numpy()
-
-
-def _data_key(run: Run, photos: PhotoSplit) -> dict[str, Any]:
-    """What a stage's answer depends on of the photographs: their content by use, the seed, and the size limit."""
-    data = run.settings.data
-    content = hash_photos(photos.train, photos.val, photos.test)
-    return {"photos": content, "seed": data.seed, "max_pixels": data.max_pixels}
-
-
-def _warn_of_other_split(original: Checkpoint, photos: PhotoSplit) -> None:
-    trained_on = original.extra.get("fit", {}).get("photographs")
-    if trained_on is not None and trained_on != hash_photos(photos.train, photos.val):
-        warn("best.pt was trained on another split of photographs: it may have seen those held out here")

@@ -16,11 +16,11 @@ from colorpress.errors import InputError
 
 Floats = npt.NDArray[np.float32]
 
-# The decoder's last activations have long thin tails; of 99.9 to 99.9999 this was nearest to float by a factor of
-# three and more, on a trained UNet and photographs.
+METHODS = ("minmax", "percentile", "entropy", "mse")
+
 _HALF_BINS = 4096  # on each side of zero
 _LEVELS = 255
-_MSE_STEPS = 128
+_CLIPPINGS = tuple(np.linspace(1.0, 0.2, 128))  # of the observed range, tried by mse and entropy
 
 
 class ActivationHistogram:
@@ -55,10 +55,15 @@ class ActivationHistogram:
             self.limit *= 2.0
 
     def range_by(self, method: str, percentile: float = 99.5) -> tuple[float, float]:
-        """The (low, high) to represent in 8 bits, zero included: minmax, percentile or mse."""
+        """The (low, high) to represent in 8 bits, zero included: minmax, percentile, entropy or mse."""
         if method == "minmax" or not self.counts.any():
             return self.low, self.high
-        low, high = self._percentile_range(percentile) if method == "percentile" else self._mse_range()
+        if method == "percentile":
+            low, high = self._percentile_range(percentile)
+        else:
+            cost = {"entropy": self._divergence, "mse": self._squared_error}[method]
+            clipped = [(self.low * fraction, self.high * fraction) for fraction in _CLIPPINGS]
+            low, high = min(clipped, key=lambda bounds: cost(*bounds))
         return max(low, self.low), min(high, self.high)
 
     @property
@@ -74,21 +79,43 @@ class ActivationHistogram:
         last = int(np.searchsorted(summed, total - outside, side="left"))
         return min(0.0, float(self._edges[first])), max(0.0, float(self._edges[last + 1]))
 
-    def _mse_range(self) -> tuple[float, float]:
-        """The clipping of either tail with the smallest expected squared error of 255 levels.
+    def _squared_error(self, low: float, high: float) -> float:
+        """The expected squared error of 256 levels from low to high.
 
         Clipping costs the squared distance of what lies outside, rounding a twelfth of a squared step inside.
         """
         edges = self._edges
         centres = (edges[:-1] + edges[1:]) / 2.0
-        best = (math.inf, self.low, self.high)
-        for fraction in np.linspace(1.0, 0.2, _MSE_STEPS):
-            low, high = self.low * fraction, self.high * fraction
-            step = (high - low) / _LEVELS
-            outside = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-            error = float(np.sum(self.counts * np.where(outside > 0, outside**2, step**2 / 12.0)))
-            best = min(best, (error, low, high))
-        return best[1], best[2]
+        step = (high - low) / _LEVELS
+        outside = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
+        return float(np.sum(self.counts * np.where(outside > 0, outside**2, step**2 / 12.0)))
+
+    def _divergence(self, low: float, high: float) -> float:
+        """The Kullback-Leibler divergence of the values from what 256 levels from low to high make of them.
+
+        What lies outside counts for the outermost bins inside; each level spreads evenly over its bins that are not
+        empty. Source: Migacz 2017, 8-bit inference with TensorRT.
+        """
+        edges = self._edges
+        centres = (edges[:-1] + edges[1:]) / 2.0
+        inside = np.flatnonzero((centres >= low) & (centres <= high))
+        if len(inside) <= _LEVELS:
+            return math.inf  # fewer bins than levels: nothing is rounded, and nothing can be told
+        first, last = inside[0], inside[-1]
+        kept = self.counts[first : last + 1].astype(np.float64)
+        clipped = kept.copy()
+        clipped[0] += self.counts[:first].sum()
+        clipped[-1] += self.counts[last + 1 :].sum()
+        level = np.arange(len(kept)) * (_LEVELS + 1) // len(kept)
+        sums = np.bincount(level, weights=kept)
+        filled = np.bincount(level, weights=kept > 0)
+        spread = np.where(kept > 0, sums[level] / np.maximum(filled[level], 1), 0.0)
+        if not spread.sum():
+            return math.inf
+        true, told = clipped / clipped.sum(), spread / spread.sum()
+        known = true > 0
+        # A bin that only clipping filled has no share in what the levels tell; it must cost something finite.
+        return float(np.sum(true[known] * np.log(true[known] / np.maximum(told[known], 1e-12))))
 
 
 @dataclass(frozen=True)

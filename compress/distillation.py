@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from colorpress.config import DataConfig, MachineConfig, TrainConfig
+from colorpress.config import ArchConfig, DataConfig, MachineConfig, TrainConfig
 from colorpress.files import sha256_source
 from colorpress.processes import is_main_process
 from compress.batch_norm import recalibrate_batch_norm_
+from compress.distillation_curve import write_distillation_curve
 from compress.teacher import ask_teacher
 from training.answers import ANSWER_STRIDE
 from training.batches import CropLoader
@@ -25,23 +27,41 @@ from training.fitting import fit_network, forget_fit
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photos import PhotoSplit
 from training.task import Batch, Task, prepare_batch
+from training.unet import UNet
 
 _BATCH_NORM_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A distilled network: its checkpoint, and validation L1 (ab/128) before and after."""
+    """A distilled network: its checkpoint and what it scores on the validation photographs.
+
+    Attributes:
+        val_l1_before, val_l1_after: mean L1 (ab/128).
+        grey_l1, best_l1: of the grey answer and of best.pt there, at the same size.
+        paths: the checkpoint, and table and chart of the training; the checkpoint alone where nothing was trained.
+    """
 
     path: Path
     checkpoint: Checkpoint
     val_l1_before: float
     val_l1_after: float
+    grey_l1: float
+    best_l1: float
     epochs: int
+    paths: tuple[Path, ...]
+
+    @property
+    def retained_colour(self) -> float:
+        """G afterwards; NaN where best.pt is no better than grey."""
+        gained = self.grey_l1 - self.best_l1
+        return (self.grey_l1 - self.val_l1_after) / gained if gained > 0 else math.nan
 
     def summary(self) -> str:
         """One sentence for a person."""
-        return f"distilled for {self.epochs} epochs: validation L1 {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
+        kept = "" if math.isnan(self.retained_colour) else f", {self.retained_colour:.3f} of best.pt's colour"
+        change = f"validation L1 {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
+        return f"distilled for {self.epochs} epochs: {change}{kept}"
 
 
 class DistilTask(Task):
@@ -104,6 +124,8 @@ def distil_network(
     device = choose_device(machine.device)
     with torch_threads(machine.threads):
         network.to(device)
+        best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        grey_l1, best_l1 = (_validate(each, photos, recipe, data, device) for each in (_Grey(), best))
         before = _settle_batch_norm_(network, photos, recipe, data, device)
         last_path = destination.with_name("last.pt")
         extra = {
@@ -120,12 +142,12 @@ def distil_network(
                 network.cpu().state_dict(),
                 val_l1=before,
                 extra=_origin(teacher),
-                arch=teacher.arch,
+                arch=_arch_of(network, teacher),
             )
             save_checkpoint(destination, untuned)
-            return DistillResult(destination, untuned, before, before, 0)
+            return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
         answers = ask_teacher(
-            teacher.build_network().to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            best,
             photos.train,
             answer_folder / f"{teacher.sha256[:16]}-{answer_size}",
             short_side=answer_size,
@@ -146,16 +168,37 @@ def distil_network(
             answers=answers,
             restart=True,
         )
-    # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
+    paths: tuple[Path, ...] = (destination,)
     if is_main_process():
+        # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
         forget_fit(last_path)
+        paths += write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
     assert fitted.best.val_l1 is not None
-    best = replace(fitted.best, arch=teacher.arch)
-    return DistillResult(destination, best, before, fitted.best.val_l1, len(fitted.history))
+    kept = replace(fitted.best, arch=_arch_of(network, teacher))
+    epochs = len(fitted.history)
+    return DistillResult(destination, kept, before, fitted.best.val_l1, grey_l1, best_l1, epochs, paths)
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:
-    return {"stage": "prune", "teacher_sha256": teacher.sha256}
+    return {"stage": "distil", "teacher_sha256": teacher.sha256}
+
+
+def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
+    """The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own."""
+    return ArchConfig() if isinstance(network, UNet) else teacher.arch
+
+
+class _Grey(nn.Module):
+    """The answer that knows nothing."""
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        return lightness.new_zeros(len(lightness), 2, *lightness.shape[-2:])
+
+
+def _validate(
+    network: nn.Module, photos: PhotoSplit, recipe: TrainConfig, data: DataConfig, device: torch.device
+) -> float:
+    return validate_l1(network, photos.val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device)
 
 
 def _settle_batch_norm_(
@@ -166,13 +209,11 @@ def _settle_batch_norm_(
     Pruning changes what a layer sees, so its statistics are stale; but those of a few crops can be worse than stale.
     """
 
-    def validate() -> float:
-        return validate_l1(network, photos.val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device)
-
     stale = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    stale_l1 = validate()
-    recalibrate_batch_norm_(network, _crops(photos, recipe, data, device))
-    fresh_l1 = validate()
+    stale_l1 = _validate(network, photos, recipe, data, device)
+    if not recalibrate_batch_norm_(network, _crops(photos, recipe, data, device)):
+        return stale_l1
+    fresh_l1 = _validate(network, photos, recipe, data, device)
     if fresh_l1 < stale_l1:
         return fresh_l1
     network.load_state_dict(stale)

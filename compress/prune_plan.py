@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,30 @@ class PrunePlan:
             settings=dict(settings),
             weights_sha256=sha256 if isinstance(sha256, str) else "",
         )
+
+
+def compose_plans(first: PrunePlan, second: PrunePlan) -> PrunePlan:
+    """One plan that does to the source of `first` what `first` and then `second` do.
+
+    Raises:
+        InputError: `second` is not for the network that `first` leaves.
+    """
+    if first.result != dict(second.source):
+        raise _bad_plan("it is not for the network that the plan before it leaves")
+    further = {group.root: group for group in second.groups}
+    groups = []
+    for group in first.groups:
+        then = further.pop(group.root, None)
+        if then is not None and then.removed:
+            kept = [channel for channel in range(group.channels_before) if channel not in group.removed]
+            removed = sorted((*group.removed, *(kept[channel] for channel in then.removed)))
+            rank, _, what = group.reason.partition("; ")
+            what = f"{what}; then " if group.removed else ""
+            reason = f"{rank}; {what}{then.reason.partition('; ')[2]}"
+            coupled = tuple(dict.fromkeys((*group.coupled, *then.coupled)))
+            group = replace(group, removed=tuple(removed), reason=reason, coupled=coupled)
+        groups.append(group)
+    return replace(first, groups=(*groups, *further.values()))
 
 
 def write_plan(path: Path, plan: PrunePlan) -> Path:

@@ -1,27 +1,25 @@
-"""Structured pruning by the user's recipe: the layers that hold most parameters lose output channels.
+"""Structured pruning: layers lose output channels, and with them all that depends on these.
 
-The only importer of torch_pruning, which finds what depends on a channel: batch norm, the layers behind it, and
-behind skip connections. It changes modules in place, so it only ever sees a copy; and it is given every argument,
-since its mutable defaults leak from one call to the next.
+Groups of channels that go together -> their importance -> how many each keeps -> a plan -> a smaller network.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
-import torch_pruning as tp
-from torch import Tensor, nn
 
 from colorpress.config import PruneConfig
 from colorpress.console import warn
 from colorpress.errors import GateError, InputError
-from compress.prune_plan import PrunedGroup, PrunePlan, read_plan, write_plan
-from compress.ranking import count_macs, largest_layers, rank_layers
+from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer
+from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
+from compress.importance import ChannelScores, Picture, score_groups
+from compress.latency_knapsack import ConvTimer, trade_for_latency
+from compress.prune_budget import Limit, plan_within_limits
+from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans, read_plan, write_plan
+from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
 
@@ -36,6 +34,9 @@ __all__ = [
     "read_plan",
     "write_plan",
 ]
+
+# Fine-tunes the network of a step, numbered from 1, between two steps of pruning.
+Tuning = Callable[[ColorNetwork, int], ColorNetwork]
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,56 @@ class PruneResult:
 
 
 def prune_network(
-    network: ColorNetwork, config: PruneConfig, *, seed: int = 0, height: int = 256, width: int = 256
+    network: ColorNetwork,
+    config: PruneConfig,
+    *,
+    seed: int = 0,
+    height: int = 256,
+    width: int = 256,
+    pictures: Sequence[Picture] = (),
 ) -> PruneResult:
-    """Plan and apply; `network` stays as it is. A plan that removes nothing is warned about.
+    """Plan and apply; `network` stays as it is.
 
     Args:
-        seed: for `importance` "random" alone.
-        height, width: the size that multiply-accumulates are counted at, in pixels.
+        height, width: the size that multiply-accumulates are counted at, in pixels. The others as `plan_pruning`.
     """
-    plan = plan_pruning(network, config, seed=seed)
-    if not any(group.removed for group in plan.groups):
-        warn(
-            f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
-            f"kept to multiples of --round-to {config.round_to}, leaves every channel"
-        )
+    plan = plan_pruning(network, config, seed=seed, height=height, width=width, pictures=pictures)
     return measure_pruning(network, apply_pruning(network, plan), plan, height=height, width=width)
+
+
+def prune_in_steps(
+    network: ColorNetwork,
+    target: PrunePlan,
+    config: PruneConfig,
+    *,
+    seed: int = 0,
+    pictures: Sequence[Picture] = (),
+    tune: Tuning | None = None,
+) -> tuple[PrunePlan, ColorNetwork]:
+    """Prune to the channel counts of `target` in `config.prune_steps` steps, each by the importance there is then.
+
+    Budgets are kept, since only which channels go is decided anew after each fine-tuning, and not how many. Each step
+    takes the same share of what goes in all.
+
+    Returns:
+        One plan for `network` that does what all steps did, and the network after the last one, which is not tuned.
+    """
+    if config.prune_steps == 1:
+        return target, apply_pruning(network, target)
+    final = {group.root: group.channels_after for group in target.groups if group.removed}
+    before = {root: target.source[root] for root in final}
+    plan, current = target, network
+    for step in range(1, config.prune_steps + 1):
+        done = step / config.prune_steps
+        keep = {root: before[root] - int(done * (before[root] - count)) for root, count in final.items()}
+        prospect = _Prospect.of(current, config, tuple(final), seed=seed, pictures=pictures)
+        next_plan = prospect.plan(keep)
+        current = apply_pruning(current, next_plan)
+        plan = next_plan if step == 1 else compose_plans(plan, next_plan)
+        if tune is not None and step < config.prune_steps:
+            current = tune(current, step)
+    whole = tuple(group for group in target.groups if not group.removed)
+    return replace(plan, groups=(*plan.groups, *whole), settings=target.settings), current
 
 
 def measure_pruning(
@@ -130,68 +166,69 @@ def measure_pruning(
     )
 
 
-def plan_pruning(network: ColorNetwork, config: PruneConfig, *, seed: int = 0) -> PrunePlan:
+def plan_pruning(
+    network: ColorNetwork,
+    config: PruneConfig,
+    *,
+    seed: int = 0,
+    height: int = 256,
+    width: int = 256,
+    pictures: Sequence[Picture] = (),
+    limits: Sequence[Limit] = (),
+    time_convolution: ConvTimer | None = None,
+) -> PrunePlan:
     """Decide which output channels of which convolutions go; `network` stays as it is.
 
-    The largest layers that together hold `config.largest_share` of the parameters each lose `config.prune_ratio` of
-    their output channels: those of least importance, counted over the channel's whole dependency group.
-    - magnitude: the L2 norm of all weights that make, scale and read the channel.
-    - bn-scale: the size of its batch norm weight; magnitude for the layers without batch norm.
-    - random: chosen by `seed`; the control that the others have to beat.
+    Strategy "largest": the largest layers that together hold `config.largest_share` of the parameters lose the share
+    `config.prune_ratio` of their channels, each of its own or all together (`config.scope`). Strategy "latency": any
+    layer loses channels until that share of the measured time of all convolutions is gone. Those of least
+    `config.importance` go, counted over the channel's whole dependency group. A plan that removes nothing is warned
+    about, unless budgets are met without.
+
     The network's one input and two output channels always stay. A layer that cannot lose channels on its own is left
     whole, with the reason in the plan: one whose answer is added to the network's, or that its author's code reads
     by channel number.
 
+    Args:
+        seed: for `importance` "random" alone.
+        height, width: of the picture that convolutions are timed for, in pixels.
+        pictures: photographs for the measures of importance that look at some.
+        limits: budgets; where there are any, the smallest prune ratio that meets them all replaces the config's, and
+            the plan's settings say which.
+        time_convolution: measures a convolution, for strategy "latency".
     Raises:
+        ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
         InputError: torch-pruning cannot follow the network, or no convolution gives its two output channels.
     """
-    copy = _copy_network(network)
-    widths = layer_widths(network)
-    generator = torch.Generator().manual_seed(seed)
-    groups: list[PrunedGroup] = []
-    taken: dict[str, str] = {}
-    with torch.inference_mode(False), torch.enable_grad():
-        graph = _trace_dependencies(copy)
-        for layer in largest_layers(rank_layers(network), config.largest_share):
-            if layer.name not in widths:
-                continue  # batch norm goes with its convolution; the output layer stays
-            before = widths[layer.name]
-            rank = f"rank {layer.rank} with {layer.share_pct:.2f} % of the parameters"
-            if layer.name in taken:
-                continue  # it loses what the layer it is added to loses
-            group = _dependency_group(graph, copy.get_submodule(layer.name), range(before))
-            coupled, obstacle = _find_coupled(group, copy, layer.name, widths)
-            if not obstacle and (others := [name for name in coupled if name in taken]):
-                obstacle = f"its channels are added to those of {others[0]}, which go with {taken[others[0]]}"
-            count = before - _channels_to_keep(before, config.prune_ratio, config.round_to)
-            order, measure = _order_channels(group, config.importance, before, generator)
-            removed = [] if obstacle else _choose_channels(order, count, group, before)
-            if obstacle:
-                what = f"left whole: {obstacle}"
-            elif removed:
-                what = f"the {len(removed)} of {before} channels of least {measure} go"
-            else:
-                what = f"all {before} channels stay, as a multiple of {config.round_to} is kept"
-            taken |= dict.fromkeys((layer.name, *coupled), layer.name) if removed else {}
-            groups.append(
-                PrunedGroup(
-                    root=layer.name,
-                    layers=_describe_group(group, copy),
-                    channels_before=before,
-                    removed=tuple(sorted(removed)),
-                    reason=f"{rank}; {what}",
-                    coupled=coupled if removed else (),
-                )
+    share = config.largest_share if config.prune_strategy == "largest" else 1.0
+    roots = tuple(layer.name for layer in largest_layers(rank_layers(network), share))
+    prospect = _Prospect.of(network, config, roots, seed=seed, pictures=pictures)
+    free, scores = prospect.free, prospect.scores
+    if config.prune_strategy == "latency":
+        if time_convolution is None:
+            raise ValueError("strategy 'latency' needs a way to time convolutions")
+        trade = trade_for_latency(
+            network, free, scores, time_convolution, round_to=config.round_to, height=height, width=width
+        )
+
+    def plan_at(ratio: float) -> PrunePlan:
+        if config.prune_strategy == "latency":
+            return prospect.plan(trade.keep(ratio))
+        if config.scope == "global":
+            return prospect.plan(keep_of_all_layers(free, scores, ratio, config.round_to))
+        return prospect.plan(keep_of_each_layer(free, ratio, config.round_to))
+
+    if not limits:
+        plan = plan_at(config.prune_ratio)
+        if not any(group.removed for group in plan.groups):
+            warn(
+                f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
+                f"kept to multiples of --round-to {config.round_to}, leaves every channel"
             )
-    return _leave_whole_what_breaks(
-        network,
-        PrunePlan(
-            source=widths,
-            groups=tuple(groups),
-            settings={**asdict(config), "seed": seed},
-            weights_sha256=hash_weights(network),
-        ),
-    )
+        return plan
+    plan, ratio = plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)
+    found = {"prune_ratio": ratio, "budgets": {limit.option: f"{limit.most:g} {limit.unit}" for limit in limits}}
+    return replace(plan, settings={**plan.settings, **found})
 
 
 def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
@@ -210,54 +247,76 @@ def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
     return pruned
 
 
-def layer_widths(network: ColorNetwork) -> dict[str, int]:
-    """Output channels of every convolution that may lose some: all but the output layer, which gives ab."""
-    output = _output_layer(network)
-    return {
-        name: module.out_channels
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module is not output
-    }
+@dataclass(frozen=True)
+class _Prospect:
+    """All groups that may be pruned and how important their channels are: enough for plans of any channel counts."""
+
+    network: ColorNetwork
+    config: PruneConfig
+    seed: int
+    groups: tuple[ChannelGroup, ...]
+    layers: Mapping[str, LayerSize]
+    scores: Mapping[str, ChannelScores]
+
+    @staticmethod
+    def of(
+        network: ColorNetwork, config: PruneConfig, roots: Sequence[str], *, seed: int, pictures: Sequence[Picture]
+    ) -> _Prospect:
+        widths = layer_widths(network)
+        # Batch norm goes with its convolution; the output layer stays.
+        groups = find_groups(network, [root for root in roots if root in widths])
+        free = [group for group in groups if not group.obstacle]
+        scores = score_groups(network, free, config.importance, pictures=pictures, seed=seed)
+        layers = {layer.name: layer for layer in rank_layers(network)}
+        return _Prospect(network, config, seed, groups, layers, scores)
+
+    @property
+    def free(self) -> list[ChannelGroup]:
+        """The groups that may lose channels."""
+        return [group for group in self.groups if not group.obstacle]
+
+    def plan(self, keep: Counts) -> PrunePlan:
+        """The plan that leaves so many channels of each group, by its root; a group that is not named stays whole."""
+        plan = PrunePlan(
+            source=layer_widths(self.network),
+            groups=tuple(self._plan_group(group, keep.get(group.root, group.channels)) for group in self.groups),
+            settings={**asdict(self.config), "seed": self.seed},
+            weights_sha256=hash_weights(self.network),
+        )
+        return _leave_whole_what_breaks(self.network, plan)
+
+    def _plan_group(self, group: ChannelGroup, keep: int) -> PrunedGroup:
+        layer = self.layers[group.root]
+        removed: tuple[int, ...] = ()
+        each_its_own = self.config.prune_strategy == "largest" and self.config.scope == "layer"
+        why = f"a multiple of {self.config.round_to} is kept" if each_its_own else "those of others are given up first"
+        what = f"all {group.channels} channels stay, as {why}"
+        if group.obstacle:
+            what = f"left whole: {group.obstacle}"
+        elif removed := _choose_channels(group, self.scores[group.root], group.channels - keep):
+            measure = self.scores[group.root].measure
+            what = f"the {len(removed)} of {group.channels} channels of least {measure} go"
+        return PrunedGroup(
+            root=group.root,
+            layers=tuple(member.describe() for member in group.members),
+            channels_before=group.channels,
+            removed=removed,
+            reason=f"rank {layer.rank} with {layer.share_pct:.2f} % of the parameters; {what}",
+            coupled=group.coupled if removed else (),
+        )
 
 
-def _output_layer(network: ColorNetwork) -> nn.Module:
-    """The convolution that gives the two channels of ab: the last one of those with two that is executed."""
-    if isinstance(network, UNet):
-        return network.head
-    last: list[nn.Module] = []
-    convolutions = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.out_channels == 2
-    ]
-    handles = [module.register_forward_hook(lambda each, *_: last.append(each)) for module in convolutions]
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            network.eval().forward_coarse(_example_input(network))
-    finally:
-        network.train(was_training)
-        for handle in handles:
-            handle.remove()
-    if not last:
-        why = "no convolution of it gives the two channels of ab"
-        raise InputError("network", network.title, why, "this network cannot be pruned; export it as it is")
-    return last[-1]
-
-
-def _example_input(network: ColorNetwork) -> Tensor:
-    # Not the smallest possible: at one by one a flattened picture would look like its channels.
-    side = max(2 * network.size_multiple, 32)
-    return next(network.parameters()).new_zeros(1, 1, side, side)
+def _choose_channels(group: ChannelGroup, scores: ChannelScores, count: int) -> tuple[int, ...]:
+    """The `count` least important channels, ascending; as many from each part of a group norm, so that those stay."""
+    parts = group.parts if group.channels % group.parts == 0 else 1
+    size = group.channels // parts
+    chosen = [[c for c in scores.order if c // size == part][: count // parts] for part in range(parts)]
+    return tuple(sorted(channel for part in chosen for channel in part))
 
 
 def _remove_channels(network: ColorNetwork, groups: Sequence[PrunedGroup]) -> ColorNetwork:
-    copy = _copy_network(network)
-    with torch.inference_mode(False), torch.enable_grad():
-        graph = _trace_dependencies(copy)
-        for group in groups:
-            if group.removed:
-                _dependency_group(graph, copy.get_submodule(group.root), group.removed).prune(record_history=False)
+    copy = copy_network(network)
+    remove_channels_(copy, {group.root: group.removed for group in groups if group.removed})
     # A new module, so that nothing torch_pruning left behind stays with the network.
     try:
         pruned = network.with_weights(copy.state_dict())
@@ -296,117 +355,6 @@ def _why_broken(network: ColorNetwork, plan: PrunePlan) -> str:
     except Exception as error:  # torch_pruning and code of other authors fail in any way
         return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ""
-
-
-def _find_coupled(
-    group: tp.dependency.Group, network: ColorNetwork, root: str, widths: Mapping[str, int]
-) -> tuple[tuple[str, ...], str]:
-    """The other convolutions whose output channels go with those of `root`, one for one; and why none may go."""
-    names = {module: name for name, module in network.named_modules()}
-    coupled: dict[str, None] = {}
-    for dependency, channels in group:
-        module, name = dependency.target.module, names.get(dependency.target.module, "")
-        if isinstance(module, nn.Parameter) or (not name and any(True for _ in module.parameters(recurse=False))):
-            return (), "its channels reach a parameter of its own, outside of any layer"
-        if isinstance(module, nn.GroupNorm) and len(channels) != widths[root]:
-            return (), f"{name} normalizes groups that span several layers"
-        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or name == root:
-            continue
-        if dependency.handler.__name__ != "prune_in_channels" or _is_depthwise(module):
-            if name not in widths:
-                return (), "its answer is added to the network's"
-            if len(channels) != widths[root] or widths[name] != widths[root]:
-                return (), f"its channels are added to a part of those of {name}"
-            coupled[name] = None
-    return tuple(coupled), ""
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and 1 < module.groups == module.out_channels
-
-
-def _choose_channels(order: Sequence[int], count: int, group: tp.dependency.Group, before: int) -> list[int]:
-    """The first `count` channels of `order`; as many from each group of a group norm, so that its groups stay."""
-    norms = {d.target.module.num_groups for d, _ in group if isinstance(d.target.module, nn.GroupNorm)}
-    parts = math.lcm(*norms) if norms else 1
-    if parts == 1 or before % parts:
-        return list(order[:count])
-    size = before // parts
-    return [channel for part in range(parts) for channel in [c for c in order if c // size == part][: count // parts]]
-
-
-def _channels_to_keep(before: int, prune_ratio: float, round_to: int) -> int:
-    """The nearest multiple of `round_to`, halves up, at least one of it; never more channels than there are."""
-    nearest = math.floor(before * (1 - prune_ratio) / round_to + 0.5) * round_to
-    return min(before, max(round_to, nearest))
-
-
-def _order_channels(
-    group: tp.dependency.Group, importance: str, count: int, generator: torch.Generator
-) -> tuple[list[int], str]:
-    """Channels from least to most important, and the name of the measure."""
-    if importance == "random":
-        return torch.randperm(count, generator=generator).tolist(), "luck (random)"
-    if importance == "bn-scale":
-        scores = _score_channels(group, 1, [nn.BatchNorm2d])
-        if scores is not None:
-            return scores.argsort(stable=True).tolist(), "batch norm scale"
-    scores = _score_channels(group, 2, [nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d])
-    assert scores is not None  # every group has its convolution
-    return scores.argsort(stable=True).tolist(), "magnitude"
-
-
-def _score_channels(group: tp.dependency.Group, power: int, types: list[type[nn.Module]]) -> Tensor | None:
-    """Sum of |weight|^power over the group, one score per channel; None where the group has none of `types`."""
-    score = tp.importance.GroupMagnitudeImportance(
-        p=power, group_reduction="sum", normalizer=None, bias=False, target_types=types
-    )
-    scores: Tensor | None = score(group)
-    return scores
-
-
-def _trace_dependencies(network: ColorNetwork) -> tp.DependencyGraph:
-    """The graph of one forward pass, of the part without padding and cropping, which change no channels."""
-    try:
-        with warnings.catch_warnings():
-            # It warns of parameters outside of layers; what they would break is found out by forward passes.
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
-                network,
-                example_inputs=_example_input(network),
-                forward_fn=lambda traced, lightness: traced.forward_coarse(lightness),
-                output_transform=None,
-                unwrapped_parameters=[],
-                customized_pruners={},
-                ignored_layers=[],
-                ignored_params=[],
-                verbose=False,
-            )
-    except Exception as error:  # a network of any kind fails in any way
-        why = f"torch-pruning cannot follow it: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError("network", network.title, why, "export and quantize it unpruned") from error
-
-
-def _dependency_group(graph: tp.DependencyGraph, module: nn.Module, channels: Any) -> tp.dependency.Group:
-    return graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, list(channels))
-
-
-def _describe_group(group: tp.dependency.Group, network: ColorNetwork) -> tuple[str, ...]:
-    """Every layer of a group by name, and which side of it changes."""
-    names = {module: name for name, module in network.named_modules()}
-    described = []
-    for dependency, _ in group:
-        module = dependency.target.module
-        if module in names:
-            kind = type(module).__name__
-            reads = not isinstance(module, nn.BatchNorm2d) and dependency.handler.__name__ == "prune_in_channels"
-            described.append(f"{names[module]} ({kind}, {'input' if reads else 'output'})")
-    return tuple(described)
-
-
-def _copy_network(network: ColorNetwork) -> ColorNetwork:
-    """A copy with its own tensors and without hooks, in eval mode."""
-    return network.with_weights(network.state_dict())
 
 
 def _check_source(network: ColorNetwork, plan: PrunePlan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,16 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from compress.int8_graph import nodes_to_quantize, outer_convolutions
+from compress.layer_nodes import FUSED_OPS
+from compress.quantization import QuantizeResult
 from export.predictors import OnnxPredictor
 
 _BYTES = frozenset({"int8", "uint8"})
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+_RENAMED = re.compile(r"(_nchwc|_token_\d+|_quant)*(_kernel_time)?$")
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time spent in one node: `int8` when its kernel read bytes; `share` of all kernels' time, 0 to 1."""
+
+    name: str
+    operator: str
+    int8: bool
+    share: float
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """Time spent in one operator type: `int8` when its kernels read bytes; `share` of all kernels' time, 0 to 1."""
+    """The same for all nodes of one operator type that compute alike."""
 
     operator: str
     int8: bool
@@ -30,15 +46,28 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class Int8Profile:
-    """Operators by time, largest first, and the nodes that still compute in float."""
+    """Every node that ran, in the order of execution; ONNX Runtime has fused some of the file's."""
 
-    operators: tuple[OperatorTime, ...]
-    float_nodes: tuple[str, ...]
+    nodes: tuple[NodeTime, ...]
+
+    @property
+    def operators(self) -> tuple[OperatorTime, ...]:
+        """Nodes by operator and kind, largest share of time first."""
+        kinds: dict[tuple[str, bool], list[NodeTime]] = defaultdict(list)
+        for node in self.nodes:
+            kinds[node.operator, node.int8].append(node)
+        summed = [OperatorTime(*kind, len(nodes), sum(each.share for each in nodes)) for kind, nodes in kinds.items()]
+        return tuple(sorted(summed, key=lambda each: -each.share))
 
     @property
     def int8_share(self) -> float:
         """Part of the time spent in kernels that read bytes, 0 to 1; conversions from and to float count as float."""
-        return sum(each.share for each in self.operators if each.int8)
+        return sum(each.share for each in self.nodes if each.int8)
+
+    @property
+    def conversion_share(self) -> float:
+        """Part of the time spent in conversions between int8 and float, 0 to 1."""
+        return sum(each.share for each in self.nodes if each.operator in CONVERSIONS)
 
 
 def profile_int8(path: Path, *, side: int = 256, calls: int = 3, threads: int = 0) -> Int8Profile:
@@ -50,33 +79,89 @@ def profile_int8(path: Path, *, side: int = 256, calls: int = 3, threads: int = 
     Raises:
         ConfigError, InputError: as `OnnxPredictor`.
     """
+    return summarize_profile(profile_calls(path, side=side, calls=1 + calls, threads=threads), calls=1 + calls)
+
+
+def profile_calls(path: Path, *, side: int, calls: int, threads: int = 0) -> list[Mapping[str, Any]]:
+    """The events of ONNX Runtime's profile of `calls` equal calls with a square picture of `side` pixels.
+
+    Raises:
+        ConfigError, InputError: as `OnnxPredictor`.
+    """
     picture = np.linspace(0.0, 1.0, side * side, dtype=np.float32).reshape(1, 1, side, side)
     with tempfile.TemporaryDirectory(prefix="colorpress-profile-") as folder:
         predictor = OnnxPredictor(path, threads=threads, profile_prefix=Path(folder) / "run")
-        for _ in range(1 + calls):
+        for _ in range(calls):
             predictor(picture)
-        events = json.loads(Path(predictor.session.end_profiling()).read_bytes())
-    return summarize_profile(events, calls=1 + calls)
+        events: list[Mapping[str, Any]] = json.loads(Path(predictor.session.end_profiling()).read_bytes())
+    return events
+
+
+def find_kernels(events: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events that tell a kernel's time, in the order of execution; their names end in _kernel_time."""
+    return [each for each in events if each.get("cat") == "Node" and each["name"].endswith("_kernel_time")]
+
+
+def original_name(kernel: str) -> str:
+    """What a kernel was called in the file: a node or, where several were fused, the value of the last one."""
+    return _RENAMED.sub("", kernel)
 
 
 def summarize_profile(events: list[Mapping[str, Any]], *, calls: int) -> Int8Profile:
     """Sum ONNX Runtime's profile events; of `calls` equal runs the first is left out."""
-    kernels = [each for each in events if each.get("cat") == "Node" and each["name"].endswith("_kernel_time")]
+    kernels = find_kernels(events)
     kernels = kernels[len(kernels) // calls :]
-    micros: dict[tuple[str, bool], float] = defaultdict(float)
-    nodes: dict[tuple[str, bool], set[str]] = defaultdict(set)
+    micros: dict[tuple[str, str, bool], float] = defaultdict(float)
     for event in kernels:
-        operator = event["args"]["op_name"]
-        key = (operator, _reads_bytes(event["args"]) and operator not in _CONVERSIONS)
-        micros[key] += event["dur"]
-        nodes[key].add(event["name"].removesuffix("_kernel_time"))
+        name, operator = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+        micros[name, operator, _reads_bytes(event["args"]) and operator not in CONVERSIONS] += event["dur"]
     total = sum(micros.values()) or 1.0
-    operators = [
-        OperatorTime(operator, int8, len(nodes[operator, int8]), spent / total)
-        for (operator, int8), spent in micros.items()
-    ]
-    in_float = sorted(name for (_, int8), names in nodes.items() if not int8 for name in names)
-    return Int8Profile(tuple(sorted(operators, key=lambda each: -each.share)), tuple(in_float))
+    return Int8Profile(tuple(NodeTime(*node, spent / total) for node, spent in micros.items()))
+
+
+def why_float(graph: onnx.GraphProto, result: QuantizeResult, profile: Int8Profile) -> dict[str, str]:
+    """Why each node of an int8 file's profile that computes in float does so, by the name it has there.
+
+    Args:
+        graph: the float graph that the file was made from.
+    """
+    between, outer = nodes_to_quantize(graph, set(result.quantized)), outer_convolutions(graph)
+    reasons = {}
+    for node in profile.nodes:
+        if node.int8:
+            continue
+        origin = find_origin(graph, node.name)
+        name, operator = (origin.name, origin.op_type) if origin else ("", node.operator)
+        if node.operator in CONVERSIONS:
+            why = "conversion between int8 and float"
+        elif name in result.way.float_layers:
+            why = "back to float: of all layers it lost most colour for its weights"
+        elif operator == "ConvTranspose":
+            why = "ONNX Runtime has no int8 kernel for ConvTranspose"
+        elif name in outer:
+            why = "reads the picture or gives its colours, where 8 bits cost most"
+        elif name in result.kept_float:
+            why = "outside of --quantize-share"
+        elif name in between:
+            why = f"ONNX Runtime has no int8 kernel for {operator} here"
+        else:
+            why = "lies outside of the int8 part"
+        reasons[node.name] = why
+    return reasons
+
+
+def find_origin(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    """The node of a file that a node of its profile came from; a convolution where an activation was made part of it.
+
+    ONNX Runtime numbers what it replaces, and names a fused node after what it answers.
+    """
+    producer: dict[str, onnx.NodeProto] = {output: node for node in graph.node for output in node.output}
+    name = original_name(name)
+    node = {each.name: each for each in graph.node}.get(name, producer.get(name))
+    if node is not None and node.op_type in FUSED_OPS:
+        before = producer.get(node.input[0])
+        return before if before is not None and before.op_type in ("Conv", "ConvTranspose") else node
+    return node
 
 
 def _reads_bytes(arguments: Mapping[str, Any]) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
     from torch import nn
 
 Floats = npt.NDArray[np.float32]
+Predictor = Callable[[Floats], Floats]
+# Sizes of pictures that OpenVINO keeps a compiled graph for.
+_KEPT_SIZES = 8
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 
@@ -86,6 +91,61 @@ class OnnxPredictor:
         return answer
 
 
+class OpenVinoPredictor:
+    """An ONNX file in OpenVINO on the CPU; imports no torch.
+
+    A graph is compiled anew for each size of picture, as OpenVINO is fast for fixed sizes only; the last few sizes are
+    kept. For files of one's own, as `OnnxPredictor`.
+
+    Args:
+        path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
+        threads: CPU threads; 0: one per usable core.
+    Raises:
+        ConfigError: no such file.
+        InputError: OpenVINO cannot read the file, or it is not one of this task.
+        MachineError: OpenVINO is not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        check_model_file(path)
+        try:
+            import openvino
+        except ImportError as error:
+            hint = "install it: pip install openvino, or colorpress with its extra [openvino]"
+            raise MachineError("runtime", "openvino", "is not installed", hint) from error
+        self.path = path
+        self._core = openvino.Core()
+        self._settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            model = self._core.read_model(path)
+            sides = [
+                [(each.any_name, f"tensor({each.element_type.to_string().replace('f32', 'float')})",
+                  each.partial_shape.rank.get_length(), [each.partial_shape[1].get_length()])]
+                for each in (model.input(0), model.output(0))
+            ]  # fmt: skip
+        except Exception as error:  # OpenVINO's errors share no base class
+            raise InputError("model", path, _first_line(error), _GIVE_A_MODEL) from error
+        check_signature(path, *sides)
+        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def __call__(self, lightness: Floats) -> Floats:
+        try:
+            answer: Floats = self._request_for(lightness.shape).infer({0: lightness}, share_inputs=True)[0]
+        except Exception as error:
+            raise InputError("model", self.path, _first_line(error), _GIVE_A_MODEL) from error
+        return answer
+
+    def _request_for(self, shape: tuple[int, ...]) -> Any:
+        if shape not in self._requests:
+            model = self._core.read_model(self.path)
+            model.reshape(list(shape))
+            self._requests[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            if len(self._requests) > _KEPT_SIZES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(shape)
+        return self._requests[shape]
+
+
 class TorchPredictor:
     """A torch network in eval mode, on one device.
 
@@ -112,19 +172,26 @@ class TorchPredictor:
 
 
 def open_predictor(
-    path: Path, *, arch: ArchConfig | None = None, device: str = "cpu", threads: int = 0, trusted: bool = False
-) -> OnnxPredictor | TorchPredictor:
-    """Open a checkpoint (.pt) with torch or a model (.onnx) with ONNX Runtime, chosen by the file's name.
+    path: Path,
+    *,
+    arch: ArchConfig | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    runtime: str = "onnxruntime",
+    trusted: bool = False,
+) -> Predictor:
+    """Open a checkpoint (.pt) with torch, or a model (.onnx) with ONNX Runtime or OpenVINO.
 
     Args:
         arch: names the network of a foreign checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto means CUDA where the runtime has it.
         threads: CPU threads; 0: one per core.
+        runtime: of an .onnx file, "onnxruntime" or "openvino", which runs on the CPU whatever the device.
         trusted: this very process wrote the ONNX file, so it is not looked at in a child process first (a second).
     Raises:
         ConfigError: no such file, neither a checkpoint nor .onnx, or a foreign network that `arch` does not name.
         InputError: the file is damaged, hostile or holds another network.
-        MachineError: no such device.
+        MachineError: no such device, or OpenVINO is not installed.
     """
     if path.suffix == ".onnx":
         check_model_file(path)
@@ -132,6 +199,8 @@ def open_predictor(
             from export.onnx_probe import inspect_onnx
 
             inspect_onnx(path)
+        if runtime == "openvino":
+            return OpenVinoPredictor(path, threads=threads)
         if device != "auto":
             return OnnxPredictor(path, provider=device, threads=threads)
         try:

@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
     "benchmark",
     "colorize",
+    "compress",
     "doctor",
     "explain",
     "export",
+    "pack",
     "prune",
     "quantize",
     "rank",
@@ -210,8 +212,10 @@ def test_a_foreign_network_goes_through_every_command(
     (tmp_path / "mine.toml").write_text('arch = "net.py:Net"\narch-arg = ["base=4"]\nab-scale = 110\n')
     tiny = [
         "--imgsz", "16", "--val-size", "16", "--finetune-epochs", "1", "--round-to", "1", "--workers", "0",
-        "--rank-size", "16", "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
+        "--rank-size", "16", "--rank-photos", "1", "--rank-runs", "2",
+        "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
         "--min-seconds", "0", "--eval-size", "24", "--calibration-size", "24", "--threads", "1",
+        "--student-crops", "16", "--student-trial-crops", "16", "--student-imgsz", "32",
     ]  # fmt: skip
     output, data = ["-o", str(tmp_path / "out")], ["--data", str(photo_folder)]
     message = fails_with(2, capsys, "run", "--arch", "net.py:Net", *data, *tiny, *output)
@@ -228,10 +232,10 @@ def test_a_foreign_network_goes_through_every_command(
 
     # The arguments and the scale are in best.pt; that the same code runs again is for the user to say.
     arch = ["--arch", "net.py:Net", "--arch-arg", "base=4", "--ab-scale", "110"]
-    for command in ("rank", "prune", "export", "benchmark"):
+    for command in ("rank", "prune", "compress", "export", "quantize", "benchmark"):
         assert run_command([command, *output, *arch]) == 0, capsys.readouterr().err
         assert "up to date, skipped" in capsys.readouterr().err
-    for command in ("quantize", "report"):
+    for command in ("pack", "report"):
         assert run_command([command, *output]) == 0
     colour = ["colorize", str(photo_folder / "photo0.png"), "-o", str(tmp_path / "coloured")]
     assert run_command([*colour, "-m", "theirs.pt", *arch]) == 0

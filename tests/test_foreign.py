@@ -121,6 +121,20 @@ class Chunked(nn.Module):
         return self.out(F.relu(self.c(y.view(n, self.base, 2, h, w).sum(2))))
 
 
+class Tall(nn.Module):
+    """Counts on its channel numbers in pictures that are higher than wide, where the example of a graph is square."""
+
+    def __init__(self, base=4):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, base, 3, padding=1), nn.Conv2d(base, base, 3, padding=1)
+        self.out = nn.Conv2d(base, 2, 1)
+        self.base = base
+
+    def forward(self, x):
+        y = F.relu(self.b(F.relu(self.a(x))))
+        return self.out(y + y.new_ones(1, self.base, 1, 1) if y.shape[-2] > y.shape[-1] else y)
+
+
 class ReadTwice(nn.Module):
     """A convolution that feeds a batch norm, and something else too."""
 
@@ -511,6 +525,26 @@ def test_what_breaks_the_network_is_left_whole_with_its_reason(source: Path) -> 
     assert plan.result["net.b"] == 8
     assert plan.result["net.a"] == plan.result["net.c"] == 2
     assert answer(apply_pruning(network, plan)).shape == (1, 2, 9, 14)
+
+
+def test_a_plan_is_tried_on_pictures_of_several_sizes(source: Path) -> None:
+    network = theirs(source, "Tall")
+    plan = plan_pruning(network, replace(EVERYTHING, scope="global"))
+    assert "left whole: without channels it" in next(each.reason for each in plan.groups if each.root == "net.b")
+    assert plan.result["net.b"] == 4 > plan.result["net.a"]
+    assert answer(apply_pruning(network, plan), 14, 9).shape == (1, 2, 14, 9)
+
+
+def test_layers_that_are_added_and_a_group_norm_are_traded_for_time(source: Path) -> None:
+    network = theirs(source, "Residual")
+    config = replace(EVERYTHING, prune_strategy="latency")
+    plan = plan_pruning(
+        network, config, height=16, width=16,
+        time_convolution=lambda shape: shape.inputs * shape.outputs / shape.groups * shape.height * shape.width,
+    )  # fmt: skip
+    shared = next(group for group in plan.groups if group.coupled)
+    assert shared.removed and not len(shared.removed) % 2
+    assert layer_widths(apply_pruning(network, plan)) == plan.result
 
 
 def test_a_pruned_foreign_network_is_distilled(source: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -22,16 +22,32 @@ OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_epochs": 1,
     "round_to": 2, "test_share": 0.2, "workers": 0, "threads": 1, "calibration_photos": 2, "bench_size": 32,
     "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "max_bad_share": 0.2,
+    "student_crops": 32, "student_trial_crops": 16, "student_imgsz": 32, "student_batch_size": 8,
+    "rank_size": 32, "rank_photos": 1, "rank_runs": 2,
 }  # fmt: skip
 FILES = {
     "best.pt", "last.pt", "last.prev.pt", "history.csv", "training_loss.png", "training_inference.md",
-    "model_summary.txt", "layer_param_counts.csv",
+    "model_summary.txt", "layer_param_counts.csv", "layer_ranking.csv", "layer_ranking.png",
     "top20_layers.png", "sample_input_output.png", "sample_output.png", "pruned/plan.json", "pruned/model.pt",
-    "best/model.onnx", "pruned/model.onnx", "best-int8/model.onnx", "pruned-int8/model.onnx",
+    "pruned/distillation.csv", "pruned/distillation.png", "best/model.onnx", "pruned/model.onnx",
+    "best-int8/model.onnx", "best-int8/int8.json", "pruned-int8/model.onnx", "pruned-int8/int8.json",
+    "auto/plan.json", "auto/model.pt", "auto/model.onnx", "auto/distillation.csv", "auto/distillation.png",
+    "auto-int8/model.onnx", "auto-int8/int8.json", "auto-w8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
     "config.resolved.toml", "run.json",
 }  # fmt: skip
-VARIANTS = ["best.pt", "best", "best-int8", "pruned.pt", "pruned", "pruned-int8"]
+VARIANTS = [
+    "best.pt",
+    "best",
+    "best-int8",
+    "pruned.pt",
+    "pruned",
+    "pruned-int8",
+    "auto.pt",
+    "auto",
+    "auto-int8",
+    "auto-w8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunResult]:
 def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None:
     folder = finished[0].folder
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in found if not name.startswith(".")} == FILES
+    assert {name for name in found if not name.startswith((".", "trials/"))} == FILES
 
 
 def test_every_variant_is_measured(finished: tuple[Run, RunResult]) -> None:
@@ -93,14 +109,15 @@ def test_a_second_run_skips_everything_and_changes_no_file(finished: tuple[Run, 
 
 def test_an_option_redoes_only_what_depends_on_it(finished: tuple[Run, RunResult]) -> None:
     run, _ = finished
-    changed = Run(run.folder, Settings.from_options({**OPTIONS, "data": run.settings.data.data, "eval_size": 32}))
+    changed = Run(run.folder, Settings.from_options({**OPTIONS, "data": run.settings.data.data, "runs": 4}))
     redone = [stage.name for stage in run_pipeline(changed).stages if not stage.skipped]
     assert redone == ["benchmark", "report"]
 
 
 def test_a_run_from_a_checkpoint_trains_nothing(finished: tuple[Run, RunResult], tmp_path: Path) -> None:
     run, _ = finished
-    started = Run(tmp_path / "out", run.settings)
+    given = {"student_plan": run.folder / "auto" / "plan.json", "rank_photos": 0, "data": run.settings.data.data}
+    started = Run(tmp_path / "out", Settings.from_options({**OPTIONS, **given}))
     result = run_pipeline(started, checkpoint=run.best_path)
     assert "train" not in [stage.name for stage in result.stages]
     assert started.best_path.read_bytes() == run.best_path.read_bytes()

@@ -19,7 +19,7 @@ from colorpress.config import ExportConfig
 from colorpress.errors import ColorpressError, ConfigError, InputError, MachineError
 from export.graph import export_onnx
 from export.onnx_probe import inspect_onnx
-from export.predictors import OnnxPredictor, TorchPredictor, open_predictor
+from export.predictors import OnnxPredictor, OpenVinoPredictor, TorchPredictor, open_predictor
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 
@@ -198,3 +198,18 @@ def test_a_child_that_says_nothing(models, monkeypatch):
     child_that("raise SystemExit(7)", monkeypatch)
     with pytest.raises(InputError, match="child ended with 7"):
         inspect_onnx(models[1])
+
+
+def test_openvino_answers_as_onnx_runtime_does_at_every_size(models):
+    reference, other = OnnxPredictor(models[1], threads=1), OpenVinoPredictor(models[1], threads=1)
+    for height, width in ((24, 32), (17, 40), (1, 9), (24, 32)):
+        picture = np.random.default_rng(height).random((1, 1, height, width), dtype=np.float32)
+        np.testing.assert_allclose(other(picture), reference(picture), atol=1e-5)
+
+
+def test_openvino_says_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match=r"bad\.onnx"):
+        OpenVinoPredictor(tmp_path / "bad.onnx")
+    with pytest.raises(ConfigError, match="no such file"):
+        OpenVinoPredictor(tmp_path / "none.onnx")

@@ -18,8 +18,9 @@ from torch import nn
 from colorpress.config import PruneConfig
 from colorpress.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
+from compress.channel_counts import round_channels
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import _channels_to_keep, apply_pruning, layer_widths, plan_pruning, prune_network
+from compress.pruning import apply_pruning, layer_widths, plan_pruning, prune_network
 from compress.ranking import count_macs
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
 
@@ -79,7 +80,7 @@ def everything_about(network: UNet) -> list[Any]:
     ],
 )
 def test_kept_channels(before: int, ratio: float, round_to: int, kept: int) -> None:
-    assert _channels_to_keep(before, ratio, round_to) == kept
+    assert round_channels(before, ratio, round_to) == kept
 
 
 def test_the_default_recipe_on_the_reference_size() -> None:
@@ -141,7 +142,7 @@ def test_every_network_kind_by_every_measure(depth: int, upsample: str, importan
 def test_channels_are_kept_in_multiples(round_to: int, ratio: float) -> None:
     plan = plan_pruning(make_network(8, 2), PruneConfig(largest_share=1.0, prune_ratio=ratio, round_to=round_to))
     for group in plan.groups:
-        assert group.channels_after == _channels_to_keep(group.channels_before, ratio, round_to)
+        assert group.channels_after == round_channels(group.channels_before, ratio, round_to)
         assert group.channels_after % round_to == 0 or group.channels_after == group.channels_before
         assert ("stay" in group.reason) == (not group.removed)
     after = plan.result

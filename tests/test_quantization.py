@@ -12,7 +12,7 @@ from torch import nn
 
 from colorpress.config import ExportConfig, QuantizeConfig
 from colorpress.errors import ConfigError, InputError
-from compress.calibration import ActivationHistogram, observe_activations
+from compress.calibration import METHODS, ActivationHistogram, observe_activations
 from compress.quantization import choose_layers, has_vnni, quantize_onnx
 from export.graph import export_onnx
 from export.int8_profile import profile_int8, summarize_profile
@@ -230,8 +230,17 @@ def test_ranges_by_method():
     assert low == 0.0 and high <= 50.0
 
 
+def test_entropy_cuts_what_is_far_out_and_nothing_else():
+    rng = np.random.default_rng(0)
+    bell = rng.normal(0.0, 1.0, 200_000)
+    low, high = filled(bell, [-50.0, 50.0]).range_by("entropy")
+    assert low > -15.0 and high < 15.0
+    low, high = filled(rng.uniform(-1.0, 1.0, 200_000)).range_by("entropy")
+    assert low < -0.9 and high > 0.9
+
+
 def test_zero_is_always_in_the_range():
-    for method in ("minmax", "percentile", "mse"):
+    for method in METHODS:
         low, high = filled([3.0, 4.0]).range_by(method)
         assert low == 0.0 and high >= 3.9
         low, high = filled([-4.0, -3.0]).range_by(method)
@@ -257,5 +266,5 @@ def test_profile_of_hand_made_events():
     second = [event("a", "QLinearConv", "uint8", 30), event("b", "Tanh", "float", 10)]
     profile = summarize_profile([{"cat": "Session", "name": "x", "dur": 1}, *first, *second], calls=2)
     assert [(each.operator, each.share) for each in profile.operators] == [("QLinearConv", 0.75), ("Tanh", 0.25)]
-    assert profile.float_nodes == ("b",)
+    assert [node.name for node in profile.nodes if not node.int8] == ["b"]
     assert profile.int8_share == 0.75

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,8 @@ from colorpress.config import PruneConfig
 from colorpress.errors import InputError
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
+from compress.student import student_ladder
+from compress.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
 from training.unet import UNet
 
 EVIL = '<script>alert("x")</script>'
@@ -146,3 +150,48 @@ def test_missing_or_damaged_files_are_named(run_folder: Path, tmp_path: Path) ->
 def test_bars_are_shares_of_the_longest() -> None:
     rows = [row("a", size_bytes=400), row("b", size_bytes=100), row("c", size_bytes=1, status="error")]
     assert make_bars(rows, "size_bytes", "Size", str)["bars"] == [("a", "400", 100.0), ("b", "100", 25.0)]
+
+
+def add_student(folder: Path, name: str) -> None:
+    network = student_ladder(8)[0]
+    tried = Candidate(network, 5_000, 1_000, l1_delta_pct=-0.2, retained_colour=1.02, low=0.97, high=1.07, verdict=EVIL)
+    plan = StudentPlan(
+        network,
+        reason=f"the smallest of 9 {EVIL}",
+        strides=(StrideScore(1, 0.0, 1.0), StrideScore(8, -0.1, math.nan)),
+        candidates=(tried, Candidate(network, 9_000, 2_000, verdict="not tried")),
+        control={"l1": 0.1, "l1_delta_pct": 2.5, "retained_colour": None, "low": None, "high": None},
+    )
+    write_student_plan(folder / name / "plan.json", plan)
+
+
+def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Path) -> None:
+    record = json.loads((run_folder / "benchmark.json").read_text())
+    record["rows"] += [row("auto.pt"), row("auto-int8", precision="int8"), row("auto @ openvino", runtime="openvino")]
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    add_student(run_folder, "auto")
+    add_student(run_folder, "stale")
+    int8 = {
+        "way": "mse, equalized", "int8_time_share": 0.625, "conversion_time_share": 0.2, "caution": EVIL,
+        "tries": [{"way": "minmax", "l1": 0.08, "retained_colour": None}],
+        "nodes": [
+            {"name": EVIL, "operator": "Conv", "int8": False, "share": 0.375, "why_float": "reads the picture"},
+            {"name": "fine", "operator": "QLinearConv", "int8": True, "share": 0.625, "why_float": ""},
+        ],
+    }  # fmt: skip
+    for name in ("auto-int8", "stale-int8"):
+        (run_folder / name).mkdir()
+        (run_folder / name / "int8.json").write_text(json.dumps(int8))
+    html = write_report(run_folder).read_text()
+    text = re.sub(r"\s+", " ", Page(html).text)
+    assert EVIL not in html
+    assert "How auto was chosen" in text and "stale" not in text
+    assert "It answers at 1/8 of the size" in text
+    assert re.search(r"1\.020 \(0\.97.1\.07\)", text) and "not tried" in text
+    assert "without best.pt, scores ΔL1 +2.50 %." in text
+    assert "auto-int8: mse, equalized" in text and "62 % of the time in 8 bits, 20 % in conversions" in text
+    assert "Conv: reads the picture" in text and "fine" not in text
+    assert "OpenVINO fp32" in text
+    (run_folder / "auto-int8" / "int8.json").write_text("{")
+    with pytest.raises(InputError, match=r"int8 record .* is damaged"):
+        write_report(run_folder)

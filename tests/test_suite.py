@@ -38,13 +38,17 @@ def test_a_benchmark_writes_its_files_and_the_report(
     onnx = describe_variant("best", exported, macs=5)
     output = tmp_path / "out"
     variants = [best, onnx, replace(onnx, name="gone", path=tmp_path / "gone.onnx")]
-    result = run_benchmark(variants, photos, QUICK, output, machine=CPU, data=DataConfig())
+    result = run_benchmark(variants, photos, replace(QUICK, openvino=True), output, machine=CPU, data=DataConfig())
     written = {"benchmark.csv", "benchmark.json", "pareto.png", "comparison.png"}
     written |= {"sample_input_output.png", "sample_output.png"}
     assert {path.name for path in output.iterdir()} == {path.name for path in result.paths} == written
     assert [(row["model"], row["status"]) for row in result.rows] == [
-        ("best.pt", "ok"), ("best", "ok"), ("gone", "error"),
+        ("best.pt", "ok"), ("best", "ok"), ("gone", "error"), ("best @ openvino", "ok"), ("gone @ openvino", "error"),
     ]  # fmt: skip
+    in_ort, in_openvino = result.rows[1], result.rows[3]
+    assert in_openvino["provider"].startswith("OpenVINO 20") and in_openvino["l1"] == pytest.approx(
+        in_ort["l1"], abs=1e-6
+    )
     assert result.grey_l1 is not None and result.grey_l1 > 0
     assert set(result.aa_ratios) == {"cpu"}
     record = json.loads((output / "benchmark.json").read_text())
@@ -54,7 +58,8 @@ def test_a_benchmark_writes_its_files_and_the_report(
         assert sheet.width == 8 + 4 * 248  # grey, truth, best.pt, best; not the broken one
     report = write_report(output).read_text()
     assert "10 photographs show the machinery" in report
-    assert "Not finished: gone (error)" in report
+    assert "Not finished: gone (error), gone @ openvino (error)" in report
+    assert "OpenVINO fp32" in report
 
 
 def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None:

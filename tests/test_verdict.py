@@ -137,3 +137,15 @@ def test_parents() -> None:
     assert parent_name("pruned-int8") == "pruned"
     assert parent_name("best-int8 @ cuda") == "best @ cuda"
     assert parent_name("best") is None
+
+
+def test_what_slows_an_int8_file_is_named() -> None:
+    parent = row("pruned", **SMALL)
+    slow = row("pruned-int8", **{**SMALL, "speedup": 2.5}, caution="31% of its time is conversions")
+    reason = why_rejected(slow, BEST, [parent, slow])
+    assert reason == "is 2.00 times as slow as its float32 parent pruned, since 31% of its time is conversions"
+
+
+def test_packed_weights_have_a_parent_too() -> None:
+    assert parent_name("auto-w8 @ openvino") == "auto @ openvino"
+    assert parent_name("auto") is None

@@ -23,7 +23,7 @@ from colorpress.errors import ConfigError, InputError
 from colorpress.files import sha256_bytes, write_bytes
 from training.color import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
-from training.network import Architecture, ColorNetwork
+from training.network import Architecture, ColorNetwork, GraphArchitecture
 from training.unet import UNet, UNetPlan, build_unet, plan_of_weights
 
 FORMAT_VERSION = 2
@@ -73,7 +73,9 @@ class Checkpoint:
                 why = "holds colorpress' own UNet"
                 raise ConfigError("checkpoint", self.path, why, "leave --arch out, or give another --checkpoint")
             return build_unet(self.architecture, self.state_dict)
-        assert isinstance(self.architecture, ForeignArchitecture)
+        if not isinstance(self.architecture, ForeignArchitecture):
+            why = "holds the weights of a tuned ONNX graph, and not the graph"
+            raise InputError("checkpoint", self.path, why, "use the .onnx file beside it")
         if not self.arch.arch:
             why = f"holds the network {self.architecture.source}, and no code is run that you do not name"
             hint = f"name the file: {self.architecture.as_arguments()}"
@@ -161,11 +163,8 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         raise InputError("checkpoint", path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
     try:
         described = content["architecture"]
-        is_foreign = described.get("name") == "foreign"
         checkpoint = Checkpoint(
-            architecture=(
-                ForeignArchitecture.from_dict(described) if is_foreign else UNetPlan.from_dict(described["plan"])
-            ),
+            architecture=_read_architecture(described),
             state_dict=dict(content["state_dict"]),
             epoch=int(content["epoch"]),
             val_l1=content["val_l1"],
@@ -179,6 +178,14 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         if not isinstance(tensor, Tensor):
             raise InputError("checkpoint", path, f"{name} is no tensor", _NO_CHECKPOINT)
     return checkpoint
+
+
+def _read_architecture(described: Mapping[str, Any]) -> Architecture:
+    if described.get("name") == "foreign":
+        return ForeignArchitecture.from_dict(described)
+    if described.get("name") == "graph":
+        return GraphArchitecture(str(described["source_sha256"]), int(described["size_multiple"]))
+    return UNetPlan.from_dict(described["plan"])
 
 
 def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> Checkpoint:

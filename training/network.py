@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch.nn.functional as F
@@ -19,6 +20,23 @@ class Architecture(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The architecture as JSON-ready primitives, with its kind as "name"."""
+
+
+@dataclass(frozen=True)
+class GraphArchitecture:
+    """What a checkpoint says of a graph that was tuned: not enough to build it, since the graph is in an ONNX file.
+
+    Attributes:
+        source_sha256: of the ONNX file that was tuned.
+        size_multiple: height and width inside the network are multiples of this.
+    """
+
+    source_sha256: str
+    size_multiple: int
+
+    def describe(self) -> dict[str, Any]:
+        """The architecture as a checkpoint carries it."""
+        return {"name": "graph", **vars(self)}
 
 
 class ColorNetwork(nn.Module, ABC):

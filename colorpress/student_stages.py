@@ -1,0 +1,347 @@
+"""A student of another shape, chosen by measurement within goal and budgets, that learns from best.pt.
+
+Oracle (how coarse may the answer be) -> candidates -> short trials -> the smallest that keeps the colour -> its plan
+-> its training. Each is a stage, so a choice that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.latency import time_quickly
+from benchmarks.machine import machine_key
+from benchmarks.variants import DERIVED_ENDINGS
+from colorpress.config import TrainConfig
+from colorpress.console import say, warn
+from colorpress.errors import ConfigError
+from colorpress.run_folder import Run, warn_of_other_split
+from colorpress.stages import StageRecord, run_stage
+from compress.distillation import DistillResult, distil_network
+from compress.packing import pack_onnx
+from compress.ranking import count_macs
+from compress.student import Goal, build_student, choose_candidate, choose_output_stride, score_strides, student_ladder
+from compress.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
+from compress.yardstick import Score, Yardstick
+from export.graph import export_onnx
+from training.checkpoint import Checkpoint
+from training.device import choose_device
+from training.fitting import forget_fit
+from training.photos import Photo, PhotoSplit, scan_photos
+from training.unet import UNet, UNetPlan, count_parameters
+
+_MODULES = ("batch_norm", "distillation", "distillation_curve", "student", "student_plan", "teacher", "yardstick")
+_CODE = ("training", *(f"compress/{name}.py" for name in _MODULES), "colorpress/student_stages.py")
+# Validation photographs that choose, at most: all are held in memory, one megabyte each.
+_MOST_PHOTOS = 500
+
+
+# What a student is called where nothing else is asked for, and names that mean something else in a run folder.
+STUDENT = "auto"
+_TAKEN = ("best", "pruned", "trials")
+
+
+def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
+    """Choose a student and train it: <name>/plan.json, <name>/model.pt, and its training as table and chart.
+
+    Args:
+        name: of its folder; a run folder holds as many students as one likes, and trials serve all of them.
+    Raises:
+        ConfigError: no student fits the budgets, or the name cannot be used.
+        ColorpressError: as the training does.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _TAKEN or name.endswith(DERIVED_ENDINGS):
+        raise ConfigError("option", "--name", f"got {name!r}", "give letters and digits, such as smallest")
+    choice = _Choice(run, checkpoint, photos, name)
+    given = run.settings.student.student_plan
+    if given is not None:
+        plan = StudentPlan(read_student_network(given), f"given with --student-plan {given.name}")
+        if why := choice.why_over_budget(plan.network):
+            warn(f"the network of --student-plan misses a budget: {why}")
+        return [choice.train(plan)]
+    strides, oracle = choice.choose_stride()
+    plan, trials = choice.choose_plan(strides)
+    return [oracle, *trials, choice.train(plan)]
+
+
+def _with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
+    """The photographs with those of --unlabelled to learn from; what validates or tests is never learned from."""
+    folder = run.settings.student.unlabelled
+    if folder is None:
+        return photos
+    machine = run.settings.machine
+    index = run.folder / ".unlabelled.json"
+    found = scan_photos(replace(run.settings.data, data=folder), workers=machine.workers, index_path=index)
+    known = {photo.sha256 for photo in (*photos.train, *photos.val, *photos.test)}
+    further = [photo for photo in (*found.train, *found.val, *found.test) if photo.sha256 not in known]
+    say(f"photographs: {len(further)} more to learn from in '{folder}'")
+    ordered: list[Photo] = sorted(further, key=lambda photo: photo.sha256)
+    return replace(photos, train=(*photos.train, *ordered))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the stages of one choice share; what only some of them need is made when it is asked for."""
+
+    run: Run
+    checkpoint: Path
+    given: PhotoSplit
+    name: str
+
+    @cached_property
+    def photos(self) -> PhotoSplit:
+        return _with_unlabelled(self.run, self.given)
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / self.name
+
+    @cached_property
+    def best(self) -> Checkpoint:
+        found = self.run.load(self.checkpoint)
+        warn_of_other_split(found, self.given)
+        return found
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        settings = self.run.settings
+        device = choose_device(settings.machine.device)
+        return Yardstick.of(
+            self.best.build_network().to(device),
+            self.photos.val[:_MOST_PHOTOS],
+            short_side=settings.benchmark.eval_size,
+            max_pixels=settings.data.max_pixels,
+            device=device,
+        )
+
+    @cached_property
+    def _original_cost(self) -> tuple[int, int]:
+        network, size = self.best.build_network(), self.run.settings.rank.rank_size
+        return count_parameters(network), count_macs(network, height=size, width=size)
+
+    def goal(self) -> Goal:
+        """What a student has to keep, as a G: the stricter of the two options that say so, 1 without either."""
+        asked = self.run.settings.goal
+        if asked.max_l1_increase is None:
+            return Goal(1.0 if asked.min_retained_colour is None else asked.min_retained_colour)
+        floor = self.yardstick.floor_of(asked)
+        return Goal(1.0 if floor is None else floor, asked.max_l1_increase)
+
+    def choose_stride(self) -> tuple[tuple[StrideScore, ...], StageRecord]:
+        """The oracle of output strides."""
+
+        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+            device = choose_device(self.run.settings.machine.device)
+            scores = score_strides(self.best.build_network().to(device), self.yardstick, device=device)
+            kept = ", ".join(f"1/{each.stride} {each.l1_delta_pct:+.2f} %" for each in scores)
+            say(f"best.pt's own answer made coarse changes its L1 by: {kept}")
+            return [], {"strides": [_finite(asdict(each)) for each in scores]}
+
+        used = {**self.run.arch_key(), **self._data_key(train=False)}
+        key = self.run.stage("strides", [self.checkpoint], used, _CODE)
+        record = run_stage(self.run.folder, "strides", key, action, force=self.run.force)
+        return tuple(StrideScore(**_with_nan(each)) for each in record.result["strides"]), record
+
+    def choose_plan(self, strides: Sequence[StrideScore]) -> tuple[StudentPlan, list[StageRecord]]:
+        """The smallest network of the ladder that keeps the colour after a short training."""
+        settings = self.run.settings
+        records: list[StageRecord] = []
+
+        def try_out(candidate: Candidate) -> Score:
+            records.append(self._try_out(candidate.network, settings.student.student_teacher_weight))
+            return Score(**_with_nan(records[-1].result["score"]))
+
+        candidates: list[Candidate] = []
+        for network in student_ladder(choose_output_stride(strides)):
+            candidate = self._candidate(network)
+            # Exports take seconds each, and what is wider than one that misses a budget misses it too.
+            missed = bool(candidates) and bool(self._why_too_large(candidates[-1]))
+            candidates.append(candidate if missed else self._with_cost(candidate))
+        goal = self.goal()
+        chosen, seen, reason = choose_candidate(
+            candidates, goal=goal, why_too_large=self._why_too_large, try_out=try_out
+        )
+        # The control: the same network and crops without a teacher.
+        control = self._try_out(chosen.network, teacher_weight=0.0)
+        records.append(control)
+        say(f"{self.name}: {chosen.params:,} parameters, {reason}")
+        plan = StudentPlan(
+            network=chosen.network,
+            reason=reason,
+            strides=tuple(strides),
+            candidates=seen,
+            control=control.result["score"],
+            settings={"min_retained_colour": goal.min_retained_colour, **self.run.settings.budget.given()},
+        )
+        return plan, records
+
+    def why_over_budget(self, network: UNetPlan) -> str:
+        """The budget that a network misses, in words; empty where it misses none, or there is none."""
+        given = self.run.settings.budget.given()
+        return self._why_too_large(self._with_cost(self._candidate(network))) if given else ""
+
+    def _candidate(self, network: UNetPlan) -> Candidate:
+        size = self.run.settings.rank.rank_size
+        built = build_student(network, self.run.settings.data.seed)
+        return Candidate(network, count_parameters(built), count_macs(built, height=size, width=size))
+
+    def train(self, plan: StudentPlan) -> StageRecord:
+        """Train the network of a plan from the start: <name>/plan.json and <name>/model.pt."""
+        settings = self.run.settings
+        recipe = self._recipe(settings.student.crops)
+
+        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+            write_student_plan(self.folder / "plan.json", plan)
+            weight = settings.student.student_teacher_weight
+            distilled = self._distil(plan.network, recipe, weight, self.folder / "model.pt", self.name)
+            network, size = distilled.checkpoint.build_network(), settings.rank.rank_size
+            score, goal = self.yardstick.score(network), self.goal()
+            say(f"{self.name}: {distilled.summary()} (95 % interval {score.low:.3f} to {score.high:.3f})")
+            if not goal.is_met(score):
+                hint = "try --student-effort long, or a wider --student-plan"
+                warn(f"{self.name} keeps less than the {goal.min_retained_colour:g} that was asked for: {hint}")
+            return [self.folder / "plan.json", *distilled.paths], {
+                "params": count_parameters(network),
+                "macs": count_macs(network, height=size, width=size),
+                "output_stride": plan.network.output_stride,
+                "val_l1": distilled.val_l1_after,
+                "val_score": _finite(asdict(score)),
+                "best_val_l1": distilled.best_l1,
+                "grey_val_l1": distilled.grey_l1,
+            }
+
+        used = {
+            "network": plan.network.to_dict(),
+            "recipe": vars(recipe),
+            "teacher_weight": settings.student.student_teacher_weight,
+            **self.run.arch_key(),
+            **self._data_key(),
+        }
+        key = self.run.stage(f"student-{self.name}", [self.checkpoint], used, _CODE)
+        return run_stage(self.run.folder, f"student-{self.name}", key, action, force=self.run.force)
+
+    def _try_out(self, network: UNetPlan, teacher_weight: float) -> StageRecord:
+        """A short training and what it scores on the validation photographs."""
+        recipe = self._recipe(self.run.settings.student.student_trial_crops)
+        name = f"{'trial' if teacher_weight else 'control'}-{network.encoder[0][-1]}"
+        destination = self.run.folder / "trials" / name / "model.pt"
+
+        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+            distilled = self._distil(network, recipe, teacher_weight, destination, name)
+            score = self.yardstick.score(distilled.checkpoint.build_network())
+            return [destination], {"score": _finite(asdict(score))}
+
+        used = {
+            "network": network.to_dict(),
+            "recipe": vars(recipe),
+            "teacher_weight": teacher_weight,
+            **self.run.arch_key(),
+            **self._data_key(),
+        }
+        key = self.run.stage(name, [self.checkpoint], used, _CODE)
+        return run_stage(self.run.folder, name, key, action, force=self.run.force)
+
+    def _distil(
+        self, network: UNetPlan, recipe: TrainConfig, teacher_weight: float, destination: Path, label: str
+    ) -> DistillResult:
+        settings = self.run.settings
+        if self.run.force:
+            forget_fit(destination.with_name("last.pt"))
+        return distil_network(
+            build_student(network, settings.data.seed),
+            self.best,
+            # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
+            replace(self.photos, train=self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]),
+            destination,
+            recipe,
+            teacher_weight=teacher_weight,
+            answer_folder=self.run.answer_folder,
+            answer_size=settings.benchmark.eval_size,
+            data=settings.data,
+            machine=settings.machine,
+            label=label,
+        )
+
+    def _recipe(self, crops: int) -> TrainConfig:
+        settings = self.run.settings
+        return settings.student.recipe(
+            settings.train, crops=crops, photos=len(self.photos.train), val_size=settings.benchmark.eval_size
+        )
+
+    def _data_key(self, *, train: bool = True) -> dict[str, Any]:
+        used = replace(self.photos, train=self.photos.train if train else (), test=())
+        return {**self.run.data_key(used), "eval_size": self.run.settings.benchmark.eval_size}
+
+    def _with_cost(self, candidate: Candidate) -> Candidate:
+        """The candidate with the size of its file and, where there is a budget for it, its measured latency."""
+        budgets, settings = self.run.settings.budget.given(), self.run.settings
+        if not {"target_size", "target_latency_ms"} & budgets.keys():
+            return candidate
+        timed, threads = "target_latency_ms" in budgets, settings.machine.threads
+
+        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+            with tempfile.TemporaryDirectory(prefix="colorpress-candidate-") as folder:
+                source, packed = Path(folder) / "model.onnx", Path(folder) / "packed.onnx"
+                stand_in = _stand_in(candidate.network, settings.data.seed)
+                # As long a description as the published file's, so that it is not larger.
+                trial = Checkpoint(candidate.network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
+                export_onnx(trial, source, settings.export)
+                size_bytes = pack_onnx(source, packed).size_bytes
+                latency_ms = time_quickly(packed, settings.benchmark, threads=threads) if timed else None
+            return [], {"size_bytes": size_bytes, "latency_ms": latency_ms}
+
+        used: dict[str, Any] = {"network": candidate.network.to_dict(), "export": vars(settings.export)}
+        if timed:
+            used |= {"machine": machine_key(), "threads": threads, "size": settings.benchmark.bench_size}
+        name = f"cost-{candidate.network.encoder[0][-1]}"
+        key = self.run.stage(name, [], used, ["training", "export", "compress/packing.py", "benchmarks/latency.py"])
+        return replace(candidate, **run_stage(self.run.folder, name, key, action, force=self.run.force).result)
+
+    def _why_too_large(self, candidate: Candidate) -> str:
+        """The budget that a candidate misses; empty when it misses none."""
+        budgets = self.run.settings.budget.given()
+        params, macs = self._original_cost
+        allowed = {
+            "keep_params": (candidate.params, budgets.get("keep_params", 1.0) * params, "parameters"),
+            "keep_macs": (candidate.macs, budgets.get("keep_macs", 1.0) * macs, "multiply-accumulates"),
+            "target_size": (candidate.size_bytes or 0, budgets.get("target_size", math.inf), "bytes"),
+            "target_latency_ms": (candidate.latency_ms or 0, budgets.get("target_latency_ms", math.inf), "ms"),
+        }
+        if candidate.size_bytes is None and {"target_size", "target_latency_ms"} & budgets.keys():
+            return "wider than one that misses a budget"
+        # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
+        smallest = candidate.network == student_ladder(candidate.network.output_stride)[0]
+        for name, (value, most, unit) in allowed.items():
+            if value > most and (name in budgets or not smallest):
+                return f"{value:,.4g} {unit}, at most {most:,.4g}"
+        return ""
+
+
+def _stand_in(network: UNetPlan, seed: int) -> UNet:
+    """A network of the candidate's shape with weights as different from each other as trained ones are.
+
+    Equal tensors, such as the zeros that a network starts with, would be stored once.
+    """
+    student = build_student(network, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in student.parameters():
+        parameter.data.normal_(0.0, 0.1, generator=generator)
+    return student
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """None in the place of NaN, which JSON has none of."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
+def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_finite` was given."""
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,0 +1,313 @@
+"""Layers ranked by what they hold, what they cost and what they mean for the colour: the views do not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, log10, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from colorpress.errors import printable
+from colorpress.files import atomic_write, write_csv
+from compress.ranking import LayerSize
+from compress.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+VIEW_COLUMNS = (
+    "rank",
+    "name",
+    "type",
+    "params",
+    "params_pct",
+    "macs",
+    "macs_pct",
+    "activation_bytes",
+    "ort_ms",
+    "ort_pct",
+    "torch_ms",
+    "torch_pct",
+    "prune_loss",
+    "int8_loss",
+)
+# More rows than this are not legible in one picture.
+_MOST_ROWS = 40
+# How many of the largest layers are looked for among the slowest.
+_TOP = 5
+# A G that is less is nothing, and an order of such losses is one by chance.
+_LEAST_LOSS = 0.005
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A convolution in all views; None where it cannot be told.
+
+    Attributes:
+        rank: 1 is the convolution with most parameters.
+        name, type, shape: as `LayerSize` has them; `shape` is that of the output.
+        params, macs: parameters and multiply-accumulates; `_pct` of all the network's.
+        activation_bytes: of the output for one picture.
+        ort_ms, torch_ms: time in ONNX Runtime (with the fused activation) and in PyTorch (without); `_pct` of the time
+            of all convolutions that were timed there. Profiling adds overhead: read the shares.
+        prune_loss, int8_loss: retained colour G lost, see `Sensitivity`.
+    """
+
+    rank: int
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    params: int
+    params_pct: float
+    macs: int
+    macs_pct: float
+    activation_bytes: int
+    ort_ms: float | None
+    ort_pct: float | None
+    torch_ms: float | None
+    torch_pct: float | None
+    prune_loss: float | None
+    int8_loss: float | None
+
+
+@dataclass(frozen=True)
+class ViewsResult:
+    """The files that `write_views` wrote."""
+
+    csv_path: Path
+    chart_path: Path
+    finding: str
+
+
+def convolution_channels(network: nn.Module) -> dict[str, int]:
+    """Output channels of each convolution, plain or transposed, by its name in `named_modules`."""
+    return {
+        name: module.out_channels
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    }
+
+
+def join_views(
+    layers: Sequence[LayerSize],
+    convolutions: Mapping[str, int],
+    *,
+    ort_ms: Mapping[str, float],
+    torch_ms: Mapping[str, float],
+    sensitivities: Mapping[str, Sensitivity],
+) -> tuple[LayerView, ...]:
+    """One row for each convolution, largest parameter count first.
+
+    Args:
+        layers: the answer of `rank_layers`, of the whole network.
+        convolutions: the answer of `convolution_channels`.
+        ort_ms, torch_ms, sensitivities: by layer name; a layer may be missing in each.
+    """
+    chosen = [layer for layer in layers if layer.name in convolutions]
+    macs = sum(layer.macs for layer in layers)
+    untold = Sensitivity(None, None)
+    return tuple(
+        LayerView(
+            rank=rank,
+            name=layer.name,
+            type=layer.type,
+            shape=layer.shape,
+            params=layer.params,
+            params_pct=layer.share_pct,
+            macs=layer.macs,
+            macs_pct=100 * layer.macs / macs if macs else 0.0,
+            activation_bytes=layer.output_bytes,
+            ort_ms=ort_ms.get(layer.name),
+            ort_pct=_share(layer.name, ort_ms),
+            torch_ms=torch_ms.get(layer.name),
+            torch_pct=_share(layer.name, torch_ms),
+            prune_loss=sensitivities.get(layer.name, untold).prune_loss,
+            int8_loss=sensitivities.get(layer.name, untold).int8_loss,
+        )
+        for rank, layer in enumerate(chosen, start=1)
+    )
+
+
+def _share(name: str, times: Mapping[str, float]) -> float | None:
+    total = sum(times.values())
+    return 100 * times[name] / total if name in times and total else None
+
+
+def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str) -> ViewsResult:
+    """Write layer_ranking.csv and layer_ranking.png into `output_dir`.
+
+    Args:
+        views: the answer of `join_views`.
+        order: layer names as they are computed, for the chart; others come last.
+        title: of the chart.
+    Raises:
+        MachineError: a file cannot be written.
+    """
+    rows: list[dict[str, Any]] = [
+        {column: _rounded(column, getattr(view, column)) for column in VIEW_COLUMNS} for view in views
+    ]
+    return ViewsResult(
+        csv_path=write_csv(output_dir / "layer_ranking.csv", VIEW_COLUMNS, rows),
+        chart_path=_draw_views(views, order, title, output_dir / "layer_ranking.png"),
+        finding=describe_views(views),
+    )
+
+
+def _rounded(column: str, value: Any) -> Any:
+    return round(value, 6 if column.endswith("loss") else 4) if isinstance(value, float) else value
+
+
+def describe_views(views: Sequence[LayerView]) -> str:
+    """How the views disagree, in one sentence with the numbers."""
+    if not views:
+        return "The network has no convolution."
+    parts = []
+    sizes: dict[tuple[int, ...], list[LayerView]] = {}
+    for view in views:
+        if len(view.shape) == 4:
+            sizes.setdefault(view.shape[2:], []).append(view)
+    if len(sizes) > 1:
+        heavy = max(sizes, key=lambda size: sum(view.params for view in sizes[size]))
+        finest = max(sizes, key=prod)
+        parts.append(f"of all convolutions those at {_size_text(heavy)} hold {_describe_group(views, sizes[heavy])}")
+        if finest != heavy:
+            parts.append(f"those at {_size_text(finest)} hold {_describe_group(views, sizes[finest])}")
+    if len(views) > _TOP:
+        largest = {view.name for view in _largest(views, "params")}
+        compared = [
+            f"{len(largest & {view.name for view in found})} of the {len(found)} {words}"
+            for column, words in (
+                ("ort_ms", "slowest in ONNX Runtime"),
+                ("prune_loss", "that lose most colour when pruned"),
+                ("int8_loss", "that lose most in int8"),
+            )
+            if (found := _largest(views, column)) and (column == "ort_ms" or _matters(found[0], column))
+        ]
+        if compared:
+            parts.append(f"among the {len(largest)} with most parameters are {_and(compared)}")
+    for column, words in (("prune_loss", "halving"), ("int8_loss", "int8 of")):
+        if found := _largest(views, column):
+            name, loss = printable(found[0].name), getattr(found[0], column)
+            if _matters(found[0], column):
+                parts.append(f"{words} {name} alone costs most, G {loss:.2g}")
+            else:
+                parts.append(f"{words} any one layer costs next to nothing, G {max(loss, 0.0):.2g} at most")
+    text = "; ".join(parts) or "all convolutions answer at one size"
+    return text[0].upper() + text[1:] + "."
+
+
+def _describe_group(views: Sequence[LayerView], group: Sequence[LayerView]) -> str:
+    def share(column: str) -> float:
+        total = sum(getattr(view, column) or 0 for view in views)
+        return 100 * sum(getattr(view, column) or 0 for view in group) / total if total else 0.0
+
+    words = [f"{share('params'):.0f} % of the parameters", f"{share('activation_bytes'):.0f} % of the activation bytes"]
+    words += [f"{share('ort_ms'):.0f} % of the time"] if any(view.ort_ms is not None for view in views) else []
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _matters(view: LayerView, column: str) -> bool:
+    return bool(getattr(view, column) >= _LEAST_LOSS)
+
+
+def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
+    """The few layers with the largest values in a column, of those that have one."""
+    known = [view for view in views if getattr(view, column) is not None]
+    return sorted(known, key=lambda view: -getattr(view, column))[:_TOP]
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _size_text(size: Sequence[int]) -> str:
+    return "x".join(str(side) for side in size)
+
+
+def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, path: Path) -> Path:
+    """A row for each layer in the order of the call, a panel for each view; colours tell the output size."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    place = {name: position for position, name in enumerate(order)}
+    rows = sorted(_most_telling(views), key=lambda view: place.get(view.name, len(place)))
+    sizes = sorted({view.shape[2:] for view in rows}, key=lambda size: -prod(size))
+    tones = colormaps["viridis"]
+    colours = {size: tones(0.92 * (1 - index / max(1, len(sizes) - 1))) for index, size in enumerate(sizes)}
+    activations = sum(view.activation_bytes for view in views) or 1
+    panels: list[tuple[str, list[float | None]]] = [
+        ("parameters", [view.params_pct for view in rows]),
+        ("MACs", [view.macs_pct for view in rows]),
+        ("activation bytes", [100 * view.activation_bytes / activations for view in rows]),
+        ("time, ONNX Runtime", [view.ort_pct for view in rows]),
+        ("time, PyTorch", [view.torch_pct for view in rows]),
+    ]
+    shares = len(panels)
+    for name, column in (("half pruned", "prune_loss"), ("in int8", "int8_loss")):
+        losses = [getattr(view, column) for view in rows]
+        if any(loss is not None for loss in losses):
+            panels.append((name, losses))
+    figure = Figure(figsize=(5 + 2.1 * len(panels), 2.2 + 0.27 * max(len(rows), 3)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    longest = max((value for _, values in panels[:shares] for value in values if value is not None), default=1.0)
+    bar_colours = [colours[view.shape[2:]] for view in rows]
+    for index, (panel, (name, values)) in enumerate(zip(axes, panels, strict=True)):
+        # A loss may be small: two digits of the largest one.
+        size = 0.0 if index < shares else max(abs(value or 0.0) for value in values)
+        decimals = 1 if index < shares else min(6, max(3, 1 - floor(log10(size)))) if size else 3
+        _draw_panel(panel, values, f"{{:.{decimals}f}}", bar_colours)
+        panel.set_title(name, fontsize=10)
+        if index < shares:
+            # One scale, so that the lengths of a row can be compared.
+            panel.set_xlim(0, 1.3 * max(longest, 1e-9))
+            panel.set_xlabel("share, %", fontsize=9)
+        else:
+            panel.set_xlabel("G lost", fontsize=9)
+            panel.locator_params(axis="x", nbins=3)
+    labels = [f"{_short(printable(view.name))}  {_size_text(view.shape[1:]) or 'unused'}" for view in rows]
+    axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+    axes[0].invert_yaxis()
+    legend = [Patch(color=colours[size], label=f"output {_size_text(size) or 'none'}") for size in sizes]
+    figure.legend(handles=legend, loc="outside lower center", ncols=min(8, max(1, len(legend))), frameon=False)
+    left_out = len(views) - len(rows)
+    note = f" ({left_out} smaller ones left out)" if left_out else ""
+    figure.suptitle(f"{title}{note}", parse_math=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which tells it from others."""
+    return name if len(name) <= 44 else f"...{name[-41:]}"
+
+
+def _draw_panel(panel: Axes, values: Sequence[float | None], form: str, colours: Sequence[Any]) -> None:
+    lengths = [0.0 if value is None else value for value in values]
+    texts = ["-" if value is None else form.format(value) for value in values]
+    bars = panel.barh(range(len(values)), lengths, color=colours)
+    panel.bar_label(bars, texts, padding=3, fontsize=7)
+    low, high = min([0.0, *lengths]), max([0.0, *lengths])
+    span = (high - low) or 1.0
+    panel.set_xlim(low - (0.35 * span if low < 0 else 0), high + 0.35 * span)  # room for the numbers at the ends
+    panel.set_ylim(-0.6, len(values) - 0.4)
+    panel.axvline(0, color="#777777", linewidth=0.8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _most_telling(views: Sequence[LayerView]) -> list[LayerView]:
+    """All layers, or where there are too many those that are large in any view."""
+    if len(views) <= _MOST_ROWS:
+        return list(views)
+    columns = ("params", "macs", "activation_bytes", "ort_ms", "torch_ms", "prune_loss", "int8_loss")
+    tops = {column: max((getattr(view, column) or 0 for view in views), default=0) or 1 for column in columns}
+    return sorted(views, key=lambda view: -max((getattr(view, name) or 0) / tops[name] for name in columns))[
+        :_MOST_ROWS
+    ]

@@ -1,0 +1,211 @@
+"""What each layer means for the colour: retained colour G lost when that layer alone is pruned, or is in int8.
+
+Measured on the exported graph, so with batch norm folded in and in the runtime that the network is made for: nothing
+of a network's own code need be known, and int8 is what the file would have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from colorpress.console import progress, warn
+from colorpress.errors import InputError
+from colorpress.files import write_json
+from compress.calibration import observe_activations
+from compress.int8_graph import (
+    Range,
+    insert_qdq,
+    nodes_to_quantize,
+    output_convolutions,
+    spread_ranges,
+    tensors_to_observe,
+)
+from compress.layer_nodes import find_convolutions
+from compress.yardstick import Score
+
+Floats = NDArray[np.float32]
+# Scores a graph, as the bytes of its file, by the photographs of the yardstick.
+Scoring = Callable[[bytes], Score]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The G lost by changing one layer alone; negative where colour is gained, None where it cannot be told.
+
+    Attributes:
+        prune_loss: half of its output channels answer zero, those with the least L2 norm of the weights that make them
+            (batch norm folded in). The others are not trained to make up for it. None for the layer that answers ab,
+            and for one that has a single channel.
+        int8_loss: it computes in int8 as `quantize_onnx` would have it: weights per channel, its input and its output
+            (after the activation behind it, if that is a ReLU) per tensor, in the ranges of least squared error on the
+            same photographs. None for a transposed convolution that the export does not rewrite: it has no int8 kernel.
+    """
+
+    prune_loss: float | None
+    int8_loss: float | None
+
+
+def measure_sensitivities(
+    model: onnx.ModelProto,
+    layers: Mapping[str, int],
+    pictures: Sequence[Floats],
+    scoring: Scoring,
+    cache_path: Path,
+    *,
+    key: str,
+    reduce_range: bool = False,
+    threads: int = 0,
+) -> dict[str, Sensitivity]:
+    """The sensitivity of each layer, of those in `layers` that are in the graph.
+
+    Each layer that is done is in the cache, so that what was interrupted goes on with the next one.
+
+    Args:
+        model: a float graph as `build_graph` makes it.
+        layers: output channels by layer name, as in the network.
+        pictures: L (1, 1, H, W) float32 of the photographs that `scoring` judges by; they give the int8 ranges.
+        cache_path: a JSON file; another key or damage, and everything is measured again.
+        key: hash of all that the answer depends on.
+        reduce_range: 7-bit weights, for processors that would saturate.
+        threads: CPU threads while observing ranges; 0: ONNX Runtime's choice.
+    Raises:
+        InputError: the float graph itself does not answer.
+        MachineError: the cache cannot be written.
+    """
+    found = find_convolutions(model.graph, layers)
+    known = _read_cache(cache_path, key)
+    missing = [name for name in found if name not in known]
+    if missing:
+        ranges = _observe_ranges(model, found, pictures, threads)
+        outputs = output_convolutions(model.graph)
+        own = scoring(model.SerializeToString()).retained_colour
+
+        def loss(changed: onnx.ModelProto | None) -> float | None:
+            try:
+                return None if changed is None else own - scoring(changed.SerializeToString()).retained_colour
+            except InputError:  # the runtime refuses it, or it answers NaN: one cell stays empty
+                return None
+
+        with progress("measuring sensitivities", len(missing)) as bar:
+            for name in missing:
+                nodes = found[name]
+                answers = not outputs.isdisjoint(node.name for node in nodes)
+                known[name] = Sensitivity(
+                    prune_loss=loss(None if answers else prune_layer(model, nodes, layers[name])),
+                    int8_loss=loss(_quantize_layer(model, nodes, ranges, reduce_range)),
+                )
+                write_json(cache_path, {"key": key, "layers": {each: asdict(known[each]) for each in sorted(known)}})
+                bar.advance(note=name)
+    return {name: known[name] for name in found}
+
+
+def prune_layer(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], channels: int) -> onnx.ModelProto | None:
+    """A copy of `model` in which half of a layer's `channels` answer zero, rounded down; None where that is none.
+
+    Args:
+        nodes: the convolutions of the layer; they have the same weights.
+    """
+    dropped_count = channels // 2
+    if not dropped_count:
+        return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
+    own = {node.name for node in nodes}
+    for node in copy.graph.node:
+        if node.name not in own:
+            continue
+        weight = _output_first(constants[node.input[1]], node)
+        # A rewritten transposed convolution makes the pixels of one channel in channels of their own, side by side.
+        repeat = len(weight) // channels
+        norms = np.linalg.norm(weight.reshape(channels, -1), axis=1)
+        dropped = np.zeros(channels, bool)
+        dropped[np.argsort(norms, kind="stable")[:dropped_count]] = True
+        kept = np.repeat(~dropped, repeat)
+        # Under names of their own: equal constants of different layers may be one in the graph.
+        _replace_input_(copy.graph, node, 1, _mask_output(constants[node.input[1]], node, kept))
+        if len(node.input) > 2 and node.input[2] in constants:
+            _replace_input_(copy.graph, node, 2, constants[node.input[2]] * kept)
+    return copy
+
+
+def _output_first(weight: Floats, node: onnx.NodeProto) -> Floats:
+    """The weights with output channels in the first place; a transposed convolution keeps them in the second."""
+    if node.op_type == "Conv":
+        return weight
+    groups = _groups(node)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped).reshape(groups * weight.shape[1], -1)
+
+
+def _mask_output(weight: Floats, node: onnx.NodeProto, kept: NDArray[np.bool_]) -> Floats:
+    if node.op_type == "Conv":
+        return weight * kept[:, None, None, None]
+    groups = _groups(node)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    masked: Floats = grouped * kept.reshape(groups, 1, -1, 1, 1)
+    return masked.reshape(weight.shape)
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(each.i) for each in node.attribute if each.name == "group"), 1)
+
+
+def _replace_input_(graph: onnx.GraphProto, node: onnx.NodeProto, place: int, value: NDArray[Any]) -> None:
+    name = f"{node.name}.pruned.{place}"
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+    node.input[place] = name
+
+
+def _observe_ranges(
+    model: onnx.ModelProto,
+    found: Mapping[str, Sequence[onnx.NodeProto]],
+    pictures: Sequence[Floats],
+    threads: int,
+) -> dict[str, Range]:
+    names = {
+        name
+        for nodes in found.values()
+        for name in tensors_to_observe(model.graph, nodes_to_quantize(model.graph, {node.name for node in nodes}))
+    }
+    seen = observe_activations(model, sorted(names), pictures, threads=threads)
+    return {name: each.range_by("mse") for name, each in seen.histograms.items()}
+
+
+def _quantize_layer(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], observed: Mapping[str, Range], reduce_range: bool
+) -> onnx.ModelProto | None:
+    if any(node.op_type != "Conv" for node in nodes):
+        return None
+    chosen = nodes_to_quantize(model.graph, {node.name for node in nodes})
+    own = {name: observed[name] for name in tensors_to_observe(model.graph, chosen)}
+    return insert_qdq(model, chosen, spread_ranges(model.graph, own), reduce_range=reduce_range)
+
+
+def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if content["key"] != key:
+            return {}
+        return {str(name): _checked(values) for name, values in content["layers"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        warn(f"sensitivities '{path}' cannot be used; every layer is measured again")
+        return {}
+
+
+def _checked(values: Mapping[str, Any]) -> Sensitivity:
+    found = Sensitivity(**values)
+    if not all(each is None or type(each) is float for each in vars(found).values()):
+        raise ValueError("a sensitivity of another kind")
+    return found

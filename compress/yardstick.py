@@ -1,0 +1,112 @@
+"""How much colour a candidate keeps, on photographs that choose between candidates and are never reported on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from colorpress.config import GoalConfig
+from colorpress.errors import InputError
+from training.batches import whole_photos
+from training.color import rgb_to_l_ab
+from training.metrics import bootstrap_interval, mean_l1, retained_colour
+from training.network import ColorNetwork
+from training.photos import Photo
+
+# L (1, 1, H, W) in [0, 1] to ab (1, 2, H, W) in ab/128, any H and W.
+Answering = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a candidate's answers are worth, against best.pt on the same photographs.
+
+    Attributes:
+        l1: mean L1 (ab/128).
+        l1_delta_pct: L1 above best.pt's, in percent of it; negative is better than best.pt. NaN where best.pt's is 0.
+        retained_colour: G; NaN where best.pt is no better than grey.
+        low, high: its 95 % bootstrap interval over photographs; NaN for fewer than two.
+    """
+
+    l1: float
+    l1_delta_pct: float
+    retained_colour: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Whole photographs, as (L, ab) on the CPU, with the L1 of the grey answer and of best.pt on each."""
+
+    pictures: tuple[tuple[Tensor, Tensor], ...]
+    grey_l1: NDArray[np.float64]
+    best_l1: NDArray[np.float64]
+
+    @staticmethod
+    def of(
+        best: ColorNetwork, photos: Sequence[Photo], *, short_side: int, max_pixels: int, device: torch.device
+    ) -> Yardstick:
+        """Read `photos` whole, at a short side of at most `short_side` pixels, and ask `best` (on `device`) about each.
+
+        Raises:
+            InputError: no photograph can be read.
+        """
+        pictures = [rgb_to_l_ab(rgb) for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)]
+        if not pictures:
+            raise InputError("data set", None, "no photograph can be read", "check the folder of --data")
+        grey = np.array([mean_l1(torch.zeros_like(ab), ab) for _, ab in pictures])
+        with torch.inference_mode():
+            own = np.array([mean_l1(best(lightness.to(device)).cpu(), ab) for lightness, ab in pictures])
+        return Yardstick(tuple(pictures), grey, own)
+
+    def _retained_colour_at(self, increase_pct: float) -> float:
+        """The G of an L1 that is `increase_pct` percent above best.pt's; NaN where best.pt is no better than grey."""
+        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
+        return 1.0 - increase_pct / 100.0 * best / (grey - best) if grey > best else math.nan
+
+    def floor_of(self, goal: GoalConfig) -> float | None:
+        """The G that a goal asks for, the stricter one where it says it twice.
+
+        None where it asks for nothing, or best.pt is no better than grey.
+        """
+        floors = [goal.min_retained_colour]
+        if goal.max_l1_increase is not None:
+            floors.append(self._retained_colour_at(goal.max_l1_increase))
+        return max((each for each in floors if each is not None and not math.isnan(each)), default=None)
+
+    def l1_at(self, retained_colour: float) -> float:
+        """The mean L1 (ab/128) of this G."""
+        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
+        return grey - retained_colour * (grey - best)
+
+    def score(self, answering: Answering) -> Score:
+        """Ask a candidate about every photograph.
+
+        Raises:
+            InputError: an answer is not finite or of another shape.
+        """
+        own = []
+        with torch.inference_mode():
+            for lightness, ab in self.pictures:
+                answer = answering(lightness)
+                if answer.shape != ab.shape or not bool(torch.isfinite(answer).all()):
+                    why = f"answers {tuple(answer.shape)} or NaN to {tuple(lightness.shape)}"
+                    raise InputError("network", None, why, "use another setting for this step")
+                own.append(mean_l1(answer.cpu(), ab))
+        l1 = np.array(own)
+        low, high = bootstrap_interval(self.grey_l1, l1, self.best_l1)
+        best_l1 = float(self.best_l1.mean())
+        return Score(
+            l1=float(l1.mean()),
+            l1_delta_pct=100.0 * (float(l1.mean()) / best_l1 - 1.0) if best_l1 else math.nan,
+            retained_colour=retained_colour(self.grey_l1, l1, self.best_l1),
+            low=low,
+            high=high,
+        )

@@ -1,0 +1,176 @@
+"""Which way to quantize: the one that scores best, trained where that is not enough, float again where that is not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from colorpress.config import ExportConfig, QuantizeConfig
+from compress.graph_network import GraphNetwork
+from compress.int8_graph import weight_sizes
+from compress.quantization import (
+    Int8Way,
+    QuantizeResult,
+    Scoring,
+    _Quantizer,
+    choose_layers,
+    describe_tries,
+    quantize_onnx,
+)
+from compress.yardstick import Score
+from export.graph import export_onnx
+from export.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
+from export.predictors import OnnxPredictor
+from tests.conftest import make_network
+from tests.test_quantization import smooth_pictures
+from training.checkpoint import Checkpoint
+from training.unet import UNetPlan
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("choice")
+    plan = UNetPlan.classic(8, 2)
+    return export_onnx(Checkpoint(plan, make_network(plan).state_dict()), folder / "model.onnx", ExportConfig()).path
+
+
+def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -> Scoring:
+    """L1 to what the float model answers."""
+    pictures = smooth_pictures(seed=9)
+    expected = [OnnxPredictor(source, threads=1)(each) for each in pictures]
+
+    def scoring(content: bytes) -> Score:
+        if seen is not None:
+            seen.append(content)
+        path = folder / "candidate.onnx"
+        path.write_bytes(content)
+        predictor = OnnxPredictor(path, threads=1)
+        differences = [np.abs(predictor(p) - e).mean() for p, e in zip(pictures, expected, strict=True)]
+        l1 = float(np.mean(differences))
+        return Score(l1=l1, l1_delta_pct=0.0, retained_colour=1.0 - l1, low=math.nan, high=math.nan)
+
+    return scoring
+
+
+def quantize(source: Path, folder: Path, **arguments) -> QuantizeResult:
+    config = arguments.pop("config", QuantizeConfig())
+    scoring = arguments.pop("scoring", score_against(source, folder))
+    return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, scoring=scoring, **arguments)
+
+
+def test_the_way_with_the_lowest_l1_is_taken(source: Path, tmp_path: Path) -> None:
+    seen: list[bytes] = []
+    result = quantize(source, tmp_path, scoring=score_against(source, tmp_path, seen))
+    assert {each.way.method for each in result.tries} == {"minmax", "percentile", "entropy", "mse"}
+    assert any(each.way.equalized for each in result.tries) and any(each.way.corrected for each in result.tries)
+    best = min(result.tries, key=lambda each: each.score.l1)
+    assert result.way == best.way
+    assert not result.way.tuned and not result.way.float_layers
+    assert len({each.score.l1 for each in result.tries}) > 4  # the choice is one: ways differ
+    published = onnx.load(result.path).graph
+    assert published == onnx.load_from_string(seen[result.tries.index(best)]).graph
+    assert [each["l1"] for each in describe_tries(result.tries)] == [each.score.l1 for each in result.tries]
+
+
+def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="on")
+    result = quantize(source, tmp_path, config=config)
+    assert [each.way.describe() for each in result.tries] == ["minmax, corrected"]
+    assert "minmax, corrected" in {e.value for e in onnx.load(result.path).metadata_props if e.key == "quantization"}
+
+
+def test_layers_go_back_to_float_until_the_l1_is_low_enough(source: Path, tmp_path: Path) -> None:
+    first = quantize(source, tmp_path)
+    best = min(each.score.l1 for each in first.tries)
+    loose = quantize(source, tmp_path, most_l1=best)
+    assert loose.way == first.way
+    tight = quantize(source, tmp_path, most_l1=0.7 * best)
+    assert tight.way.float_layers
+    assert set(tight.way.float_layers) < set(first.quantized)
+    assert set(tight.kept_float) == set(first.kept_float) | set(tight.way.float_layers)
+    assert tight.weight_share < first.weight_share
+    assert min(each.score.l1 for each in tight.tries) <= 0.7 * best
+    never = quantize(source, tmp_path, most_l1=0.0)
+    assert len(never.quantized) >= 1
+
+
+def test_training_is_tried_where_rounding_alone_is_not_enough(source: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def tuning(network: GraphNetwork) -> None:
+        """Toward what the float graph answers, for a few steps."""
+        calls.append(network)
+        target = GraphNetwork(onnx.load(source))
+        pictures = [torch.from_numpy(each) for each in smooth_pictures(seed=9)]
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+        for _ in range(60):
+            optimizer.zero_grad()
+            sum((network(p) - target(p).detach()).abs().mean() for p in pictures).backward()
+            optimizer.step()
+
+    # Ranges that cut much off are something to learn.
+    config = QuantizeConfig(
+        calibration_method="percentile", calibration_percentile=90.0, equalize="off", correct_bias="off"
+    )
+    plain = quantize(source, tmp_path, config=config, tuning=tuning)
+    assert not calls
+    trained = quantize(source, tmp_path, config=config, most_l1=0.8 * plain.tries[0].score.l1, tuning=tuning)
+    assert len(calls) == 1
+    assert [each.way.tuned for each in trained.tries[:2]] == [False, True]
+    assert trained.tries[1].score.l1 < plain.tries[0].score.l1
+    assert trained.way.tuned
+
+
+def test_a_graph_that_cannot_be_tuned_is_quantized_all_the_same(source: Path, tmp_path: Path, capfd) -> None:
+    model = onnx.load(source)
+    node = next(each for each in model.graph.node if each.op_type == "Tanh")
+    node.op_type = "Softsign"
+    odd = tmp_path / "odd.onnx"
+    onnx.save(model, odd)
+    scoring = score_against(odd, tmp_path)
+    result = quantize(odd, tmp_path, scoring=scoring, most_l1=0.0, tuning=lambda network: pytest.fail("trained"))
+    assert len(result.tries) > 4
+    assert not any(each.way.equalized or each.way.corrected or each.way.tuned for each in result.tries)
+    assert "tanh is Softsign" in capfd.readouterr().err
+
+
+def test_every_float_node_has_its_reason(source: Path, tmp_path: Path) -> None:
+    largest = max(weight_sizes(onnx.load(source).graph).items(), key=lambda item: item[1])[0]
+    result = quantize(source, tmp_path, config=QuantizeConfig(quantize_share=0.5, calibration_method="minmax"))
+    profile = profile_int8(result.path, side=32, calls=2, threads=1)
+    graph = onnx.load(source).graph
+    reasons = why_float(graph, result, profile)
+    assert set(reasons) == {node.name for node in profile.nodes if not node.int8}
+    by_layer = {origin.name: why for name, why in reasons.items() if (origin := find_origin(graph, name))}
+    assert largest not in by_layer
+    assert set(weight_sizes(graph)) - set(result.quantized) <= set(by_layer)
+    assert "reads the picture" in by_layer["encoder.0.0"] and "reads the picture" in by_layer["head"]
+    assert by_layer["encoder.1.0"].startswith("outside of --quantize-share")
+    assert by_layer["pad"] == "lies outside of the int8 part"
+    conversions = [node.name for node in profile.nodes if node.operator in ("QuantizeLinear", "DequantizeLinear")]
+    assert conversions and all(reasons[name].startswith("conversion") for name in conversions)
+
+
+@pytest.mark.parametrize("name", ["encoder.2.3", "up.0.0", "decoder.0.3", "encoder.1.0"])
+def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Path, name: str) -> None:
+    """ONNX Runtime would round its weights again, since all around it is in 8 bits."""
+    model = onnx.load(source)
+    quantizer = _Quantizer(model, choose_layers(model.graph, 1.0)[0], smooth_pictures(), QuantizeConfig(), False, 1)
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(quantizer.quantize(Int8Way("minmax", 99.5, float_layers=(name,))).SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+    profile = profile_int8(path, side=32, calls=2, threads=1)
+    in_float = {o.name for n in profile.nodes if n.operator == "Conv" and (o := find_origin(model.graph, n.name))}
+    assert in_float == {"encoder.0.0", name, "head"}
+
+
+def test_a_layer_that_fell_back_says_so(source: Path, tmp_path: Path) -> None:
+    result = quantize(source, tmp_path, most_l1=0.0)
+    fallen = result.way.float_layers[0]
+    profile = Int8Profile((NodeTime(fallen, "Conv", False, 1.0),))
+    assert why_float(onnx.load(source).graph, result, profile)[fallen].startswith("back to float")

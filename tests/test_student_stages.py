@@ -1,0 +1,184 @@
+"""Students end to end on ten small pictures: chosen, trained, several side by side; and int8 judged by best.pt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.variants import describe_variant
+from colorpress.config import Settings
+from colorpress.errors import ConfigError
+from colorpress.int8_stage import quantize
+from colorpress.pipeline import export, find_photos, pack, run_variants, train
+from colorpress.run_folder import Run
+from colorpress.student_stages import _with_unlabelled, make_student
+from compress.student import student_ladder
+from compress.student_plan import StudentPlan, read_student_network, write_student_plan
+from tests.conftest import make_photo
+from training.checkpoint import load_checkpoint
+from training.photos import PhotoSplit
+from training.unet import count_parameters
+
+OPTIONS = {
+    "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "val_share": 0.2,
+    "test_share": 0.2, "workers": 0, "threads": 1, "rank_size": 64, "calibration_photos": 2, "rounds": 1, "runs": 3,
+    "min_seconds": 0.0, "warmup": 1, "student_crops": 32, "student_trial_crops": 16, "student_imgsz": 32,
+    "student_batch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PhotoSplit]:
+    folder = tmp_path_factory.mktemp("students")
+    (folder / "photos").mkdir()
+    for index in range(10):
+        make_photo(index).save(folder / "photos" / f"{index}.png")
+    run = Run(folder / "out", Settings.from_options({**OPTIONS, "data": folder / "photos"}))
+    photos = find_photos(run)
+    train(run, photos)
+    make_student(run, run.best_path, photos)
+    return run, photos
+
+
+def changed(run: Run, **options: object) -> Run:
+    return replace(run, settings=Settings.from_options({**OPTIONS, "data": run.settings.data.data, **options}))
+
+
+def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, PhotoSplit]) -> None:
+    run, _ = trained
+    plan = json.loads((run.folder / "auto" / "plan.json").read_text())
+    assert [each["stride"] for each in plan["strides"]] == [1, 2, 4, 8, 16, 32]
+    tried = [each for each in plan["candidates"] if each["l1_delta_pct"] is not None]
+    assert tried and all("enough" in each["verdict"] for each in tried)
+    assert set(plan["control_without_teacher"]) == {"l1", "l1_delta_pct", "retained_colour", "low", "high"}
+    assert plan["settings"]["min_retained_colour"] == 1.0
+    made, best = load_checkpoint(run.folder / "auto" / "model.pt"), load_checkpoint(run.best_path)
+    assert made.architecture.to_dict() == plan["network"]
+    assert made.extra["teacher_sha256"] == best.sha256
+    assert count_parameters(made.build_network()) in [each["params"] for each in tried]
+    assert run.students() == ("auto",)
+
+
+def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+    records = make_student(changed(run, min_retained_colour=-9.0), run.best_path, photos, "smallest")
+    assert [record.name for record in records if not record.skipped][-1] == "student-smallest"
+    assert next(record for record in records if record.name == "strides").skipped
+    assert run.students() == ("auto", "smallest")
+    plan = read_student_network(run.folder / "smallest" / "plan.json")
+    assert plan == student_ladder(plan.output_stride)[0]
+    assert all(record.skipped for record in make_student(run, run.best_path, photos))
+
+
+@pytest.mark.parametrize("name", ["best", "pruned", "trials", "x-int8", "../x", "", "a b", ".x"])
+def test_names_that_mean_something_else_are_refused(trained: tuple[Run, PhotoSplit], name: str) -> None:
+    run, photos = trained
+    with pytest.raises(ConfigError, match="--name"):
+        make_student(run, run.best_path, photos, name)
+
+
+def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, photos = trained
+    network = student_ladder(16)[2]
+    given = write_student_plan(tmp_path / "mine.json", StudentPlan(network, "mine"))
+    records = make_student(changed(run, student_plan=given), run.best_path, photos, "given")
+    assert [record.name for record in records] == ["student-given"]
+    assert load_checkpoint(run.folder / "given" / "model.pt").architecture == network
+
+
+def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+    with pytest.raises(ConfigError, match="the smallest student misses it") as caught:
+        make_student(changed(run, keep_macs=1e-6), run.best_path, photos, "none")
+    assert "multiply-accumulates" in str(caught.value)
+    budget = changed(run, target_size="30KB", min_retained_colour=9.0)
+    make_student(budget, run.best_path, photos, "fitting")
+    plan = json.loads((run.folder / "fitting" / "plan.json").read_text())
+    assert plan["settings"] == {"min_retained_colour": 9.0, "target_size": 30_000}
+    sizes = [each["size_bytes"] for each in plan["candidates"] if each["size_bytes"]]
+    assert sizes == sorted(sizes) and sizes[0] <= 30_000 < sizes[-1]
+    assert "at most 3e+04" in plan["candidates"][len(sizes) - 1]["verdict"]
+    assert {each["verdict"] for each in plan["candidates"][len(sizes) :]} == {
+        "not tried: wider than one that misses a budget"
+    }
+    made = run.folder / "fitting"
+    export(run, made / "model.pt", "fitting")
+    assert pack(run, made / "model.onnx", "fitting-w8").result["size_bytes"] <= 30_000
+
+
+def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, photos = trained
+    (tmp_path / "more").mkdir()
+    for index in (90, 91):
+        make_photo(index).save(tmp_path / "more" / f"{index}.png")
+    for known in (*photos.val, *photos.test, photos.train[0]):
+        (tmp_path / "more" / f"copy-{known.path.name}").write_bytes(known.path.read_bytes())
+    more = _with_unlabelled(changed(run, unlabelled=tmp_path / "more"), photos)
+    assert (more.val, more.test) == (photos.val, photos.test)
+    assert {photo.path.name for photo in more.train} - {photo.path.name for photo in photos.train} == {
+        "90.png",
+        "91.png",
+    }
+    assert len(more.train) == len(photos.train) + 2
+
+
+def test_variants_of_every_student_are_found(trained: tuple[Run, PhotoSplit]) -> None:
+    run, _ = trained
+    pack(run, export(run, run.folder / "auto" / "model.pt", "auto") and run.folder / "auto" / "model.onnx", "auto-w8")
+    found = {variant.name: variant for variant in run_variants(run)}
+    assert {"best.pt", "auto.pt", "auto", "auto-w8"} <= set(found)
+    assert found["auto-w8"].precision == "w8" and found["auto"].precision == "fp32"
+    assert found["auto-w8"].params == found["auto"].params
+    assert found["auto-w8"].size_bytes < found["auto"].size_bytes
+
+
+def test_int8_is_judged_by_best_and_trained_where_it_loses(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+    export(run, run.best_path, "best")
+    source = run.folder / "best" / "model.onnx"
+    # Ranges that cut a tenth off lose more than nothing.
+    cut = {"calibration_method": "percentile", "calibration_percentile": 90.0, "equalize": "off", "correct_bias": "off"}
+    strict = changed(run, qat_crops=16, int8_loss=0.0, **cut)
+    quantize(strict, source, "best-int8", photos)
+    record = json.loads((run.folder / "best-int8" / "int8.json").read_text())
+    assert any(each["tuned"] for each in record["tries"])
+    assert record["way"] == min(record["tries"], key=lambda each: each["l1"])["way"]
+    assert sum(node["share"] for node in record["nodes"]) == pytest.approx(1.0)
+    assert all(bool(node["why_float"]) != node["int8"] for node in record["nodes"])
+    loose = changed(run, int8_loss=1.0)
+    quantize(loose, source, "best-int8", photos)
+    record = json.loads((run.folder / "best-int8" / "int8.json").read_text())
+    assert record["tries"] and not any(each["tuned"] or each["float_layers"] for each in record["tries"])
+    variant = describe_variant("best-int8", run.folder / "best-int8" / "model.onnx")
+    assert variant.caution == record["caution"]
+
+
+def test_without_best_nothing_judges(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, photos = trained
+    elsewhere = replace(run, folder=tmp_path / "out")
+    export(run, run.best_path, "best")
+    quantize(elsewhere, run.folder / "best" / "model.onnx", "best-int8", photos)
+    record = json.loads((tmp_path / "out" / "best-int8" / "int8.json").read_text())
+    assert record["tries"] == []
+    assert record["way"] == "percentile 99.5 %"
+
+
+def test_a_latency_budget_is_measured_once_and_retrains_nothing(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+    budget = changed(run, target_latency_ms=1000.0)
+    first = make_student(budget, run.best_path, photos, "timed")
+    plan = json.loads((run.folder / "timed" / "plan.json").read_text())
+    assert plan["candidates"][0]["latency_ms"] > 0
+    assert not first[-1].skipped
+    assert make_student(budget, run.best_path, photos, "timed")[-1].skipped
+
+
+def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, photos = trained
+    forgotten: list[str] = []
+    monkeypatch.setattr("colorpress.student_stages.forget_fit", lambda path: forgotten.append(path.parent.name))
+    make_student(replace(run, force=True), run.best_path, photos)
+    assert "auto" in forgotten and any(name.startswith("trial-") for name in forgotten)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colorpress.config import ArchConfig, DataConfig, MachineConfig, TrainConfig
+from colorpress.console import say
 from colorpress.files import sha256_source
 from colorpress.processes import is_main_process
 from compress.batch_norm import recalibrate_batch_norm_
@@ -111,6 +112,8 @@ def distil_network(
 ) -> DistillResult:
     """Fit `network` (changed in place) to `teacher` and the truth; writes the best epoch to `destination`.
 
+    Where no epoch is better than the network was, it is written as it was.
+
     Batch norm statistics are re-estimated first, and kept where validation L1 says that they are better.
 
     Args:
@@ -135,15 +138,12 @@ def distil_network(
             "answer_size": answer_size,
             "code": sha256_source(["compress/distillation.py", "compress/teacher.py", "training/foreign.py"]),
         }
+        start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        untuned = Checkpoint(
+            network.architecture, start, val_l1=before, extra=_origin(teacher), arch=_arch_of(network, teacher)
+        )
         if not tune:
             forget_fit(last_path)
-            untuned = Checkpoint(
-                network.architecture,
-                network.cpu().state_dict(),
-                val_l1=before,
-                extra=_origin(teacher),
-                arch=_arch_of(network, teacher),
-            )
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
         answers = ask_teacher(
@@ -175,8 +175,12 @@ def distil_network(
         paths += write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
     assert fitted.best.val_l1 is not None
     kept = replace(fitted.best, arch=_arch_of(network, teacher))
-    epochs = len(fitted.history)
-    return DistillResult(destination, kept, before, fitted.best.val_l1, grey_l1, best_l1, epochs, paths)
+    if before < fitted.best.val_l1:
+        say(f"{label}: no epoch is better than the start, validation L1 {before:.4f}, which is kept")
+        save_checkpoint(destination, untuned)
+        kept = untuned
+    assert kept.val_l1 is not None
+    return DistillResult(destination, kept, before, kept.val_l1, grey_l1, best_l1, len(fitted.history), paths)
 
 
 def _origin(teacher: Checkpoint) -> dict[str, str]:

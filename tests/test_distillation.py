@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, PruneConfig, TrainConfig
 from compress.distillation import DistillResult, distil_network
@@ -52,6 +54,23 @@ def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
     result = distil(teacher, split, tmp_path / "pruned", epochs=0)
     assert result.val_l1_after == result.val_l1_before
     assert load_checkpoint(result.path).val_l1 == result.val_l1_before
+
+
+def test_a_network_that_training_makes_worse_stays_as_it_was(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
+) -> None:
+    network = teacher.build_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    recipe = FinetuneConfig(finetune_epochs=1, finetune_learning_rate=10.0).recipe(replace(TRAIN, ema_decay=0.0))
+    result = distil_network(
+        network, teacher, split, tmp_path / "same" / "model.pt", recipe, teacher_weight=0.5,
+        answer_folder=tmp_path / "answers", answer_size=64, data=DataConfig(), machine=MACHINE,
+    )  # fmt: skip
+    assert result.val_l1_after == result.val_l1_before
+    saved = load_checkpoint(result.path)
+    assert saved.val_l1 == result.val_l1_before
+    weights = [name for name in before if name.endswith("conv.weight") or name == "head.weight"]
+    assert weights and all(torch.equal(saved.state_dict[name], before[name]) for name in weights)
 
 
 def test_a_fine_tuning_of_another_teacher_starts_over(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:

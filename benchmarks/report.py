@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from benchmarks.tables import Row, format_bytes, format_count, format_number, format_percent, read_benchmark_json
 from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_size, judge_rows
 from colorpress.errors import InputError, printable
-from colorpress.files import write_text
+from colorpress.files import read_json, write_text
 from compress.prune_plan import read_plan
 from compress.student_plan import is_student_plan
 
@@ -65,6 +64,7 @@ _SLOTS = {
 }
 
 
+_AGAIN = "delete it, and make it again"
 _DISTILLATION = Slot(
     "Line chart of retained colour by minutes of training",
     "Colour kept on the validation photographs, by minutes of training.",
@@ -124,7 +124,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         students=_read_students(output_dir, measured),
         quantized=[
-            (path.parent.name, _read_json(path, "int8 record"))
+            (path.parent.name, read_json(path, "int8 record", _AGAIN))
             for path in sorted(output_dir.glob("*/int8.json"))
             if path.parent.name in measured
         ],
@@ -143,19 +143,12 @@ def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str
     return [
         {
             "name": path.parent.name,
-            "plan": _read_json(path, "student plan"),
+            "plan": read_json(path, "student plan", _AGAIN),
             "chart": _embed(path.with_name("distillation.png"), _DISTILLATION),
         }
         for path in sorted(output_dir.glob("*/plan.json"))
         if f"{path.parent.name}.pt" in measured and is_student_plan(path)
     ]
-
-
-def _read_json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(what, path, "is damaged", "delete it, and make it again") from error
 
 
 def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:

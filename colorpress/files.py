@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colorpress.errors import MachineError
+from colorpress.errors import ConfigError, InputError, MachineError
 
 _TEMPORARY = ".colorpress-tmp"
 
@@ -79,6 +79,28 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and Infinity are refused (ValueError)."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str, hint: str) -> Any:
+    """The value in a JSON file that somebody may have edited.
+
+    Args:
+        what: the kind of file, for the error. `hint`: what to do about a bad one.
+    Raises:
+        ConfigError: there is no such file.
+        InputError: it is not a regular file, or not JSON; the message says where.
+    """
+    if not path.exists():
+        raise ConfigError(what, path, "no such file", hint)
+    if not path.is_file():
+        raise InputError(what, path, "not a regular file", hint)
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        why = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise InputError(what, path, why, hint) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(what, path, "is not JSON text", hint) from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:

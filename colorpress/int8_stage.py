@@ -35,8 +35,7 @@ from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint
 from training.color import rgb_to_l_ab
-from training.device import choose_device
-from training.photos import PhotoSplit
+from training.photos import Photo, PhotoSplit
 
 # Multiply-accumulates forward that training in 8 bits takes at most: about five minutes of two cores.
 _MOST_TUNING_MACS = 2 * 10**12
@@ -126,15 +125,7 @@ class _Judge:
 
     @cached_property
     def _yardstick(self) -> Yardstick:
-        settings = self.run.settings
-        device = choose_device(settings.machine.device)
-        return Yardstick.of(
-            self._best.build_network().to(device),
-            self.photos.val,
-            short_side=settings.benchmark.eval_size,
-            max_pixels=settings.data.max_pixels,
-            device=device,
-        )
+        return self.run.yardstick(self._best, self.photos.val, short_side=self.run.settings.benchmark.eval_size)
 
     def score(self, content: bytes) -> Score:
         """Of an int8 file."""
@@ -216,7 +207,7 @@ def _what_slows(quantized: QuantizeResult, profile: Int8Profile) -> str:
     return ", and ".join(causes)
 
 
-def _calibration(run: Run, photos: Sequence[Any]) -> Iterator[NDArray[np.float32]]:
+def _calibration(run: Run, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
     size, max_pixels = run.settings.quantize.calibration_size, run.settings.data.max_pixels
     for _, rgb in whole_photos(photos, short_side=size, max_pixels=max_pixels):
         yield rgb_to_l_ab(rgb)[0].numpy()

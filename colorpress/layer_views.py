@@ -19,9 +19,9 @@ from compress.quantization import has_vnni
 from compress.ranking import rank_layers
 from compress.ranking_views import convolution_channels, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
-from compress.yardstick import Score, Yardstick
+from compress.yardstick import Score
 from export.graph import build_graph
-from training.device import choose_device
+from training.checkpoint import Checkpoint
 from training.network import ColorNetwork
 from training.photos import Photo, PhotoSplit
 
@@ -70,7 +70,7 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
         if model and photos is not None and chosen:
             warn_of_other_split(found, photos)
             content = run.stage("sensitivity", [checkpoint], sensitivity_settings, _SENSITIVITY_CODE)
-            sensitivities = _measure(run, found.build_network(), model, convolutions, chosen, content)
+            sensitivities = _measure(run, found, model, convolutions, chosen, content)
         views = join_views(
             rank_layers(network, height=size, width=size),
             convolutions,
@@ -110,27 +110,21 @@ def _export(run: Run, network: ColorNetwork) -> onnx.ModelProto | None:
 
 def _measure(
     run: Run,
-    network: ColorNetwork,
+    best: Checkpoint,
     model: onnx.ModelProto,
     convolutions: Mapping[str, int],
     chosen: Sequence[Photo],
     key: str,
 ) -> Mapping[str, Sensitivity]:
     settings = run.settings
-    device = choose_device(settings.machine.device)
-    yardstick = Yardstick.of(
-        network.to(device),
-        chosen,
-        short_side=settings.rank.rank_size,
-        max_pixels=settings.data.max_pixels,
-        device=device,
-    )
-    grey, best = float(yardstick.grey_l1.mean()), float(yardstick.best_l1.mean())
+    yardstick = run.yardstick(best, chosen, short_side=settings.rank.rank_size)
+    grey_l1, best_l1 = float(yardstick.grey_l1.mean()), float(yardstick.best_l1.mean())
     count = len(yardstick.pictures)
-    if grey <= best:
-        say(f"no sensitivities: best.pt is no better than grey on these {count} validation photographs")
+    noun = "photograph" if count == 1 else "photographs"
+    if grey_l1 <= best_l1:
+        say(f"no sensitivities: best.pt is no better than grey on the {count} validation {noun}")
         return {}
-    say(f"sensitivities: on {count} validation photographs, where best.pt is {1 - best / grey:.1%} better than grey")
+    say(f"sensitivities: on {count} validation {noun}, best.pt {1 - best_l1 / grey_l1:.1%} better than grey")
     cache_path = run.folder / ".sensitivity.json"
     if run.force:
         cache_path.unlink(missing_ok=True)

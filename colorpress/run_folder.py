@@ -16,8 +16,9 @@ from compress.student_plan import is_student_plan
 from compress.yardstick import Score, Yardstick
 from export.predictors import OnnxPredictor
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.device import choose_device
 from training.foreign import load_source
-from training.photos import PhotoSplit, hash_photos
+from training.photos import Photo, PhotoSplit, hash_photos
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ class Run:
         """Names of the students in this folder, in alphabetical order."""
         plans = sorted(self.folder.glob("*/plan.json"))
         return tuple(plan.parent.name for plan in plans if is_student_plan(plan))
+
+    def yardstick(self, best: Checkpoint, photos: Sequence[Photo], *, short_side: int) -> Yardstick:
+        """best.pt's answers to whole photographs, which candidates are scored by; `short_side` in pixels at most.
+
+        Raises:
+            InputError: no photograph can be read.
+        """
+        device = choose_device(self.settings.machine.device)
+        max_pixels, network = self.settings.data.max_pixels, best.build_network().to(device)
+        return Yardstick.of(network, photos, short_side=short_side, max_pixels=max_pixels, device=device)
 
     def stage(self, name: str, inputs: Sequence[Path], settings: Mapping[str, Any], code: Sequence[str]) -> str:
         """The key of a stage of this run."""

@@ -66,10 +66,10 @@ def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STU
         plan = StudentPlan(read_student_network(given), f"given with --student-plan {given.name}")
         if why := choice.why_over_budget(plan.network):
             warn(f"the network of --student-plan misses a budget: {why}")
-        return [choice.train(plan)]
+        return [choice.write(plan), choice.train(plan)]
     strides, oracle = choice.choose_stride()
     plan, trials = choice.choose_plan(strides)
-    return [oracle, *trials, choice.train(plan)]
+    return [oracle, *trials, choice.write(plan), choice.train(plan)]
 
 
 def _with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
@@ -112,15 +112,8 @@ class _Choice:
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        settings = self.run.settings
-        device = choose_device(settings.machine.device)
-        return Yardstick.of(
-            self.best.build_network().to(device),
-            self.photos.val[:_MOST_PHOTOS],
-            short_side=settings.benchmark.eval_size,
-            max_pixels=settings.data.max_pixels,
-            device=device,
-        )
+        size = self.run.settings.benchmark.eval_size
+        return self.run.yardstick(self.best, self.given.val[:_MOST_PHOTOS], short_side=size)
 
     @cached_property
     def _original_cost(self) -> tuple[int, int]:
@@ -193,22 +186,31 @@ class _Choice:
         built = build_student(network, self.run.settings.data.seed)
         return Candidate(network, count_parameters(built), count_macs(built, height=size, width=size))
 
+    def write(self, plan: StudentPlan) -> StageRecord:
+        """Write <name>/plan.json, which says more than the training depends on: another reason trains nothing again."""
+
+        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+            return [write_student_plan(self.folder / "plan.json", plan)], {}
+
+        key = self.run.stage(f"plan-{self.name}", [], {"plan": plan.to_dict()}, ["compress/student_plan.py"])
+        return run_stage(self.run.folder, f"plan-{self.name}", key, action, force=self.run.force)
+
     def train(self, plan: StudentPlan) -> StageRecord:
-        """Train the network of a plan from the start: <name>/plan.json and <name>/model.pt."""
+        """Train the network of a plan from the start: <name>/model.pt, with table and chart of the training."""
         settings = self.run.settings
         recipe = self._recipe(settings.student.crops)
 
         def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-            write_student_plan(self.folder / "plan.json", plan)
             weight = settings.student.student_teacher_weight
             distilled = self._distil(plan.network, recipe, weight, self.folder / "model.pt", self.name)
             network, size = distilled.checkpoint.build_network(), settings.rank.rank_size
             score, goal = self.yardstick.score(network), self.goal()
-            say(f"{self.name}: {distilled.summary()} (95 % interval {score.low:.3f} to {score.high:.3f})")
+            interval = "" if math.isnan(score.low) else f" (95 % interval {score.low:.3f} to {score.high:.3f})"
+            say(f"{self.name}: {distilled.summary()}{interval}")
             if not goal.is_met(score):
                 hint = "try --student-effort long, or a wider --student-plan"
-                warn(f"{self.name} keeps less than the {goal.min_retained_colour:g} that was asked for: {hint}")
-            return [self.folder / "plan.json", *distilled.paths], {
+                warn(f"{self.name} does not keep G {goal.min_retained_colour:g} with odds of 4 to 1: {hint}")
+            return distilled.paths, {
                 "params": count_parameters(network),
                 "macs": count_macs(network, height=size, width=size),
                 "output_stride": plan.network.output_stride,

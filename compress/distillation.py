@@ -62,7 +62,7 @@ class DistillResult:
         """One sentence for a person."""
         kept = "" if math.isnan(self.retained_colour) else f", {self.retained_colour:.3f} of best.pt's colour"
         change = f"validation L1 {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
-        return f"distilled for {self.epochs} epochs: {change}{kept}"
+        return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{kept}"
 
 
 class DistilTask(Task):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import write_text
+from colorpress.errors import InputError
+from colorpress.files import read_json, write_text
 
 FORMAT_VERSION = 2
 _HINT = "make a plan with `colorpress prune`, or edit one: delete groups, or change their `removed` channels"
@@ -220,17 +220,9 @@ def read_plan(path: Path) -> PrunePlan:
         ConfigError: there is no such file.
         InputError: it is not JSON, or not a plan; the message says where.
     """
-    if not path.exists():
-        raise ConfigError("prune plan", path, "no such file", _HINT)
-    if not path.is_file():
-        raise InputError("prune plan", path, "not a regular file", _HINT)
+    values = read_json(path, "prune plan", _HINT)
     try:
-        return PrunePlan.from_dict(json.loads(path.read_bytes()))
-    except json.JSONDecodeError as error:
-        why = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise InputError("prune plan", path, why, _HINT) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError("prune plan", path, "is not JSON text", _HINT) from error
+        return PrunePlan.from_dict(values)
     except InputError as error:
         raise InputError("prune plan", path, error.why, error.hint) from error
 

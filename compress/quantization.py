@@ -30,15 +30,13 @@ from compress.int8_graph import (
     weight_sizes,
 )
 from compress.int8_tuning import correct_biases, equalize_channels
-from compress.yardstick import Score
+from compress.yardstick import Score, Scoring
 
 _QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _GIVE_FP32 = "give the fp32 model written by `colorpress export`"
 # Photographs that biases are corrected on: means need few.
 _BIAS_PICTURES = 16
 
-# Scores an int8 file by the photographs that choose.
-Scoring = Callable[[bytes], Score]
 # Fine-tunes weights and ranges in place.
 Tuning = Callable[[GraphNetwork], None]
 

@@ -246,7 +246,7 @@ def write_ranking(
             "pct": round(layer.share_pct, 4),
             "cum_pct": round(layer.cumulative_pct, 4),
             "bytes": layer.bytes,
-            "shape": _shape_text(layer.shape),
+            "shape": shape_text(layer.shape),
             "macs": layer.macs,
             "macs_pct": round(_percent(layer.macs, macs), 4),
             "output_bytes": layer.output_bytes,
@@ -283,14 +283,14 @@ def describe_ranking(layers: Sequence[LayerSize]) -> str:
             break
     work = sum(m.macs for size in heavy for m in sizes[size])
     text += (
-        f" Outputs of {_join(heavy)} pixels belong to layers with {_percent(held, parameters):.0f} % of the parameters "
-        f"and {_percent(work, macs):.0f} % of the work"
+        f" Outputs of {join_words(heavy)} pixels belong to layers with {_percent(held, parameters):.0f} % of the "
+        f"parameters and {_percent(work, macs):.0f} % of the work"
     )
     others = [size for size in sizes if size not in heavy]
     if not others:
         return text + "."
     return text + (
-        f"; those of {_join(others)} hold {_percent(parameters - held, parameters):.0f} % and do "
+        f"; those of {join_words(others)} hold {_percent(parameters - held, parameters):.0f} % and do "
         f"{_percent(macs - work, macs):.0f} %. "
         + (
             "Removing channels from the largest layers shrinks the file more than the time."
@@ -309,7 +309,7 @@ def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str
             str(layer.rank),
             layer.name,
             layer.type,
-            _shape_text(layer.shape),
+            shape_text(layer.shape),
             f"{layer.params:,}",
             f"{layer.share_pct:.2f} %",
             f"{layer.cumulative_pct:.2f} %",
@@ -353,7 +353,7 @@ def _by_output_size(layers: Sequence[LayerSize]) -> dict[str, list[LayerSize]]:
         if len(layer.shape) == 4:
             groups.setdefault(layer.shape[2:], []).append(layer)
     ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
-    return {_shape_text(size): group for size, group in ordered}
+    return {shape_text(size): group for size, group in ordered}
 
 
 def _table(
@@ -389,7 +389,7 @@ def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Pat
     left.bar_label(bars, [f"{layer.params:,} ({layer.share_pct:.1f} %)" for layer in top], padding=4, fontsize=8)
     work = right.barh(rows, shares, color="#c77b30")
     right.bar_label(work, [f"{share:.1f} %" for share in shares], padding=4, fontsize=8)
-    left.set_yticks(rows, [f"{layer.name}  {layer.type}  {_shape_text(layer.shape)}" for layer in top], fontsize=8)
+    left.set_yticks(rows, [f"{layer.name}  {layer.type}  {shape_text(layer.shape)}" for layer in top], fontsize=8)
     left.invert_yaxis()
     left.set_xlabel(f"parameters (these {len(top)}: {top[-1].cumulative_pct:.1f} % of all)")
     right.set_xlabel(f"share of MACs (these {len(top)}: {sum(shares):.1f} %)")
@@ -405,11 +405,13 @@ def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Pat
     return path
 
 
-def _shape_text(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Sides as 64x32x32."""
     return "x".join(str(side) for side in shape)
 
 
-def _join(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 

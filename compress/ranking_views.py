@@ -12,7 +12,7 @@ from torch import nn
 
 from colorpress.errors import printable
 from colorpress.files import atomic_write, write_csv
-from compress.ranking import LayerSize
+from compress.ranking import LayerSize, join_words, shape_text
 from compress.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def describe_views(views: Sequence[LayerView]) -> str:
     if len(sizes) > 1:
         heavy = max(sizes, key=lambda size: sum(view.params for view in sizes[size]))
         finest = max(sizes, key=prod)
-        parts.append(f"of all convolutions those at {_size_text(heavy)} hold {_describe_group(views, sizes[heavy])}")
+        parts.append(f"of all convolutions those at {shape_text(heavy)} hold {_describe_group(views, sizes[heavy])}")
         if finest != heavy:
-            parts.append(f"those at {_size_text(finest)} hold {_describe_group(views, sizes[finest])}")
+            parts.append(f"those at {shape_text(finest)} hold {_describe_group(views, sizes[finest])}")
     if len(views) > _TOP:
         largest = {view.name for view in _largest(views, "params")}
         compared = [
@@ -187,7 +187,7 @@ def describe_views(views: Sequence[LayerView]) -> str:
             if (found := _largest(views, column)) and (column == "ort_ms" or _matters(found[0], column))
         ]
         if compared:
-            parts.append(f"among the {len(largest)} with most parameters are {_and(compared)}")
+            parts.append(f"among the {len(largest)} with most parameters are {join_words(compared)}")
     for column, words in (("prune_loss", "halving"), ("int8_loss", "int8 of")):
         if found := _largest(views, column):
             name, loss = printable(found[0].name), getattr(found[0], column)
@@ -206,7 +206,7 @@ def _describe_group(views: Sequence[LayerView], group: Sequence[LayerView]) -> s
 
     words = [f"{share('params'):.0f} % of the parameters", f"{share('activation_bytes'):.0f} % of the activation bytes"]
     words += [f"{share('ort_ms'):.0f} % of the time"] if any(view.ort_ms is not None for view in views) else []
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return join_words(words)
 
 
 def _matters(view: LayerView, column: str) -> bool:
@@ -217,14 +217,6 @@ def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
     """The few layers with the largest values in a column, of those that have one."""
     known = [view for view in views if getattr(view, column) is not None]
     return sorted(known, key=lambda view: -getattr(view, column))[:_TOP]
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-def _size_text(size: Sequence[int]) -> str:
-    return "x".join(str(side) for side in size)
 
 
 def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, path: Path) -> Path:
@@ -270,10 +262,10 @@ def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, pa
         else:
             panel.set_xlabel("G lost", fontsize=9)
             panel.locator_params(axis="x", nbins=3)
-    labels = [f"{_short(printable(view.name))}  {_size_text(view.shape[1:]) or 'unused'}" for view in rows]
+    labels = [f"{_short(printable(view.name))}  {shape_text(view.shape[1:]) or 'unused'}" for view in rows]
     axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
     axes[0].invert_yaxis()
-    legend = [Patch(color=colours[size], label=f"output {_size_text(size) or 'none'}") for size in sizes]
+    legend = [Patch(color=colours[size], label=f"output {shape_text(size) or 'none'}") for size in sizes]
     figure.legend(handles=legend, loc="outside lower center", ncols=min(8, max(1, len(legend))), frameon=False)
     left_out = len(views) - len(rows)
     note = f" ({left_out} smaller ones left out)" if left_out else ""

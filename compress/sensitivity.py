@@ -7,7 +7,7 @@ of a network's own code need be known, and int8 is what the file would have.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from colorpress.console import progress, warn
 from colorpress.errors import InputError
 from colorpress.files import write_json
-from compress.calibration import observe_activations
+from compress.calibration import Floats, observe_activations
 from compress.int8_graph import (
     Range,
     insert_qdq,
@@ -30,11 +30,7 @@ from compress.int8_graph import (
     tensors_to_observe,
 )
 from compress.layer_nodes import find_convolutions
-from compress.yardstick import Score
-
-Floats = NDArray[np.float32]
-# Scores a graph, as the bytes of its file, by the photographs of the yardstick.
-Scoring = Callable[[bytes], Score]
+from compress.yardstick import Scoring
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import write_text
+from colorpress.errors import InputError
+from colorpress.files import read_json, write_text
 from training.unet import UNetPlan
 
 FORMAT = "colorpress student plan"
@@ -121,14 +121,7 @@ def read_student_network(path: Path) -> UNetPlan:
         ConfigError: there is no such file.
         InputError: it is not JSON, no student plan, newer than this program, or its channel counts cannot be.
     """
-    if not path.exists():
-        raise ConfigError("student plan", path, "no such file", _HINT)
-    if not path.is_file():
-        raise InputError("student plan", path, "not a regular file", _HINT)
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # also of bytes that are no text
-        raise InputError("student plan", path, "is not JSON", _HINT) from error
+    values = read_json(path, "student plan", _HINT)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError("student plan", path, "is something else than a student plan", _HINT)
     version, network = values.get("format_version"), values.get("network")

@@ -41,6 +41,10 @@ class Score:
     high: float
 
 
+# Scores an ONNX file, given as its bytes, by the photographs of a yardstick.
+Scoring = Callable[[bytes], Score]
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """Whole photographs, as (L, ab) on the CPU, with the L1 of the grey answer and of best.pt on each."""

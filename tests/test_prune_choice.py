@@ -118,7 +118,7 @@ def test_steps_fine_tune_in_between_and_leave_one_plan(
     code, plan = prune(trained, tmp_path, "--prune-steps", "2", "--finetune-epochs", "3")
     assert code == 0
     printed = capsys.readouterr().err
-    assert printed.index("distilled for 1 epochs") < printed.index("distilled for 2 epochs")
+    assert printed.index("distilled for 1 epoch:") < printed.index("distilled for 2 epochs")
     assert (tmp_path / "pruned" / "step1" / "model.pt").is_file()
     again = tmp_path / "again"
     code, _ = prune(trained, again, "--prune-plan", str(tmp_path / "pruned" / "plan.json"))

@@ -28,6 +28,7 @@ from compress.ranking_views import (
     write_views,
 )
 from compress.sensitivity import Sensitivity
+from compress.yardstick import Yardstick
 from tests.conftest import TINY_PLAN, make_network
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.photos import PhotoSplit, inspect_photo
@@ -165,10 +166,8 @@ def test_sensitivities_are_kept_when_times_are_measured_again(
     rank_views(run, checkpoint, photos)
     before = [(row["name"], row["prune_loss"], row["int8_loss"]) for row in read_rows(run.folder / "layer_ranking.csv")]
     scored: list[object] = []
-    original = layer_views.Yardstick.score
-    monkeypatch.setattr(
-        layer_views.Yardstick, "score", lambda self, answer: scored.append(answer) or original(self, answer)
-    )
+    original = Yardstick.score
+    monkeypatch.setattr(Yardstick, "score", lambda self, answer: scored.append(answer) or original(self, answer))
     again = Run(run.folder, Settings.from_options({**OPTIONS, "rank_runs": 3}))
     assert not rank_views(again, checkpoint, photos).skipped
     assert scored == []

@@ -193,5 +193,5 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
     assert "Conv: reads the picture" in text and "fine" not in text
     assert "OpenVINO fp32" in text
     (run_folder / "auto-int8" / "int8.json").write_text("{")
-    with pytest.raises(InputError, match=r"int8 record .* is damaged"):
+    with pytest.raises(InputError, match=r"int8 record .* is not JSON: "):
         write_report(run_folder)

@@ -85,7 +85,7 @@ def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoS
     network = student_ladder(16)[2]
     given = write_student_plan(tmp_path / "mine.json", StudentPlan(network, "mine"))
     records = make_student(changed(run, student_plan=given), run.best_path, photos, "given")
-    assert [record.name for record in records] == ["student-given"]
+    assert [record.name for record in records] == ["plan-given", "student-given"]
     assert load_checkpoint(run.folder / "given" / "model.pt").architecture == network
 
 
@@ -174,6 +174,17 @@ def test_a_latency_budget_is_measured_once_and_retrains_nothing(trained: tuple[R
     assert plan["candidates"][0]["latency_ms"] > 0
     assert not first[-1].skipped
     assert make_student(budget, run.best_path, photos, "timed")[-1].skipped
+
+
+def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains_nothing(
+    trained: tuple[Run, PhotoSplit],
+) -> None:
+    run, photos = trained
+    for floor, skipped in ((-9.0, False), (-8.0, True)):
+        records = make_student(changed(run, min_retained_colour=floor), run.best_path, photos, "easy")
+        plan = json.loads((run.folder / "easy" / "plan.json").read_text())
+        assert plan["settings"]["min_retained_colour"] == floor
+        assert (records[-1].name, records[-1].skipped) == ("student-easy", skipped)
 
 
 def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch) -> None:

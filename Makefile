@@ -11,8 +11,9 @@ demo: .venv/.installed
 	$(BIN)/colorpress run --force --output-dir reports/demo --base 16 --depth 3 --imgsz 96 --epochs 20 --finetune-epochs 8 --test-share 0.25 \
 		--student-crops 12000 --student-trial-crops 2000 --rank-photos 2
 
+# Two processes, each with whole files, since what a file's tests share takes longest to make.
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 check: .venv/.check
 	$(BIN)/ruff format --check .

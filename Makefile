@@ -20,7 +20,8 @@ check: .venv/.check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-slow: .venv/.test
+# Those of the web page also need Debian's chromium and chromium-driver, or they are skipped.
+slow: .venv/.slow
 	$(BIN)/python -m pytest -m slow
 
 gpu: .venv/.test
@@ -42,6 +43,10 @@ clean:
 
 .venv/.test: .venv/.installed
 	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.slow: .venv/.test
+	$(PIP) -e '.[test,slow]'
 	@touch $@
 
 .venv/.check: .venv/.installed

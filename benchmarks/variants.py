@@ -12,7 +12,7 @@ from colorpress.config import ArchConfig
 from colorpress.errors import ConfigError, InputError
 
 # What the name of a variant ends in, after that of the float32 one it was made from: "pruned-int8" is "pruned" in int8.
-DERIVED_ENDINGS = ("-int8", "-w8")
+DERIVED_ENDINGS = ("-int8", "-w8", "-fp16")
 Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 

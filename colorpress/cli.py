@@ -27,6 +27,7 @@ from colorpress.config import (
     BudgetConfig,
     Config,
     DataConfig,
+    DeployConfig,
     ExportConfig,
     FinetuneConfig,
     GoalConfig,
@@ -369,13 +370,17 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 @click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
 )
-def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None) -> None:
-    """Store the weights of exported models in 8 bits; what is computed stays float."""
+@click.option("--pack-precision", type=click.Choice(["w8", "fp16"]), default="w8", show_default=True,
+              help="8 bits with a scale per channel, or half precision.")  # fmt: skip
+def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, pack_precision: str) -> None:
+    """Store the weights of exported models in fewer bits; what is computed stays float."""
     current = _open_run(output_dir, force, {})
     from colorpress import pipeline
 
     given = [checkpoint] if checkpoint else _present(_exported(current))
-    _do(current, as_json, lambda: [pipeline.pack(current, path, f"{_variant_name(path)}-w8") for path in given])
+    _do(current, as_json, lambda: [
+        pipeline.pack(current, path, f"{_variant_name(path)}-{pack_precision}", pack_precision) for path in given
+    ])  # fmt: skip
 
 
 @cli.command()
@@ -408,6 +413,80 @@ def report(output_dir: Path, force: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@_stage_options
+@_config_options(ArchConfig, DataConfig, DeployConfig)
+def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import deploy_stages, pipeline
+
+    def steps() -> Iterable[StageRecord]:
+        photos = pipeline.find_photos(current).test
+        return [deploy_stages.deploy(current, name, photos) for name in deploy_stages.exported_variants(current)]
+
+    _do(current, as_json, steps)
+
+
+@cli.command()
+@_stage_options
+@_config_options(ArchConfig, DataConfig, ExportConfig)
+def verify(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import deploy_stages, pipeline
+
+    _do(current, as_json, lambda: [
+        deploy_stages.verify(current, deploy_stages.exported_variants(current), pipeline.find_photos(current).test)
+    ])  # fmt: skip
+
+
+@cli.command()
+@_stage_options
+@click.option("--variant", default=None, help="Which one to ship, such as auto-w8; default: the recommended one.")
+@click.option("--to", "destination", type=_PATH, default=None, help="Where to; default: bundle in the run folder.")
+@click.option("--web/--no-web", default=True, show_default=True, help="With a page that colours in the browser.")
+@_config_options(DataConfig, DeployConfig)
+def bundle(
+    output_dir: Path,
+    force: bool,
+    as_json: bool,
+    variant: str | None,
+    destination: Path | None,
+    web: bool,
+    **options: Any,
+) -> None:
+    """Write a folder ready to ship: the model, an example, its card, checksums, and a web page."""
+    current = _open_run(output_dir, force, options)
+    from dataclasses import asdict
+
+    from colorpress import deploy_stages, pipeline
+    from colorpress.files import locked_folder
+
+    with locked_folder(output_dir):
+        made = deploy_stages.bundle(
+            current, variant, destination or output_dir / "bundle", pipeline.find_photos(current), web=web
+        )
+    if as_json:
+        click.echo(json.dumps({"path": str(made.folder), **asdict(made)}, indent=2, default=str))
+    else:
+        click.echo("\n".join(printable(str(made.folder / name)) for name in made.files))
+        click.echo(f"{made.size_bytes:,} bytes in {printable(str(made.folder))}")
+
+
+@cli.command()
+@click.argument("model", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def inspect(model: Path, as_json: bool) -> None:
+    """Say what is in an .onnx file: its contract, metadata, layers, sizes, operators and precisions."""
+    from export.inspection import format_inspection
+    from export.onnx_probe import inspect_onnx
+
+    found = inspect_onnx(model)
+    click.echo(json.dumps(found, indent=2) if as_json else format_inspection(model, found))
+
+
+@cli.command()
 @click.argument("history", required=False, type=_PATH)
 @click.option("--output-dir", "-o", type=_PATH, default=None,
               help="Where training_inference.md goes; default: beside HISTORY, or the run folder reports.")  # fmt: skip
@@ -437,39 +516,63 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     "--model",
     "-m",
     type=_PATH,
-    required=True,
-    help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch.",
+    default=None,
+    help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch; default: one that comes along.",
 )
 @_config_options(ArchConfig)
-@click.option("--work-size", type=click.IntRange(16, 8192), default=256, show_default=True,
-              help="Short side that the network sees; the luminance stays at full size.")  # fmt: skip
+@click.option("--work-size", type=click.IntRange(16, 8192), default=None,
+              help="Short side that the network sees, in pixels.  [default: the model's, 256]")  # fmt: skip
+@click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,
+              help="What the model's chroma is multiplied by.  [default: the model's, 1]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
 @click.option("--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger ones.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: one per core.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
+              help="What runs an .onnx file.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0, 1024), default=0, show_default=True,
+              help="Photographs at a time; 0: one per core.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
+              help="Of each photograph; 0: the cores shared out among the workers.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def colorize(
     photos: tuple[Path, ...],
     output_dir: Path,
-    model: Path,
-    work_size: int,
+    model: Path | None,
+    work_size: int | None,
+    saturation: float | None,
     overwrite: bool,
     max_pixels: int,
     device: str,
+    runtime: str,
+    workers: int,
     threads: int,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Colour photographs, or folders of them, with a model."""
     arch = ArchConfig(**options)
+    from colorpress.console import say
+    from colorpress.cores import usable_cores
     from export.colorize import colorize_photos
-    from export.predictors import open_predictor
+    from export.colorizers import DEMONSTRATION_MODEL, open_colorizer
 
-    predictor = open_predictor(model, arch=arch, device=device, threads=threads)
-    result = colorize_photos(
-        photos, output_dir, predictor, work_size=work_size, max_pixels=max_pixels, overwrite=overwrite
+    if model is None:
+        say("colouring with the small model that comes along, for demonstration: --model takes yours")
+    alone = len(photos) == 1 and not photos[0].is_dir()
+    workers = 1 if alone else workers or usable_cores()
+    # Several photographs at a time on one thread each are faster than one after another on all.
+    threads = threads or max(1, usable_cores() // workers)
+    colorizer = open_colorizer(
+        model or DEMONSTRATION_MODEL,
+        work_size=work_size,
+        saturation=saturation,
+        arch=arch,
+        device=device,
+        threads=threads,
+        runtime=runtime,
     )
+    result = colorize_photos(photos, output_dir, colorizer, workers=workers, max_pixels=max_pixels, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps({
             "colorized": [str(path) for path in result.colorized],

@@ -406,6 +406,20 @@ class ExportConfig(Config):
 
 
 @dataclass(frozen=True)
+class DeployConfig(Config):
+    """The picture graph, colorizer.onnx."""
+
+    work_size: int = option(256, "Short side that the network sees of a picture, in pixels.", low=16, high=8192)
+    saturation: float = option(
+        1.0,
+        "What the network's chroma is multiplied by; above 1 for one that learned to be careful.",
+        low=0.0,
+        high=4.0,
+    )
+    ort: bool = option(False, "Write ONNX Runtime's own format, colorizer.ort, as well.")
+
+
+@dataclass(frozen=True)
 class QuantizeConfig(Config):
     """Static int8 by ONNX Runtime: QDQ, per-channel weights, calibrated on training photographs."""
 
@@ -478,6 +492,7 @@ class Settings:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
@@ -526,6 +541,7 @@ CONFIGS: dict[str, type[Config]] = {
     "budget": BudgetConfig,
     "student": StudentConfig,
     "export": ExportConfig,
+    "deploy": DeployConfig,
     "quantize": QuantizeConfig,
     "benchmark": BenchmarkConfig,
 }

@@ -19,6 +19,7 @@ from benchmarks.suite import run_benchmark
 from benchmarks.variants import DERIVED_ENDINGS, Variant, describe_variant
 from colorpress import __version__
 from colorpress.console import say, warn
+from colorpress.deploy_stages import deploy, exported_variants
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from colorpress.int8_stage import quantize
@@ -81,7 +82,9 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
         stages.append(quantize(run, run.folder / name / "model.onnx", f"{name}-int8", photos))
     stages += compress(run, photos)
     measured = benchmark(run, run_variants(run), photos)
-    stages += [measured, report(run, argv)]
+    stages.append(measured)
+    stages += [deploy(run, variant, photos.test) for variant in exported_variants(run)]
+    stages.append(report(run, argv))
     require_measured(run, measured)
     write_run_record(run, stages, started, argv)
     return RunResult(run.folder, run.folder / "report.html", tuple(stages))
@@ -261,12 +264,12 @@ def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
     return run_stage(run.folder, f"export-{variant}", key, action, force=run.force)
 
 
-def pack(run: Run, source: Path, variant: str) -> StageRecord:
-    """Write <variant>/model.onnx, whose weights are stored in 8 bits and computed with in float."""
+def pack(run: Run, source: Path, variant: str, precision: str = "w8") -> StageRecord:
+    """Write <variant>/model.onnx, whose weights are stored in 8 or 16 bits and computed with in float."""
     destination = run.folder / variant / "model.onnx"
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        packed = pack_onnx(source, destination)
+        packed = pack_onnx(source, destination, precision=precision)
         parity = check_parity(OnnxPredictor(source), OnnxPredictor(destination), atol=None)
         say(f"{variant}: {packed.size_bytes:,} bytes, mean difference to 32-bit weights {parity.mean_abs:.1e}")
         return [destination], {

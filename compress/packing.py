@@ -1,4 +1,4 @@
-"""Weights stored in 8 bits and computed with in float: the smallest file for a network that is fast in float anyway.
+"""Weights stored in 8 or 16 bits and computed with in float: a small file for a network that is fast in float anyway.
 
 Networks of a few thousand weights gain nothing from int8 arithmetic, whose conversions cost them more than it saves;
 but their file does. The graph multiplies bytes by scales in front of each convolution, which every runtime does once,
@@ -32,11 +32,14 @@ class PackResult:
     packed: tuple[str, ...]
 
 
-def pack_onnx(source: Path, destination: Path, *, metadata: Mapping[str, str] | None = None) -> PackResult:
-    """Write a version of a float32 ONNX file whose convolution weights are stored as int8 with a scale per channel.
+def pack_onnx(
+    source: Path, destination: Path, *, precision: str = "w8", metadata: Mapping[str, str] | None = None
+) -> PackResult:
+    """Write a version of a float32 ONNX file whose convolution weights are stored in fewer bits.
 
     Args:
         source: a file written by `export_onnx`.
+        precision: "w8", int8 with a scale per output channel, or "fp16", half precision.
         metadata: further entries of metadata_props; the source's are kept.
     Raises:
         ConfigError: no such source.
@@ -44,10 +47,10 @@ def pack_onnx(source: Path, destination: Path, *, metadata: Mapping[str, str] | 
         MachineError: the destination cannot be written.
     """
     model = load_float_model(source)
-    packed = pack_weights_(model.graph)
+    packed = pack_weights_(model.graph, precision)
     # The validation L1 is that of the unrounded weights; this file's own is not known here.
     entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != "val_l1"}
-    entries |= {"precision": "w8", "source_sha256": sha256_bytes(source.read_bytes()), **(metadata or {})}
+    entries |= {"precision": precision, "source_sha256": sha256_bytes(source.read_bytes()), **(metadata or {})}
     helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
@@ -55,8 +58,8 @@ def pack_onnx(source: Path, destination: Path, *, metadata: Mapping[str, str] | 
     return PackResult(destination, len(content), sha256_bytes(content), packed)
 
 
-def pack_weights_(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """Replace the float weights of convolutions by bytes, Cast and Mul; changes `graph`; the names of its convolutions.
+def pack_weights_(graph: onnx.GraphProto, precision: str = "w8") -> tuple[str, ...]:
+    """Replace the float weights of convolutions by fewer bits, Cast and Mul; the names of its convolutions.
 
     Cast and Mul instead of DequantizeLinear: runtimes fold ordinary arithmetic on constants when they load a graph,
     but leave DequantizeLinear where it is, in case a quantized kernel wants it.
@@ -71,6 +74,11 @@ def pack_weights_(graph: onnx.GraphProto) -> tuple[str, ...]:
     unpacking: list[onnx.NodeProto] = []
     for name, operator in chosen.items():
         values = numpy_helper.to_array(weights[name]).astype(np.float64)
+        if precision == "fp16":
+            graph.initializer.remove(weights[name])
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), f"{name}.h"))
+            unpacking.append(helper.make_node("Cast", [f"{name}.h"], [name], to=onnx.TensorProto.FLOAT))
+            continue
         # A transposed convolution keeps its output channels in the second place.
         others = tuple(axis for axis in range(values.ndim) if axis != (0 if operator == "Conv" else 1))
         scale = np.abs(values).max(axis=others, keepdims=True) / _LEVELS

@@ -1,28 +1,24 @@
-"""Photographs coloured by a model: chroma from the network at its working size, luminance kept at full size."""
+"""Files of photographs coloured by a model: read, coloured and written several at a time, nothing of them lost."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from colorpress.console import progress, say, warn
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import atomic_write
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from export.colorizers import Colorizer
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
-from training.photos import SkippedPhoto, find_photos, shrink_to
-
-Predictor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+from training.photos import SkippedPhoto, find_photos
 
 # Formats that are written; any other photograph becomes a PNG. JPEG chroma is not subsampled: it is the product.
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -31,7 +27,6 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {},
     "WEBP": {"quality": 95},
 }
-_STRIPE_PIXELS = 1 << 20
 _LONGEST_EXIF = 65_000
 
 
@@ -53,48 +48,50 @@ class ColorizeResult:
 def colorize_photos(
     photos: Sequence[Path],
     output_dir: Path,
-    predictor: Predictor,
+    colorizer: Colorizer,
     *,
-    work_size: int = 256,
+    workers: int = 1,
     max_pixels: int = 89_478_485,
     overwrite: bool = False,
 ) -> ColorizeResult:
     """Colour photographs, and folders of them with all below, into `output_dir`.
 
     A photograph keeps its size, luminance, name, place below its folder, EXIF (without orientation: the pixels are
-    upright) and, as PNG or WebP, its transparency. JPEG, PNG and WebP stay what they are by their suffix; the others
-    become PNG. Names that would clash are told apart: a.tif beside a.png becomes a.tif.png.
+    upright) and, as PNG or WebP, its transparency. One with a colour profile becomes sRGB and says so. JPEG, PNG and
+    WebP stay what they are by their suffix; the others become PNG. Names that would clash are told apart: a.tif beside
+    a.png becomes a.tif.png.
 
     Args:
         photos: files and folders; hidden files of folders are passed over.
-        predictor: L float32 (1, 1, h, w) in [0, 1] to ab float32 (1, 2, h, w) in [-1, 1].
-        work_size: short side of what the predictor sees, in pixels; smaller photographs are not enlarged.
+        colorizer: uint8 (H, W, 3), or (H, W, 1) where a photograph is grey, to uint8 (H, W, 3).
+        workers: photographs at a time, each decoded, coloured and encoded in a thread of its own.
         max_pixels: larger photographs are refused unread.
         overwrite: colour again what is in `output_dir` already.
     Raises:
         ConfigError: a photograph would be overwritten by its own result.
-        InputError: none of the photographs can be read, or the predictor's answer is no colour.
+        InputError: none of the photographs can be read, or the colorizer's answer is no picture.
         MachineError: a result cannot be written.
     """
     planned = _plan_outputs(photos, output_dir)
+    kept = [output for _, output in planned if output.exists() and not overwrite]
+    due = [(source, output) for source, output in planned if output not in set(kept)]
     colorized: list[Path] = []
-    kept: list[Path] = []
     skipped: list[SkippedPhoto] = []
-    with progress("colouring photographs", len(planned)) as shown:
-        for source, output in planned:
-            if output.exists() and not overwrite:
-                kept.append(output)
-            else:
-                try:
-                    with open_regular_file(source) as stream:
-                        decoded = decode_photo(stream, source, max_pixels=max_pixels)
-                except InputError as error:
-                    if len(planned) == 1:
-                        raise
-                    skipped.append(SkippedPhoto(source, error.why))
-                else:
-                    _save(decoded, colorize_picture(decoded.rgb, predictor, work_size=work_size), output)
-                    colorized.append(output)
+
+    def color(source: Path, output: Path) -> SkippedPhoto | Path:
+        try:
+            with open_regular_file(source) as stream:
+                decoded = decode_photo(stream, source, max_pixels=max_pixels)
+        except InputError as error:
+            if len(planned) == 1:
+                raise
+            return SkippedPhoto(source, error.why)
+        _save(decoded, colorizer(_read_pixels(decoded.rgb)), output)
+        return output
+
+    with progress("colouring photographs", len(due)) as shown:
+        for done in _in_threads(color, due, workers):
+            colorized.append(done) if isinstance(done, Path) else skipped.append(done)
             shown.advance()
     if kept:
         say(f"{len(kept)} photographs were there already and were kept; --overwrite colours them again")
@@ -105,46 +102,25 @@ def colorize_photos(
     return ColorizeResult(tuple(colorized), tuple(kept), tuple(skipped))
 
 
-def colorize_picture(picture: Image.Image, predictor: Predictor, *, work_size: int) -> NDArray[np.uint8]:
-    """Colour one picture (mode RGB); uint8 (H, W, 3), sRGB. Memory grows with the picture by its own bytes alone.
-
-    Raises:
-        InputError: the predictor answers NaN, infinity or another shape.
-    """
-    small = _to_tensor(np.array(shrink_to(picture, picture.size, work_size)))
-    lightness = rgb_to_l_ab(small)[0]
-    answer = predictor(np.ascontiguousarray(lightness.numpy()))
-    if answer.shape != (1, 2, *lightness.shape[-2:]) or not np.isfinite(answer).all():
-        why = f"answered {'x'.join(map(str, answer.shape))} values, some perhaps not finite, instead of colours"
-        raise InputError("model", None, why, "give a model that colorpress exported")
-    ab = torch.from_numpy(np.asarray(answer, np.float32))
-    pixels = np.array(picture)
-    for rows in _stripes(*pixels.shape[:2]):
-        full_lightness = rgb_to_l_ab(_to_tensor(pixels[rows]))[0]
-        rgb = l_ab_to_rgb(full_lightness, _enlarge_rows(ab, rows, *pixels.shape[:2]))
-        pixels[rows] = (rgb[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return pixels
+def _in_threads(
+    action: Callable[[Path, Path], SkippedPhoto | Path], pairs: Sequence[tuple[Path, Path]], workers: int
+) -> Iterator[SkippedPhoto | Path]:
+    """The answers in order. After an error or a signal what is under way is finished and nothing more begun."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield from pool.map(lambda pair: action(*pair), pairs)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-
-def _stripes(height: int, width: int) -> Iterator[slice]:
-    step = max(1, _STRIPE_PIXELS // width)
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))
-
-
-def _enlarge_rows(ab: Tensor, rows: slice, height: int, width: int) -> Tensor:
-    """Rows of F.interpolate(ab, (height, width), mode="bilinear") without making the rest of it."""
-    source = (torch.arange(rows.start, rows.stop, dtype=torch.float32) + 0.5) * (ab.shape[2] / height) - 0.5
-    source = source.clamp(0, ab.shape[2] - 1)
-    above = source.long()
-    below = (above + 1).clamp(max=ab.shape[2] - 1)
-    weight = (source - above)[:, None]
-    mixed = ab[:, :, above] * (1.0 - weight) + ab[:, :, below] * weight
-    return F.interpolate(mixed, (rows.stop - rows.start, width), mode="bilinear", align_corners=False)
+def _read_pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), or (H, W, 1) of a picture whose channels are equal."""
+    pixels = np.asarray(picture)
+    # A few rows say of nearly every colour photograph that it is one.
+    for rows in (pixels[:: max(1, pixels.shape[0] // 16)], pixels):
+        if (rows[..., :1] != rows[..., 1:]).any():
+            return pixels
+    return np.ascontiguousarray(pixels[..., :1])
 
 
 def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> list[tuple[Path, Path]]:
@@ -195,5 +171,7 @@ def _save(source: DecodedPhoto, pixels: NDArray[np.uint8], output: Path) -> None
     options = dict(_SAVE_OPTIONS[kind])
     if source.exif and len(source.exif) <= _LONGEST_EXIF:
         options["exif"] = source.exif
+    if source.profile:
+        options["icc_profile"] = source.profile
     with atomic_write(output) as temporary:
         picture.save(temporary, format=kind, **options)

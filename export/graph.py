@@ -25,12 +25,11 @@ from colorpress.console import silence_libraries
 from colorpress.errors import InputError
 from colorpress.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
-from export.predictors import OnnxPredictor, TorchPredictor
+from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor, TorchPredictor
 from training.checkpoint import Checkpoint
-from training.color import AB_SCALE
+from training.cie import AB_SCALE
 from training.network import ColorNetwork
 
-INPUT_NAME, OUTPUT_NAME = "L", "ab"
 # Of ab/128; beyond it a rewrite was no rewrite. Rounding is a hundredth of it.
 _SIMPLIFIED_ATOL = 1e-4
 
@@ -307,7 +306,8 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
             "up.step": np.array(1 / stride, np.float32),
             # Where the first pixel lies, in coarse pixels, counted from the border that is added.
             "up.start": np.array(0.5 / stride + 0.5, np.float32),
-            "up.zero": np.array(0, np.float32),
+            "up.zero": np.array(0, np.int64),
+            "up.next": np.array(1, np.int64),
             "up.one": np.array(1, np.float32),
             "up.axis": np.array([1], np.int64),
         },
@@ -318,15 +318,18 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
         return name
 
     coarse = add("Pad", ["ab.padded", "up.border", "", "pad.axes"], "up.coarse", mode="edge")
-    reach = add("Mul", [add("Cast", ["size"], "up.size", to=onnx.TensorProto.FLOAT), "up.step"], "up.reach")
-    ends = add("Add", [reach, "up.start"], "up.ends")
+
+    def count_to(end: str, name: str) -> str:
+        # Whole numbers, since OpenVINO counts fractions with an error that grows.
+        counted = add("Range", ["up.zero", end, "up.next"], f"{name}.range")
+        return add("Cast", [counted], f"{name}.number", to=onnx.TensorProto.FLOAT)
+
     for axis, name in enumerate(("rows", "columns")):
         _add_constants_(graph, {f"up.{name}.index": np.array(axis, np.int64)})
-        end = add("Gather", [ends, f"up.{name}.index"], f"up.{name}.end")
-        fine_at = add("Range", ["up.start", end, "up.step"], f"up.{name}.fine")
+        fine = count_to(add("Gather", ["size", f"up.{name}.index"], f"up.{name}.end"), f"up.{name}.fine")
+        fine_at = add("Add", [add("Mul", [fine, "up.step"], f"up.{name}.reach"), "up.start"], f"up.{name}.fine")
         count = add("Shape", [coarse], f"up.{name}.shape", start=2 + axis, end=3 + axis)
-        count = add("Squeeze", [add("Cast", [count], f"up.{name}.length", to=onnx.TensorProto.FLOAT)], f"up.{name}.n")
-        coarse_at = add("Range", ["up.zero", count, "up.one"], f"up.{name}.coarse")
+        coarse_at = count_to(add("Squeeze", [count], f"up.{name}.n"), f"up.{name}.coarse")
         # (H, coarse rows) from the left, (coarse columns, W) from the right.
         tall, wide = (fine_at, coarse_at) if name == "rows" else (coarse_at, fine_at)
         tall = add("Unsqueeze", [tall, "up.axis"], f"up.{name}.tall")

@@ -13,10 +13,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colorpress.errors import ColorpressError, InputError
+from export.colorizers import OnnxColorizer
+from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor, check_model_file
 
 if TYPE_CHECKING:
@@ -25,9 +29,11 @@ if TYPE_CHECKING:
 _HINT = "give a model written by `colorpress export` or `colorpress quantize`"
 _MEMORY_BYTES = 4 << 30
 _MEMORY_PER_FILE_BYTE = 8
-_QUANTIZED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"}
-)
+_QUANTIZED_OPS = frozenset({"DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"})
+_INTEGER_OPS = frozenset({"QLinearConv", "ConvInteger"})
+# Operators of layers, and which of their inputs the weights are.
+_WEIGHTED_OPS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "QLinearConv": 3, "ConvInteger": 1}
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "uint8": "int8"}
 
 
 def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any]:
@@ -36,8 +42,9 @@ def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any
     The child runs the full checker, opens the file in ONNX Runtime, and colorizes a picture of 8x8 pixels.
 
     Returns:
-        inputs and outputs (name to shape), opset, producer, metadata, nodes (operator to count), weights (elements
-        of its floating-point and int8 parameters), int8_share (part of them that is int8), quantized (bool).
+        inputs and outputs (name to shape), opset, producer, metadata, nodes (operator to count), layers (name,
+        operator, shape, weights, size_bytes, and how they are stored and computed with), weights (of all layers),
+        int8_share (part of them that is stored as int8), quantized (bool).
     Raises:
         ConfigError: no such file.
         InputError: damaged, hostile, of another task, in several files, or beyond the limits.
@@ -104,11 +111,17 @@ def _inspect(path: Path) -> dict[str, Any]:
         raise InputError("model", path, "keeps weights in other files; refused", _HINT)
     onnx.checker.check_model(content, full_check=True)
     # One thread: a pool's stacks count against the memory limit.
-    predictor = OnnxPredictor(path, threads=1)
-    picture = np.linspace(0.0, 1.0, 64, dtype=np.float32).reshape(1, 1, 8, 8)
-    answer = predictor(picture)
-    if answer.shape != (1, 2, 8, 8):
-        raise InputError("model", path, f"answers {answer.shape} to a picture of 8x8 pixels", _HINT)
+    if any(value.name == IMAGE_NAME for value in model.graph.input):
+        pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+        shape: tuple[int, ...] = OnnxColorizer(path, threads=1)(pixels).shape
+        expected: tuple[int, ...] = (8, 8, 3)
+    else:
+        answer = OnnxPredictor(path, threads=1)(np.linspace(0.0, 1.0, 64, dtype=np.float32).reshape(1, 1, 8, 8))
+        if not np.isfinite(answer).all():
+            raise InputError("model", path, "answers NaN or infinity instead of colours", _HINT)
+        shape, expected = answer.shape, (1, 2, 8, 8)
+    if shape != expected:
+        raise InputError("model", path, f"answers {shape} to a picture of 8x8 pixels", _HINT)
     return describe_graph(model)
 
 
@@ -127,18 +140,10 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 def describe_graph(model: onnx.ModelProto) -> dict[str, Any]:
     """The answer of `inspect_onnx`, for a model in memory that is known to be sound."""
-    import onnx
-
-    counts = Counter(node.op_type for node in model.graph.node)
-    sizes = Counter[int]()
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) >= 2:  # biases, scales and shapes are no weights
-            size = 1
-            for dimension in tensor.dims:
-                size *= dimension
-            sizes[tensor.data_type] += size
-    int8 = sizes[onnx.TensorProto.INT8] + sizes[onnx.TensorProto.UINT8]
-    weights = int8 + sizes[onnx.TensorProto.FLOAT] + sizes[onnx.TensorProto.FLOAT16]
+    counts = Counter(node.op_type for node in _nodes(model.graph))
+    layers = _layers(model.graph)
+    weights = sum(layer["weights"] for layer in layers)
+    int8 = sum(layer["weights"] for layer in layers if layer["stored"] == "int8")
     return {
         "inputs": {value.name: _shape(value) for value in model.graph.input},
         "outputs": {value.name: _shape(value) for value in model.graph.output},
@@ -146,10 +151,51 @@ def describe_graph(model: onnx.ModelProto) -> dict[str, Any]:
         "producer": model.producer_name,
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
         "nodes": dict(sorted(counts.items())),
+        "layers": layers,
         "weights": weights,
         "int8_share": int8 / weights if weights else 0.0,
         "quantized": bool(_QUANTIZED_OPS & counts.keys()),
     }
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph, those of its subgraphs included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
+    """The nodes that hold weights, in the graph's order: name, operator, shape, weights, bytes, stored, computed."""
+    import onnx
+
+    made_by = {output: node for node in graph.node for output in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    layers = []
+    for node in graph.node:
+        if node.op_type not in _WEIGHTED_OPS or len(node.input) < 2:
+            continue
+        # Weights in fewer bits stand behind what turns them into float.
+        name = node.input[_WEIGHTED_OPS[node.op_type]]
+        computed = "int8" if name in made_by and made_by[name].op_type == "DequantizeLinear" else "fp32"
+        while name not in tensors and name in made_by and made_by[name].input:
+            name = made_by[name].input[0]
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        layers.append({
+            "name": node.name or node.output[0],
+            "operator": node.op_type,
+            "shape": list(tensor.dims),
+            "weights": prod(tensor.dims),
+            "size_bytes": prod(tensor.dims) * kind.itemsize,
+            "stored": _PRECISIONS.get(kind.name, kind.name),
+            "computed": "int8" if node.op_type in _INTEGER_OPS else computed,
+        })  # fmt: skip
+    return layers
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -1,4 +1,4 @@
-"""How far an exported network's answers are from PyTorch's, over many picture sizes."""
+"""How far an exported network's answers, and a picture graph's pixels, are from PyTorch's over many sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import numpy.typing as npt
 from colorpress.errors import GateError
 
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 ArrayPredictor = Callable[[Floats], Floats]
+# Pixels uint8 (H, W, C) and the working size to pixels uint8 (H, W, 3).
+SizedColorizer = Callable[[Pixels, int], Pixels]
 
 # (N, H, W): one pixel, one row, one column, odd, prime, batches, less and more than any depth's multiple.
 DEFAULT_SHAPES = (
@@ -28,7 +31,21 @@ DEFAULT_SHAPES = (
     (1, 101, 127),
     (1, 256, 256),
 )
+_SIDES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 33, 61, 64, 97, 127, 128, 131, 193, 255, 256, 257, 307, 401, 509, 513)
 _PEAK_TO_PEAK = 2.0  # ab/128 lies in [-1, 1]
+# (height, width, channels, working size): as above, with pictures that are averaged down by 1, 2 and more.
+DEFAULT_PICTURES = (
+    (1, 1, 3, 16),
+    (1, 1, 1, 16),
+    (1, 37, 3, 16),
+    (41, 1, 1, 16),
+    (3, 3, 3, 16),
+    (97, 53, 3, 64),
+    (101, 127, 1, 32),
+    (131, 517, 3, 32),
+    (257, 300, 1, 24),
+)
+_MOST_LEVELS = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class ShapeParity:
     width: int
     max_abs: float
     mean_abs: float
+    p999_abs: float
     psnr_db: float
 
 
@@ -105,6 +123,22 @@ def check_parity(
     )
 
 
+def matrix_shapes(count: int = 208, seed: int = 0) -> tuple[tuple[int, int, int], ...]:
+    """(N, H, W) of a thorough check: sides of 1 to 513 pixels, primes and extreme aspects among them, batches 1 to 8.
+
+    Every side occurs as height and as width; pictures of more than a quarter of a megapixel come alone.
+    """
+    rng = np.random.default_rng(seed)
+    shapes: dict[tuple[int, int, int], None] = {}
+    turn = 0
+    while len(shapes) < count:
+        side, other, batch = _SIDES[turn % len(_SIDES)], int(rng.choice(_SIDES)), 1 + turn % 8
+        height, width = (side, other) if turn // len(_SIDES) % 2 else (other, side)
+        shapes[batch if batch * height * width <= 1 << 18 else 1, height, width] = None
+        turn += 1
+    return tuple(shapes)
+
+
 def require_parity(result: ParityResult, subject: str) -> None:
     """Raise when a difference exceeds the tolerance.
 
@@ -145,4 +179,73 @@ def _compare(reference: ArrayPredictor, candidate: ArrayPredictor, lightness: Fl
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     mean_square = float(np.mean(difference**2))
     psnr_db = math.inf if mean_square == 0.0 else 10.0 * math.log10(_PEAK_TO_PEAK**2 / mean_square)
-    return ShapeParity(batch, height, width, float(difference.max()), float(difference.mean()), psnr_db)
+    p999 = float(np.quantile(difference, 0.999))
+    return ShapeParity(batch, height, width, float(difference.max()), float(difference.mean()), p999, psnr_db)
+
+
+@dataclass(frozen=True)
+class PictureParity:
+    """Differences of pixels in grey levels, 0 ... 255, over all pictures; `psnr_db` is infinite for equal ones."""
+
+    pictures: int
+    max_levels: int
+    mean_levels: float
+    p999_levels: float
+    psnr_db: float
+
+
+def check_picture_parity(
+    reference: SizedColorizer,
+    candidate: SizedColorizer,
+    *,
+    sizes: Sequence[tuple[int, int, int, int]] = DEFAULT_PICTURES,
+    photographs: Sequence[Pixels] = (),
+    work_size: int = 256,
+    seed: int = 0,
+) -> PictureParity:
+    """Compare two ways to colour pictures on drawn ones and on photographs.
+
+    Args:
+        sizes: (height, width, channels, working size) of what is drawn: smooth with noise, dark to bright.
+        photographs: uint8 (H, W, 3) or (H, W, 1), coloured at `work_size`.
+    Raises:
+        GateError: an answer has another shape than the reference's.
+    """
+    rng = np.random.default_rng(seed)
+    cases = [(_draw(rng, *size[:3]), size[3]) for size in sizes] + [(each, work_size) for each in photographs]
+    counts = np.zeros(256, np.int64)
+    for pixels, size in cases:
+        expected, got = reference(pixels, size), candidate(pixels, size)
+        if got.shape != expected.shape:
+            why = f"answer is {got.shape} where the reference's is {expected.shape}"
+            raise GateError("export", None, why, "report the network that shows it")
+        counts += np.bincount(np.abs(got.astype(np.int16) - expected).ravel(), minlength=256)
+    levels, total = np.arange(256), counts.sum()
+    mean_square = float((counts * levels**2).sum() / total)
+    return PictureParity(
+        pictures=len(cases),
+        max_levels=int(levels[counts > 0].max()),
+        mean_levels=float((counts * levels).sum() / total),
+        p999_levels=float(np.searchsorted(np.cumsum(counts), 0.999 * total)),
+        psnr_db=math.inf if mean_square == 0.0 else 10.0 * math.log10(255.0**2 / mean_square),
+    )
+
+
+def require_picture_parity(result: PictureParity, subject: str) -> None:
+    """Raise when a pixel differs by more than a grey level.
+
+    Raises:
+        GateError: names the largest difference.
+    """
+    if result.max_levels > _MOST_LEVELS:
+        why = f"a pixel differs by {result.max_levels} grey levels from the reference, allowed {_MOST_LEVELS}"
+        raise GateError("export", subject, f"{why}; not published", "report the network that shows it")
+
+
+def _draw(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
+    """From black to white along the diagonal, in three tones, with noise; every level occurs in a large picture."""
+    ramp = np.linspace(0.0, 255.0, height)[:, None] / 2 + np.linspace(0.0, 255.0, width)[None, :] / 2
+    tones = np.array([1.0, 0.9, 0.75])[:channels]
+    noise = rng.uniform(-24.0, 24.0, (height, width, channels))
+    drawn: Pixels = np.clip(np.rint(ramp[..., None] * tones + noise), 0, 255).astype(np.uint8)
+    return drawn

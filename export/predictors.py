@@ -20,10 +20,13 @@ if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
 
 Floats = npt.NDArray[np.float32]
 Predictor = Callable[[Floats], Floats]
+# For each input or output: its name, type, rank and channels.
+Signature = list[tuple[str, str, int, list[Any]]]
+INPUT_NAME, OUTPUT_NAME = "L", "ab"
 # Sizes of pictures that OpenVINO keeps a compiled graph for.
 _KEPT_SIZES = 8
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
+GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 
 
 class OnnxPredictor:
@@ -50,45 +53,67 @@ class OnnxPredictor:
         threads: int = 0,
         profile_prefix: Path | None = None,
     ) -> None:
-        import onnxruntime as ort
-
         check_model_file(path)
-        kind, _, index = provider.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-            raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if kind == "cuda":
-            _require_cuda(ort, provider)
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4
-        if profile_prefix is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile_prefix)
         self.path, self.provider = path, provider
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise InputError("model", path, _first_line(error), _GIVE_A_MODEL) from error
-        if kind == "cuda" and self.session.get_providers()[0] != "CUDAExecutionProvider":
-            raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", _CUDA_HINT)
-        self.input_name, self.output_name = check_signature(
-            path,
-            [(each.name, each.type, len(each.shape), each.shape[1:2]) for each in self.session.get_inputs()],
-            [(each.name, each.type, len(each.shape), each.shape[1:2]) for each in self.session.get_outputs()],
-        )
+        self.session = open_session(path, provider=provider, threads=threads, profile_prefix=profile_prefix)
+        self.input_name, self.output_name = check_signature(path, *signature_of(self.session))
 
     def __call__(self, lightness: Floats) -> Floats:
         try:
             answer: Floats = self.session.run([self.output_name], {self.input_name: lightness})[0]
         except Exception as error:
-            raise InputError("model", self.path, _first_line(error), _GIVE_A_MODEL) from error
+            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
         return answer
+
+
+def open_session(
+    path: Path, content: bytes | None = None, *, provider: str, threads: int, profile_prefix: Path | None = None
+) -> Any:
+    """An ONNX Runtime session with all optimizations, explicit threads and one device.
+
+    Args:
+        path: the .onnx file; it names the model in errors where its `content` is given.
+        provider, threads, profile_prefix: as `OnnxPredictor`.
+    Raises:
+        ConfigError: another provider name.
+        InputError: the file is no ONNX model.
+        MachineError: CUDA is not there.
+    """
+    import onnxruntime as ort
+
+    kind, _, index = provider.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if kind == "cuda":
+        _require_cuda(ort, provider)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 4
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    try:
+        session = ort.InferenceSession(str(path) if content is None else content, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
+    if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", _CUDA_HINT)
+    return session
+
+
+def signature_of(session: Any) -> tuple[Signature, Signature]:
+    """What a session says of its inputs and of its outputs; inputs with a default are not among them."""
+    inputs, outputs = (
+        [(each.name, each.type, len(each.shape), each.shape[1:2]) for each in values]
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return inputs, outputs
 
 
 class OpenVinoPredictor:
@@ -124,7 +149,7 @@ class OpenVinoPredictor:
                 for each in (model.input(0), model.output(0))
             ]  # fmt: skip
         except Exception as error:  # OpenVINO's errors share no base class
-            raise InputError("model", path, _first_line(error), _GIVE_A_MODEL) from error
+            raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
         check_signature(path, *sides)
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
@@ -132,7 +157,7 @@ class OpenVinoPredictor:
         try:
             answer: Floats = self._request_for(lightness.shape).infer({0: lightness}, share_inputs=True)[0]
         except Exception as error:
-            raise InputError("model", self.path, _first_line(error), _GIVE_A_MODEL) from error
+            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
         return answer
 
     def _request_for(self, shape: tuple[int, ...]) -> Any:
@@ -231,9 +256,9 @@ def check_model_file(path: Path) -> None:
         InputError: it is a folder, empty, a Git LFS pointer, an HTML page or a PyTorch file.
     """
     if not path.exists():
-        raise ConfigError("model", path, "no such file", _GIVE_A_MODEL)
+        raise ConfigError("model", path, "no such file", GIVE_A_MODEL)
     if not path.is_file():
-        raise InputError("model", path, "not a regular file", _GIVE_A_MODEL)
+        raise InputError("model", path, "not a regular file", GIVE_A_MODEL)
     with path.open("rb") as stream:
         start = stream.read(64)
     for prefix, why in (
@@ -243,12 +268,9 @@ def check_model_file(path: Path) -> None:
         (b"pk\x03\x04", "is a zip archive, perhaps a PyTorch checkpoint, not ONNX"),
     ):
         if start.lstrip().lower().startswith(prefix):
-            raise InputError("model", path, why, _GIVE_A_MODEL)
+            raise InputError("model", path, why, GIVE_A_MODEL)
     if not start:
-        raise InputError("model", path, "is empty", _GIVE_A_MODEL)
-
-
-Signature = list[tuple[str, str, int, list[Any]]]
+        raise InputError("model", path, "is empty", GIVE_A_MODEL)
 
 
 def check_signature(path: Path, inputs: Signature, outputs: Signature) -> tuple[str, str]:
@@ -257,15 +279,15 @@ def check_signature(path: Path, inputs: Signature, outputs: Signature) -> tuple[
     Raises:
         InputError: other names, types, ranks or channel counts.
     """
-    for role, name, channels, found in (("input", "L", 1, inputs), ("output", "ab", 2, outputs)):
+    for role, name, channels, found in (("input", INPUT_NAME, 1, inputs), ("output", OUTPUT_NAME, 2, outputs)):
         if len(found) != 1 or found[0][:3] != (name, "tensor(float)", 4) or found[0][3] != [channels]:
             got = ", ".join(f"{each[0]} {each[1]} of rank {each[2]}" for each in found) or "none"
             want = f"{name} float32 (N, {channels}, H, W)"
-            raise InputError("model", path, f"its {role} is {got}; expected {want}", _GIVE_A_MODEL)
+            raise InputError("model", path, f"its {role} is {got}; expected {want}", GIVE_A_MODEL)
     return inputs[0][0], outputs[0][0]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """ONNX Runtime's reason without its codes and the path, which the error names already."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", str(error).strip())
     return reason.splitlines()[0][:200] if reason else type(error).__name__

@@ -20,11 +20,14 @@ from colorpress.config import OPTION_NAMES, option_name
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
     "benchmark",
+    "bundle",
     "colorize",
     "compress",
+    "deploy",
     "doctor",
     "explain",
     "export",
+    "inspect",
     "pack",
     "prune",
     "quantize",
@@ -32,6 +35,7 @@ COMMANDS = [
     "report",
     "run",
     "train",
+    "verify",
 ]
 
 
@@ -90,7 +94,7 @@ def test_run_offers_every_option_of_every_config() -> None:
         (["run", "--prune-ratio", "1.5"], "'--prune-ratio': got 1.5"),
         (["rank", "--checkpoint", "none.pt"], "model 'none.pt': no such file"),
         (["train", "--config", "none.toml"], "configuration 'none.toml': no such file"),
-        (["colorize", "x.jpg"], "--model"),
+        (["colorize"], "PHOTOS"),
     ],
 )
 def test_usage_errors_end_with_2(

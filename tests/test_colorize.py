@@ -3,73 +3,29 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from conftest import make_photo
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from colorpress.errors import ConfigError, InputError, MachineError
-from export import colorize
-from export.colorize import colorize_photos, colorize_picture
-from export.predictors import open_predictor
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from export.colorize import colorize_photos
+from export.colorizers import open_colorizer
 
-Floats = NDArray[np.float32]
-seen_sizes: list[tuple[int, ...]] = []
+Pixels = NDArray[np.uint8]
 
 
-def blue(lightness: Floats) -> Floats:
-    """A predictor that answers one colour everywhere."""
-    seen_sizes.append(lightness.shape[-2:])
-    answer = np.zeros((1, 2, *lightness.shape[-2:]), np.float32)
-    answer[:, 1] = -0.3
-    return answer
-
-
-def lightness_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return rgb_to_l_ab(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])[0][0, 0].numpy()
+def blue(pixels: Pixels) -> Pixels:
+    """A colorizer that tints."""
+    return np.ascontiguousarray(np.minimum(pixels, np.array([150, 150, 255], np.uint8)))
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def test_luminance_is_kept_and_colour_is_the_predictors() -> None:
-    grey = np.linspace(90, 160, 64 * 48).astype(np.uint8).reshape(48, 64)
-    picture = Image.fromarray(grey).convert("RGB")
-    coloured = colorize_picture(picture, blue, work_size=16)
-    assert coloured.shape == (48, 64, 3)
-    assert np.abs(lightness_of(coloured) - lightness_of(np.asarray(picture))).max() < 0.006
-    ab = rgb_to_l_ab(torch.from_numpy(coloured).permute(2, 0, 1)[None])[1][0]
-    assert abs(ab[0].mean().item()) < 0.01
-    assert abs(ab[1].mean().item() + 0.3) < 0.01
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 400), (3, 3), (255, 257), (64, 48)])
-def test_output_size_is_input_size_and_the_predictor_sees_the_working_size(size: tuple[int, int]) -> None:
-    seen_sizes.clear()
-    assert colorize_picture(make_photo(0, *size), blue, work_size=32).shape == (size[1], size[0], 3)
-    assert min(seen_sizes[0]) == min(32, *size)
-
-
-def test_stripes_give_what_the_whole_picture_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-
-    def noise(lightness: Floats) -> Floats:
-        return np.random.default_rng(5).uniform(-0.4, 0.4, (1, 2, *lightness.shape[-2:])).astype(np.float32)
-
-    picture = Image.fromarray(generator.integers(0, 256, (61, 47, 3), dtype=np.uint8))
-    monkeypatch.setattr(colorize, "_STRIPE_PIXELS", 47 * 7)
-    striped = colorize_picture(picture, noise, work_size=10)
-    rgb = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    ab = F.interpolate(torch.from_numpy(noise(np.zeros((1, 1, 13, 10)))), (61, 47), mode="bilinear")
-    whole = (l_ab_to_rgb(rgb_to_l_ab(rgb)[0], ab) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    assert np.abs(striped.astype(int) - whole).max() <= 1
 
 
 def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -88,8 +44,8 @@ def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_pa
     os.mkfifo(folder / "pipe.png")
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
     output = tmp_path / "out"
-    predictor = open_predictor(tiny_checkpoint, device="cpu", threads=1)
-    result = colorize_photos([folder], output, predictor, work_size=32)
+    colorizer = open_colorizer(tiny_checkpoint, work_size=32, threads=1)
+    result = colorize_photos([folder], output, colorizer, workers=3)
     expected = ["a.jpg", "a.png", "a.tif.png", "b.WEBP", "d.png", "sub/a.jpeg", "sub/c.png"]
     assert names_in(output) == sorted(expected)
     assert sorted(path.relative_to(output).as_posix() for path in result.colorized) == sorted(expected)
@@ -115,7 +71,7 @@ def test_exif_is_kept_upright_and_transparency_where_the_format_has_it(
     clear.save(tmp_path / "clear.png", exif=exif)
     clear.save(tmp_path / "clear.webp", lossless=True)
     clear.save(tmp_path / "wrong.jpg", "PNG")
-    colorize_photos([tmp_path], tmp_path / "out", blue, work_size=16)
+    colorize_photos([tmp_path], tmp_path / "out", blue)
     for name in ("turned.jpg", "clear.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size == (24, 40)
@@ -190,10 +146,61 @@ def test_what_cannot_be_coloured(tmp_path: Path) -> None:
         colorize_photos([tmp_path / "c.png"], tmp_path / "file" / "out", blue)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_answer_that_is_no_colour_is_refused(tmp_path: Path, bad: float) -> None:
-    make_photo(0).save(tmp_path / "c.png")
-    with pytest.raises(InputError, match="instead of colours"):
-        colorize_photos([tmp_path / "c.png"], tmp_path / "out", lambda lightness: np.full_like(blue(lightness), bad))
-    with pytest.raises(InputError, match="instead of colours"):
-        colorize_photos([tmp_path / "c.png"], tmp_path / "out", lambda lightness: blue(lightness)[..., 1:])
+def test_a_colorizer_sees_one_channel_of_a_grey_photograph(tmp_path: Path) -> None:
+    seen: dict[int, tuple[int, ...]] = {}
+
+    def note(pixels: Pixels) -> Pixels:
+        seen[pixels.shape[1]] = pixels.shape
+        return np.zeros((*pixels.shape[:2], 3), np.uint8)
+
+    make_photo(0, 40, 30).convert("L").convert("RGB").save(tmp_path / "grey.png")
+    nearly = make_photo(0, 41, 30).convert("L").convert("RGB")
+    nearly.putpixel((5, 29), (9, 9, 8))
+    nearly.save(tmp_path / "nearly.png")
+    make_photo(0, 42, 30).save(tmp_path / "colour.png")
+    colorize_photos([tmp_path], tmp_path / "out", note)
+    assert seen == {40: (30, 40, 1), 41: (30, 41, 3), 42: (30, 42, 3)}
+
+
+def test_a_colour_profile_becomes_that_of_srgb(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    make_photo(0).save(tmp_path / "tagged.jpg", icc_profile=srgb)
+    make_photo(0).save(tmp_path / "wrong.png", icc_profile=lab)
+    make_photo(0).save(tmp_path / "plain.png")
+    colorize_photos([tmp_path], tmp_path / "out", blue)
+    found = {path.name: Image.open(path).info.get("icc_profile") for path in (tmp_path / "out").iterdir()}
+    assert found["tagged.jpg"] == srgb
+    assert found["wrong.png"] is found["plain.png"] is None
+
+
+def test_several_at_a_time_give_what_one_after_another_gives(photo_folder: Path, tmp_path: Path) -> None:
+    at_once: set[int] = set()
+    meeting = threading.Barrier(2, timeout=30)
+
+    def meet(pixels: Pixels) -> Pixels:
+        # Ten photographs pass in pairs, which takes two workers.
+        meeting.wait()
+        at_once.add(threading.get_ident())
+        return blue(pixels)
+
+    one = colorize_photos([photo_folder], tmp_path / "one", blue, workers=1)
+    two = colorize_photos([photo_folder], tmp_path / "two", meet, workers=2)
+    assert len(at_once) == 2
+    assert [path.name for path in one.colorized] == [path.name for path in two.colorized]
+    for path in one.colorized:
+        place = path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == (tmp_path / "two" / place).read_bytes()
+
+
+def test_after_an_error_nothing_more_is_begun(photo_folder: Path, tmp_path: Path) -> None:
+    begun = 0
+
+    def fail(pixels: Pixels) -> Pixels:
+        nonlocal begun
+        begun += 1
+        raise InputError("model", None, "answers nonsense", "give another")
+
+    with pytest.raises(InputError, match="answers nonsense"):
+        colorize_photos([photo_folder], tmp_path / "out", fail, workers=2)
+    assert begun < 10

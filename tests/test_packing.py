@@ -35,7 +35,8 @@ def test_a_quarter_of_the_size_and_the_same_answer(tmp_path: Path, upsample: str
     expected = OnnxPredictor(source, threads=1)(picture)
     got = OnnxPredictor(result.path, threads=1)(picture)
     assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
-    np.testing.assert_allclose(OpenVinoPredictor(result.path, threads=1)(picture), got, atol=1e-5)
+    # OpenVINO computes in bf16 where the processor has it.
+    np.testing.assert_allclose(OpenVinoPredictor(result.path, threads=1)(picture), got, atol=5e-3)
     metadata = read_metadata(result.path)
     assert metadata["precision"] == "w8" and metadata["stage"] == "test"
     assert metadata["checkpoint_sha256"] == "ab" * 32

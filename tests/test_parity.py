@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from colorpress.errors import GateError
-from export.parity import DEFAULT_SHAPES, check_parity, require_parity
+from export.parity import (
+    DEFAULT_SHAPES,
+    check_parity,
+    check_picture_parity,
+    matrix_shapes,
+    require_parity,
+    require_picture_parity,
+)
 
 SHAPES = ((1, 1, 1), (3, 5, 4))
 
@@ -79,3 +86,49 @@ def test_the_same_seed_asks_the_same_questions():
 def test_result_is_json():
     result = check_parity(double, double, shapes=SHAPES)
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["shapes"][0]["psnr_db"] is None
+
+
+def test_the_matrix_has_what_it_promises():
+    shapes = matrix_shapes()
+    assert len(shapes) == len(set(shapes)) == 208
+    batches, heights, widths = (set(values) for values in zip(*shapes, strict=True))
+    assert batches == set(range(1, 9))
+    assert {1, 513} <= heights & widths
+    assert any(height >= 100 * width for _, height, width in shapes)
+    assert any(width >= 100 * height for _, height, width in shapes)
+    assert max(n * h * w for n, h, w in shapes) <= 513 * 513
+
+
+def tint(pixels, work_size):
+    return np.repeat(pixels[..., :1], 3, axis=2)
+
+
+def test_pictures_one_level_apart_pass_and_two_do_not():
+    def shifted(levels):
+        def color(pixels, work_size):
+            answer = tint(pixels, work_size)
+            answer[0, 0, 0] ^= levels
+            return answer
+
+        return check_picture_parity(tint, color, photographs=[np.zeros((40, 50, 3), np.uint8)])
+
+    same = check_picture_parity(tint, tint)
+    assert (same.max_levels, same.mean_levels, same.psnr_db) == (0, 0.0, math.inf)
+    one = shifted(1)
+    assert (one.max_levels, one.pictures) == (1, 10)
+    assert 0.0 < one.mean_levels < 1e-3 and one.p999_levels == 0.0 and 50 < one.psnr_db < 120
+    require_picture_parity(one, "colorizer.onnx")
+    with pytest.raises(GateError, match=r"colorizer.onnx': a pixel differs by 2 grey levels"):
+        require_picture_parity(shifted(2), "colorizer.onnx")
+
+
+def test_pictures_of_another_shape_are_refused():
+    with pytest.raises(GateError, match="where the reference's is"):
+        check_picture_parity(tint, lambda pixels, size: tint(pixels, size)[1:])
+
+
+def test_every_picture_is_asked_for_at_its_working_size():
+    seen = []
+    check_picture_parity(lambda p, size: (seen.append((p.shape, size)), tint(p, size))[1], tint, work_size=99,
+                         photographs=[np.zeros((40, 50, 3), np.uint8)])  # fmt: skip
+    assert ((131, 517, 3), 32) in seen and seen[-1] == ((40, 50, 3), 99)

@@ -35,6 +35,8 @@ FILES = {
     "auto-int8/model.onnx", "auto-int8/int8.json", "auto-w8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
     "config.resolved.toml", "run.json",
+} | {
+    f"{name}/colorizer.onnx" for name in ("best", "best-int8", "pruned", "pruned-int8", "auto", "auto-int8", "auto-w8")
 }  # fmt: skip
 VARIANTS = [
     "best.pt",

@@ -17,7 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 import export.onnx_probe
 from colorpress.config import ExportConfig
 from colorpress.errors import ColorpressError, ConfigError, InputError, MachineError
+from compress.packing import pack_onnx
+from export.colorizers import open_colorizer
+from export.deployable import export_colorizer
 from export.graph import export_onnx
+from export.inspection import format_inspection
 from export.onnx_probe import inspect_onnx
 from export.predictors import OnnxPredictor, OpenVinoPredictor, TorchPredictor, open_predictor
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -51,16 +55,70 @@ def test_inspection_describes_the_file(models):
     assert found["metadata"]["precision"] == "fp32"
     assert found["nodes"]["DepthToSpace"] == 1
     assert found["int8_share"] == 0.0 and not found["quantized"]
+    assert {layer["operator"] for layer in found["layers"]} == {"Conv"}
+    assert found["weights"] == sum(layer["weights"] for layer in found["layers"])
+    assert all(layer["size_bytes"] == 4 * layer["weights"] for layer in found["layers"])
+
+
+def test_inspection_of_a_picture_graph_of_packed_weights_in_words(models, tmp_path):
+    packed = pack_onnx(models[1], tmp_path / "model.onnx").path
+    made = export_colorizer(packed, tmp_path / "colorizer.onnx", metadata={"retained_colour": "0.9876"})
+    found = inspect_onnx(made.path)
+    assert found["inputs"] == {"image": ["N", "H", "W", "C"], "work_size": [], "saturation": []}
+    assert not found["quantized"] and {"int8", "fp32"} == {layer["stored"] for layer in found["layers"]}
+    assert {layer["computed"] for layer in found["layers"]} == {"fp32"}
+    assert found["nodes"]["Loop"] == 2 and found["nodes"]["If"] == 1 and found["nodes"]["QuantizeLinear"] == 1
+    text = format_inspection(made.path, found)
+    for line in ("reads   image (N, H, W, C)", "retained_colour: 0.9876", "precision: w8", "2 Loop"):
+        assert line in text
 
 
 def test_onnx_predictor_imports_no_torch(models):
     code = (
         "import sys, numpy; from pathlib import Path; from export.predictors import open_predictor;"
+        "from export.colorizers import open_colorizer; import export.colorize;"
         "open_predictor(Path(sys.argv[1]), device='cpu', threads=1)(numpy.zeros((1, 1, 3, 3), numpy.float32));"
+        "open_colorizer(Path(sys.argv[1]), threads=1)(numpy.zeros((3, 3, 3), numpy.uint8));"
         "sys.exit('torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(export.onnx_probe.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code, str(models[1])], check=True, env=environment)
+
+
+def test_a_colorizer_opens_whatever_there_is(models, tmp_path):
+    export_colorizer(models[1], tmp_path / "colorizer.onnx", work_size=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 38, 3), dtype=np.uint8)
+    files = (*models, tmp_path / "colorizer.onnx")
+    answers = [open_colorizer(path, work_size=32, threads=1)(pixels).astype(int) for path in files]
+    answers.append(open_colorizer(files[2], threads=1, runtime="openvino")(pixels).astype(int))
+    assert max(np.abs(each - answers[0]).max() for each in answers[1:]) <= 2
+    with pytest.raises(ConfigError, match="no such file"):
+        open_colorizer(tmp_path / "gone.onnx")
+
+
+def test_a_network_of_older_operators_is_coloured_with_too(models, tmp_path):
+    """Split, Pad and ReduceSum of the picture work are not those of opset 13."""
+    nodes = [helper.make_node("Concat", ["L", "L"], ["ab"], axis=1)]
+    sides = ["N", 1, "H", "W"]
+    graph = helper.make_graph(
+        nodes,
+        "old",
+        [helper.make_tensor_value_info("L", TensorProto.FLOAT, sides)],
+        [helper.make_tensor_value_info("ab", TensorProto.FLOAT, ["N", 2, "H", "W"])],
+    )
+    old = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(old, tmp_path / "old.onnx")
+    assert open_colorizer(tmp_path / "old.onnx", threads=1)(np.zeros((9, 7, 1), np.uint8)).shape == (9, 7, 3)
+
+
+def test_a_network_that_answers_nan_is_refused(models, tmp_path):
+    model = onnx.load(models[1])
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("head.bias"):
+            tensor.CopyFrom(numpy_helper.from_array(np.full(2, np.nan, np.float32), tensor.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(InputError, match="answers NaN or infinity"):
+        open_colorizer(tmp_path / "nan.onnx")
 
 
 def test_threads_are_explicit(models):
@@ -204,7 +262,8 @@ def test_openvino_answers_as_onnx_runtime_does_at_every_size(models):
     reference, other = OnnxPredictor(models[1], threads=1), OpenVinoPredictor(models[1], threads=1)
     for height, width in ((24, 32), (17, 40), (1, 9), (24, 32)):
         picture = np.random.default_rng(height).random((1, 1, height, width), dtype=np.float32)
-        np.testing.assert_allclose(other(picture), reference(picture), atol=1e-5)
+        # OpenVINO computes in bf16 where the processor has it.
+        np.testing.assert_allclose(other(picture), reference(picture), atol=2e-3)
 
 
 def test_openvino_says_what_it_cannot_read(tmp_path: Path) -> None:

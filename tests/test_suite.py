@@ -47,7 +47,7 @@ def test_a_benchmark_writes_its_files_and_the_report(
     ]  # fmt: skip
     in_ort, in_openvino = result.rows[1], result.rows[3]
     assert in_openvino["provider"].startswith("OpenVINO 20") and in_openvino["l1"] == pytest.approx(
-        in_ort["l1"], abs=1e-6
+        in_ort["l1"], abs=1e-3
     )
     assert result.grey_l1 is not None and result.grey_l1 > 0
     assert set(result.aa_ratios) == {"cpu"}

@@ -21,7 +21,7 @@ from colorpress.config import ArchConfig
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import sha256_bytes, write_bytes
-from training.color import AB_SCALE
+from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
 from training.network import Architecture, ColorNetwork, GraphArchitecture
 from training.unet import UNet, UNetPlan, build_unet, plan_of_weights

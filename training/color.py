@@ -1,7 +1,7 @@
 """sRGB to the network's colour tensors and back, in torch, on any device.
 
-`L` is L*/100 in [0, 1]; `ab` is (a*, b*)/128, so within [-1, 1]. Source of the formulas: IEC 61966-2-1 (sRGB)
-and CIE 15 (Lab, D65, 2 degree observer), with the constants that scikit-image uses.
+`L` is L*/100 in [0, 1]; `ab` is (a*, b*)/128, so within [-1, 1]. Source of the formulas: IEC 61966-2-1 (sRGB) and
+CIE 15 (Lab).
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AB_SCALE = 128.0
-
-_WHITE = (0.95047, 1.0, 1.08883)
-_RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_EPSILON = 0.008856
-_SLOPE, _OFFSET = 7.787, 16.0 / 116.0
+from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
 
 def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,9 +25,9 @@ def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
         linear = _linear_from_srgb(torch.arange(256, device=rgb.device) / 255.0)[rgb.long()]
     else:
         linear = _linear_from_srgb(rgb)
-    matrix = linear.new_tensor(_RGB_TO_XYZ) / linear.new_tensor(_WHITE)[:, None]
+    matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]
     xyz = torch.einsum("ij,njhw->nihw", matrix, linear)
-    f = torch.where(xyz > _EPSILON, xyz.clamp(min=_EPSILON).pow(1.0 / 3.0), _SLOPE * xyz + _OFFSET)
+    f = torch.where(xyz > LAB_EPSILON, xyz.clamp(min=LAB_EPSILON).pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
     fx, fy, fz = f.unbind(dim=1)
     lightness = (1.16 * fy - 0.16).unsqueeze(1)
     ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
@@ -43,12 +38,12 @@ def l_ab_to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
     """Convert L (N, 1, H, W) in [0, 1] and ab (N, 2, H, W) in [-1, 1] to sRGB (N, 3, H, W) clipped to [0, 1]."""
     fy = (lightness[:, 0] + 0.16) / 1.16
     fx = fy + ab[:, 0] * (AB_SCALE / 500.0)
-    # scikit-image clips here too: a negative Z has no colour.
-    fz = (fy - ab[:, 1] * (AB_SCALE / 200.0)).clamp(min=0.0)
-    f = torch.stack((fx, fy, fz), dim=1)
-    xyz = torch.where(f > 0.2068966, f**3, (f - _OFFSET) / _SLOPE)
-    xyz = xyz * xyz.new_tensor(_WHITE)[None, :, None, None]
-    matrix = torch.linalg.inv(xyz.new_tensor(_RGB_TO_XYZ, dtype=torch.float64)).to(xyz.dtype)
+    fz = fy - ab[:, 1] * (AB_SCALE / 200.0)
+    # Clipped as Z is by scikit-image: there is no colour beyond.
+    f = torch.stack((fx, fy, fz), dim=1).clamp(min=0.0)
+    xyz = torch.where(f > LAB_KNEE, f**3, (f - LAB_OFFSET) / LAB_SLOPE)
+    xyz = xyz * xyz.new_tensor(WHITE)[None, :, None, None]
+    matrix = torch.linalg.inv(xyz.new_tensor(RGB_TO_XYZ, dtype=torch.float64)).to(xyz.dtype)
     linear = torch.einsum("ij,njhw->nihw", matrix, xyz)
     srgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055, 12.92 * linear)
     return srgb.clamp(0.0, 1.0)

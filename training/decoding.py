@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -73,6 +73,7 @@ class DecodedPhoto:
         alpha: mode L, same size as `rgb`; None where nothing is transparent.
         width, height: size of the picture in the file, in pixels, after EXIF orientation.
         exif: EXIF block without the orientation tag; empty where there is none.
+        profile: an ICC profile of sRGB, where the file has one of any colour space; else empty.
     """
 
     rgb: Image.Image
@@ -80,6 +81,7 @@ class DecodedPhoto:
     width: int
     height: int
     exif: bytes
+    profile: bytes
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
         picture.load()
         # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
         orientation, exif = _read_orientation(picture), _read_exif(picture)
-        rgb, alpha = _to_srgb(picture, path)
+        rgb, alpha, icc = _to_srgb(picture, path)
     except InputError:
         raise
     except Exception as error:
@@ -152,7 +154,7 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
     if turn is not None:
         rgb, alpha = rgb.transpose(turn), alpha.transpose(turn) if alpha else None
     width, height = full if orientation < 5 else full[::-1]
-    return DecodedPhoto(rgb, alpha, width, height, exif)
+    return DecodedPhoto(rgb, alpha, width, height, exif, icc)
 
 
 def _check_head(head: bytes, path: Path) -> None:
@@ -217,18 +219,18 @@ def _read_exif(picture: Image.Image) -> bytes:
         return b""
 
 
-def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bytes]:
+    """The picture in mode RGB, its transparency, and the profile of sRGB where it had one."""
     if picture.mode[0] == "I" or picture.mode == "F":
-        return _scale_deep_grey(picture, path).convert("RGB"), None
+        return _scale_deep_grey(picture, path).convert("RGB"), None, b""
     alpha = None
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         alpha, plain = rgba.getchannel("A"), rgba.convert("RGB")
     else:
         plain = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
-    profile = picture.info.get("icc_profile")
-    converted = _apply_profile(plain, profile) if profile else None
-    return converted or (plain if plain.mode == "RGB" else plain.convert("RGB")), alpha
+    converted, profile = _apply_profile(plain, picture.info.get("icc_profile") or b"")
+    return converted if converted.mode == "RGB" else converted.convert("RGB"), alpha, profile
 
 
 def _scale_deep_grey(picture: Image.Image, path: Path) -> Image.Image:
@@ -244,16 +246,17 @@ def _scale_deep_grey(picture: Image.Image, path: Path) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-def _apply_profile(picture: Image.Image, profile: bytes) -> Image.Image | None:
-    """`picture` (L, RGB or CMYK) converted to sRGB; None where it is sRGB already or the profile is unusable."""
+def _apply_profile(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
+    """`picture` (L, RGB or CMYK) converted to sRGB, and a profile that says so; as it is where there is none."""
+    if not profile:
+        return picture, b""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        return ImageCms.profileToProfile(picture, source, _srgb_profile(), outputMode="RGB")
+            return picture, profile if picture.mode == "RGB" else b""
+        target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        converted = ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+        assert converted is not None
+        return converted, target.tobytes()
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None  # of another colour space than the pixels, or broken: viewers ignore such profiles too
-
-
-def _srgb_profile() -> Any:
-    return ImageCms.createProfile("sRGB")
+        return picture, b""  # of another colour space than the pixels, or broken: viewers ignore such profiles too

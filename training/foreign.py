@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from colorpress.config import ArchConfig
 from colorpress.errors import ConfigError, InputError
 from colorpress.files import sha256_bytes
-from training.color import AB_SCALE
+from training.cie import AB_SCALE
 from training.network import ColorNetwork
 
 _LARGEST_MULTIPLE = 256

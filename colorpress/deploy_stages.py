@@ -1,0 +1,212 @@
+"""From a variant's bare network to what is shipped: the picture graph, its check over many sizes, the bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.tables import Row, read_benchmark_json
+from benchmarks.variants import DERIVED_ENDINGS
+from benchmarks.verdict import judge_rows
+from colorpress.console import progress, say
+from colorpress.errors import ConfigError, GateError, InputError
+from colorpress.files import write_csv, write_json
+from colorpress.run_folder import Run
+from colorpress.stages import StageRecord, run_stage
+from export.bundle import BundleResult, write_bundle
+from export.coloring import color_pixels
+from export.colorizers import OnnxColorizer
+from export.deployable import export_colorizer, write_ort
+from export.graph import read_metadata
+from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
+from export.predictors import OnnxPredictor, TorchPredictor
+from training.photos import Photo, PhotoSplit, load_rgb
+
+# Photographs that a picture graph is compared on before it is published.
+_COMPARED_PHOTOS = 3
+_LONGEST_SIDE = 1024
+_EXACT = ("fp32",)
+_PARITY_COLUMNS = ("variant", "precision", "batch", "height", "width", "max_abs", "mean_abs", "p999_abs", "psnr_db")
+
+
+def exported_variants(run: Run) -> list[str]:
+    """Names of the variants that have a bare network, in the order of the pipeline.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [
+        f"{name}{ending}"
+        for name in ("best", "pruned", *run.students())
+        for ending in ("", *DERIVED_ENDINGS)
+        if (run.folder / f"{name}{ending}" / "model.onnx").is_file()
+    ]
+    if not found:
+        raise InputError("folder", run.folder, "holds no model.onnx", "run `colorpress export` first")
+    return found
+
+
+def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
+    """Write <variant>/colorizer.onnx, pixels in and pixels out, with what was measured of it in its metadata."""
+    source, destination = run.folder / variant / "model.onnx", run.folder / variant / "colorizer.onnx"
+    config, compared = run.settings.deploy, photos[:_COMPARED_PHOTOS]
+    figures = _read_figures(run, variant)
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        made = export_colorizer(
+            source,
+            destination,
+            work_size=config.work_size,
+            saturation=config.saturation,
+            pictures=_load_pictures(run, compared),
+            metadata=figures,
+        )
+        files = [destination]
+        if config.ort:
+            files.append(write_ort(destination, destination.with_suffix(".ort")))
+        say(f"{variant}: colorizer.onnx, {made.size_bytes:,} bytes, within {made.parity.max_levels} level of PyTorch")
+        return files, {"size_bytes": made.size_bytes, **asdict(made.parity), "psnr_db": _finite(made.parity.psnr_db)}
+
+    used = {**vars(config), "figures": figures, "photos": [photo.sha256 for photo in compared]}
+    key = run.stage(f"colorizer-{variant}", [source], used, ["training", "export", "colorpress/deploy_stages.py"])
+    return run_stage(run.folder, f"colorizer-{variant}", key, action, force=run.force)
+
+
+def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageRecord:
+    """Compare every variant with PyTorch over some 200 sizes, and its pictures on photographs: parity.csv and .json.
+
+    Raises:
+        GateError: a float32 file differs by more than --atol, or any picture graph by more than a grey level from its
+            own network's colours; the two files say where.
+    """
+    paths = [run.folder / name / "model.onnx" for name in variants]
+    compared = photos[:_COMPARED_PHOTOS]
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        summary: dict[str, Any] = {}
+        failed: list[str] = []
+        with progress("comparing with PyTorch", len(variants)) as shown:
+            for name in variants:
+                precision, net, pictures = _verify_variant(run, name, compared)
+                shapes = net.to_dict().pop("shapes")
+                rows += [{"variant": name, "precision": precision, **shape} for shape in shapes]
+                summary[name] = {
+                    "precision": precision,
+                    "shapes": len(shapes),
+                    "max_abs": net.max_abs,
+                    "mean_abs": net.mean_abs,
+                    "p999_abs": max(shape["p999_abs"] for shape in shapes),
+                    "psnr_db": min((each["psnr_db"] for each in shapes if each["psnr_db"] is not None), default=None),
+                    "pictures": pictures,
+                }
+                if not net.passed or (pictures and pictures["own_network"]["max_levels"] > 1):
+                    failed.append(name)
+                shown.advance()
+        files = [
+            write_csv(run.folder / "parity.csv", _PARITY_COLUMNS, rows),
+            write_json(run.folder / "parity.json", {"variants": summary, "failed": failed}),
+        ]
+        return files, {"failed": failed, "variants": summary}
+
+    used = {**vars(run.settings.export), "variants": list(variants), "photos": [each.sha256 for each in compared]}
+    used |= {"colorizers": [path.with_name("colorizer.onnx").is_file() for path in paths], **run.arch_key()}
+    code = ["training", "export", "colorpress/deploy_stages.py"]
+    record = run_stage(run.folder, "verify", run.stage("verify", paths, used, code), action, force=run.force)
+    if record.result["failed"]:
+        why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"
+        raise GateError("parity", run.folder, why, "see parity.csv")
+    return record
+
+
+def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit, *, web: bool) -> BundleResult:
+    """Write a folder ready to ship: a variant's picture graph with its card, an example and a web page.
+
+    Args:
+        variant: a name of the run folder; None: the one that the benchmark recommends.
+    Raises:
+        ConfigError: no such variant, or there is none to recommend.
+    """
+    measured = run.folder / "benchmark.json"
+    rows = read_benchmark_json(measured) if measured.is_file() else None
+    if variant is None:
+        verdict = judge_rows(rows["rows"], rows["aa_ratios"]) if rows else None
+        variant = (verdict.recommended or "").partition(" @ ")[0] if verdict else ""
+        if not variant:
+            why = f"recommends nothing: {verdict.sentence}" if verdict else "holds no benchmark.json to choose by"
+            raise ConfigError("folder", run.folder, why, "name one with --variant")
+    names = exported_variants(run)
+    if variant not in names:
+        raise ConfigError("option --variant", variant, "no such variant", f"choose one of: {', '.join(names)}")
+    deploy(run, variant, photos.test)
+    folder = run.folder / variant
+    figures = _card_figures(rows, variant, photos) if rows else None
+    return write_bundle(
+        folder / "colorizer.onnx", folder / "model.onnx", destination, web=web, figures=figures, force=run.force
+    )
+
+
+def _verify_variant(
+    run: Run, variant: str, photos: Sequence[Photo]
+) -> tuple[str, ParityResult, dict[str, dict[str, Any]]]:
+    path = run.folder / variant / "model.onnx"
+    precision = read_metadata(path).get("precision", "fp32")
+    origin = variant
+    for ending in DERIVED_ENDINGS:
+        origin = origin.removesuffix(ending)
+    checkpoint = run.best_path if origin == "best" else run.folder / origin / "model.pt"
+    reference, candidate = TorchPredictor(run.load(checkpoint).build_network()), OnnxPredictor(path)
+    atol = run.settings.export.atol if precision in _EXACT else None
+    net = check_parity(reference, candidate, shapes=matrix_shapes(), atol=atol)
+    colorizer, pictures = path.with_name("colorizer.onnx"), {}
+    if colorizer.is_file():
+        photographs = _load_pictures(run, photos)
+        for name, predictor in (("own_network", candidate), ("original_network", reference)):
+            found = check_picture_parity(
+                lambda pixels, size, predictor=predictor: color_pixels(pixels, predictor, work_size=size),  # type: ignore[misc]
+                OnnxColorizer(colorizer, saturation=1.0),
+                photographs=photographs,
+            )
+            pictures[name] = {**asdict(found), "psnr_db": _finite(found.psnr_db)}
+    return precision, net, pictures
+
+
+def _load_pictures(run: Run, photos: Sequence[Photo]) -> list[NDArray[np.uint8]]:
+    limit = run.settings.data.max_pixels
+    return [load_rgb(photo.path, max_pixels=limit, short_side=_LONGEST_SIDE) for photo in photos]
+
+
+def _read_figures(run: Run, variant: str) -> dict[str, str]:
+    """What the benchmark of this run folder says of a variant's file, as metadata; empty where it says nothing."""
+    source, path = run.folder / "benchmark.json", run.folder / variant / "model.onnx"
+    if not source.is_file():
+        return {}
+    measured = read_benchmark_json(source)
+    row = next((each for each in measured["rows"] if each["model"] == variant), None)
+    # Another file may have taken the place of the one that was measured.
+    if row is None or row["l1"] is None or row["size_bytes"] != path.stat().st_size:
+        return {}
+    figures = {
+        "measured_photos": row["photos"],
+        "l1": f"{row['l1']:.6f}",
+        "l1_change_pct": f"{row['l1_delta_pct']:.3f}",
+        "retained_colour": None if row["retained_colour"] is None else f"{row['retained_colour']:.4f}",
+    }
+    return {key: str(value) for key, value in figures.items() if value is not None}
+
+
+def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit) -> dict[str, Any]:
+    """What the card of a bundle says of a variant: its row, and under which conditions it was measured."""
+    row: Row = next((each for each in measured["rows"] if each["model"] == variant), {})
+    counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
+    return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

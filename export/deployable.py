@@ -1,0 +1,119 @@
+"""The file that somebody else's program colours photographs with: `colorizer.onnx`, published after parity."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from colorpress.errors import ConfigError, InputError
+from colorpress.files import atomic_write, sha256_bytes, write_bytes
+from export.coloring import color_pixels
+from export.colorizers import OnnxColorizer
+from export.parity import PictureParity, check_picture_parity, require_picture_parity
+from export.picture_graph import (
+    COLORIZED_NAME,
+    DEFAULT_WORK_SIZE,
+    IMAGE_NAME,
+    SATURATION_NAME,
+    WORK_SIZE_NAME,
+    build_picture_graph,
+)
+from export.predictors import OnnxPredictor
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DeployableResult:
+    """A published picture graph and how far its pixels are from those of the definition in torch."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    parity: PictureParity
+
+
+def export_colorizer(
+    source: Path,
+    destination: Path,
+    *,
+    work_size: int = DEFAULT_WORK_SIZE,
+    saturation: float = 1.0,
+    pictures: Sequence[Pixels] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> DeployableResult:
+    """Write the picture graph of a bare network, after its pixels were compared with those of `color_pixels`.
+
+    Args:
+        source: a file written by `export_onnx`, `quantize_onnx` or `pack_onnx`.
+        work_size: short side that the network sees where none is given, in pixels.
+        saturation: what its chroma is multiplied by where no other is given.
+        pictures: photographs, uint8 (H, W, 3), that are compared beside drawn pictures of odd sizes.
+        metadata: further entries of the file's metadata_props, such as measured figures; the source's are kept.
+    Raises:
+        ConfigError: no such source.
+        GateError: a pixel differs by more than a grey level; nothing is published.
+        InputError: the source is damaged, or no bare network.
+        MachineError: the file cannot be written.
+    """
+    predictor = OnnxPredictor(source, threads=1)
+    content = source.read_bytes()
+    network = onnx.load_model_from_string(content)
+    model = build_picture_graph(network, work_size=work_size, saturation=saturation)
+    entries = {entry.key: entry.value for entry in network.metadata_props}
+    entries |= {
+        "input": f"{IMAGE_NAME} uint8 (N,H,W,3) sRGB or (N,H,W,1) grey, any N, H, W >= 1",
+        "output": f"{COLORIZED_NAME} uint8 (N,H,W,3) sRGB, the luminance of the input",
+        WORK_SIZE_NAME: str(work_size),
+        SATURATION_NAME: f"{saturation:g}",
+        "network_sha256": sha256_bytes(content),
+        "network_size_bytes": str(len(content)),
+        **(metadata or {}),
+    }
+    helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
+    written = model.SerializeToString(deterministic=True)
+    with tempfile.TemporaryDirectory(prefix="colorpress-export-") as folder:
+        trial = Path(folder) / "colorizer.onnx"
+        trial.write_bytes(written)
+        onnx.checker.check_model(str(trial), full_check=True)
+        parity = check_picture_parity(
+            lambda pixels, size: color_pixels(pixels, predictor, work_size=size, saturation=saturation),
+            OnnxColorizer(trial, threads=1),
+            photographs=pictures,
+        )
+    require_picture_parity(parity, destination.name)
+    write_bytes(destination, written)
+    return DeployableResult(destination, len(written), sha256_bytes(written), parity)
+
+
+def write_ort(source: Path, destination: Path) -> Path:
+    """Write an .onnx file in ONNX Runtime's own format, which its minimal builds for phones read.
+
+    Only what holds on every machine is optimized.
+
+    Raises:
+        ConfigError: no such source.
+        InputError: ONNX Runtime cannot read it.
+    """
+    import onnxruntime as ort
+
+    if not source.is_file():
+        raise ConfigError("model", source, "no such file", "run the stage before")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    with atomic_write(destination) as temporary:
+        options.optimized_model_filepath = str(temporary)
+        try:
+            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise InputError("model", source, str(error).splitlines()[0][:200], "export it again") from error
+    return destination

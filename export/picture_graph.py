@@ -1,0 +1,438 @@
+"""The deployable graph: pixels in, pixels out, with all the picture work in plain ONNX operators.
+
+Around the bare network stand, in this order: the picture averaged down to the working size; its lightness; the
+network; its answer up-sampled to the picture's size; and colour put under the luminance of every single pixel. What
+is done at full size is done in stripes of rows (Loop), so memory does not grow with the picture but for its pixels,
+and what one operator leaves is in the cache when the next one reads it.
+
+ONNX Runtime has no fast power, look-up or choice (a Pow costs as much as 30 multiplications), so at full size the
+curves of sRGB and Lab are polynomials of roots, with their linear toes as clips; at the working size they are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from colorpress.errors import InputError
+from export.predictors import INPUT_NAME, OUTPUT_NAME
+from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
+
+DEFAULT_WORK_SIZE = 256
+# At most so many squares of the working size are seen, or a long strip would fill the memory of a network.
+LARGEST_ASPECT = 8
+IMAGE_NAME, COLORIZED_NAME = "image", "colorized"
+WORK_SIZE_NAME, SATURATION_NAME = "work_size", "saturation"
+# Pixels of a stripe: a float plane of them fits a core's second-level cache.
+_STRIPE_PIXELS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Curve:
+    """y = sum of upper[i] z^i + sum of middle[j] m^j + toe * clip(x, 0, low), with z and m of two parts of x.
+
+    Attributes:
+        upper: of z^0, z^1, ..., z = max(x, high)^(1 / root).
+        high: where the upper part begins.
+        toe: slope of the line up to `low`.
+        middle: of m^1, m^2, ..., m = clip(x, low, high); empty where `low` is `high`.
+        low: where the line ends; None: at `high`.
+        root: 1, 2 or 4.
+    """
+
+    upper: tuple[float, ...]
+    high: float
+    toe: float
+    middle: tuple[float, ...] = ()
+    low: float | None = None
+    root: int = 1
+
+    @property
+    def end_of_toe(self) -> float:
+        """Where the line ends."""
+        return self.high if self.low is None else self.low
+
+    def of(self, unit: float) -> Curve:
+        """The same curve of x counted in `unit`; for one of root 1."""
+        return Curve(
+            upper=tuple(each / unit**power for power, each in enumerate(self.upper)),
+            high=self.high * unit,
+            middle=tuple(each / unit**power for power, each in enumerate(self.middle, start=1)),
+            low=self.end_of_toe * unit,
+            toe=self.toe / unit,
+        )
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The curve in numpy."""
+        z = np.maximum(x, self.high) ** (1.0 / self.root)
+        m = np.clip(x, self.end_of_toe, self.high)
+        polynomials = np.polynomial.polynomial.polyval
+        toe = self.toe * np.clip(x, 0.0, self.end_of_toe)
+        return np.asarray(polynomials(z, self.upper) + polynomials(m, (0.0, *self.middle)) + toe)
+
+
+# The factors are minimax over [0, 1], found by linear programming. An error of the luminance counts several times
+# where one colour is nearly black beside a bright one: a grey level there needs a 30th of a level here.
+# Linear light to sRGB; within 0.06 of a grey level, 1 / 255.
+SRGB_FROM_LINEAR = Curve(
+    upper=(-0.112403718, 0.255893143, 0.952421539, -0.136749128), high=0.003177966, toe=12.78302, root=4
+)
+# sRGB grey to f(Y) = (L* + 16) / 116; within 0.021 of a level, of which 296 are one of f.
+F_FROM_GREY = Curve(
+    upper=(0.004223990385, 1.245046022959, -0.827469975302, 0.954393585252, -0.661929460300, 0.191487201486),
+    high=25.0 / 255.0,
+    middle=(0.226527571922, 4.791101387387),
+    low=11.0 / 255.0,
+    toe=0.604105988031,
+)
+# Y to f(Y); within 0.007 of a level.
+F_FROM_Y = Curve(
+    upper=(-0.088317552101, 0.547225938673, 0.704567399013, -0.309184805134, 0.076467595044),
+    high=0.0089,
+    toe=0.069262411134 / 0.0089,
+    root=4,
+)
+# sRGB to linear light; within 0.013 of a level of f(Y).
+LINEAR_FROM_SRGB = Curve(
+    upper=(-0.0022779452958, 0.0326944184844, 0.519378478142, 0.668165266849, -0.309531298238, 0.0884973457373),
+    high=10.5 / 255.0,
+    toe=0.0031982241438 / (10.5 / 255.0),
+)
+
+
+class _Graph:
+    """Nodes and constants of a graph under construction; operators are called by name and answer a value's name."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+
+    def __call__(self, operator: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node; inputs are names of values, "" for none, or arrays, which become constants."""
+        names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        # Short names, and none for the nodes: beside a small network they weigh more than its weights.
+        made = [f"{self.prefix}{len(self.nodes)}" + (f".{k}" if k else "") for k in range(outputs)]
+        self.nodes.append(helper.make_node(operator, names, made, **attributes))
+        return made[0] if outputs == 1 else made
+
+    def constant(self, value: Any) -> str:
+        """The name of a constant: Python's floats are float32, integers int64."""
+        array = np.asarray(value)
+        if not isinstance(value, np.ndarray | np.generic):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"{self.prefix}c.{len(self.constants)}")
+        return self.constants[key].name
+
+    def split(self, value: str, count: int = 2) -> Any:
+        """The `count` equal parts of a value along its first axis."""
+        return self("Split", value, outputs=count, axis=0, num_outputs=count)
+
+    def as_float(self, value: str) -> str:
+        return str(self("Cast", value, to=TensorProto.FLOAT))
+
+    def range(self, count: str) -> str:
+        """0 ... count - 1, int64; `count` is a vector of one."""
+        return str(self("Range", 0, self("Squeeze", count), 1))
+
+    def branch(self, result: str) -> onnx.GraphProto:
+        """This graph as a branch of If that leaves one float32 value."""
+        outputs = [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
+        return helper.make_graph(self.nodes, self.prefix[:-1], [], outputs, list(self.constants.values()))
+
+
+def build_picture_graph(
+    network: onnx.ModelProto, *, work_size: int = DEFAULT_WORK_SIZE, saturation: float = 1.0
+) -> onnx.ModelProto:
+    """Put the picture work around a bare network, L (N, 1, H, W) to ab (N, 2, H, W), float or int8.
+
+    The graph reads `image`, uint8 (N, H, W, 3) sRGB or (N, H, W, 1) grey, any N, H, W >= 1, and answers `colorized`,
+    uint8 (N, H, W, 3) sRGB. Two more inputs may be given: `work_size`, int64, the short side that the network sees, in
+    pixels (smaller pictures are not enlarged), and `saturation`, float32, by which its chroma is multiplied.
+
+    Args:
+        network: a model that `export_onnx`, `quantize_onnx` or `pack_onnx` wrote; it is not changed.
+        work_size, saturation: what is taken where none is given.
+    Raises:
+        InputError: the network has other inputs or outputs.
+    """
+    inner = compose.add_prefix(network, "network.")
+    names = [[value.name for value in values] for values in (inner.graph.input, inner.graph.output)]
+    if names != [[f"network.{INPUT_NAME}"], [f"network.{OUTPUT_NAME}"]]:
+        raise InputError("model", None, f"has inputs and outputs {names}", "give a model that colorpress exported")
+    g = _Graph("picture.")
+    size = g("Shape", IMAGE_NAME)
+    count, height, width, channels = g.split(size, 4)
+    sides = g("Concat", height, width, axis=0)
+    small, block = _choose_sizes(g, sides)
+    rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))
+    code = _shrink(g, rows, (count, height, width, channels), small, block)
+    lightness = _measure_lightness(g, code, channels)
+    ab = f"network.{OUTPUT_NAME}"
+    before = len(g.nodes)
+    colorized = _put_under_luminance(g, rows, ab, (count, height, width, channels), small)
+    g.nodes[-1].output[0] = COLORIZED_NAME
+    assert colorized
+    for node in inner.graph.node:
+        node.input[:] = [lightness if each == f"network.{INPUT_NAME}" else each for each in node.input]
+    image = helper.make_tensor_value_info(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"])
+    chosen = [
+        helper.make_tensor_value_info(WORK_SIZE_NAME, TensorProto.INT64, []),
+        helper.make_tensor_value_info(SATURATION_NAME, TensorProto.FLOAT, []),
+    ]
+    answer = helper.make_tensor_value_info(COLORIZED_NAME, TensorProto.UINT8, ["N", "H", "W", 3])
+    initializers = [
+        numpy_helper.from_array(np.array(work_size, np.int64), WORK_SIZE_NAME),
+        numpy_helper.from_array(np.array(saturation, np.float32), SATURATION_NAME),
+        *g.constants.values(),
+        *inner.graph.initializer,
+    ]
+    graph = helper.make_graph(
+        [*g.nodes[:before], *inner.graph.node, *g.nodes[before:]],
+        "colorizer",
+        [image, *chosen],
+        [answer],
+        initializers,
+    )
+    return helper.make_model(
+        graph,
+        producer_name=network.producer_name,
+        producer_version=network.producer_version,
+        opset_imports=list(network.opset_import),
+        ir_version=network.ir_version,
+    )
+
+
+def _choose_sizes(g: _Graph, sides: str) -> tuple[str, str]:
+    """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors."""
+    double, work = (g("Cast", value, to=TensorProto.DOUBLE) for value in (sides, WORK_SIZE_NAME))
+    # No smaller than the working size, and no larger than its square times the longest aspect.
+    longest = g("Mul", g("Sqrt", g("ReduceProd", double)), np.float64(LARGEST_ASPECT**-0.5))
+    seen = g("Max", g("Max", g("ReduceMin", double), longest), work)
+    ratio = g("Div", work, seen)
+    small = g("Max", g("Round", g("Mul", double, ratio)), np.ones(1, np.float64))
+    # At least two of the averages lie under a pixel of the working size.
+    block = g("Max", g("Floor", g("Mul", g("Div", seen, work), np.float64(0.5))), np.ones(1, np.float64))
+    return g("Cast", small, to=TensorProto.INT64), g("Cast", block, to=TensorProto.INT64)
+
+
+def _plan_stripes(g: _Graph, length: str, width: str, step: str | None = None) -> tuple[str, str]:
+    """Into what stripes `length` rows fall: the rows of a stripe, and the stripes; vectors of one."""
+    pixels = g("Mul", width, step) if step else width
+    high = g("Min", g("Max", g("Div", [_STRIPE_PIXELS], pixels), [1]), length)
+    return high, g("Div", g("Sub", g("Add", length, high), [1]), high)
+
+
+def _start_stripe(body: _Graph, high: str, stripes: str) -> tuple[str, str]:
+    """In the body of a loop over the stripes of all pictures: the picture it is at, and its first row."""
+    number = f"{body.prefix}number"
+    return body("Div", number, stripes), body("Mul", body("Mod", number, stripes), high)
+
+
+def _loop(g: _Graph, body: _Graph, count: str, result: str, kind: int) -> str:
+    """What the body leaves of each of `count` stripes, one after another along a new first axis."""
+    go_on = body("Identity", f"{body.prefix}going")
+    inputs = [
+        helper.make_tensor_value_info(f"{body.prefix}number", TensorProto.INT64, []),
+        helper.make_tensor_value_info(f"{body.prefix}going", TensorProto.BOOL, []),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(go_on, TensorProto.BOOL, []),
+        helper.make_tensor_value_info(result, kind, None),
+    ]
+    graph = helper.make_graph(body.nodes, body.prefix[:-1], inputs, outputs, list(body.constants.values()))
+    return str(g("Loop", g("Squeeze", count), "", body=graph))
+
+
+def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, block: str) -> str:
+    """sRGB codes 0 ... 255 at the working size, float32 (N, C, h, w).
+
+    First squares are averaged, then a triangle of two working pixels' width is laid over the averages.
+    """
+    count, height, width, channels = shape
+    blocks = g("Div", g("Sub", g("Add", g("Concat", height, width, axis=0), block), [1]), block)
+    tall, wide = g.split(blocks)
+    high, stripes = _plan_stripes(g, tall, g("Mul", width, channels), block)
+    inner_rows = g.range(g("Mul", high, block))
+    last_row = g("Sub", height, [1])
+    extra = g("Sub", g("Mul", wide, block), width)
+    pads = g("Concat", [0, 0, 0, 0], extra, [0], axis=0)
+    row_shape = g("Concat", high, block, g("Mul", width, channels), axis=0)
+    flat_shape = g("Concat", high, width, channels, axis=0)
+    block_shape = g("Concat", high, wide, block, channels, axis=0)
+    b = _Graph("shrink.")
+    picture, first = _start_stripe(b, high, stripes)
+    at = b("Min", b("Add", inner_rows, b("Mul", first, block)), last_row)
+    at = b("Add", at, b("Mul", picture, height))
+    values = b("Reshape", b.as_float(b("Gather", rows, at, axis=0)), row_shape)
+    sums = b("Reshape", b("ReduceSum", values, [1], keepdims=0), flat_shape)
+    squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)
+    # Turned, since ReduceSum is quick over the middle one of three axes only.
+    turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), g("Concat", high, block, [-1], axis=0))
+    averages = b("ReduceSum", turned, [1], keepdims=0)
+    averaged = _loop(g, b, g("Mul", count, stripes), averages, TensorProto.FLOAT)
+    # (N * stripes, rows, columns, C) -> (N, rows, columns * C)
+    averaged = g("Reshape", averaged, g("Concat", count, g("Mul", stripes, high), g("Mul", wide, channels), axis=0))
+    averaged = g("Div", averaged, g.as_float(g("Mul", block, block)))
+    step = g("Div", g.as_float(g("Concat", height, width, axis=0)), g.as_float(g("Mul", small, block)))
+    small_high, small_wide = g.split(small)
+    step_high, step_wide = g.split(step)
+    short = _lay_triangles(g, averaged, tall, small_high, step_high)
+    short = g("Reshape", short, g("Concat", count, small_high, wide, channels, axis=0))
+    turned = g("Transpose", short, perm=[0, 2, 3, 1])
+    turned = g("Reshape", turned, g("Concat", count, wide, g("Mul", channels, small_high), axis=0))
+    shape_4d = g("Concat", count, small_wide, channels, small_high, axis=0)
+    narrow = g("Reshape", _lay_triangles(g, turned, wide, small_wide, step_wide), shape_4d)
+    return str(g("Transpose", narrow, perm=[0, 2, 3, 1]))
+
+
+def _lay_triangles(g: _Graph, values: str, used: str, small: str, step: str) -> str:
+    """(N, length, M) to (N, small, M): output i is a triangle around (i + 1/2) step - 1/2, weights adding to 1.
+
+    Only the first `used` of the length count.
+    """
+    reach = g("Max", step, 1.0)
+    center = g("Sub", g("Mul", g("Add", g.as_float(g.range(small)), 0.5), step), 0.5)
+    taps = g.range(g("Cast", g("Add", g("Ceil", g("Mul", reach, 2.0)), 1.0), to=TensorProto.INT64))
+    first = g("Cast", g("Floor", g("Sub", center, reach)), to=TensorProto.INT64)
+    index = g("Add", g("Unsqueeze", first, [1]), taps)
+    distance = g("Abs", g("Sub", g("Unsqueeze", center, [1]), g.as_float(index)))
+    near = g("Relu", g("Sub", 1.0, g("Div", distance, reach)))
+    inside = g("And", g("GreaterOrEqual", index, 0), g("Less", index, used))
+    near = g("Mul", near, g.as_float(inside))
+    weights = g("Div", near, g("ReduceSum", near, [1], keepdims=1))
+    index = g("Max", g("Min", index, g("Sub", used, [1])), 0)
+    # (N, small, taps, M)
+    gathered = g("Mul", g("Gather", values, index, axis=1), g("Unsqueeze", weights, [2]))
+    return str(g("ReduceSum", gathered, [2], keepdims=0))
+
+
+def _measure_lightness(g: _Graph, code: str, channels: str) -> str:
+    """L (N, 1, h, w) of sRGB codes (N, C, h, w), exactly."""
+    srgb = g("Div", code, 255.0)
+    power = g("Pow", g("Div", g("Add", srgb, 0.055), 1.055), 2.4)
+    linear = g("Where", g("Greater", srgb, 0.04045), power, g("Div", srgb, 12.92))
+    weights = np.array(RGB_TO_XYZ[1], np.float32).reshape(1, 3, 1, 1)
+    # One channel of grey counts as three equal ones: the weights add to 1.
+    y = g("ReduceSum", g("Mul", linear, weights), [1], keepdims=1)
+    root = g("Pow", g("Max", y, LAB_EPSILON), 1.0 / 3.0)
+    f = g("Where", g("Greater", y, LAB_EPSILON), root, g("Add", g("Mul", y, LAB_SLOPE), LAB_OFFSET))
+    return str(g("Sub", g("Mul", f, 1.16), 0.16))
+
+
+def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, str, str], small: str) -> str:
+    """The answer (N, H, W, 3) uint8: `ab` (N, 2, h, w) enlarged, with the luminance of `rows` (N * H, W, C)."""
+    count, height, width, channels = shape
+    small_high, small_wide = g.split(small)
+    # f of Lab is 0.2069 where its curve becomes a line; here all f are scaled so that the line's part of X, Y, Z
+    # is a plain clip: X = knee_xyz * ((scaled max(f, knee))^3 + clip(f / knee, 0, 1) - 1).
+    knee = LAB_KNEE
+    knee_xyz = knee / LAB_SLOPE
+    scale = knee_xyz ** (-1.0 / 3.0)
+    ratio = g("Div", g.as_float(small), g.as_float(g("Concat", height, width, axis=0)))
+    ratio_high, ratio_wide = g.split(ratio)
+    last_row, last_small, last_column = (g("Sub", each, [1]) for each in (height, small_high, small_wide))
+    # The columns are enlarged at once, with w in front, so that what is gathered are long rows: (W, 2 * N * h)
+    turned = g("Transpose", ab, perm=[3, 1, 0, 2])
+    turned = g("Reshape", turned, g("Concat", small_wide, [-1], axis=0))
+    at = g("Sub", g("Mul", g("Add", g.as_float(g.range(width)), 0.5), ratio_wide), 0.5)
+    at = g("Min", g("Max", at, 0.0), g.as_float(last_column))
+    left = g("Cast", at, to=TensorProto.INT64)
+    share = g("Unsqueeze", g("Sub", at, g.as_float(left)), [1])
+    left, right = (g("Gather", turned, each, axis=0) for each in (left, g("Min", g("Add", left, 1), last_column)))
+    enlarged = g("Add", left, g("Mul", g("Sub", right, left), share))
+    enlarged = g("Reshape", g("Transpose", enlarged, perm=[1, 0]), g("Concat", [2], [-1], width, axis=0))
+    # Offsets of fx, fy and fz from f of the luminance: (3, N * h, W)
+    of_x, of_z = g.split(enlarged)
+    gains = (g("Mul", SATURATION_NAME, scale * AB_SCALE / each) for each in (500.0, -200.0))
+    of_x, of_z = (g("Mul", each, gain) for each, gain in zip((of_x, of_z), gains, strict=True))
+    enlarged = g("Concat", of_x, g("Mul", of_x, 0.0), of_z, axis=0)
+
+    high, stripes = _plan_stripes(g, height, width)
+    reach = g("Ceil", g("Mul", g.as_float(high), ratio_high))
+    near_rows = g.range(g("Add", g("Cast", reach, to=TensorProto.INT64), [2]))
+    stripe_rows = g.range(high)
+    grey = g("Equal", g("Squeeze", channels), 1)
+    planes = g("Concat", [3], g("Mul", high, width), axis=0)
+
+    b = _Graph("colour.")
+    picture, first = _start_stripe(b, high, stripes)
+    at = b("Min", b("Add", stripe_rows, first), last_row)
+    seen = b("Gather", rows, b("Add", at, b("Mul", picture, height)), axis=0)
+    lies = b("Sub", b("Mul", b("Add", b.as_float(at), 0.5), ratio_high), 0.5)
+    base = b("Cast", b("Floor", b("Gather", lies, [0])), to=TensorProto.INT64)
+    near = b("Add", near_rows, base)
+    weights = b("Relu", b("Sub", 1.0, b("Abs", b("Sub", b("Unsqueeze", lies, [1]), b.as_float(near)))))
+    near = b("Min", b("Max", near, [0]), last_small)
+    near = b("Add", near, b("Mul", picture, small_high))
+    offset = b("Reshape", b("MatMul", weights, b("Gather", enlarged, near, axis=1)), planes)
+
+    grey_branch, colour_branch = _read_grey(seen, gain=scale), _read_colours(seen, gain=scale)
+    f = b("Add", offset, b("If", grey, then_branch=grey_branch, else_branch=colour_branch))
+    power = b("Max", f, scale * knee)
+    power = b("Mul", b("Mul", power, power), power)
+    xyz = b("Sub", power, b("HardSigmoid", f, alpha=-1.0 / (scale * knee), beta=1.0))
+    to_rgb = np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None])
+    # In units in which the toe of the last curve is the light itself, and its leading factor -1.
+    curve = SRGB_FROM_LINEAR
+    constant, first_factor, second_factor, last_factor = curve.upper
+    root = curve.toe / -last_factor
+    unit, light = -last_factor * root**-3, root**4
+    linear = b("MatMul", (to_rgb * knee_xyz * light).astype(np.float32), xyz)
+    z = b("Sqrt", b("Sqrt", b("Max", linear, curve.high * light)))
+    total = b("Mul", b("Sub", second_factor / unit / root**2, z), z)
+    total = b("Mul", b("Add", total, first_factor / unit / root), z)
+    total = b("Add", total, b("Clip", linear, 0.0, curve.high * light))
+    coded = b("QuantizeLinear", b("Add", total, constant / unit), np.float32(1.0 / (255.0 * unit)), np.uint8(0))
+    answer = b("Transpose", coded, perm=[1, 0])
+    striped = _loop(g, b, g("Mul", count, stripes), answer, TensorProto.UINT8)
+    whole = g("Reshape", striped, g("Concat", count, g("Mul", stripes, high), width, [3], axis=0))
+    return str(g("Slice", whole, [0], height, [1]))
+
+
+def _read_grey(pixels: str, *, gain: float) -> onnx.GraphProto:
+    """A branch: `gain` * f(Y), float32 (1, P), of grey codes uint8."""
+    h = _Graph("grey.")
+    code = h.as_float(h("Reshape", pixels, [1, -1]))
+    return h.branch(_apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain))
+
+
+def _read_colours(pixels: str, *, gain: float) -> onnx.GraphProto:
+    """A branch: `gain` * f(Y), float32 (1, P), of sRGB codes uint8 (rows, columns, 3)."""
+    h = _Graph("rgb.")
+    code = h.as_float(h("Transpose", h("Reshape", pixels, [-1, 3]), perm=[1, 0]))
+    curve = LINEAR_FROM_SRGB.of(255.0)
+    # The leading factor is left to the sum over the channels.
+    linear = _apply_curve(h, curve, code, gain=1.0 / curve.upper[-1])
+    y = h("MatMul", (np.array([RGB_TO_XYZ[1]]) * curve.upper[-1]).astype(np.float32), linear)
+    return h.branch(_apply_curve(h, F_FROM_Y, y, gain=gain))
+
+
+def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float = 1.0) -> str:
+    """`gain` * curve(value)."""
+    z = g("Max", value, curve.high)
+    for _ in range(round(math.log2(curve.root))):
+        z = g("Sqrt", z)
+    constant, *factors = (gain * each for each in curve.upper)
+    total = g("Add", _evaluate(g, factors, z), constant)
+    if curve.middle:
+        m = g("Clip", value, curve.end_of_toe, curve.high)
+        total = g("Add", total, _evaluate(g, [gain * each for each in curve.middle], m))
+    return str(g("Add", total, g("Mul", g("Clip", value, 0.0, curve.end_of_toe), gain * curve.toe)))
+
+
+def _evaluate(g: _Graph, factors: Sequence[float], value: str) -> str:
+    """The polynomial of powers 1, 2, ... of a value."""
+    total = value if math.isclose(factors[-1], 1.0) else g("Mul", value, factors[-1])
+    for factor in reversed(factors[:-1]):
+        total = g("Mul", g("Add", total, factor), value)
+    return str(total)

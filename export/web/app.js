@@ -1,0 +1,167 @@
+// Made by colorpress. Copyright (c) 2026 the colorpress authors. SPDX-License-Identifier: MIT
+// What a person sees. The photograph is decoded and coloured in worker.js, so the page never stands still.
+"use strict";
+
+const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+const isPhone = matchMedia("(pointer: coarse)").matches;
+// A phone has less memory, and its canvases end at 16.7 megapixels.
+const MAX_PIXELS = isPhone ? 16e6 : 24e6;
+
+let worker = null;
+let running = null; // the photograph that the worker has
+let waiting = null; // the one chosen since; of several the last
+let finished = null; // {name} of what is shown
+
+function startWorker() {
+  // Through a blob, since only such a worker inherits the page's content security policy.
+  const source = `import ${JSON.stringify(new URL("worker.js", document.baseURI).href)};`;
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  worker = new Worker(address, { type: "module" });
+  worker.onmessage = ({ data }) => handlers[data.kind](data);
+  worker.onerror = (event) => {
+    event.preventDefault();
+    handlers.broken({ text: "The colouring program could not be started. This needs a browser of 2023 or newer." });
+  };
+}
+
+const handlers = {
+  loading({ loaded, total }) {
+    showProgress(`Loading the colouring program: ${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""}`,
+      total ? loaded / total : undefined);
+  },
+  ready({ milliseconds, versions }) {
+    document.body.dataset.loadMilliseconds = milliseconds;
+    page.versions.textContent = versions;
+    if (!running) say("Ready.");
+  },
+  working({ text }) {
+    showProgress(text);
+  },
+  done({ before, after, width, height, milliseconds, wasWidth, wasHeight }) {
+    const { name, type } = running;
+    finished = { name };
+    page.before.getContext("bitmaprenderer").transferFromImageBitmap(before);
+    page.after.getContext("bitmaprenderer").transferFromImageBitmap(after);
+    page.compare.style.setProperty("--ratio", width / height);
+    page.compare.style.setProperty("--natural", `${width}px`);
+    page.format.value = type === "image/jpeg" ? "image/jpeg" : "image/png";
+    const scaled = width !== wasWidth ? `, scaled down from ${wasWidth} × ${wasHeight} so that it fits in memory` : "";
+    page.facts.textContent = `${name}: ${width} × ${height} pixels${scaled}, coloured in ${seconds(milliseconds)}`;
+    moveSlider(50);
+    page.result.hidden = false;
+    document.body.classList.add("done");
+    say(`Done. Drag across the picture${isPhone ? "" : ", or use the arrow keys,"} to compare.`);
+    next();
+  },
+  // One photograph cannot be coloured; the next one can.
+  refused({ text }) {
+    fail(text);
+    next();
+  },
+  // The worker is of no use any more.
+  broken({ text }) {
+    fail(text);
+    worker?.terminate();
+    worker = null;
+    next();
+  },
+};
+
+function next() {
+  running = waiting;
+  waiting = null;
+  if (running) send();
+  document.body.dataset.state = running ? "busy" : "idle";
+}
+
+function send() {
+  if (!worker) startWorker();
+  showProgress("Getting ready");
+  worker.postMessage({ file: running, maxPixels: MAX_PIXELS });
+}
+
+function colour(file) {
+  page.error.hidden = true;
+  waiting = file;
+  if (!running) next();
+}
+
+function take(files, what) {
+  const picture = [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
+  if (picture) colour(picture);
+  else if (what) fail(`There was no picture in what you ${what}.`);
+}
+
+function say(text) {
+  page.status.textContent = text;
+  page.progress.hidden = true;
+}
+
+function showProgress(text, part) {
+  say(text);
+  page.progress.hidden = false;
+  if (part === undefined) page.progress.removeAttribute("value");
+  else page.progress.value = part;
+}
+
+function fail(text) {
+  say("");
+  page.error.textContent = text;
+  page.error.hidden = false;
+}
+
+function moveSlider(percent) {
+  page.slider.value = percent;
+  page.slider.setAttribute("aria-valuetext", `${percent} % before, ${100 - percent} % after`);
+  page.compare.style.setProperty("--share", percent);
+}
+
+async function save() {
+  page.download.disabled = true;
+  try {
+    const type = page.format.value;
+    const blob = await new Promise((resolve) => page.after.toBlob(resolve, type, 0.95));
+    if (!blob) throw new Error("no memory");
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${finished.name.replace(/\.[^.]*$/, "")}-coloured.${type === "image/png" ? "png" : "jpg"}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch {
+    fail("The picture could not be saved: the browser has too little memory for it.");
+  }
+  page.download.disabled = false;
+}
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 9950 ? 2 : 0)} s`;
+
+page.chooser.addEventListener("submit", (event) => event.preventDefault());
+page.file.addEventListener("change", () => {
+  take(page.file.files);
+  page.file.value = ""; // so that the same file can be chosen again
+});
+page.slider.addEventListener("input", () => moveSlider(page.slider.valueAsNumber));
+page.download.addEventListener("click", save);
+addEventListener("paste", (event) => take(event.clipboardData.files, "pasted"));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  take(event.dataTransfer.files, "dropped");
+});
+
+if (location.protocol === "file:") {
+  page.chooser.hidden = true;
+  fail("Browsers let a page that is opened as a file do nothing. Serve this folder instead, for example with: " +
+    "python3 -m http.server 8000, and open http://localhost:8000");
+} else {
+  startWorker();
+  showProgress("Loading the colouring program");
+}

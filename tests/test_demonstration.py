@@ -1,0 +1,28 @@
+"""The model that comes along colours right after the installation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from conftest import make_photo
+from PIL import Image
+
+from colorpress.cli import run_command
+from export.colorizers import DEMONSTRATION_MODEL
+from export.graph import read_metadata
+
+
+def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) -> None:
+    make_photo(0, 300, 200).convert("L").save(tmp_path / "old.jpg")
+    assert run_command(["colorize", str(tmp_path / "old.jpg"), "-o", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "old.jpg") as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert pixels.shape == (200, 300, 3)
+    assert (pixels.max(axis=2) - pixels.min(axis=2)).mean() > 5
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    assert DEMONSTRATION_MODEL.stat().st_size < 500_000
+    assert read_metadata(DEMONSTRATION_MODEL)["purpose"] == "demonstration"
+    assert "for demonstration" in DEMONSTRATION_MODEL.with_name("MODEL_CARD.md").read_text()

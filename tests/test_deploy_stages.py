@@ -1,0 +1,180 @@
+"""Picture graphs of a run folder: made, checked over many sizes, and shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
+import pytest
+from conftest import TINY_PLAN, make_network, make_photo
+from onnx import numpy_helper
+
+from benchmarks.tables import FORMAT_VERSION
+from colorpress.cli import run_command
+from colorpress.config import ExportConfig, Settings
+from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
+from colorpress.errors import ConfigError, GateError, InputError
+from colorpress.pipeline import pack
+from colorpress.run_folder import Run
+from export import deployable
+from export.deployable import export_colorizer, write_ort
+from export.graph import export_onnx, read_metadata
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.photos import Photo, PhotoSplit
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run folder with best.pt and its exported network."""
+    folder = tmp_path / "out"
+    save_checkpoint(folder / "best.pt", Checkpoint(TINY_PLAN, make_network().state_dict(), val_l1=0.1))
+    export_onnx(load_checkpoint(folder / "best.pt"), folder / "best" / "model.onnx", ExportConfig())
+    return Run(folder, Settings.from_options({"work_size": 48, "saturation": 1.5, "ort": True}))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Photo]:
+    found = []
+    for index in range(4):
+        make_photo(index, 70, 90).save(tmp_path / f"{index}.png")
+        found.append(Photo(tmp_path / f"{index}.png", str(index), 70, 90))
+    return found
+
+
+def row_of(name: str, path: Path, **figures: object) -> dict[str, object]:
+    return {"model": name, "size_bytes": path.stat().st_size, "photos": 7, "l1": 0.08, "l1_delta_pct": 0.5,
+            "retained_colour": 0.97, "status": "ok", "device": "cpu", "runtime": "onnxruntime", **figures}  # fmt: skip
+
+
+def write_rows(run: Run, *rows: dict[str, object]) -> None:
+    head = {"format_version": FORMAT_VERSION, "date": "2026-01-01", "machine": {}}
+    document = {**head, "rows": list(rows), "aa_ratios": {}}
+    (run.folder / "benchmark.json").write_text(json.dumps(document))
+
+
+def test_a_picture_graph_is_published_with_what_was_measured_and_made_once(run: Run, photos: list[Photo]) -> None:
+    write_rows(run, row_of("best", run.folder / "best" / "model.onnx"))
+    first = deploy(run, "best", photos)
+    path = run.folder / "best" / "colorizer.onnx"
+    metadata = read_metadata(path)
+    expected = {"work_size": "48", "saturation": "1.5", "retained_colour": "0.9700", "l1": "0.080000",
+                "measured_photos": "7", "precision": "fp32", "producer": "colorpress"}  # fmt: skip
+    assert {name: metadata[name] for name in expected} == expected
+    assert metadata["checkpoint_sha256"] == load_checkpoint(run.best_path).sha256
+    assert first.result["pictures"] == 12 and first.result["max_levels"] <= 1
+    assert deploy(run, "best", photos).skipped
+    pixels = np.asarray(make_photo(9, 50, 60))[None]
+    answers = []
+    for name in ("colorizer.onnx", "colorizer.ort"):
+        session = ort.InferenceSession(str(path.with_name(name)), providers=["CPUExecutionProvider"])
+        answers.append(session.run(None, {"image": pixels})[0])
+    np.testing.assert_array_equal(*answers)
+
+
+def test_figures_of_another_file_are_not_those_of_this_one(run: Run, photos: list[Photo]) -> None:
+    path = run.folder / "best" / "model.onnx"
+    write_rows(run, {**row_of("best", path), "size_bytes": path.stat().st_size + 1})
+    deploy(run, "best", photos)
+    assert "retained_colour" not in read_metadata(run.folder / "best" / "colorizer.onnx")
+
+
+def test_a_graph_that_colours_otherwise_is_not_published(run: Run, tmp_path: Path, monkeypatch: object) -> None:
+    real = deployable.build_picture_graph
+
+    def build_wrongly(*arguments: object, **options: object) -> onnx.ModelProto:
+        model = real(*arguments, **options)
+        for tensor in model.graph.initializer:
+            if tensor.name == "saturation":
+                tensor.CopyFrom(numpy_helper.from_array(np.array(1.8, np.float32), tensor.name))
+        return model
+
+    monkeypatch.setattr(deployable, "build_picture_graph", build_wrongly)  # type: ignore[attr-defined]
+    with pytest.raises(GateError, match=r"colorizer\.onnx': a pixel differs by \d+ grey levels"):
+        export_colorizer(run.folder / "best" / "model.onnx", tmp_path / "colorizer.onnx")
+    assert not (tmp_path / "colorizer.onnx").exists()
+
+
+def test_verification_judges_float_and_reports_the_rest(run: Run, photos: list[Photo]) -> None:
+    pack(run, run.folder / "best" / "model.onnx", "best-w8")
+    deploy(run, "best", photos)
+    record = verify(run, exported_variants(run), photos)
+    assert exported_variants(run) == ["best", "best-w8"]
+    found = json.loads((run.folder / "parity.json").read_text())["variants"]
+    assert found["best"]["max_abs"] < 1e-4 < found["best-w8"]["max_abs"]
+    assert found["best"]["pictures"]["own_network"]["max_levels"] <= 1
+    assert not found["best-w8"]["pictures"] and record.result["failed"] == []
+    table = pd.read_csv(run.folder / "parity.csv")
+    assert table.groupby("variant").size().to_dict() == {"best": 208, "best-w8": 208}
+    assert table["max_abs"].max() == pytest.approx(found["best-w8"]["max_abs"])
+    assert verify(run, exported_variants(run), photos).skipped
+
+
+def test_verification_fails_for_a_file_that_answers_otherwise(run: Run, photos: list[Photo]) -> None:
+    path = run.folder / "best" / "model.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("head.bias"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), tensor.name))
+    onnx.save(model, path)
+    for _ in range(2):  # the second time from the record
+        with pytest.raises(GateError, match="best differ from PyTorch"):
+            verify(run, ["best"], photos)
+    assert json.loads((run.folder / "parity.json").read_text())["failed"] == ["best"]
+
+
+def test_a_bundle_is_of_the_variant_that_is_named_or_recommended(run: Run, photos: list[Photo]) -> None:
+    split = PhotoSplit(train=tuple(photos), val=(), test=tuple(photos), skipped=())
+    path = run.folder / "best" / "model.onnx"
+    with pytest.raises(ConfigError, match=r"holds no benchmark\.json to choose by"):
+        bundle(run, None, run.folder / "bundle", split, web=False)
+    with pytest.raises(ConfigError, match="no such variant"):
+        bundle(run, "other", run.folder / "bundle", split, web=False)
+    made = bundle(run, "best", run.folder / "one", split, web=False)
+    assert (made.folder / "colorizer.onnx").read_bytes() == (run.folder / "best" / "colorizer.onnx").read_bytes()
+    common = {"weights_bytes": 1, "p50_ms": 2.0, "retained_low": 0.96, "retained_high": 0.98}
+    original = row_of("best.pt", run.best_path, runtime="torch", speedup=1.0, **common)
+    write_rows(run, original, row_of("best", path, speedup=3.0, **common))
+    with pytest.raises(ConfigError, match="recommends nothing: No variant"):
+        write_rows(run, original, row_of("best", path, speedup=0.2, **common))
+        bundle(run, None, run.folder / "two", split, web=False)
+    write_rows(run, original, row_of("best", path, speedup=3.0, **common))
+    card = (bundle(run, None, run.folder / "two", split, web=False).folder / "MODEL_CARD.md").read_text()
+    assert "0.97" in card and "4 to learn from" in card
+
+
+def test_the_commands(run: Run, photos: list[Photo], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photos[0].path.parent
+    options = ["-o", str(run.folder), "--data", str(folder), "--quiet"]
+    # Photographs beside the run folder, not above it.
+    (folder / "photos").mkdir()
+    for photo in photos:
+        photo.path.rename(folder / "photos" / photo.path.name)
+    options[3] = str(folder / "photos")
+    assert run_command(["deploy", *options, "--work-size", "40"]) == 0
+    assert "colorizer.onnx" in capsys.readouterr().out
+    path = str(run.folder / "best" / "colorizer.onnx")
+    assert run_command(["inspect", path]) == 0
+    assert "work_size: 40" in capsys.readouterr().out
+    assert run_command(["bundle", *options, "--variant", "best", "--no-web", "--json"]) == 0
+    assert "colorize.py" in json.loads(capsys.readouterr().out)["files"]
+    arguments = ["--model", path, "-o", str(folder / "coloured"), "--runtime", "openvino", "--saturation", "0"]
+    assert run_command(["colorize", str(folder / "photos"), *arguments]) == 0
+    assert len(list((folder / "coloured").iterdir())) == 4
+
+
+def test_ort_format_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        write_ort(tmp_path / "gone.onnx", tmp_path / "gone.ort")
+    (tmp_path / "bad.onnx").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"bad\.onnx"):
+        write_ort(tmp_path / "bad.onnx", tmp_path / "bad.ort")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.onnx"]
+
+
+def test_a_folder_without_networks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no model\.onnx"):
+        exported_variants(Run(tmp_path))

@@ -1,0 +1,150 @@
+"""The picture graph: the pixels that the definition in torch gives, for any picture, in any runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import TINY_PLAN, make_network, make_photo
+from numpy.typing import NDArray
+
+from colorpress.config import ExportConfig
+from colorpress.errors import InputError
+from compress.packing import pack_onnx
+from export import picture_graph
+from export.coloring import color_pixels
+from export.colorizers import OnnxColorizer, OpenVinoColorizer
+from export.graph import export_onnx
+from export.picture_graph import (
+    F_FROM_GREY,
+    F_FROM_Y,
+    LINEAR_FROM_SRGB,
+    SRGB_FROM_LINEAR,
+    build_picture_graph,
+)
+from export.predictors import OnnxPredictor
+from training.checkpoint import Checkpoint
+from training.cie import LAB_EPSILON, LAB_OFFSET, LAB_SLOPE
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare network with strong colours of its own."""
+    path = tmp_path_factory.mktemp("network") / "model.onnx"
+    unet = make_network()
+    with torch.no_grad():
+        unet.head.weight.mul_(4.0)
+    export_onnx(Checkpoint(TINY_PLAN, unet.state_dict()), path, ExportConfig())
+    return path
+
+
+@pytest.fixture(scope="module")
+def graph(network: Path) -> bytes:
+    return build_picture_graph(onnx.load(network)).SerializeToString()
+
+
+def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
+    generator = np.random.default_rng(seed)
+    smooth = np.asarray(make_photo(seed, width, height)).astype(int)
+    noisy = np.clip(smooth + generator.integers(-40, 41, smooth.shape), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(noisy[..., :channels])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (1, 40), (53, 1), (2, 3), (32, 32), (33, 61), (64, 257), (131, 97), (301, 40), (20, 700), (513, 511)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_within_one_level_of_the_definition(
+    network: Path, graph: bytes, size: tuple[int, int], channels: int
+) -> None:
+    predictor = OnnxPredictor(network, threads=1)
+    pixels = draw(*size, channels)
+    for work_size in (16, 32, 100):
+        expected = color_pixels(pixels, predictor, work_size=work_size)
+        got = OnnxColorizer(network, graph, work_size=work_size, threads=1)(pixels)
+        assert got.shape == (*size, 3)
+        assert np.abs(got.astype(int) - expected).max() <= 1
+    if min(size) > 30:
+        spread = expected.astype(int).max(axis=2) - expected.min(axis=2)
+        assert spread.mean() > 8  # there are colours to compare
+
+
+def test_a_batch_is_its_pictures_and_grey_is_three_equal_channels(network: Path, graph: bytes) -> None:
+    colorizer = OnnxColorizer(network, graph, work_size=24, threads=1)
+    pictures = np.stack([draw(67, 45, 3, seed) for seed in range(8)])
+    feeds = {"image": pictures, "work_size": np.array(24)}
+    together = colorizer.session.run(None, feeds)[0]
+    for picture, answer in zip(pictures, together, strict=True):
+        np.testing.assert_array_equal(answer, colorizer(picture))
+    grey = draw(40, 50, 1)
+    same = colorizer(np.repeat(grey, 3, axis=2)).astype(int)
+    assert np.abs(colorizer(grey) - same).max() <= 1
+
+
+def test_stripes_make_no_difference(network: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = draw(95, 61)
+    whole = OnnxColorizer(network, graph, work_size=32, threads=1)(pixels)
+    monkeypatch.setattr(picture_graph, "_STRIPE_PIXELS", 61 * 7)
+    striped = build_picture_graph(onnx.load(network)).SerializeToString()
+    np.testing.assert_array_equal(OnnxColorizer(network, striped, work_size=32, threads=1)(pixels), whole)
+
+
+def test_what_is_not_given_has_defaults_in_the_file(network: Path) -> None:
+    pixels = draw(90, 120)
+    vivid = build_picture_graph(onnx.load(network), work_size=40, saturation=2.0).SerializeToString()
+    plain = OnnxColorizer(network, vivid, threads=1)(pixels)
+    np.testing.assert_array_equal(plain, OnnxColorizer(network, vivid, work_size=40, saturation=2.0, threads=1)(pixels))
+    expected = color_pixels(pixels, OnnxPredictor(network, threads=1), work_size=40, saturation=2.0)
+    assert np.abs(plain.astype(int) - expected).max() <= 1
+    without_colour = OnnxColorizer(network, vivid, saturation=0.0, threads=1)(pixels).astype(int)
+    assert (without_colour.max(axis=2) - without_colour.min(axis=2)).max() <= 1
+
+
+def test_only_plain_operators_and_the_checker_agrees(graph: bytes) -> None:
+    model = onnx.load_model_from_string(graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert [each.domain for each in model.opset_import] == [""]
+
+
+def test_another_runtime_gives_the_same_pixels(network: Path, graph: bytes) -> None:
+    for channels in (1, 3):
+        pixels = draw(67, 91, channels)
+        expected = OnnxColorizer(network, graph, work_size=48, threads=1)(pixels).astype(int)
+        got = OpenVinoColorizer(network, graph, work_size=48, threads=1)(pixels)
+        assert np.abs(got - expected).max() <= 2
+
+
+def test_other_flavours_of_the_network_fit_too(network: Path, tmp_path: Path) -> None:
+    pixels = draw(67, 91)
+    for precision in ("w8", "fp16"):
+        packed = pack_onnx(network, tmp_path / f"{precision}.onnx", precision=precision).path
+        content = build_picture_graph(onnx.load(packed)).SerializeToString()
+        expected = color_pixels(pixels, OnnxPredictor(packed, threads=1), work_size=32)
+        got = OnnxColorizer(packed, content, work_size=32, threads=1)(pixels)
+        assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+def test_a_graph_of_another_task_is_refused(graph: bytes) -> None:
+    with pytest.raises(InputError, match="has inputs and outputs"):
+        build_picture_graph(onnx.load_model_from_string(graph))
+
+
+def test_the_curves_are_as_close_as_they_say() -> None:
+    light = np.linspace(0.0, 1.0, 4001) ** 3
+    srgb = np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+    assert np.abs(SRGB_FROM_LINEAR(light) - srgb).max() < 0.06 / 255
+    f = np.where(light > LAB_EPSILON, np.cbrt(light), LAB_SLOPE * light + LAB_OFFSET)
+    assert np.abs(F_FROM_Y(light) - f).max() < 0.007 / 296
+    grey = np.arange(256) / 255
+    linear = np.where(grey > 0.04045, ((grey + 0.055) / 1.055) ** 2.4, grey / 12.92)
+    f = np.where(linear > LAB_EPSILON, np.cbrt(linear), LAB_SLOPE * linear + LAB_OFFSET)
+    assert np.abs(F_FROM_GREY(grey) - f).max() < 0.021 / 296
+    slope = np.where(linear > LAB_EPSILON, np.cbrt(np.maximum(linear, LAB_EPSILON)) ** -2 / 3, LAB_SLOPE)
+    assert np.abs((LINEAR_FROM_SRGB(grey) - linear) * slope).max() < 0.013 / 296
+    np.testing.assert_allclose(LINEAR_FROM_SRGB.of(255.0)(grey * 255), LINEAR_FROM_SRGB(grey), atol=1e-12)

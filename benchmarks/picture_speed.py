@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,28 @@ def cut_graph(model: Path) -> dict[str, bytes]:
         part.CopyFrom(whole)
         del part.graph.output[:]
         part.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        _drop_the_rest_(part.graph)
         cuts[step] = part.SerializeToString()
     return cuts
+
+
+def _drop_the_rest_(graph: onnx.GraphProto) -> None:
+    """Remove the nodes that no output needs; ONNX Runtime would run them."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= set(_reads(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _reads(inner)
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ def test_a_bundle_is_of_the_variant_that_is_named_or_recommended(run: Run, photo
 
 def test_the_commands(run: Run, photos: list[Photo], capsys: pytest.CaptureFixture[str]) -> None:
     folder = photos[0].path.parent
-    options = ["-o", str(run.folder), "--data", str(folder), "--quiet"]
+    options = ["-o", str(run.folder), "--data", str(folder)]
     # Photographs beside the run folder, not above it.
     (folder / "photos").mkdir()
     for photo in photos:

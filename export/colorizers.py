@@ -29,6 +29,7 @@ from export.predictors import (
     GIVE_A_MODEL,
     check_model_file,
     first_line,
+    on_device,
     open_predictor,
     open_session,
     signature_of,
@@ -168,15 +169,8 @@ def open_colorizer(
         if content is not None and runtime == "openvino":
             return OpenVinoColorizer(path, content, work_size=work_size, saturation=saturation, threads=threads)
         if content is not None:
-            open_onnx = partial(
-                OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=threads
-            )
-            try:
-                return open_onnx(provider="cuda" if device == "auto" else device)
-            except MachineError:
-                if device != "auto":
-                    raise
-                return open_onnx()
+            chosen = partial(OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=threads)
+            return on_device(lambda provider: chosen(provider=provider), device)
     predictor = open_predictor(path, arch=arch, device=device, threads=threads, runtime=runtime, trusted=True)
     from export.coloring import color_pixels
 

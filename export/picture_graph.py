@@ -176,12 +176,10 @@ def build_picture_graph(
     small, block = _choose_sizes(g, sides)
     rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))
     code = _shrink(g, rows, (count, height, width, channels), small, block)
-    lightness = _measure_lightness(g, code, channels)
-    ab = f"network.{OUTPUT_NAME}"
+    lightness = _measure_lightness(g, code)
     before = len(g.nodes)
-    colorized = _put_under_luminance(g, rows, ab, (count, height, width, channels), small)
+    _put_under_luminance(g, rows, f"network.{OUTPUT_NAME}", (count, height, width, channels), small)
     g.nodes[-1].output[0] = COLORIZED_NAME
-    assert colorized
     for node in inner.graph.node:
         node.input[:] = [lightness if each == f"network.{INPUT_NAME}" else each for each in node.input]
     image = helper.make_tensor_value_info(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"])
@@ -316,7 +314,7 @@ def _lay_triangles(g: _Graph, values: str, used: str, small: str, step: str) -> 
     return str(g("ReduceSum", gathered, [2], keepdims=0))
 
 
-def _measure_lightness(g: _Graph, code: str, channels: str) -> str:
+def _measure_lightness(g: _Graph, code: str) -> str:
     """L (N, 1, h, w) of sRGB codes (N, C, h, w), exactly."""
     srgb = g("Div", code, 255.0)
     power = g("Pow", g("Div", g("Add", srgb, 0.055), 1.055), 2.4)
@@ -329,8 +327,8 @@ def _measure_lightness(g: _Graph, code: str, channels: str) -> str:
     return str(g("Sub", g("Mul", f, 1.16), 0.16))
 
 
-def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, str, str], small: str) -> str:
-    """The answer (N, H, W, 3) uint8: `ab` (N, 2, h, w) enlarged, with the luminance of `rows` (N * H, W, C)."""
+def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, str, str], small: str) -> None:
+    """Add the last nodes: `ab` (N, 2, h, w) enlarged, with the luminance of `rows` (N * H, W, C); uint8 (N, H, W, 3)."""
     count, height, width, channels = shape
     small_high, small_wide = g.split(small)
     # f of Lab is 0.2069 where its curve becomes a line; here all f are scaled so that the line's part of X, Y, Z
@@ -396,7 +394,7 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     answer = b("Transpose", coded, perm=[1, 0])
     striped = _loop(g, b, g("Mul", count, stripes), answer, TensorProto.UINT8)
     whole = g("Reshape", striped, g("Concat", count, g("Mul", stripes, high), width, [3], axis=0))
-    return str(g("Slice", whole, [0], height, [1]))
+    g("Slice", whole, [0], height, [1])
 
 
 def _read_grey(pixels: str, *, gain: float) -> onnx.GraphProto:

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
 
 Floats = npt.NDArray[np.float32]
 Predictor = Callable[[Floats], Floats]
+Opened = TypeVar("Opened")
 # For each input or output: its name, type, rank and channels.
 Signature = list[tuple[str, str, int, list[Any]]]
 INPUT_NAME, OUTPUT_NAME = "L", "ab"
@@ -226,17 +227,26 @@ def open_predictor(
             inspect_onnx(path)
         if runtime == "openvino":
             return OpenVinoPredictor(path, threads=threads)
-        if device != "auto":
-            return OnnxPredictor(path, provider=device, threads=threads)
-        try:
-            return OnnxPredictor(path, provider="cuda", threads=threads)
-        except MachineError:
-            return OnnxPredictor(path, threads=threads)
+        return on_device(lambda provider: OnnxPredictor(path, provider=provider, threads=threads), device)
     if path.suffix in CHECKPOINT_SUFFIXES:
         from training.checkpoint import load_checkpoint
 
         return TorchPredictor(load_checkpoint(path, arch).build_network(), device=device, threads=threads)
     raise ConfigError("model", path, f"ends in {path.suffix or 'nothing'!r}", "give a .pt checkpoint or an .onnx model")
+
+
+def on_device(open_with: Callable[[str], Opened], device: str) -> Opened:
+    """What `open_with` opens on a provider; "auto" means CUDA where ONNX Runtime has it, and the CPU where not.
+
+    Raises:
+        MachineError: the device that was named is not there.
+    """
+    if device != "auto":
+        return open_with(device)
+    try:
+        return open_with("cuda")
+    except MachineError:
+        return open_with("cpu")
 
 
 _CUDA_HINT = "install colorpress[gpu] on a machine with CUDA, or use --device cpu"

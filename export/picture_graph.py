@@ -328,7 +328,7 @@ def _measure_lightness(g: _Graph, code: str) -> str:
 
 
 def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, str, str], small: str) -> None:
-    """Add the last nodes, to uint8 (N, H, W, 3): `ab` (N, 2, h, w) enlarged, under the luminance of `rows` (N * H, W, C)."""
+    """Add the last nodes: `ab` (N, 2, h, w) enlarged, under the luminance of `rows` (N * H, W, C)."""
     count, height, width, channels = shape
     small_high, small_wide = g.split(small)
     # f of Lab is 0.2069 where its curve becomes a line; here all f are scaled so that the line's part of X, Y, Z

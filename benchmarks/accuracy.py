@@ -18,6 +18,7 @@ from benchmarks.variants import Variant
 from colorpress.config import BenchmarkConfig
 from colorpress.console import progress
 from export.predictors import open_predictor
+from export.torch_runtimes import uncompiled
 from training.batches import whole_photos
 from training.color import l_ab_to_rgb, rgb_to_l_ab
 from training.metrics import PhotoScores, bootstrap_interval, colourfulness, mean_l1, retained_colour, score_photo
@@ -33,12 +34,14 @@ class Accuracy:
     Attributes:
         status: "ok" or "error"; the figures of a failed variant are None.
         error: what went wrong; empty when ok.
-        l1, l1_rgb, psnr_db, ssim: means over photographs (see PhotoScores); ssim without photographs under 7 pixels.
+        l1, l1_rgb, psnr_db, ssim, delta_e: means over photographs (see PhotoScores); ssim without photographs under 7
+            pixels.
         l1_delta_pct: L1 above best.pt's, in percent of it; negative is better than best.pt.
         retained_colour: G; None where best.pt is no better than grey.
         retained_low, retained_high: its 95 % bootstrap interval; None for fewer than two photographs.
         agreement_l1: L1 (ab/128) to best.pt's answer rather than to the truth.
-        colourfulness_ratio: mean colourfulness over that of the photographs themselves.
+        colourfulness: mean over photographs, on the scale of 0 to 255.
+        colourfulness_ratio: the same over that of the photographs themselves.
         scores: one per photograph, in the result's order.
     """
 
@@ -48,11 +51,13 @@ class Accuracy:
     l1_rgb: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None
+    delta_e: float | None = None
     l1_delta_pct: float | None = None
     retained_colour: float | None = None
     retained_low: float | None = None
     retained_high: float | None = None
     agreement_l1: float | None = None
+    colourfulness: float | None = None
     colourfulness_ratio: float | None = None
     scores: tuple[PhotoScores, ...] = ()
 
@@ -96,12 +101,16 @@ def measure_accuracy(
 ) -> AccuracyResult:
     """Score every variant on at most `config.eval_photos` photographs; the first variant is the reference best.pt.
 
-    A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on.
+    Of a network that PyTorch compiles, the colours are those of the same precision without the compiler. A variant
+    that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
+    photographs allowed nothing is opened, and there are no figures.
 
     Args:
         unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
     """
     chosen = choose_photos(photos, config.eval_photos)
+    if not config.eval_photos:
+        return AccuracyResult({variant.name: Accuracy("ok") for variant in variants}, photos=(), grey_l1=())
     reasons = unfit or {}
     tallies = {
         variant.name: _Tally(error=reasons[variant.name]) if variant.name in reasons else _open_tally(variant, threads)
@@ -131,7 +140,11 @@ def measure_accuracy(
 def _open_tally(variant: Variant, threads: int) -> _Tally:
     try:
         predictor = open_predictor(
-            variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=variant.runtime
+            variant.path,
+            arch=variant.arch,
+            device=variant.device,
+            threads=threads,
+            runtime=uncompiled(variant.runtime),
         )
         return _Tally(predictor=predictor)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
@@ -168,14 +181,16 @@ def summarize_tally(
         return Accuracy(status="error", error=tally.error or "no photographs to measure on")
     own = np.array([score.l1_ab for score in tally.scores])
     l1 = float(own.mean())
-    truth = _mean(true_colourfulness) or 0.0
+    truth, colourful = _mean(true_colourfulness) or 0.0, _mean(tally.colourfulness) or 0.0
     accuracy = Accuracy(
         status="ok",
         l1=l1,
         l1_rgb=_mean([score.l1_rgb for score in tally.scores]),
         psnr_db=_mean([score.psnr_db for score in tally.scores]),
         ssim=_mean([score.ssim for score in tally.scores if math.isfinite(score.ssim)]),
-        colourfulness_ratio=(_mean(tally.colourfulness) or 0.0) / truth if truth > 0 else None,
+        delta_e=_mean([score.delta_e for score in tally.scores]),
+        colourfulness=colourful,
+        colourfulness_ratio=colourful / truth if truth > 0 else None,
         scores=tuple(tally.scores),
     )
     if reference.error:

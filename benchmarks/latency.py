@@ -56,7 +56,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio taken once per round: its median over the rounds, and the rounds' extremes."""
+    """A ratio taken once per round: its median over the rounds, and the 95 % bootstrap interval of that.
+
+    With three rounds or fewer the interval goes from the lowest round to the highest.
+    """
 
     median: float
     low: float
@@ -64,18 +67,51 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a call is given: pictures, their side in pixels, and CPU threads."""
+
+    batch: int
+    size: int
+    threads: int
+
+    def differences(self, other: Condition) -> list[str]:
+        """What is another than in `other`, for people."""
+        return [
+            text
+            for text, own, its in (
+                (f"batch {self.batch}", self.batch, other.batch),
+                (f"{self.size} px", self.size, other.size),
+                (f"{self.threads} thread{'s' if self.threads > 1 else ''}", self.threads, other.threads),
+            )
+            if own != its
+        ]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the benchmark: a variant under a condition; under the first one it is called as the variant is."""
+
+    name: str
+    variant: Variant
+    condition: Condition
+
+
+@dataclass(frozen=True)
 class Timing:
-    """The latency of one variant.
+    """The latency of one variant under one condition.
 
     Attributes:
         status: "ok", "error", "oom", "timeout" or "crashed(SIGNAL)".
         error: what went wrong; empty when ok.
         statistics: None unless ok.
-        speedup: how many times faster than the baseline on the same device, paired by round; None if unknown.
+        speedup: how many times faster than the baseline on the same device and under the same condition, paired by
+            round; None if unknown.
         rounds: the workers' answers in order, with `times_ns` of each call.
         load_ms, first_ms: medians over the rounds: file to session, and the first call.
+        compute_ms: on a GPU, the median of calls whose input and output stay there.
         peak_rss_mb: the largest of the rounds.
         provider: what really ran: an execution provider, a GPU's name, or "cpu".
+        compute: what float layers computed in: "fp32", "bf16" or "fp16".
     """
 
     status: str
@@ -85,53 +121,86 @@ class Timing:
     rounds: tuple[Mapping[str, Any], ...] = ()
     load_ms: float | None = None
     first_ms: float | None = None
+    compute_ms: float | None = None
     peak_rss_mb: float | None = None
     provider: str = ""
+    compute: str = ""
 
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Timings by variant name, and the A/A control by device: the baseline against itself, timed as two arms."""
+    """What was timed.
 
+    Attributes:
+        arms: in the order of the rows: all variants under the first condition, then under the next.
+        timings: by arm.
+        aa_ratios: the baseline against itself, timed as two arms, by device and condition: "cpu", "cpu, batch 8".
+    """
+
+    arms: tuple[Arm, ...]
     timings: Mapping[str, Timing]
     aa_ratios: Mapping[str, Ratio]
-    threads: int
+
+
+def make_conditions(config: BenchmarkConfig, threads: int = 0) -> tuple[Condition, ...]:
+    """Every combination of batch, size and threads that is asked for; the first of each make the first.
+
+    Args:
+        threads: where the config names none; 0: one per usable core.
+    """
+    return tuple(
+        Condition(batch, size, count)
+        for count in config.bench_threads or (threads or usable_cores(),)
+        for size in config.bench_size
+        for batch in config.bench_batch
+    )
+
+
+def make_arms(variants: Sequence[Variant], conditions: Sequence[Condition]) -> tuple[Arm, ...]:
+    """Every variant under every condition: "best @ openvino, batch 8"."""
+    return tuple(
+        Arm(", ".join([variant.name, *condition.differences(conditions[0])]), variant, condition)
+        for condition in conditions
+        for variant in variants
+    )
 
 
 def time_variants(
     variants: Sequence[Variant], config: BenchmarkConfig, *, threads: int = 0, seed: int = 0, timeout_s: float = 900.0
 ) -> LatencyResult:
-    """Time every variant; the first one of each device is that device's baseline and is timed as two arms.
+    """Time every variant under every condition.
+
+    The first variant of each device is that device's baseline, and under every condition it is timed as two arms.
 
     Args:
-        threads: CPU threads of every runtime alike; 0: one per usable core.
+        threads: CPU threads of every runtime alike, where the config names none; 0: one per usable core.
         seed: of the input and of the order of the rounds.
         timeout_s: for one process.
     """
     names = [variant.name for variant in variants]
     if len(set(names)) != len(names):
         raise ValueError(f"variant names must differ, got {names}")
-    threads = threads or usable_cores()
-    baselines: dict[str, Variant] = {}
-    for variant in variants:
-        baselines.setdefault(variant.device, variant)
-    arms = {variant.name: variant for variant in variants}
-    arms |= {variant.name + _AA_SUFFIX: variant for variant in baselines.values()}
-    answers = _run_rounds(arms, config, threads, seed, timeout_s)
-    rounds = {name: _paired_p50(answers[name]) for name in arms}
+    conditions = make_conditions(config, threads)
+    arms = make_arms(variants, conditions)
+    baselines: dict[tuple[str, Condition], Arm] = {}
+    for arm in arms:
+        baselines.setdefault((arm.variant.device, arm.condition), arm)
+    again = tuple(replace(arm, name=arm.name + _AA_SUFFIX) for arm in baselines.values())
+    answers = _run_rounds((*arms, *again), config, seed, timeout_s)
+    rounds = {name: _paired_p50(each) for name, each in answers.items()}
     timings = {}
-    for variant in variants:
-        baseline = baselines[variant.device].name
-        timing = summarize_rounds(answers[variant.name], config.bench_batch)
-        speedup = pair_ratio(rounds[baseline], rounds[variant.name]) if timing.status == "ok" else None
-        timings[variant.name] = replace(timing, speedup=speedup)
+    for arm in arms:
+        baseline = baselines[arm.variant.device, arm.condition].name
+        timing = summarize_rounds(answers[arm.name], arm.condition.batch)
+        speedup = pair_ratio(rounds[baseline], rounds[arm.name]) if timing.status == "ok" else None
+        timings[arm.name] = replace(timing, speedup=speedup)
     _warn_noise(timings)
     aa_ratios = {}
-    for device, variant in baselines.items():
-        ratio = pair_ratio(rounds[variant.name], rounds[variant.name + _AA_SUFFIX])
+    for (device, condition), arm in baselines.items():
+        ratio = pair_ratio(rounds[arm.name], rounds[arm.name + _AA_SUFFIX])
         if ratio:
-            aa_ratios[device] = ratio
-    return LatencyResult(timings=timings, aa_ratios=aa_ratios, threads=threads)
+            aa_ratios[", ".join([device, *condition.differences(conditions[0])])] = ratio
+    return LatencyResult(arms, timings, aa_ratios)
 
 
 def time_quickly(path: Path, config: BenchmarkConfig, *, threads: int = 0) -> float:
@@ -140,46 +209,42 @@ def time_quickly(path: Path, config: BenchmarkConfig, *, threads: int = 0) -> fl
     Raises:
         GateError: it cannot be timed.
     """
-    quick = replace(config, bench_batch=1, rounds=1, runs=50, min_seconds=0.3)
     # Called directly, without the A/A control: a second process would say nothing that is used.
-    answer = run_worker(
-        _make_job(describe_variant(path.stem, path), quick, threads or usable_cores(), seed=0),
-        threads=threads or usable_cores(),
-        timeout_s=900.0,
-    )
-    timing = summarize_rounds([answer], quick.bench_batch)
+    condition = Condition(1, config.bench_size[0], threads or usable_cores())
+    quick = replace(config, rounds=1, runs=50, min_seconds=0.3)
+    arm = Arm(path.stem, describe_variant(path.stem, path), condition)
+    answer = run_worker(_make_job(arm, quick, seed=0), threads=condition.threads, timeout_s=900.0)
+    timing = summarize_rounds([answer], condition.batch)
     if timing.statistics is None:
         raise GateError("candidate", None, f"could not be timed: {timing.error}", "try again")
     return timing.statistics.p50_ms
 
 
 def _run_rounds(
-    arms: Mapping[str, Variant], config: BenchmarkConfig, threads: int, seed: int, timeout_s: float
+    arms: Sequence[Arm], config: BenchmarkConfig, seed: int, timeout_s: float
 ) -> dict[str, list[dict[str, Any]]]:
     order = random.Random(seed)
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    answers: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     with progress("timing", len(arms) * config.rounds) as bar:
         for _ in range(config.rounds):
             shuffled = list(arms)
             order.shuffle(shuffled)
-            for name in shuffled:
+            for arm in shuffled:
                 # What failed once fails again: a hanging model costs one timeout, not one per round.
-                if all(answer["status"] == "ok" for answer in answers[name]):
-                    job = _make_job(arms[name], config, threads, seed)
-                    answers[name].append(run_worker(job, threads=threads, timeout_s=timeout_s))
-                bar.advance(note=name)
+                if all(answer["status"] == "ok" for answer in answers[arm.name]):
+                    job = _make_job(arm, config, seed)
+                    answers[arm.name].append(run_worker(job, threads=arm.condition.threads, timeout_s=timeout_s))
+                bar.advance(note=arm.name)
     return answers
 
 
-def _make_job(variant: Variant, config: BenchmarkConfig, threads: int, seed: int) -> dict[str, Any]:
+def _make_job(arm: Arm, config: BenchmarkConfig, seed: int) -> dict[str, Any]:
     return {
-        "path": str(variant.path.resolve()),
-        "arch": asdict(absolute_arch(variant.arch)),
-        "runtime": variant.runtime,
-        "device": variant.device,
-        "batch": config.bench_batch,
-        "size": config.bench_size,
-        "threads": threads,
+        "path": str(arm.variant.path.resolve()),
+        "arch": asdict(absolute_arch(arm.variant.arch)),
+        "runtime": arm.variant.runtime,
+        "device": arm.variant.device,
+        **asdict(arm.condition),
         "seed": seed,
         "warmup": config.warmup,
         "runs": -(-config.runs // config.rounds),
@@ -192,14 +257,19 @@ def absolute_arch(arch: ArchConfig) -> ArchConfig:
     return replace(arch, arch=str(Path(arch.arch).absolute())) if arch.arch else arch
 
 
-def run_worker(job: Mapping[str, Any], *, threads: int, timeout_s: float) -> dict[str, Any]:
-    """Run one worker process to its end and return its answer; a dead worker's answer is how it died."""
+def run_worker(job: Mapping[str, Any], *, threads: int, timeout_s: float, module: str | None = None) -> dict[str, Any]:
+    """Run one worker process to its end and return its answer; a dead worker's answer is how it died.
+
+    Args:
+        module: what `python -m` runs; None: the worker that times a model.
+    """
+    command = (sys.executable, "-m", module) if module else _WORKER
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(pools, str(threads))}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            _WORKER, input=json.dumps(job).encode(), capture_output=True, timeout=timeout_s, env=environment, cwd=_ROOT
+            command, input=json.dumps(job).encode(), capture_output=True, timeout=timeout_s, env=environment, cwd=_ROOT
         )
     except subprocess.TimeoutExpired:
         return {"status": "timeout", "error": f"no answer within {timeout_s:g} s"}
@@ -228,14 +298,17 @@ def summarize_rounds(answers: Sequence[Mapping[str, Any]], batch: int) -> Timing
     if failed or not answers:
         first = failed[0] if failed else {"status": "error", "error": "was not timed"}
         return Timing(status=str(first["status"]), error=str(first.get("error", "")), rounds=tuple(answers))
+    on_gpu = [ms for answer in answers for ms in answer.get("compute_ms", ())]
     return Timing(
         status="ok",
         statistics=compute_statistics([time_ns for answer in answers for time_ns in answer["times_ns"]], batch),
         rounds=tuple(answers),
         load_ms=float(np.median([answer["load_ms"] for answer in answers])),
         first_ms=float(np.median([answer["first_ms"] for answer in answers])),
+        compute_ms=float(np.median(on_gpu)) if on_gpu else None,
         peak_rss_mb=max(float(answer["peak_rss_mb"]) for answer in answers),
         provider=str(answers[0]["provider"]),
+        compute=str(answers[0]["compute"]),
     )
 
 
@@ -259,10 +332,17 @@ def compute_statistics(times_ns: Sequence[int], batch: int) -> Statistics:
     )
 
 
-def pair_ratio(baseline_ms: Sequence[float], variant_ms: Sequence[float]) -> Ratio | None:
-    """baseline / variant in each round that both finished; None where there is no such round."""
-    ratios = [base / own for base, own in zip(baseline_ms, variant_ms, strict=False)]
-    return Ratio(float(np.median(ratios)), min(ratios), max(ratios)) if ratios else None
+def pair_ratio(baseline_ms: Sequence[float], variant_ms: Sequence[float], *, draws: int = 2000) -> Ratio | None:
+    """baseline / variant in each round that both finished; None where there is no such round.
+
+    The interval is the percentile bootstrap of the median, rounds resampled (Efron 1979).
+    """
+    ratios = np.array([base / own for base, own in zip(baseline_ms, variant_ms, strict=False)])
+    if not len(ratios):
+        return None
+    chosen = np.random.default_rng(0).integers(0, len(ratios), (draws, len(ratios)))
+    low, high = np.quantile(np.median(ratios[chosen], axis=1), (0.025, 0.975))
+    return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
 def _paired_p50(answers: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,34 +24,58 @@ Call = Callable[[], object]
 _MIN_WARMUP_SECONDS = 0.2
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be timed.
+
+    Attributes:
+        call: an array in memory in, an array in memory out.
+        load_ms: file to ready session, imports not counted.
+        provider: what really runs: an execution provider, a GPU's name, or "cpu".
+        compute: what float layers compute in: "fp32", "bf16" or "fp16".
+        compute_ms: on a GPU, the milliseconds of one call whose input and output stay there; None elsewhere.
+    """
+
+    call: Call
+    load_ms: float
+    provider: str
+    compute: str = "fp32"
+    compute_ms: Callable[[], float] | None = None
+
+
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load, warm up, time; the timed call takes an array in memory and gives one back, also on a GPU.
 
     Returns:
-        times_ns (one per timed call), load_ms (file to ready session, imports not counted), first_ms, rss_loaded_mb,
-        peak_rss_mb (MB of 1e6 bytes), warmup (calls), provider, imported_torch.
+        times_ns (one per timed call), load_ms, first_ms, compute_ms (GPU alone: one per timed call without transfers),
+        rss_loaded_mb, peak_rss_mb (MB of 1e6 bytes), warmup (calls), provider, compute, imported_torch.
     """
     shape = (job["batch"], 1, job["size"], job["size"])
     lightness = np.random.default_rng(job["seed"]).random(shape, dtype=np.float32)
-    load = {"torch": _load_torch, "onnxruntime": _load_onnx, "openvino": _load_openvino}[job["runtime"]]
-    call, provider, load_ms = load(job, lightness)
+    kind, _, _ = job["runtime"].partition("-")
+    loaded = {"torch": _load_torch, "onnxruntime": _load_onnx, "openvino": _load_openvino}[kind](job, lightness)
     rss_loaded_mb = _read_memory_mb("VmRSS")
     started = time.perf_counter_ns()
-    call()
+    loaded.call()
     first_ms = (time.perf_counter_ns() - started) / 1e6
-    warmup = _call_at_least(call, job["warmup"], _MIN_WARMUP_SECONDS)
-    times_ns = _call_at_least(call, job["runs"], job["min_seconds"])
-    return {
+    warmup = _call_at_least(loaded.call, job["warmup"], _MIN_WARMUP_SECONDS)
+    times_ns = _call_at_least(loaded.call, job["runs"], job["min_seconds"])
+    answer = {
         "status": "ok",
         "times_ns": times_ns,
-        "load_ms": load_ms,
+        "load_ms": loaded.load_ms,
         "first_ms": first_ms,
         "rss_loaded_mb": rss_loaded_mb,
         "peak_rss_mb": _read_memory_mb("VmHWM"),
         "warmup": len(warmup) + 1,
-        "provider": provider,
+        "provider": loaded.provider,
+        "compute": loaded.compute,
         "imported_torch": "torch" in sys.modules,
     }
+    if loaded.compute_ms is not None:
+        loaded.compute_ms()
+        answer["compute_ms"] = [loaded.compute_ms() for _ in range(job["runs"])]
+    return answer
 
 
 def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
@@ -63,10 +88,11 @@ def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
     return times_ns
 
 
-def _load_torch(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
+def _load_torch(job: Mapping[str, Any], lightness: Floats) -> Loaded:
     import torch
 
     from colorpress.config import ArchConfig
+    from export.torch_runtimes import compute_precision, prepare_network
     from training.checkpoint import load_checkpoint
 
     arch = ArchConfig(**{**job["arch"], "arch_arg": tuple(job["arch"]["arch_arg"])})
@@ -76,29 +102,59 @@ def _load_torch(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, f
     torch.backends.cudnn.benchmark = True
     started = time.perf_counter_ns()
     network = load_checkpoint(Path(job["path"]), arch).build_network().to(device)
+    run = prepare_network(network, job["runtime"], device)
     load_ms = (time.perf_counter_ns() - started) / 1e6
     picture = torch.from_numpy(lightness)
 
     @torch.inference_mode()
     def call() -> object:
         # The copy back waits for the GPU, so the clock does too.
-        return network(picture.to(device)).cpu()
+        return run(picture.to(device)).cpu()
 
-    provider = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return call, provider, load_ms
+    compute = compute_precision(job["runtime"])
+    if device.type != "cuda":
+        return Loaded(call, load_ms, "cpu", compute)
+    resident = picture.to(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def compute_ms() -> float:
+        start.record()
+        run(resident)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return Loaded(call, load_ms, torch.cuda.get_device_name(device), compute, compute_ms)
 
 
-def _load_onnx(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
-    from export.predictors import OnnxPredictor
+def _load_onnx(job: Mapping[str, Any], lightness: Floats) -> Loaded:
+    from export.predictors import OnnxPredictor, provider_of
 
-    import_module("onnxruntime")  # ahead of the clock: its import is not part of the load time
+    ort = import_module("onnxruntime")  # ahead of the clock: its import is not part of the load time
+    provider = provider_of(job["runtime"], job["device"])
     started = time.perf_counter_ns()
-    predictor = OnnxPredictor(Path(job["path"]), provider=job["device"], threads=job["threads"])
+    predictor = OnnxPredictor(Path(job["path"]), provider=provider, threads=job["threads"])
     load_ms = (time.perf_counter_ns() - started) / 1e6
-    return lambda: predictor(lightness), str(predictor.session.get_providers()[0]), load_ms
+    name = str(predictor.session.get_providers()[0])
+    if job["device"] == "cpu":
+        return Loaded(lambda: predictor(lightness), load_ms, name)
+    binding = predictor.session.io_binding()
+    index = int(job["device"].partition(":")[2] or 0)
+    binding.bind_ortvalue_input(predictor.input_name, ort.OrtValue.ortvalue_from_numpy(lightness, "cuda", index))
+    binding.bind_output(predictor.output_name, "cuda", index)
+
+    def compute_ms() -> float:
+        binding.synchronize_inputs()
+        begun = time.perf_counter_ns()
+        predictor.session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return (time.perf_counter_ns() - begun) / 1e6
+
+    return Loaded(lambda: predictor(lightness), load_ms, name, compute_ms=compute_ms)
 
 
-def _load_openvino(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str, float]:
+def _load_openvino(job: Mapping[str, Any], lightness: Floats) -> Loaded:
     from export.predictors import OpenVinoPredictor
 
     openvino = import_module("openvino")
@@ -106,7 +162,8 @@ def _load_openvino(job: Mapping[str, Any], lightness: Floats) -> tuple[Call, str
     predictor = OpenVinoPredictor(Path(job["path"]), threads=job["threads"])
     predictor(lightness)  # compiles the graph for this size, which belongs to loading it
     load_ms = (time.perf_counter_ns() - started) / 1e6
-    return lambda: predictor(lightness), f"OpenVINO {openvino.__version__.partition('-')[0]}", load_ms
+    provider = f"OpenVINO {openvino.__version__.partition('-')[0]}"
+    return Loaded(lambda: predictor(lightness), load_ms, provider, predictor.compute_precision(lightness.shape))
 
 
 def _read_memory_mb(field: str) -> float:

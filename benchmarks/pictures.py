@@ -1,109 +1,251 @@
-"""Sheets of pictures to judge colours by eye: the grey input, the truth, and what each variant makes of it."""
+"""The pictures of a benchmark: the sheets, and the folder `pictures/` that the report's sliders are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image
 
+from benchmarks.accuracy import AccuracyResult, choose_photos
+from benchmarks.colored_photos import ColoredPhoto, Pixels, color_photos
+from benchmarks.difference_maps import bar_colours, choose_scale, map_difference, paint_map
+from benchmarks.sheets import draw_comparison, draw_input_output, draw_outputs
+from benchmarks.tables import Row
 from benchmarks.variants import Variant
-from colorpress.errors import printable
-from colorpress.files import atomic_write
-from export.predictors import open_predictor
-from training.batches import whole_photos
-from training.color import l_ab_to_rgb, rgb_to_l_ab
-from training.metrics import mean_l1
+from benchmarks.verdict import base_rows, fair_size, judge_rows, merit, own_rows, parent_name
+from colorpress.config import BenchmarkConfig
+from colorpress.files import atomic_write, write_json
 from training.photos import Photo
 
-Pixels = NDArray[np.uint8]
-_Cell = tuple[Pixels | None, str, str]  # picture, title, fainter line below
-
-_CELL = 240
-_GAP = 8
-_LINE = 20
-_FONT_SIZE = 14
-_PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (100, 100, 100)
+FORMAT_VERSION = 1
+FOLDER = "pictures"
+_SHEET_PHOTOS = 4
+_TYPICAL, _WORST = 4, 4
+_MOST_SHOWN = 4
+_SHORT_SIDE = 256
 
 
 @dataclass(frozen=True)
-class ColoredPhoto:
-    """One photograph and the variants' answers, all uint8 RGB (H, W, 3) of one size.
+class PictureChoice:
+    """What the folder `pictures/` shows.
 
     Attributes:
-        name: the file's name.
-        grey: the luminance, the network's input.
-        truth: the photograph itself.
-        answers: by variant name; a failed variant is missing.
-        l1: of each answer (ab/128), and of the grey one under "grey".
+        variants: best.pt, then at most four others, the recommended one first and other tools' last.
+        typical: the first photographs by content hash.
+        worst: those with the largest L1 above best.pt's, worst first.
+        judged: whose L1 that is; None: the mean over all of ours.
     """
 
-    name: str
-    grey: Pixels
-    truth: Pixels
-    answers: Mapping[str, Pixels]
-    l1: Mapping[str, float]
+    variants: tuple[Variant, ...]
+    typical: tuple[Photo, ...]
+    worst: tuple[Photo, ...]
+    judged: str | None
 
 
-def color_photos(
-    variants: Sequence[Variant], photos: Sequence[Photo], *, short_side: int, max_pixels: int, threads: int = 0
-) -> list[ColoredPhoto]:
-    """Let every variant colour every photograph; variants that fail are left out."""
-    predictors = {}
+def write_picture_set(
+    variants: Sequence[Variant],
+    accuracy: AccuracyResult,
+    photos: Sequence[Photo],
+    rows: Sequence[Row],
+    config: BenchmarkConfig,
+    output_dir: Path,
+    max_pixels: int,
+    threads: int,
+) -> list[Path]:
+    """Write comparison.png, the two samples, and pictures/: JPEG files with pictures.json, which says what each is.
+
+    Of pictures/, files of an earlier benchmark are removed. A photograph is there as grey input, as it is, and as
+    best.pt and at most four variants colour it, at most 256 pixels on the short side; with each answer go maps of
+    its difference to the truth and to best.pt's.
+
+    Args:
+        variants: the first one is best.pt.
+        rows: of the same benchmark; they say which variants are worth showing.
+    Raises:
+        MachineError: a file cannot be written.
+    """
+    finished = [
+        variant
+        for variant in _one_per_file(variants)
+        if variant.name in accuracy.variants and accuracy.variants[variant.name].status == "ok"
+    ]
+    chosen = choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS)
+    colored = color_photos(finished, chosen, short_side=config.eval_size, max_pixels=max_pixels, threads=threads)
+    best = variants[0].name
+    sheets = {
+        "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
+        "sample_input_output.png": draw_input_output(colored[:2], best),
+        "sample_output.png": draw_outputs(colored, best),
+    }
+    paths = [save_picture(sheet, output_dir / name) for name, sheet in sheets.items()]
+    choice = choose_pictures(variants, accuracy, photos, rows)
+    shown = color_photos(
+        choice.variants,
+        [*choice.typical, *choice.worst],
+        short_side=min(config.eval_size, _SHORT_SIDE),
+        max_pixels=max_pixels,
+        threads=threads,
+        keep_ab=True,
+    )
+    measured = _measured_l1(accuracy)
+    shown = [replace(each, l1={**each.l1, **measured.get(each.sha256, {})}) for each in shown]
+    return [*paths, *_write_folder(output_dir / FOLDER, shown, choice)]
+
+
+def _one_per_file(variants: Sequence[Variant]) -> list[Variant]:
+    """Another runtime's or device's colours are those of the same file."""
+    first: dict[Path, Variant] = {}
     for variant in variants:
-        try:
-            # The benchmark has looked at the file in a child process before.
-            predictors[variant.name] = open_predictor(
-                variant.path, arch=variant.arch, device=variant.device, threads=threads, trusted=True
-            )
-        except Exception:  # its row in the benchmark says how it failed
-            continue
-    colored = []
-    with torch.inference_mode():
-        for photo, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels):
-            lightness, ab = rgb_to_l_ab(rgb)
-            answers, l1 = {}, {"grey": mean_l1(torch.zeros_like(ab), ab)}
-            for name, predictor in predictors.items():
-                try:
-                    answer = torch.from_numpy(np.ascontiguousarray(predictor(lightness.numpy())))
-                    answers[name], l1[name] = _to_pixels(l_ab_to_rgb(lightness, answer)), mean_l1(answer, ab)
-                except Exception:  # as above
-                    continue
-            grey = _to_pixels(l_ab_to_rgb(lightness, torch.zeros_like(ab)))
-            truth = np.ascontiguousarray(rgb[0].permute(1, 2, 0).numpy())
-            colored.append(ColoredPhoto(name=photo.path.name, grey=grey, truth=truth, answers=answers, l1=l1))
-    return colored
+        first.setdefault(variant.path, variant)
+    return list(first.values())
 
 
-def _to_pixels(rgb: Tensor) -> Pixels:
-    pixels = (rgb[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.cpu().numpy())
+def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
+    """Photographs to show: the first ones by content hash, but the last two are those that compression hurts most."""
+    ordered = list(choose_photos(photos, len(photos)))
+    scored = [each.scores for each in accuracy.variants.values() if each.status == "ok"]
+    if len(ordered) <= count or not scored:
+        return ordered[:count]
+    harm = [max(each[index].l1_ab for each in scored) - best.l1_ab for index, best in enumerate(scored[0])]
+    worst = [accuracy.photos[index] for index in sorted(range(len(harm)), key=lambda index: -harm[index])[:2]]
+    return [photo for photo in ordered if photo not in worst][: count - len(worst)] + worst
 
 
-def draw_comparison(colored: Sequence[ColoredPhoto], names: Sequence[str], *, cell: int = _CELL) -> Image.Image:
-    """A sheet with a row per photograph: grey, truth, and each of `names` with its L1 below."""
-    rows: list[list[_Cell]] = []
-    for photo in colored:
-        cells: list[_Cell] = [(photo.grey, "grey input", _l1_label(photo, "grey")), (photo.truth, "truth", photo.name)]
-        cells += [(photo.answers.get(name), name, _l1_label(photo, name)) for name in names]
-        rows.append(cells)
-    return _draw_sheet(rows, cell)
+def choose_pictures(
+    variants: Sequence[Variant], accuracy: AccuracyResult, photos: Sequence[Photo], rows: Sequence[Row]
+) -> PictureChoice:
+    """Which variants and photographs are worth a close look.
+
+    Of ours those are shown that no other one beats in size, time and colour at once, by merit, one for each network,
+    since its quantized and packed files look alike; of other tools' the ones that keep most colour.
+    """
+    by_name = {variant.name: variant for variant in variants}
+    usable = [
+        row
+        for row in base_rows(rows)
+        if row["model"] in by_name
+        and row["model"] in accuracy.variants
+        and accuracy.variants[row["model"]].status == "ok"
+        and row["status"] == "ok"
+        and row["speedup"]
+    ]
+    recommended = judge_rows(rows).recommended
+    own = {row["model"] for row in own_rows(rows)}
+    ours = [row for row in usable if row["model"] in own]
+    ours.sort(key=lambda row: (row["model"] != recommended, not _is_on_front(row, ours), -merit(row, rows[0])))
+    front = [row for row in ours if row["model"] == recommended or _is_on_front(row, ours)]
+    peers = sorted((row for row in usable if row["peer"]), key=lambda row: -(row["retained_colour"] or 0.0))
+    places = _MOST_SHOWN - 1 if peers else _MOST_SHOWN
+    first: dict[str, str] = {}
+    for row in (*front, *peers):
+        file = row["variant"] if row["peer"] else parent_name(row["variant"]) or row["variant"]
+        first.setdefault(file, row["model"])
+    theirs = {row["model"] for row in peers}
+    names = [name for name in first.values() if name not in theirs][:places]
+    names += [name for name in first.values() if name in theirs][: _MOST_SHOWN - len(names)]
+    typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row["model"] for row in ours])
+    return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 
 
-def draw_input_output(colored: Sequence[ColoredPhoto], name: str, *, cell: int = 384) -> Image.Image:
-    """Grey input, truth and the answer of the variant `name`, large, a row per photograph."""
-    return draw_comparison(colored, [name], cell=cell)
+def _is_on_front(row: Row, others: Sequence[Row]) -> bool:
+    """Whether no other row is at least as good in size, time and colour, and better in one."""
+
+    def figures(each: Row) -> tuple[float, float, float]:
+        return float(fair_size(each)), float(each["p50_ms"]), -(each["retained_colour"] or 0.0)
+
+    own = figures(row)
+    return not any(
+        figures(other) != own and all(a <= b for a, b in zip(figures(other), own, strict=True)) for other in others
+    )
 
 
-def draw_outputs(colored: Sequence[ColoredPhoto], name: str, *, columns: int = 3, cell: int = 320) -> Image.Image:
-    """The answers of the variant `name` alone, `columns` to a row."""
-    cells = [(photo.answers.get(name), photo.name, _l1_label(photo, name)) for photo in colored]
-    return _draw_sheet([cells[start : start + columns] for start in range(0, len(cells), columns)], cell)
+def _choose_photos(
+    accuracy: AccuracyResult, photos: Sequence[Photo], recommended: str | None, ours: Sequence[str]
+) -> tuple[tuple[Photo, ...], tuple[Photo, ...], str | None]:
+    """Typical and worst photographs, and whose L1 tells the worst."""
+    judged = recommended if recommended in accuracy.variants else None
+    names = [judged] if judged else [name for name in ours if accuracy.variants[name].status == "ok"]
+    best = next(iter(accuracy.variants.values()), None)
+    if best is None or best.status != "ok" or not names:
+        return choose_photos(photos, _TYPICAL), (), judged
+    scores = [[score.l1_ab for score in accuracy.variants[name].scores] for name in names]
+    harm = np.mean(scores, axis=0) - [score.l1_ab for score in best.scores]
+    order = [int(index) for index in np.argsort(-harm, kind="stable")]
+    # Few photographs: half of them are worst at most, and none is shown twice.
+    worst = tuple(accuracy.photos[index] for index in order[: min(_WORST, len(order) // 2)] if harm[index] > 0)
+    typical = [photo for photo in choose_photos(photos, len(photos)) if photo not in worst][:_TYPICAL]
+    return tuple(typical), worst, judged
+
+
+def _measured_l1(accuracy: AccuracyResult) -> dict[str, dict[str, float]]:
+    """L1 by photograph and variant at the size that was benchmarked, which may be larger than what is shown."""
+    finished = {name: each for name, each in accuracy.variants.items() if each.status == "ok"}
+    return {
+        photo.sha256: {
+            "grey": accuracy.grey_l1[index],
+            **{name: each.scores[index].l1_ab for name, each in finished.items()},
+        }
+        for index, photo in enumerate(accuracy.photos)
+    }
+
+
+def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureChoice) -> list[Path]:
+    best, *others = (variant.name for variant in choice.variants)
+    maps = [
+        {
+            "truth": {name: map_difference(ab, photo.ab["truth"]) for name, ab in photo.ab.items() if name != "truth"},
+            "best": {
+                name: map_difference(ab, photo.ab[best])
+                for name, ab in photo.ab.items()
+                if name not in ("truth", best) and best in photo.ab
+            },
+        }
+        for photo in shown
+    ]
+    scale = choose_scale([each for photo in maps for each in photo["truth"].values()])
+    paths, entries = [], []
+    worst = {photo.sha256 for photo in choice.worst}
+    for number, (photo, differences) in enumerate(zip(shown, maps, strict=True)):
+        pixels: dict[str, Pixels] = {"grey": photo.grey, "truth": photo.truth, **photo.answers}
+        # Numbers instead of names: a variant may be called what no file can be.
+        files = {name: f"{number}-{index}.jpg" for index, name in enumerate(pixels)}
+        paths += [_save_jpeg(pixels[name], folder / file) for name, file in files.items()]
+        map_files: dict[str, dict[str, str]] = {}
+        for against, each in differences.items():
+            map_files[against] = {}
+            for index, (name, difference) in enumerate(each.items()):
+                file = f"{number}-{against}-{index}.jpg"
+                paths.append(_save_jpeg(paint_map(difference, scale), folder / file))
+                map_files[against][name] = file
+        height, width = photo.truth.shape[:2]
+        entries.append(
+            {
+                "name": photo.name,
+                "kind": "worst" if photo.sha256 in worst else "typical",
+                "width": width,
+                "height": height,
+                "l1": {name: photo.l1[name] for name in ("grey", *photo.answers)},
+                "pictures": files,
+                "differences": map_files,
+            }
+        )
+    record: Mapping[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "best": best,
+        "variants": others,
+        "judged": choice.judged,
+        "scale": scale,
+        "bar": bar_colours(),
+        "photos": entries,
+    }
+    paths.append(write_json(folder / "pictures.json", record))
+    for stale in set(folder.glob("*.jpg")) - set(paths):
+        stale.unlink()
+    return paths
 
 
 def save_picture(picture: Image.Image, path: Path) -> Path:
@@ -113,59 +255,8 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     return path
 
 
-def _l1_label(photo: ColoredPhoto, name: str) -> str:
-    return f"L1 {photo.l1[name]:.4f}" if name in photo.l1 else "no answer"
-
-
-def _draw_sheet(rows: Sequence[Sequence[_Cell]], cell: int) -> Image.Image:
-    """Cells of a picture, its title and a fainter line below; each row is as high as its highest picture."""
-    font = _load_font()
-    fitted = [[(_fit(pixels, cell), title, note) for pixels, title, note in row] for row in rows]
-    heights = [max((picture.height for picture, _, _ in row if picture), default=cell // 2) for row in fitted]
-    columns = max((len(row) for row in fitted), default=1)
-    width = _GAP + columns * (cell + _GAP)
-    height = _GAP + sum(row_height + 2 * _LINE + _GAP for row_height in heights)
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    top = _GAP
-    for row, row_height in zip(fitted, heights, strict=True):
-        for column, (picture, title, note) in enumerate(row):
-            left = _GAP + column * (cell + _GAP)
-            if picture:
-                sheet.paste(picture, (left + (cell - picture.width) // 2, top + (row_height - picture.height) // 2))
-            else:
-                draw.rectangle((left, top, left + cell - 1, top + row_height - 1), outline=_FAINT)
-            for line, (text, colour) in enumerate(((title, _INK), (note, _FAINT))):
-                label = shorten_label(text, cell, font)
-                place = (left + (cell - font.getlength(label)) / 2, top + row_height + line * _LINE + 2)
-                draw.text(place, label, fill=colour, font=font)
-        top += row_height + 2 * _LINE + _GAP
-    return sheet
-
-
-def _fit(pixels: Pixels | None, cell: int) -> Image.Image | None:
-    """The picture scaled, up or down, to fill the cell's width, but no higher than wide."""
-    if pixels is None:
-        return None
-    picture = Image.fromarray(pixels)
-    scale = min(cell / picture.width, cell / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def shorten_label(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """`text` on one line, its middle cut out until it is at most `width` pixels wide."""
-    text = printable(text)
-    kept = len(text)
-    label = text
-    while font.getlength(label) > width and kept > 2:
-        kept -= 1
-        label = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
-    return label
-
-
-def _load_font() -> ImageFont.FreeTypeFont:
-    # Matplotlib ships DejaVu Sans, which knows more of the world's letters than Pillow's own font.
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)
+def _save_jpeg(pixels: Pixels, path: Path) -> Path:
+    """Without chroma subsampling: colour is what is judged."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, quality=92, subsampling=0, optimize=True)
+    return path

@@ -9,65 +9,67 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
-from benchmarks.latency import LatencyResult, Timing
-from benchmarks.variants import Variant
-from colorpress.config import BenchmarkConfig
+from benchmarks.latency import Arm, LatencyResult, Timing
+from benchmarks.roof import Roof, format_roof, lower_bound_ms
 from colorpress.errors import InputError, printable
 from colorpress.files import write_csv, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Row = dict[str, Any]
 
 COLUMNS = (
-    *("model", "runtime", "provider", "device", "precision", "params", "macs", "size_bytes", "weights_bytes"),
-    *("batch", "height", "width", "threads", "warmup", "runs"),
+    *("model", "variant", "peer", "runtime", "provider", "device", "compute", "precision"),
+    *("params", "macs", "size_bytes", "weights_bytes", "batch", "height", "width", "threads", "warmup", "runs"),
     *("mean_ms", "std_ms", "cv_pct", "min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"),
-    *("images_per_s", "speedup", "speedup_low", "speedup_high", "load_ms", "first_ms", "peak_rss_mb"),
+    *("images_per_s", "speedup", "speedup_low", "speedup_high", "load_ms", "first_ms", "compute_ms", "peak_rss_mb"),
+    *("roof_ms", "roof_share"),
     *("photos", "l1", "l1_delta_pct", "retained_colour", "retained_low", "retained_high", "l1_rgb"),
-    *("psnr_db", "ssim", "agreement_l1", "colourfulness_ratio", "status", "error", "caution"),
+    *("psnr_db", "ssim", "delta_e", "agreement_l1", "colourfulness", "colourfulness_ratio"),
+    *("status", "error", "caution"),
 )
 
 
-def make_rows(
-    variants: Sequence[Variant], latency: LatencyResult, accuracy: AccuracyResult, config: BenchmarkConfig
-) -> list[Row]:
-    """One dictionary with every name of COLUMNS per variant; None where there is no figure."""
+def make_rows(latency: LatencyResult, accuracy: AccuracyResult, roof: Roof | None = None) -> list[Row]:
+    """One dictionary with every name of COLUMNS per arm; None where there is no figure.
+
+    Args:
+        accuracy: by variant: the colours of a file do not depend on batch, size and threads.
+        roof: of the machine; None: not measured.
+    """
     return [
-        _make_row(variant, latency.timings[variant.name], accuracy.variants[variant.name], latency, accuracy, config)
-        for variant in variants
+        _make_row(arm, latency.timings[arm.name], accuracy.variants[arm.variant.name], len(accuracy.photos), roof)
+        for arm in latency.arms
     ]
 
 
-def _make_row(
-    variant: Variant,
-    timing: Timing,
-    measured: Accuracy,
-    latency: LatencyResult,
-    accuracy: AccuracyResult,
-    config: BenchmarkConfig,
-) -> Row:
-    ratio = timing.speedup
-    figures: Row = {
-        "model": variant.name,
-        **asdict(variant),
-        "macs": variant.macs or None,
+def _make_row(arm: Arm, timing: Timing, measured: Accuracy, photos: int, roof: Roof | None) -> Row:
+    ratio, variant, condition = timing.speedup, arm.variant, arm.condition
+    row: Row = dict.fromkeys(COLUMNS) | {
+        "model": arm.name,
+        "variant": variant.file_name,
+        **{name: value for name, value in vars(variant).items() if name in COLUMNS},
+        # Where weights and activations are in 8 bits the float layers around them do not count.
+        "compute": "int8" if variant.precision == "int8" else timing.compute or None,
+        "macs": round(variant.macs * (condition.size / variant.macs_size) ** 2) or None,
         "provider": timing.provider,
-        "batch": config.bench_batch,
-        "height": config.bench_size,
-        "width": config.bench_size,
-        "threads": latency.threads,
-        "warmup": max((answer["warmup"] for answer in timing.rounds if "warmup" in answer), default=config.warmup),
+        "batch": condition.batch,
+        "height": condition.size,
+        "width": condition.size,
+        "threads": condition.threads,
+        "warmup": max((answer["warmup"] for answer in timing.rounds if "warmup" in answer), default=None),
         **(asdict(timing.statistics) if timing.statistics else {}),
         **({"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high} if ratio else {}),
-        "load_ms": timing.load_ms,
-        "first_ms": timing.first_ms,
-        "peak_rss_mb": timing.peak_rss_mb,
-        "photos": len(accuracy.photos),
+        **{name: getattr(timing, name) for name in ("load_ms", "first_ms", "compute_ms", "peak_rss_mb")},
+        "photos": photos,
         **{name: value for name, value in vars(measured).items() if name in COLUMNS},
         "status": timing.status if timing.status != "ok" else measured.status,
         "error": "; ".join(dict.fromkeys(filter(None, (timing.error, measured.error)))),
     }
-    return {column: figures.get(column) for column in COLUMNS}
+    # What one core can do at most is a part of what was measured of all, so other counts have no roof.
+    if roof and row["p50_ms"] and variant.device == "cpu" and condition.threads == roof.threads:
+        row["roof_ms"] = lower_bound_ms(row, roof)
+        row["roof_share"] = row["roof_ms"] / row["p50_ms"] if row["roof_ms"] else None
+    return row
 
 
 def write_benchmark_csv(path: Path, rows: Sequence[Row]) -> Path:
@@ -101,7 +103,7 @@ def read_benchmark_json(path: Path) -> dict[str, Any]:
     hint = "run `colorpress benchmark` first"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise InputError("benchmark", path, why, hint) from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or "rows" not in record:
@@ -111,7 +113,22 @@ def read_benchmark_json(path: Path) -> dict[str, Any]:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a compact plain-text table for a terminal; failed variants say how they failed."""
-    header = ("model", "size", "params", "MACs", "p50", "p90", "img/s", "speedup", "L1", "dL1", "G", "PSNR", "memory")
+    header = (
+        "model",
+        "size",
+        "params",
+        "MACs",
+        "p50",
+        "p90",
+        "img/s",
+        "speedup",
+        "roof",
+        "L1",
+        "dL1",
+        "G",
+        "dE",
+        "memory",
+    )
     lines = [header, *(_format_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines if len(line) > 2 or column == 0) for column in range(len(header))]
     text = []
@@ -137,12 +154,23 @@ def _format_cells(row: Row) -> tuple[str, ...]:
         format_number(row["p90_ms"], " ms"),
         format_number(row["images_per_s"]),
         format_number(row["speedup"], "x"),
+        "-" if row["roof_share"] is None else f"{100 * row['roof_share']:.0f} %",
         "-" if row["l1"] is None else f"{row['l1']:.4f}",
         format_percent(row["l1_delta_pct"]),
         "-" if row["retained_colour"] is None else f"{row['retained_colour']:.3f}",
-        "-" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} dB",
+        format_number(row["delta_e"]),
         "-" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:.0f} MB",
     )
+
+
+def format_conditions(record: Mapping[str, Any]) -> list[str]:
+    """What stands below the table: what noise alone does to a ratio, and what the machine can do at most."""
+    lines = [
+        f"A/A control, {label}: best.pt timed against itself is {ratio['median']:.3f} "
+        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
+        for label, ratio in record["aa_ratios"].items()
+    ]
+    return [*lines, format_roof(Roof(**record["roof"]))] if record.get("roof") else lines
 
 
 def format_bytes(count: int) -> str:

@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Literal, cast
 
-from colorpress.config import ArchConfig
-from colorpress.errors import ConfigError, InputError
+from colorpress.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
+from colorpress.errors import ConfigError, InputError, MachineError
 
 # What the name of a variant ends in, after that of the float32 one it was made from: "pruned-int8" is "pruned" in int8.
 DERIVED_ENDINGS = ("-int8", "-w8", "-fp16")
-Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the benchmark.
+    """A model file and what runs it, under a name of its own.
 
     Attributes:
-        name: unique within a benchmark, such as "best-int8".
-        path: the .pt checkpoint or .onnx file.
-        runtime: "torch" (eager, float32), "onnxruntime" or "openvino".
-        device: "cpu" or "cuda".
-        precision: of the weights, such as "fp32" or "int8"; shown, not checked.
-        params: weights and biases of the network; quantization scales and zero points are not counted.
-        macs: multiply-accumulates of one picture at the timed size; 0: unknown.
+        name: unique within a benchmark, such as "best-int8" or "best-int8 @ openvino".
+        path: the .pt checkpoint, .onnx file or OpenVINO .xml file.
+        runtime: one of config.TORCH_RUNTIMES or config.ONNX_RUNTIMES.
+        device: "cpu", "cuda" or "cuda:N".
+        precision: of the weights: "fp32", "int8", "w8" (stored in 8 bits, computed with in float) or "fp16".
+        params: weights and biases of the network; quantization scales and zero points are not counted. 0: unknown.
+        macs: multiply-accumulates of one picture of `macs_size` squared; 0: unknown.
         size_bytes: the file as it is on disk, with the external data files of an ONNX graph.
         weights_bytes: the weights alone, without history, training state or graph: the fair size of a checkpoint.
+        macs_size: the side that `macs` was counted at, in pixels.
         arch: names the network of a foreign checkpoint.
         caution: what may make an int8 file slower than its float parent, as the rest of a sentence.
+        peer: made by another tool than colorpress.
     """
 
     name: str
     path: Path
-    runtime: Runtime
+    runtime: str
     device: str
     precision: str
     params: int
     macs: int
     size_bytes: int
     weights_bytes: int
+    macs_size: int = 256
     arch: ArchConfig = field(default_factory=ArchConfig)
     caution: str = ""
+    peer: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """The name without what runs it."""
+        return self.name.partition(" @ ")[0]
+
+
+@dataclass(frozen=True)
+class _FileSizes:
+    external_bytes: int
+    params: int
+    weights_bytes: int
+    precision: str
 
 
 def describe_variant(
@@ -52,54 +69,130 @@ def describe_variant(
     path: Path,
     *,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str | None = None,
     macs: int = 0,
+    macs_size: int = 256,
     params: int | None = None,
     arch: ArchConfig | None = None,
+    runtime: str | None = None,
+    peer: bool = False,
 ) -> Variant:
-    """Read the sizes of a model file and say how it is run: `.pt` by PyTorch, `.onnx` by ONNX Runtime.
+    """Read the sizes of a model file and say how it is run: `.pt` by PyTorch, `.onnx` by ONNX Runtime, `.xml` by
+    OpenVINO.
 
     Args:
+        precision: of the weights; None reads it from the file.
         params: overrides what is counted in the file. An exported graph has its batch norms folded, so it holds
             fewer than the network it came from.
         arch: names the network of a foreign checkpoint.
+        runtime: another one than the file's own.
+        peer: made by another tool.
     Raises:
-        ConfigError: no such file, or neither .pt nor .onnx.
+        ConfigError: no such file, another kind of file, or a runtime that cannot run it.
         InputError: the file cannot be read as what its name says.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError("model", path, "no such file", "give a .pt or .onnx file that this project wrote")
+        raise ConfigError("model", path, "no such file", "give a .pt, .onnx or OpenVINO .xml file")
+    fitting = runtimes_of(path)
+    runtime = runtime or fitting[0]
+    if runtime not in fitting:
+        raise ConfigError("runtime", runtime, f"cannot run {path.name}", f"choose one of: {', '.join(fitting)}")
     if path.suffix == ".pt":
-        runtime, external_bytes, (counted, weights_bytes) = "torch", 0, _read_checkpoint_sizes(path, arch)
-    elif path.suffix == ".onnx":
-        runtime = "onnxruntime"
-        external_bytes, counted, weights_bytes = _read_graph_sizes(path)
+        sizes = _read_checkpoint(path, arch)
     else:
-        raise ConfigError("model", path, f"ends in {path.suffix!r}", "give a .pt or .onnx file")
+        sizes = _read_graph(path) if path.suffix == ".onnx" else _read_ir(path)
     return Variant(
         name=name,
         path=path,
-        runtime=cast("Runtime", runtime),
+        runtime=runtime,
         device=device,
-        precision=precision,
-        params=counted if params is None else params,
+        precision=precision or sizes.precision,
+        params=sizes.params if params is None else params,
         macs=macs,
-        size_bytes=path.stat().st_size + external_bytes,
-        weights_bytes=weights_bytes,
+        size_bytes=path.stat().st_size + sizes.external_bytes,
+        weights_bytes=sizes.weights_bytes,
+        macs_size=macs_size,
         arch=arch or ArchConfig(),
         caution=_read_caution(path.with_name("int8.json")),
+        peer=peer,
     )
 
 
-def on_device(variant: Variant, device: str) -> Variant:
-    """The same file on another device, as a row of its own: "best" on the GPU is "best @ cuda"."""
-    return replace(variant, name=f"{variant.name} @ {device}", device=device)
+def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tuple[Variant, ...]:
+    """Variants of model files that somebody named: model.pt and model.onnx are called as their folders are.
+
+    Args:
+        size: side in pixels that the multiply-accumulates of a checkpoint are counted at.
+        arch: names the network of foreign checkpoints.
+    Raises:
+        ConfigError: as `describe_variant`, or two files have the same name.
+    """
+    variants = []
+    for path in paths:
+        name = path.resolve().parent.name if path.stem == "model" else path.stem
+        name = path.name if path.suffix == ".pt" and path.stem != "model" else name
+        if path.suffix == ".pt":
+            from compress.ranking import count_macs
+            from training.checkpoint import load_checkpoint
+
+            macs = count_macs(load_checkpoint(path, arch).build_network(), height=size, width=size)
+            variants.append(describe_variant(name, path, macs=macs, macs_size=size, arch=arch))
+        else:
+            variants.append(describe_variant(name, path, macs_size=size))
+    names = Counter(variant.name for variant in variants)
+    for variant in variants:
+        if names[variant.name] > 1:
+            raise ConfigError(
+                "model", variant.path, f"is the second one called {variant.name!r}", "name the files or folders apart"
+            )
+    return tuple(variants)
 
 
-def in_openvino(variant: Variant) -> Variant:
-    """The same .onnx file in OpenVINO, as a row of its own: "best @ openvino"."""
-    return replace(variant, name=f"{variant.name} @ openvino", runtime="openvino")
+def runtimes_of(path: Path) -> tuple[str, ...]:
+    """What can run a file, its own runtime first.
+
+    Raises:
+        ConfigError: neither .pt nor .onnx nor .xml.
+    """
+    runtimes = {".pt": TORCH_RUNTIMES, ".onnx": ONNX_RUNTIMES, ".xml": ("openvino",)}.get(path.suffix)
+    if runtimes is None:
+        raise ConfigError("model", path, f"ends in {path.suffix!r}", "give a .pt, .onnx or OpenVINO .xml file")
+    return runtimes
+
+
+def in_runtimes(variants: Sequence[Variant], runtimes: Sequence[str], device: str) -> tuple[Variant, ...]:
+    """Every variant in each of the runtimes that can run it, as rows of their own: "best @ openvino".
+
+    A file that none of them can run keeps its own runtime, and so does the first variant beside them, since the
+    others are compared with it. Rows on a GPU follow those on the CPU: "best @ cuda".
+
+    Args:
+        runtimes: of config.TORCH_RUNTIMES and config.ONNX_RUNTIMES; none: each file's own.
+        device: "cpu", or the GPU that is measured as well.
+    Raises:
+        MachineError: a runtime needs a GPU and `device` is the CPU.
+    """
+    if device == "cpu" and (missing := [runtime for runtime in runtimes if runtime in GPU_RUNTIMES]):
+        raise MachineError("runtime", missing[0], "needs a GPU, and there is none", "leave it out of --runtime")
+    on_cpu, on_gpu = [], []
+    for position, variant in enumerate(variants):
+        wanted = [runtime for runtime in runtimes if runtime in runtimes_of(variant.path)] or [variant.runtime]
+        if position == 0 and variant.runtime not in wanted:
+            wanted.insert(0, variant.runtime)
+        for runtime in sorted(wanted, key=lambda each: each != variant.runtime):
+            suffix = [] if runtime == variant.runtime else [runtime]
+            if runtime not in GPU_RUNTIMES:
+                on_cpu.append(replace(variant, name=_row_name(variant.name, suffix), runtime=runtime))
+            if device != "cpu" and runtime not in ("openvino", "onnxruntime-openvino"):
+                name = _row_name(variant.name, [*suffix, device])
+                on_gpu.append(replace(variant, name=name, runtime=runtime, device=device))
+    return (*on_cpu, *on_gpu)
+
+
+def _row_name(name: str, suffix: Sequence[str]) -> str:
+    joined = ", ".join(suffix)
+    return f"{name} @ {joined}" if joined and " @ " not in name else f"{name}, {joined}" if joined else name
 
 
 def _read_caution(path: Path) -> str:
@@ -110,17 +203,25 @@ def _read_caution(path: Path) -> str:
         return ""
 
 
-def _read_checkpoint_sizes(path: Path, arch: ArchConfig | None) -> tuple[int, int]:
+def _read_checkpoint(path: Path, arch: ArchConfig | None) -> _FileSizes:
     from training.checkpoint import load_checkpoint
     from training.unet import count_parameters
 
     checkpoint = load_checkpoint(path, arch)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.state_dict.values())
-    return count_parameters(checkpoint.build_network()), weights_bytes
+    return _FileSizes(0, count_parameters(checkpoint.build_network()), weights_bytes, "fp32")
 
 
-def _read_graph_sizes(path: Path) -> tuple[int, int, int]:
-    """Bytes in external files, number of weights, bytes of the weights."""
+def _read_ir(path: Path) -> _FileSizes:
+    """OpenVINO keeps the weights in a file beside the graph: their bytes are known, their number is not."""
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise InputError("OpenVINO model", path, f"there is no {weights.name} beside it", "keep the two files together")
+    size_bytes = weights.stat().st_size
+    return _FileSizes(size_bytes, 0, size_bytes, "int8" if b"FakeQuantize" in path.read_bytes() else "fp32")
+
+
+def _read_graph(path: Path) -> _FileSizes:
     import onnx
 
     try:
@@ -141,4 +242,20 @@ def _read_graph_sizes(path: Path) -> tuple[int, int, int]:
     ]
     counts = [prod(tensor.dims) for tensor in weights]
     widths = [onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in weights]
-    return external_bytes, sum(counts), sum(n * width for n, width in zip(counts, widths, strict=True))
+    return _FileSizes(
+        external_bytes,
+        sum(counts),
+        sum(n * width for n, width in zip(counts, widths, strict=True)),
+        _graph_precision({node.op_type for node in graph.node}, {tensor.data_type for tensor in weights}),
+    )
+
+
+def _graph_precision(operators: Collection[str], types: Collection[int]) -> str:
+    """Of a graph that does not say: activations that are quantized mean int8, weights alone mean w8."""
+    import onnx
+
+    if any(each == "QuantizeLinear" or each.startswith("QLinear") for each in operators):
+        return "int8"
+    if "DequantizeLinear" in operators:
+        return "w8"
+    return "fp16" if onnx.TensorProto.FLOAT16 in types else "fp32"

@@ -14,6 +14,7 @@ MAX_L1_INCREASE_PCT = 1.0
 MIN_RETAINED_COLOUR = 0.95
 _FEW_PHOTOS = 50
 _SAME_SPEED = 0.02
+_CONDITION = ("device", "batch", "height", "width", "threads")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Verdict:
 def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]] | None = None) -> Verdict:
     """Choose the variant with the largest product of size and speed ratio among those that keep the colours.
 
-    The first row is best.pt and the yardstick; rows on another device than its are not compared with it. A variant
-    qualifies when it is at most 1 % above best.pt in L1 and retains at least 0.95 of the colour; when it is not
-    slower than best.pt nor than its own float32 parent; and when it is smaller or faster beyond the noise.
+    The first row is best.pt and the yardstick; rows of another condition than its are not compared with it, and what
+    another tool made is never chosen, nor is best.pt itself in another runtime, since nothing was compressed. A
+    variant qualifies when it is at most 1 % above best.pt in L1 and retains at least 0.95 of the colour; when it is
+    not slower than best.pt nor than its own float32 parent; and when it is smaller or faster beyond the noise.
 
     Args:
         rows: as `tables.make_rows` gives them.
@@ -45,16 +47,18 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]]
     if not rows or rows[0]["status"] != "ok":
         status = f": {rows[0]['status']}" if rows else ""
         return Verdict(None, f"There is no verdict, since best.pt itself was not measured{status}.", ())
-    best, others = rows[0], [row for row in rows[1:] if row["device"] == rows[0]["device"]]
+    best, others = rows[0], own_rows(rows)
     noise = _measure_noise((aa_ratios or {}).get(best["device"]))
     notes = _note_limits(rows, noise)
     reasons = {row["model"]: why_rejected(row, best, others, noise) for row in others}
     passed = [row for row in others if not reasons[row["model"]]]
     if passed:
-        chosen = max(passed, key=lambda row: math.log(_smaller(row, best)) + math.log(row["speedup"]))
-        return Verdict(chosen["model"], _recommend(chosen, best), notes)
+        chosen = max(passed, key=lambda row: merit(row, best))
+        return Verdict(chosen["model"], _recommend(chosen, best), (*notes, *_note_runtime(rows, chosen)))
     if not others:
         return Verdict(None, "There is nothing to recommend: only best.pt was measured.", notes)
+    if not best["photos"]:
+        return Verdict(None, "Nothing can be recommended: colours were not measured, only time.", notes)
     if best["retained_colour"] is None:
         sentence = (
             "Nothing can be recommended: on these photographs best.pt is no better than a grey answer, "
@@ -69,6 +73,21 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]]
     return Verdict(None, sentence, notes)
 
 
+def base_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are measured as the first one, best.pt, is: on its device, at its batch, size and threads."""
+    return [row for row in rows if all(row[name] == rows[0][name] for name in _CONDITION)]
+
+
+def own_rows(rows: Sequence[Row]) -> list[Row]:
+    """The base rows of what was compressed here: neither best.pt's own file nor another tool's."""
+    return [row for row in base_rows(rows) if not row["peer"] and row["variant"] != rows[0]["variant"]]
+
+
+def merit(row: Row, best: Row) -> float:
+    """How much a finished row gains over best.pt: the logarithm of its size ratio times its speed ratio."""
+    return math.log(_smaller(row, best)) + math.log(row["speedup"])
+
+
 def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0) -> str:
     """Why a variant is not recommended, as the rest of a sentence about it; empty when nothing speaks against it."""
     if row["status"] != "ok":
@@ -79,7 +98,7 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
         return f"raises L1 by {row['l1_delta_pct']:.1f} % (at most {MAX_L1_INCREASE_PCT:g} % passes)"
     if row["retained_colour"] < MIN_RETAINED_COLOUR:
         return f"keeps {row['retained_colour']:.2f} of the colour (at least {MIN_RETAINED_COLOUR:g} passes)"
-    parent = next((other for other in others if other["model"] == parent_name(row["model"])), None)
+    parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
     if parent and parent["speedup"] and parent["speedup"] / row["speedup"] > 1.0 + _SAME_SPEED:
         slower = format_number(parent["speedup"] / row["speedup"])
@@ -97,6 +116,15 @@ def parent_name(name: str) -> str | None:
     stem, separator, device = name.partition(" @ ")
     ending = next((each for each in DERIVED_ENDINGS if stem.endswith(each)), None)
     return f"{stem.removesuffix(ending)}{separator}{device}" if ending else None
+
+
+def _find_parent(row: Row, others: Sequence[Row]) -> Row | None:
+    """The parent in the same runtime; where it was not measured in that one, in the runtime it is fastest in."""
+    same = next((other for other in others if other["model"] == parent_name(row["model"])), None)
+    if same is not None:
+        return same
+    anywhere = [other for other in others if other["variant"] == parent_name(row["variant"]) and other["speedup"]]
+    return max(anywhere, key=lambda other: float(other["speedup"]), default=None)
 
 
 def fair_size(row: Row) -> int:
@@ -129,6 +157,23 @@ def _recommend(row: Row, best: Row) -> str:
     return f"{row['model']} is recommended: {size} and {speed}, at {change} and {retained}."
 
 
+def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
+    """How much of the speed-up another runtime gives best.pt's own network, compressed in no way."""
+    whole = {str(rows[0]["variant"]), str(rows[0]["variant"]).removesuffix(".pt")}
+    same = [
+        row
+        for row in base_rows(rows)
+        if row["variant"] in whole and not row["peer"] and row["status"] == "ok" and row["speedup"]
+    ]
+    fastest = max(same, key=lambda row: float(row["speedup"]), default=rows[0])
+    if chosen["variant"] in whole or (fastest["speedup"] or 1.0) < 1.5:
+        return ()
+    return (
+        f"Of the {format_number(chosen['speedup'])} times, {format_number(fastest['speedup'])} come from the runtime: "
+        f"best.pt's own network takes {format_number(fastest['p50_ms'])} ms as {fastest['model']}.",
+    )
+
+
 def _measure_noise(ratio: Mapping[str, Any] | None) -> float:
     """How far the rounds of the A/A control are from 1 at most."""
     return max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
@@ -137,13 +182,14 @@ def _measure_noise(ratio: Mapping[str, Any] | None) -> float:
 def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:
     notes = []
     photos = rows[0]["photos"] or 0
-    if photos < _FEW_PHOTOS:
+    if 0 < photos < _FEW_PHOTOS:
         noun = "photograph shows" if photos == 1 else "photographs show"
         notes.append(f"{photos} {noun} the machinery, not colour quality: test on {_FEW_PHOTOS} or more to judge it.")
     uncertain = [
         row["model"]
-        for row in rows[1:]
-        if row["retained_low"] is not None
+        for row in base_rows(rows)[1:]
+        if not row["peer"]
+        and row["retained_low"] is not None
         and row["retained_low"] < MIN_RETAINED_COLOUR <= (row["retained_colour"] or 0)
     ]
     if uncertain:
@@ -159,3 +205,107 @@ def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:
     if failed:
         notes.append(f"Not finished: {', '.join(failed)}.")
     return tuple(notes)
+
+
+@dataclass(frozen=True)
+class PeerVerdict:
+    """What another tool's model is worth beside ours.
+
+    Attributes:
+        model: the peer's row name.
+        dominated_by: a row of ours that is smaller, faster, and keeps at least as much colour; None without one.
+        sentence: the comparison with that row, else with the recommended one.
+    """
+
+    model: str
+    dominated_by: str | None
+    sentence: str
+
+
+def judge_peers(rows: Sequence[Row]) -> list[PeerVerdict]:
+    """Compare each peer of the base condition with our variants, the recommended one first, then by merit.
+
+    Args:
+        rows: as `tables.make_rows` gives them, best.pt first.
+    """
+    recommended = judge_rows(rows).recommended
+    ours = [row for row in own_rows(rows) if _is_complete(row)] if rows else []
+    ours.sort(key=lambda row: (row["model"] != recommended, -merit(row, rows[0])))
+    return [_judge_peer(row, ours) for row in base_rows(rows) if row["peer"]]
+
+
+def dominates(row: Row, other: Row) -> bool:
+    """Whether `row` is smaller and faster than `other` and keeps at least as much colour; both are complete."""
+    return bool(
+        fair_size(row) < fair_size(other)
+        and row["speedup"] > other["speedup"]
+        and row["retained_colour"] >= other["retained_colour"]
+    )
+
+
+def _is_complete(row: Row) -> bool:
+    return bool(row["status"] == "ok" and row["speedup"] and row["retained_colour"] is not None)
+
+
+def _judge_peer(peer: Row, ours: Sequence[Row]) -> PeerVerdict:
+    name = peer["model"]
+    if not _is_complete(peer):
+        why = f"it did not finish ({peer['status']})" if peer["status"] != "ok" else "its colours were not measured"
+        return PeerVerdict(name, None, f"{name} cannot be compared: {why}.")
+    if not ours:
+        return PeerVerdict(name, None, f"{name} has nothing of ours to be compared with.")
+    winner = next((row for row in ours if dominates(row, peer)), None)
+    if winner is not None:
+        # All three axes are wins or a tie of ours, said from our side.
+        wins, ties, _ = _compare(winner, peer)
+        return PeerVerdict(
+            name, winner["model"], f"{winner['model']} beats {name} in size, speed and colour: it {_join(wins + ties)}."
+        )
+    wins, ties, losses = _compare(peer, ours[0])
+    if not wins:
+        return PeerVerdict(name, None, f"{name} wins nothing beside {ours[0]['model']}: it {_join(ties + losses)}.")
+    sentence = f"{name} is not beaten in size, speed and colour at once; beside {ours[0]['model']} it {_join(wins)}"
+    return PeerVerdict(name, None, f"{sentence}, but {_join(losses)}." if losses else f"{sentence}.")
+
+
+def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
+    """What `row` wins, ties and loses against `other` in size, speed and colour, as the rest of sentences."""
+    wins: list[str] = []
+    ties: list[str] = []
+    losses: list[str] = []
+    sizes, speed = (fair_size(row), fair_size(other)), row["speedup"] / other["speedup"]
+    in_bytes = f"({format_bytes(sizes[0])}, not {format_bytes(sizes[1])})"
+    if sizes[0] == sizes[1]:
+        ties.append(f"is as large ({format_bytes(sizes[0])})")
+    elif sizes[0] < sizes[1]:
+        wins.append(f"is {format_number(sizes[1] / sizes[0])} times smaller {in_bytes}")
+    else:
+        losses.append(f"is {format_number(sizes[0] / sizes[1])} times larger {in_bytes}")
+    in_ms = f"({format_number(row['p50_ms'])} ms, not {format_number(other['p50_ms'])} ms)"
+    if abs(math.log(speed)) <= _SAME_SPEED:
+        ties.append(f"is as fast {in_ms}")
+    elif speed > 1.0:
+        wins.append(f"is {format_number(speed)} times as fast {in_ms}")
+    else:
+        losses.append(f"is {format_number(1.0 / speed)} times as slow {in_ms}")
+    colours = row["retained_colour"], other["retained_colour"]
+    apart = "" if _are_apart(row, other) else "; the intervals overlap"
+    kept = f"({colours[0]:.3f}, not {colours[1]:.3f}{apart})"
+    if colours[0] == colours[1]:
+        ties.append(f"keeps as much colour ({colours[0]:.3f})")
+    elif colours[0] > colours[1]:
+        wins.append(f"keeps more colour {kept}")
+    else:
+        losses.append(f"keeps less colour {kept}")
+    return wins, ties, losses
+
+
+def _are_apart(row: Row, other: Row) -> bool:
+    """Whether the intervals of retained colour do not overlap; one that is not there says nothing."""
+    if row["retained_low"] is None or other["retained_low"] is None:
+        return True
+    return bool(row["retained_low"] > other["retained_high"] or row["retained_high"] < other["retained_low"])
+
+
+def _join(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -39,7 +39,8 @@ from colorpress.config import (
     StudentConfig,
     TrainConfig,
     field_type,
-    is_repeatable,
+    is_comma_list,
+    is_list,
     option_name,
 )
 from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
@@ -62,23 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors are two lines on standard error."""
+def run_command(arguments: Sequence[str], command: click.Command | None = None, name: str = "colorpress") -> int:
+    """Run one command and return its exit code; errors are two lines on standard error.
+
+    Args:
+        command: another one than colorpress itself. `name`: what it is called.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     debug = "--debug" in arguments
     try:
         # Not cli.main: it would turn our signals into its own Abort.
-        with cli.make_context("colorpress", list(arguments)) as context:
-            cli.invoke(context)
+        with (command or cli).make_context(name, list(arguments)) as context:
+            context.command.invoke(context)
     except ColorpressError as error:
         return _fail(f"{error}", error.hint, error.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "colorpress"
-        return _fail(error.format_message(), f"see `{command} --help`", 2, debug)
+        path = error.ctx.command_path if error.ctx else name
+        return _fail(error.format_message(), f"see `{path} --help`", 2, debug)
     except click.exceptions.Exit as done:
         return done.exit_code
     except Interrupted as stopped:
@@ -125,8 +130,29 @@ def cli(context: click.Context) -> None:
         require_one_process(str(context.invoked_subcommand))
 
 
-def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
-    """One command-line option per field: name, type, default, range and help come from the config itself."""
+class _CommaList(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them, such as 1,8; the config checks each."""
+
+    name = "list"
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        try:
+            return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers, such as 1,8", param, ctx)
+
+
+def config_options(*configs: type[Config], short: Mapping[str, str] | None = None) -> Callable[[Function], Function]:
+    """One command-line option per field: name, type, default, range and help come from the config itself.
+
+    Args:
+        short: further names of fields on one command, where no other field of its configs may then use the name.
+    """
+    short = short or {}
 
     def decorate(function: Function) -> Function:
         for config in reversed(configs):
@@ -136,14 +162,22 @@ def _config_options(*configs: type[Config]) -> Callable[[Function], Function]:
                     kind = click.Choice(choices)
                 elif kind is Path:
                     kind = _PATH
+                commas = is_comma_list(config, each)
                 name = option_name(each.name)
+                if name in short.values():
+                    continue
+                names = [f"--{name}/--no-{name}" if kind is bool else f"--{name}"]
+                names += [f"--{short[each.name]}"] if each.name in short else []
+                shown: Any = each.default not in (None, ())
+                if commas and shown:
+                    shown = ",".join(str(item) for item in each.default)
                 click.option(
-                    f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+                    *names,
                     each.name,
-                    type=kind,
+                    type=_CommaList(field_type(config, each)) if commas else kind,
                     default=each.default,
-                    multiple=is_repeatable(each),
-                    show_default=each.default not in (None, ()),
+                    multiple=is_list(each) and not commas,
+                    show_default=shown,
                     help=each.metadata["help"],
                 )(function)
         return function
@@ -244,7 +278,7 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @_output_option
 @_common_options
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@_config_options(*CONFIGS.values())
+@config_options(*CONFIGS.values())
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, compress, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
@@ -266,7 +300,7 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
 
 @cli.command()
 @_stage_options
-@_config_options(DataConfig, TrainConfig, MachineConfig)
+@config_options(DataConfig, TrainConfig, MachineConfig)
 def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Train the original UNet: photographs to best.pt."""
     current = _open_run(output_dir, force, options)
@@ -278,7 +312,7 @@ def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, RankConfig, DataConfig, MachineConfig)
+@config_options(ArchConfig, RankConfig, DataConfig, MachineConfig)
 def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
     current = _open_run(output_dir, force, options)
@@ -297,7 +331,7 @@ def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, DataConfig, PruneConfig, BudgetConfig, FinetuneConfig, TrainConfig, MachineConfig)
+@config_options(ArchConfig, DataConfig, PruneConfig, BudgetConfig, FinetuneConfig, TrainConfig, MachineConfig)
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
     current = _open_run(output_dir, force, options)
@@ -314,7 +348,7 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
 @click.option(
     "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
 )
-@_config_options(
+@config_options(
     ArchConfig, DataConfig, GoalConfig, BudgetConfig, StudentConfig, ExportConfig, QuantizeConfig, MachineConfig
 )
 def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
@@ -333,7 +367,7 @@ def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, ExportConfig)
+@config_options(ArchConfig, ExportConfig)
 def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
     current = _open_run(output_dir, force, options)
@@ -349,7 +383,7 @@ def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 @click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
 )
-@_config_options(ArchConfig, DataConfig, GoalConfig, QuantizeConfig, MachineConfig)
+@config_options(ArchConfig, DataConfig, GoalConfig, QuantizeConfig, MachineConfig)
 def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
     current = _open_run(output_dir, force, options)
@@ -386,16 +420,40 @@ def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@_config_options(ArchConfig, DataConfig, BenchmarkConfig, MachineConfig)
-def benchmark(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder."""
+@click.argument("models", type=_PATH, nargs=-1)
+@config_options(
+    ArchConfig,
+    DataConfig,
+    BenchmarkConfig,
+    MachineConfig,
+    short={
+        "bench_batch": "batch-size",
+        "bench_size": "imgsz",
+        "bench_threads": "threads",
+        "bench_runtime": "runtime",
+    },
+)
+def benchmark(
+    output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, models: tuple[Path, ...], **options: Any
+) -> None:
+    """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder.
+
+    Or of MODELS, any .pt, .onnx and OpenVINO .xml files, the first of which the others are compared with.
+    """
+    if models and checkpoint is not None:
+        raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
     current = _open_run(output_dir, force, options)
+    from benchmarks.variants import describe_models
     from colorpress import pipeline
 
     def steps() -> Iterable[StageRecord]:
         if checkpoint is not None:
             pipeline.adopt_checkpoint(current, checkpoint)
-        measured = pipeline.benchmark(current, pipeline.run_variants(current), pipeline.find_photos(current))
+        size = current.settings.benchmark.bench_size[0]
+        given = describe_models(models, size=size, arch=current.settings.arch)
+        variants = given or pipeline.run_variants(current)
+        photos = pipeline.find_photos(current) if current.settings.benchmark.eval_photos else None
+        measured = pipeline.benchmark(current, variants, photos)
         pipeline.require_measured(current, measured)
         return [measured]
 
@@ -413,8 +471,38 @@ def report(output_dir: Path, force: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("before", metavar="A", type=_PATH)
+@click.argument("after", metavar="B", type=_PATH)
+@click.option("--fail-if", multiple=True, metavar="METRIC:LIMIT",
+              help="End with 5 where a row's metric became worse by more than LIMIT: p50:5%, g:0.01, size:1KB. "
+              "Repeat it for more.")  # fmt: skip
+@click.option("--variant", "variants", multiple=True, help="A row to look at; repeat it for more. Default: all.")
+@click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet, help="No table, only warnings.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple[str, ...]) -> None:
+    """Compare two benchmarks, A before and B after: benchmark.json files, or run folders.
+
+    Every metric of every row goes to standard output as JSON, a table to standard error.
+    """
+    from benchmarks.comparison import compare_benchmarks, format_comparison, parse_gate
+    from colorpress.console import say, warn
+
+    gates = [parse_gate(text) for text in fail_if]
+    found = compare_benchmarks(before, after, gates, variants=variants)
+    click.echo(json.dumps(found, indent=2, allow_nan=False))
+    for line in format_comparison(found, gates).splitlines():
+        say(line)
+    for warning in found["warnings"]:
+        warn(warning)
+    if failures := found["failures"]:
+        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        why = f"{failures[0]['model']}: {failures[0]['why']}{more}"
+        raise GateError("comparison", after, why, "see `failures` on standard output, or allow more with --fail-if")
+
+
+@cli.command()
 @_stage_options
-@_config_options(ArchConfig, DataConfig, DeployConfig)
+@config_options(ArchConfig, DataConfig, DeployConfig)
 def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
     current = _open_run(output_dir, force, options)
@@ -429,7 +517,7 @@ def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None
 
 @cli.command()
 @_stage_options
-@_config_options(ArchConfig, DataConfig, ExportConfig)
+@config_options(ArchConfig, DataConfig, ExportConfig)
 def verify(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
     current = _open_run(output_dir, force, options)
@@ -445,7 +533,7 @@ def verify(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None
 @click.option("--variant", default=None, help="Which one to ship, such as auto-w8; default: the recommended one.")
 @click.option("--to", "destination", type=_PATH, default=None, help="Where to; default: bundle in the run folder.")
 @click.option("--web/--no-web", default=True, show_default=True, help="With a page that colours in the browser.")
-@_config_options(DataConfig, DeployConfig)
+@config_options(DataConfig, DeployConfig)
 def bundle(
     output_dir: Path,
     force: bool,
@@ -519,7 +607,7 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     default=None,
     help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch; default: one that comes along.",
 )
-@_config_options(ArchConfig)
+@config_options(ArchConfig)
 @click.option("--work-size", type=click.IntRange(16, 8192), default=None,
               help="Short side that the network sees, in pixels.  [default: the model's, 256]")  # fmt: skip
 @click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,
@@ -628,12 +716,13 @@ def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) ->
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.tables import format_table, read_benchmark_json
+            from benchmarks.tables import format_conditions, format_table, read_benchmark_json
             from benchmarks.verdict import judge_rows
 
             measured = read_benchmark_json(folder / "benchmark.json")
             verdict = judge_rows(measured["rows"], measured["aa_ratios"])
-            click.echo("\n".join((format_table(measured["rows"]), "", verdict.sentence, *verdict.notes)))
+            lines = [format_table(measured["rows"]), *format_conditions(measured), "", verdict.sentence, *verdict.notes]
+            click.echo("\n".join(lines))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
 

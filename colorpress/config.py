@@ -23,7 +23,10 @@ from colorpress.errors import ConfigError, printable
 def option(
     default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
-    """A config field: its default, one line of help, and the values it allows (`low` and `high` included)."""
+    """A config field: its default, one line of help, and the values it allows (`low` and `high` included).
+
+    A default that is a tuple makes it a list, and what is allowed holds for each item.
+    """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
@@ -51,14 +54,25 @@ def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
     Raises:
         ConfigError: with the option's name, the value and what is allowed.
     """
-    low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
-    name, kind = f"--{option_name(each.name)}", field_type(config, each)
     if value is None and each.default is None:
         return
-    if is_repeatable(each):
-        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-            raise ConfigError("option", name, f"got {value!r}", "give a list of texts")
+    if not is_list(each):
+        _check_item(config, each, value)
         return
+    name = f"--{option_name(each.name)}"
+    if not isinstance(value, tuple):
+        raise ConfigError("option", name, f"got {value!r}", "give a list")
+    for item in value:
+        _check_item(config, each, item)
+    if each.default and not value:
+        raise ConfigError("option", name, "got an empty list", "give one value at least")
+    if is_comma_list(config, each) and len(set(value)) < len(value):
+        raise ConfigError("option", name, f"got {list(value)}", "give each value once")
+
+
+def _check_item(config: type[Config], each: Field[Any], value: Any) -> None:
+    low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
+    name, kind = f"--{option_name(each.name)}", field_type(config, each)
     if choices:
         if value not in choices:
             raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
@@ -76,14 +90,19 @@ def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
 
 
 def field_type(config: type[Config], each: Field[Any]) -> Any:
-    """The type of a field's values: `X` also for `X | None`, `str` for each item of a repeatable field."""
+    """The type of a field's values: `X` also for `X | None`, and for each item of a list."""
     hint = get_type_hints(config)[each.name]
     return next((kind for kind in get_args(hint) if kind not in (NoneType, ...)), hint)
 
 
-def is_repeatable(each: Field[Any]) -> bool:
-    """Whether an option can be given several times: its field is a tuple of texts."""
+def is_list(each: Field[Any]) -> bool:
+    """Whether a field is a tuple of values rather than one."""
     return isinstance(each.default, tuple)
+
+
+def is_comma_list(config: type[Config], each: Field[Any]) -> bool:
+    """Whether a list is written with commas (`1,8`); one of free texts is given by repeating its option."""
+    return is_list(each) and (field_type(config, each) is not str or bool(each.metadata["choices"]))
 
 
 @dataclass(frozen=True)
@@ -460,21 +479,40 @@ class QuantizeConfig(Config):
     qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
 
+# What a checkpoint can be run by, eager float32 first, and what an ONNX file can be run by.
+GPU_RUNTIMES = ("torch-fp16", "torch-cuda-graph", "onnxruntime-tensorrt")
+TORCH_RUNTIMES = (
+    *("torch", "torch-channels-last", "torch-bf16", "torch-compile", "torch-compile-bf16"),
+    *("torch-fp16", "torch-cuda-graph"),
+)
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-tensorrt", "openvino")
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig(Config):
     """Latency, accuracy and size of best.pt and every variant."""
 
-    bench_size: int = option(256, "Side of the square input that is timed, in pixels.", low=8, high=8192)
-    bench_batch: int = option(1, "Pictures per timed call.", low=1, high=4096)
+    bench_size: tuple[int, ...] = option(
+        (256,), "Side of the square input that is timed, in pixels; several: 256,512.", low=8, high=8192
+    )
+    bench_batch: tuple[int, ...] = option((1,), "Pictures per timed call; several: 1,8.", low=1, high=4096)
+    bench_threads: tuple[int, ...] = option(
+        (), "CPU threads of every timed runtime alike; several: 1,2. Default: --threads.", low=1, high=1024
+    )
+    bench_runtime: tuple[str, ...] = option(
+        (),
+        "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; default: PyTorch and ONNX Runtime.",
+        choices=TORCH_RUNTIMES + ONNX_RUNTIMES,
+    )
     rounds: int = option(3, "Fresh processes per variant, interleaved in random order.", low=1, high=100)
     runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)
     min_seconds: float = option(3.0, "Timed seconds per variant at least, over all rounds.", low=0.0, high=3600.0)
     warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
-    openvino: bool = option(False, "Measure every .onnx file in OpenVINO, too (needs the extra [openvino]).")
+    roof: bool = option(True, "Measure what this machine can compute at most (8 s), and each variant's share of it.")
     eval_size: int = option(
         256, "Short side of the whole test photographs (never enlarged), in pixels.", low=8, high=4096
     )
-    eval_photos: int = option(500, "Test photographs measured at most.", low=1, high=10_000_000)
+    eval_photos: int = option(500, "Test photographs measured at most; 0: time only.", low=0, high=10_000_000)
 
 
 @dataclass(frozen=True)
@@ -507,7 +545,9 @@ class Settings:
             if name not in OPTION_NAMES:
                 raise unknown_option(option_name(name))
         configs: dict[str, Any] = {
-            stage: config(**{each.name: _frozen(options[each.name]) for each in fields(config) if each.name in options})
+            stage: config(
+                **{each.name: _frozen(each, options[each.name]) for each in fields(config) if each.name in options}
+            )
             for stage, config in CONFIGS.items()
         }
         return Settings(**configs)
@@ -556,9 +596,12 @@ def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> Config
     return ConfigError("option", name, "is unknown", hint)
 
 
-def _frozen(value: Any) -> Any:
-    """TOML has lists where configs have tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def _frozen(each: Field[Any], value: Any) -> Any:
+    """TOML has lists where configs have tuples; of numbers and of choices one will do for a list of one."""
+    if isinstance(value, list):
+        return tuple(value)
+    alone = isinstance(value, int) or (isinstance(value, str) and each.metadata["choices"])
+    return (value,) if is_list(each) and alone else value
 
 
 def _toml(value: Any) -> str:

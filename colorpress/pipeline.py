@@ -47,7 +47,10 @@ from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
 
 # What the report shows beside benchmark.json.
-_REPORTED = ("*.png", "*/plan.json", "*/int8.json", "*/distillation.png")
+_REPORTED = (
+    *("*.png", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
+    *("training_inference.md", "config.resolved.toml"),
+)
 
 
 @dataclass(frozen=True)
@@ -322,7 +325,7 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
-    size, network = run.settings.benchmark.bench_size, checkpoint.build_network()
+    size, network = run.settings.benchmark.bench_size[0], checkpoint.build_network()
     params, macs = count_parameters(network), count_macs(network, height=size, width=size)
     variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=run.arch_of(path))]
     for variant in (name, *(f"{name}{ending}" for ending in DERIVED_ENDINGS)):
@@ -338,23 +341,34 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
     return variants
 
 
-def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit) -> StageRecord:
-    """Time and score best.pt and every variant: benchmark.csv, benchmark.json and the pictures."""
+def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
+    """Time and score the first variant, best.pt, and every other: benchmark.csv, benchmark.json and the pictures.
+
+    Args:
+        photos: None measures time and size alone.
+    """
     settings = run.settings
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        warn_of_other_split(load_checkpoint(run.best_path), photos)
+        if photos and variants[0].runtime == "torch":
+            warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
         measured = run_benchmark(
-            variants, photos.test, settings.benchmark, run.folder, machine=settings.machine, data=settings.data
+            variants,
+            photos.test if photos else (),
+            settings.benchmark,
+            run.folder,
+            machine=settings.machine,
+            data=settings.data,
         )
         failed = [str(row["model"]) for row in measured.rows if row["status"] != "ok"]
         return measured.paths, {"rows": len(measured.rows), "failed": failed}
 
+    scored = PhotoSplit(train=(), val=(), test=photos.test if photos else (), skipped=())
     used = {
         **vars(settings.benchmark),
         **vars(settings.machine),
         **run.arch_key(),
-        **run.data_key(PhotoSplit(train=(), val=(), test=photos.test, skipped=())),
+        **run.data_key(scored),
         "names": [variant.name for variant in variants],
         "cautions": [variant.caution for variant in variants],
         "machine": machine_key(),

@@ -133,7 +133,7 @@ def prune_key(run: Run) -> tuple[dict[str, Any], list[str]]:
         used |= {
             "machine": machine_key(),
             "threads": settings.machine.threads,
-            "bench_size": settings.benchmark.bench_size,
+            "bench_size": settings.benchmark.bench_size[0],
         }
         used |= {"warmup": settings.benchmark.warmup}
         code += [f"benchmarks/{name}.py" for name in ("latency", "latency_worker", "conv_latency")]

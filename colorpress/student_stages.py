@@ -302,7 +302,7 @@ class _Choice:
 
         used: dict[str, Any] = {"network": candidate.network.to_dict(), "export": vars(settings.export)}
         if timed:
-            used |= {"machine": machine_key(), "threads": threads, "size": settings.benchmark.bench_size}
+            used |= {"machine": machine_key(), "threads": threads, "size": settings.benchmark.bench_size[0]}
         name = f"cost-{candidate.network.encoder[0][-1]}"
         key = self.run.stage(name, [], used, ["training", "export", "compress/packing.py", "benchmarks/latency.py"])
         return replace(candidate, **run_stage(self.run.folder, name, key, action, force=self.run.force).result)

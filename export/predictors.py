@@ -37,13 +37,14 @@ class OnnxPredictor:
 
     Args:
         path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
-        provider: "cpu", "cuda" or "cuda:N"; never silently another one.
+        provider: "cpu", "cuda", "tensorrt" (both with ":N" for the GPU's number) or "openvino"; never silently
+            another one.
         threads: CPU threads; 0: one per usable core.
         profile_prefix: path prefix of ONNX Runtime's profile; None: no profile.
     Raises:
         ConfigError: no such file, or another provider name.
         InputError: the file is no ONNX model, or not one of this task.
-        MachineError: CUDA is not there.
+        MachineError: the provider is not there.
     """
 
     def __init__(
@@ -78,17 +79,19 @@ def open_session(
     Raises:
         ConfigError: another provider name.
         InputError: the file is no ONNX model.
-        MachineError: CUDA is not there.
+        MachineError: the provider is not there.
     """
     import onnxruntime as ort
 
     kind, _, index = provider.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    on_gpu = kind in ("cuda", "tensorrt")
+    if kind not in _PROVIDERS or (index and not (on_gpu and index.isdigit())):
         raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
+    wanted = _PROVIDERS[kind]
     providers: list[Any] = ["CPUExecutionProvider"]
-    if kind == "cuda":
-        _require_cuda(ort, provider)
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
+    if kind != "cpu":
+        _require_provider(ort, kind, provider)
+        providers.insert(0, (wanted, {"device_id": int(index or 0)}) if on_gpu else wanted)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -103,8 +106,8 @@ def open_session(
         session = ort.InferenceSession(str(path) if content is None else content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
-    if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", _CUDA_HINT)
+    if session.get_providers()[0] != wanted:
+        raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", _PROVIDER_HINTS[kind])
     return session
 
 
@@ -118,13 +121,13 @@ def signature_of(session: Any) -> tuple[Signature, Signature]:
 
 
 class OpenVinoPredictor:
-    """An ONNX file in OpenVINO on the CPU; imports no torch.
+    """An ONNX file, or OpenVINO's own .xml, in OpenVINO on the CPU; imports no torch.
 
     A graph is compiled anew for each size of picture, as OpenVINO is fast for fixed sizes only; the last few sizes are
     kept. For files of one's own, as `OnnxPredictor`.
 
     Args:
-        path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
+        path: the .onnx or .xml file, input L (N, 1, H, W) and output ab (N, 2, H, W).
         threads: CPU threads; 0: one per usable core.
     Raises:
         ConfigError: no such file.
@@ -161,6 +164,12 @@ class OpenVinoPredictor:
             raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
         return answer
 
+    def compute_precision(self, shape: tuple[int, ...]) -> str:
+        """What float layers compute in at an input shape: "fp32", or "bf16" where the processor is faster in it."""
+        hint = self._request_for(shape).get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+        name = str(hint.to_string())
+        return {"f32": "fp32", "f16": "fp16"}.get(name, name)
+
     def _request_for(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._requests:
             model = self._core.read_model(self.path)
@@ -179,13 +188,18 @@ class TorchPredictor:
         network: L (N, 1, H, W) to ab (N, 2, H, W); moved to `device` and put into eval mode.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads during a call; 0: torch's own number.
+        runtime: how PyTorch runs it, one of config.TORCH_RUNTIMES.
+    Raises:
+        MachineError: no such device, or the runtime needs a GPU.
     """
 
-    def __init__(self, network: nn.Module, *, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, network: nn.Module, *, device: str = "cpu", threads: int = 0, runtime: str = "torch") -> None:
+        from export.torch_runtimes import prepare_network
         from training.device import choose_device
 
         self.device, self.threads = choose_device(device), threads
         self.network = network.to(self.device).eval()
+        self._call = prepare_network(self.network, runtime, self.device)
 
     def __call__(self, lightness: Floats) -> Floats:
         import torch
@@ -193,7 +207,7 @@ class TorchPredictor:
         from training.device import torch_threads
 
         with torch_threads(self.threads), torch.inference_mode():
-            answer: Floats = self.network(torch.from_numpy(lightness).to(self.device)).cpu().numpy()
+            answer: Floats = self._call(torch.from_numpy(lightness).to(self.device)).cpu().numpy()
         return answer
 
 
@@ -203,16 +217,17 @@ def open_predictor(
     arch: ArchConfig | None = None,
     device: str = "cpu",
     threads: int = 0,
-    runtime: str = "onnxruntime",
+    runtime: str = "",
     trusted: bool = False,
 ) -> Predictor:
-    """Open a checkpoint (.pt) with torch, or a model (.onnx) with ONNX Runtime or OpenVINO.
+    """Open a checkpoint (.pt) with torch, a model (.onnx) with ONNX Runtime or OpenVINO, or OpenVINO's own (.xml).
 
     Args:
         arch: names the network of a foreign checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto means CUDA where the runtime has it.
         threads: CPU threads; 0: one per core.
-        runtime: of an .onnx file, "onnxruntime" or "openvino", which runs on the CPU whatever the device.
+        runtime: one of config.TORCH_RUNTIMES or config.ONNX_RUNTIMES; OpenVINO runs on the CPU whatever the device.
+            Empty: eager PyTorch, ONNX Runtime, or OpenVINO, as the file is.
         trusted: this very process wrote the ONNX file, so it is not looked at in a child process first (a second).
     Raises:
         ConfigError: no such file, neither a checkpoint nor .onnx, or a foreign network that `arch` does not name.
@@ -227,12 +242,25 @@ def open_predictor(
             inspect_onnx(path)
         if runtime == "openvino":
             return OpenVinoPredictor(path, threads=threads)
+        if runtime.startswith("onnxruntime-"):
+            return OnnxPredictor(path, provider=provider_of(runtime, device), threads=threads)
         return on_device(lambda provider: OnnxPredictor(path, provider=provider, threads=threads), device)
+    if path.suffix == ".xml":
+        return OpenVinoPredictor(path, threads=threads)
     if path.suffix in CHECKPOINT_SUFFIXES:
         from training.checkpoint import load_checkpoint
 
-        return TorchPredictor(load_checkpoint(path, arch).build_network(), device=device, threads=threads)
+        network = load_checkpoint(path, arch).build_network()
+        return TorchPredictor(network, device=device, threads=threads, runtime=runtime or "torch")
     raise ConfigError("model", path, f"ends in {path.suffix or 'nothing'!r}", "give a .pt checkpoint or an .onnx model")
+
+
+def provider_of(runtime: str, device: str) -> str:
+    """What `OnnxPredictor` calls an ONNX Runtime of config.ONNX_RUNTIMES on a device: "tensorrt:1"."""
+    _, _, provider = runtime.partition("-")
+    if provider == "tensorrt":
+        return device.replace("cuda", provider)
+    return provider or device
 
 
 def on_device(open_with: Callable[[str], Opened], device: str) -> Opened:
@@ -249,13 +277,26 @@ def on_device(open_with: Callable[[str], Opened], device: str) -> Opened:
         return open_with("cpu")
 
 
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
 _CUDA_HINT = "install colorpress[gpu] on a machine with CUDA, or use --device cpu"
+_PROVIDER_HINTS = {
+    "cuda": _CUDA_HINT,
+    "tensorrt": "install onnxruntime-gpu and TensorRT on a machine with CUDA",
+    "openvino": "install onnxruntime-openvino instead of onnxruntime, or let OpenVINO itself run the file",
+}
 
 
-def _require_cuda(ort: Any, provider: str) -> None:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise MachineError("device", provider, "this ONNX Runtime has no CUDA", _CUDA_HINT)
-    ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
+def _require_provider(ort: Any, kind: str, name: str) -> None:
+    if _PROVIDERS[kind] not in ort.get_available_providers():
+        title = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}[kind]
+        raise MachineError("device", name, f"this ONNX Runtime has no {title}", _PROVIDER_HINTS[kind])
+    if kind != "openvino":
+        ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
 
 
 def check_model_file(path: Path) -> None:

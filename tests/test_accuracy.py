@@ -86,6 +86,7 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
     assert perfect.psnr_db is not None and perfect.psnr_db > 80
     assert perfect.ssim == pytest.approx(1.0)
     assert perfect.colourfulness_ratio == pytest.approx(1.0, abs=1e-4)
+    assert perfect.delta_e is not None and grey.delta_e is not None and perfect.delta_e < 0.01 < 1.0 < grey.delta_e
     assert grey.colourfulness_ratio == pytest.approx(0.0, abs=1e-3)
 
 
@@ -139,3 +140,9 @@ def test_the_sample_goes_by_content_and_never_beyond_the_limit(tiny_checkpoint: 
     config = replace(CONFIG, eval_photos=4)
     result = measure_accuracy([describe_variant("best.pt", tiny_checkpoint)], photos, config, max_pixels=LIMIT)
     assert result.photos == chosen
+
+
+def test_without_photographs_no_model_is_opened(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "open_predictor", None)
+    result = measure_accuracy([fake_variant("best")], photos, replace(CONFIG, eval_photos=0), max_pixels=LIMIT)
+    assert (result.variants["best"].status, result.variants["best"].l1, result.photos) == ("ok", None, ())

@@ -22,6 +22,7 @@ COMMANDS = [
     "benchmark",
     "bundle",
     "colorize",
+    "compare",
     "compress",
     "deploy",
     "doctor",
@@ -263,11 +264,62 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     from colorpress.stages import StageRecord
 
     best = {**dict.fromkeys(COLUMNS), "model": "best.pt", "status": "ok", "device": "cpu", "size_bytes": 9, "photos": 2}
-    write_benchmark_json(tmp_path / "benchmark.json", {"format_version": 1, "rows": [best], "aa_ratios": {}})
+    roof = {"threads": 2, "macs_per_s": {"int8": 4e11}, "kernels": {"int8": "QLinearConv"}, "bytes_per_s": 2e10}
+    aa_ratios = {"cpu, batch 8": {"median": 1.01, "low": 0.9, "high": 1.1}}
+    record = {"format_version": 2, "rows": [best], "aa_ratios": aa_ratios, "roof": roof}
+    write_benchmark_json(tmp_path / "benchmark.json", record)
     _print_table(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
     printed = capsys.readouterr().out
     assert "only best.pt was measured" in printed
     assert "2 photographs show the machinery, not colour quality" in printed
+    assert "A/A control, cpu, batch 8: best.pt timed against itself is 1.010 (0.900 to 1.100)" in printed
+    assert "int8 400 GMAC/s (QLinearConv)" in printed
+
+
+def test_any_files_are_timed_in_lists_of_conditions(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.tables import read_benchmark_json
+    from colorpress.config import ExportConfig
+    from export.graph import export_onnx
+    from training.checkpoint import load_checkpoint
+
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "small.onnx", ExportConfig()).path
+    out = ["-o", str(tmp_path / "out")]
+    quick = ["--rounds", "1", "--runs", "3", "--min-seconds", "0", "--warmup", "1", "--no-roof", "--eval-photos", "0"]
+    lists = ["--batch-size", "1,2", "--imgsz", "8", "--threads", "2,1", "--runtime", "torch-channels-last,onnxruntime"]
+    command = ["benchmark", str(tiny_checkpoint), str(exported), *out, *quick, *lists]
+    assert run_command(command) == 0, capsys.readouterr().err
+    record = read_benchmark_json(tmp_path / "out" / "benchmark.json")
+    models = [row["model"] for row in record["rows"]]
+    assert models[:4] == ["tiny.pt", "tiny.pt @ torch-channels-last", "small", "tiny.pt, batch 2"]
+    assert len(models) == 12 and models[-1] == "small, batch 2, 1 thread"
+    assert {(row["status"], row["l1"], row["height"]) for row in record["rows"]} == {("ok", None, 8)}
+    assert set(record["aa_ratios"]) == {"cpu", "cpu, batch 2", "cpu, 1 thread", "cpu, batch 2, 1 thread"}
+    assert not (tmp_path / "out" / "pareto.png").exists()
+    printed = capsys.readouterr().out
+    assert "small, batch 2, 1 thread" in printed and "A/A control, cpu, 1 thread" in printed
+    # The folder keeps the lists; what is given again wins.
+    assert run_command(["benchmark", str(tiny_checkpoint), *out, "--batch-size", "2", "--force"]) == 0
+    rows = read_benchmark_json(tmp_path / "out" / "benchmark.json")["rows"]
+    assert [(row["batch"], row["threads"]) for row in rows] == [(2, 2), (2, 2), (2, 1), (2, 1)]
+
+
+def test_bad_lists_and_files_of_a_benchmark_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["benchmark", tiny_checkpoint, "-o", tmp_path / "out", "--eval-photos", "0"]
+    for option, value, why in (
+        ("--batch-size", "1,x", "is no list of whole numbers"),
+        ("--batch-size", "1,0", "got 0"),
+        ("--imgsz", "64,64", "got [64, 64]"),
+        ("--threads", "0", "got 0"),
+        ("--runtime", "torch,tensorflow", "got 'tensorflow'"),
+        ("-c", tiny_checkpoint, "does not go with MODELS"),
+    ):
+        assert why in fails_with(2, capsys, *command, option, value)
+    assert "no such file" in fails_with(2, capsys, *command, tmp_path / "gone.onnx")
+    assert "needs a GPU" in fails_with(4, capsys, *command, "--runtime", "torch-fp16")
 
 
 def test_doctor_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,13 +26,16 @@ from colorpress.errors import ConfigError
         ("prune_ratio", 0),
         ("prune_ratio", 1.5),
         ("prune_ratio", -0.1),
+        ("bench_size", 4),
+        ("bench_batch", (1, 0)),
+        ("bench_runtime", ("torch", "tensorflow")),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_range(name: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_options({name: value})
     assert f"'--{option_name(name)}'" in str(caught.value)
-    assert str(value) in str(caught.value)
+    assert str(value[-1] if isinstance(value, tuple) else value) in str(caught.value)
     assert "from" in caught.value.hint or "choose one of" in caught.value.hint or "at least" in caught.value.hint
 
 
@@ -49,10 +52,28 @@ def test_option_names_are_unique_and_every_field_has_help() -> None:
 
 
 def test_resolved_toml_reads_back_as_the_same_settings() -> None:
-    settings = Settings.from_options({"epochs": 3, "data": Path('odd "name"'), "learning_rate": 1e-5, "seed": 7})
+    settings = Settings.from_options(
+        {"epochs": 3, "data": Path('odd "name"'), "learning_rate": 1e-5, "bench_size": [64, 96]}
+    )
     values = {name.replace("-", "_"): value for name, value in tomllib.loads(settings.to_toml()).items()}
     values["data"] = Path(values["data"])
     assert Settings.from_options(values) == settings
+
+
+def test_lists_are_not_empty_have_no_value_twice_and_one_value_will_do() -> None:
+    assert Settings.from_options({"bench_size": [512, 256]}).benchmark.bench_size == (512, 256)
+    assert Settings.from_options({"bench_size": 64, "bench_runtime": "openvino"}).benchmark.bench_size == (64,)
+    assert Settings.from_options({"bench_threads": []}).benchmark.bench_threads == ()
+    for value, why in (
+        ([], "empty"),
+        ([8, 8], "each value once"),
+        ("many", "a list"),
+        (["many"], "a whole number"),
+        (8.5, "a list"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Settings.from_options({"bench_size": value})
+        assert why in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_network_file_is_never_named_by_resolved_toml() -> None:
@@ -74,7 +95,7 @@ def test_a_network_file_is_never_named_by_resolved_toml() -> None:
         ({"arch": "a.py:B", "ab_scale": 0}, "got 0"),
         ({"arch": "a.py:B", "ab_scale": True}, "got True"),
         ({"arch": "a.py:B", "arch_arg": "base=3"}, "got 'base=3'"),
-        ({"arch": "a.py:B", "arch_arg": [3]}, "got (3,)"),
+        ({"arch": "a.py:B", "arch_arg": [3]}, "got 3"),
         ({"arch": 5}, "got 5"),
     ],
 )

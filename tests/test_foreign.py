@@ -613,13 +613,13 @@ def test_a_batch_norm_is_folded_only_where_nothing_else_reads(source: Path) -> N
 
 
 def test_a_foreign_network_is_timed_in_a_process_of_its_own(source: Path, tmp_path: Path) -> None:
-    from benchmarks.latency import _make_job
+    from benchmarks.latency import Arm, Condition, _make_job
     from colorpress.config import BenchmarkConfig
 
     arch = named(source)
     path = save_checkpoint(tmp_path / "best.pt", load_checkpoint(saved(source, theirs(source).net.state_dict()), arch))
-    config = BenchmarkConfig(bench_size=16, rounds=1, runs=3, warmup=1, min_seconds=0)
-    job = _make_job(describe_variant("best.pt", path, arch=arch), config, 1, 0)
+    config = BenchmarkConfig(rounds=1, runs=3, warmup=1, min_seconds=0)
+    job = _make_job(Arm("best.pt", describe_variant("best.pt", path, arch=arch), Condition(1, 16, 1)), config, 0)
     done = run_worker(json.loads(json.dumps(job)), threads=1, timeout_s=120)
     assert done["status"] == "ok", done
     assert open_predictor(path, arch=arch)(np.zeros((1, 1, 5, 6), np.float32)).shape == (1, 2, 5, 6)

@@ -13,7 +13,17 @@ import pytest
 from conftest import TINY_PLAN, make_network
 
 from benchmarks import latency
-from benchmarks.latency import compute_statistics, pair_ratio, run_worker, summarize_rounds, time_variants
+from benchmarks.latency import (
+    Arm,
+    Condition,
+    compute_statistics,
+    make_arms,
+    make_conditions,
+    pair_ratio,
+    run_worker,
+    summarize_rounds,
+    time_variants,
+)
 from benchmarks.machine import describe_machine
 from benchmarks.variants import Variant, describe_variant
 from colorpress.config import BenchmarkConfig, ExportConfig
@@ -21,7 +31,7 @@ from colorpress.cores import usable_cores
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-QUICK = BenchmarkConfig(bench_size=8, rounds=2, runs=6, min_seconds=0.0, warmup=1)
+QUICK = BenchmarkConfig(bench_size=(8,), rounds=2, runs=6, min_seconds=0.0, warmup=1)
 # A worker that dies as a native library does when the model's name says so, and is the real one otherwise.
 STUB = """
 import io, json, os, runpy, sys, time
@@ -74,10 +84,50 @@ def test_speedup_is_the_median_of_paired_rounds() -> None:
     assert pair_ratio([100.0], []) is None
 
 
+def test_the_interval_of_a_ratio_narrows_with_rounds_and_repeats() -> None:
+    generator = np.random.default_rng(3)
+    base, own = list(generator.normal(100, 5, 60)), list(generator.normal(50, 5, 60))
+    few, many = pair_ratio(base[:6], own[:6]), pair_ratio(base, own)
+    assert few is not None and many is not None
+    assert many.low < 2.0 < many.high
+    assert many.high - many.low < 0.7 * (few.high - few.low)
+    assert few == pair_ratio(base[:6], own[:6])
+
+
+def test_conditions_are_every_combination_and_name_what_differs() -> None:
+    config = replace(QUICK, bench_batch=(1, 8), bench_size=(256, 512), bench_threads=(2, 1))
+    conditions = make_conditions(config, threads=4)
+    assert len(set(conditions)) == 8
+    assert conditions[0] == Condition(batch=1, size=256, threads=2)
+    assert make_conditions(QUICK, threads=3) == (Condition(1, 8, 3),)
+    best = Variant("best", Path("/best"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1)
+    names = [arm.name for arm in make_arms([best, replace(best, name="best @ openvino")], conditions)]
+    assert names[:4] == ["best", "best @ openvino", "best, batch 8", "best @ openvino, batch 8"]
+    assert names[-1] == "best @ openvino, batch 8, 512 px, 1 thread"
+    assert len(set(names)) == 16
+
+
+def test_each_condition_has_its_own_baseline_and_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(job: dict[str, object], *, threads: int, timeout_s: float) -> dict[str, object]:
+        assert threads == job["threads"]
+        batch = int(str(job["batch"]))
+        return answer([10.0 * batch if "best" in str(job["path"]) else 5.0])
+
+    monkeypatch.setattr(latency, "run_worker", fake)
+    best = Variant("best", Path("/best"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1)
+    result = time_variants([best, replace(best, name="a", path=Path("/a"))], replace(QUICK, bench_batch=(1, 8)))
+    assert [arm.name for arm in result.arms] == ["best", "a", "best, batch 8", "a, batch 8"] == list(result.timings)
+    speedups = [timing.speedup.median for timing in result.timings.values() if timing.speedup]
+    assert speedups == [1.0, 2.0, 1.0, 16.0]
+    assert set(result.aa_ratios) == {"cpu", "cpu, batch 8"}
+    eight = result.timings["a, batch 8"].statistics
+    assert eight is not None and eight.images_per_s == pytest.approx(1600.0)
+
+
 def answer(times_ms: list[float], peak: float = 50.0) -> dict[str, object]:
     return {
         "status": "ok", "times_ns": [int(t * 1e6) for t in times_ms], "load_ms": times_ms[0], "first_ms": 9.0,
-        "peak_rss_mb": peak, "provider": "cpu",
+        "peak_rss_mb": peak, "provider": "cpu", "compute": "fp32",
     }  # fmt: skip
 
 
@@ -101,7 +151,7 @@ def test_real_models_are_timed(variants: list[Variant], monkeypatch: pytest.Monk
         assert len(timing.rounds) == 2
         assert min(each["warmup"] for each in timing.rounds) >= 2
     onnx, torch = result.timings["best"], result.timings["best.pt"]
-    assert onnx.provider == "CPUExecutionProvider"
+    assert (onnx.provider, onnx.compute, onnx.compute_ms) == ("CPUExecutionProvider", "fp32", None)
     assert [each["imported_torch"] for each in (*onnx.rounds, *torch.rounds)] == [False, False, True, True]
     # Numpy and a session need a tenth of what torch needs, whatever the parent process holds.
     assert onnx.peak_rss_mb is not None and torch.peak_rss_mb is not None
@@ -171,6 +221,36 @@ def test_a_noisy_machine_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "noisy 1" in warnings[0] and "steady" not in warnings[0]
 
 
+@pytest.mark.parametrize("runtime", ["torch-channels-last", "torch-bf16"])
+def test_pytorch_is_timed_as_its_runtime_says(variants: list[Variant], runtime: str) -> None:
+    job = latency._make_job(Arm("best.pt", replace(variants[0], runtime=runtime), Condition(2, 16, 1)), QUICK, seed=0)
+    done = run_worker(job, threads=1, timeout_s=120)
+    assert (done["status"], done["compute"]) == ("ok", "bf16" if runtime.endswith("bf16") else "fp32"), done
+
+
+def test_what_needs_a_gpu_never_runs_on_the_cpu(variants: list[Variant]) -> None:
+    onnx = replace(variants[1], runtime="onnxruntime-tensorrt", device="cuda")
+    for variant in (replace(variants[0], runtime="torch-fp16"), onnx):
+        job = latency._make_job(Arm("x", variant, Condition(1, 8, 1)), QUICK, seed=0)
+        done = run_worker(job, threads=1, timeout_s=120)
+        assert done["status"] == "error" and "MachineError" in done["error"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_computing_is_timed_apart_from_transfers(variants: list[Variant]) -> None:
+    for variant, runtime in ((variants[0], "torch-cuda-graph"), (variants[1], "onnxruntime")):
+        arm = Arm("x", replace(variant, runtime=runtime, device="cuda"), Condition(4, 256, 1))
+        done = run_worker(latency._make_job(arm, QUICK, seed=0), threads=1, timeout_s=300)
+        assert done["status"] == "ok", done
+        assert 0 < np.median(done["compute_ms"]) <= np.median(done["times_ns"]) / 1e6
+
+
+def test_gpu_calls_are_timed_apart_from_transfers() -> None:
+    calls = [{**answer([5.0]), "compute_ms": [2.0, 3.0]}, {**answer([5.0]), "compute_ms": [4.0]}]
+    assert summarize_rounds(calls, batch=1).compute_ms == 3.0
+    assert summarize_rounds([answer([5.0])], batch=1).compute_ms is None
+
+
 def test_names_must_differ(variants: list[Variant]) -> None:
     with pytest.raises(ValueError, match="must differ"):
         time_variants([variants[0], variants[0]], QUICK)
@@ -179,7 +259,7 @@ def test_names_must_differ(variants: list[Variant]) -> None:
 def test_worker_memory_is_its_own(variants: list[Variant]) -> None:
     # Linux hands ru_maxrss on over exec; a parent that once held 600 MB must not show in the child.
     ballast = np.ones(75_000_000)
-    job = latency._make_job(variants[1], QUICK, threads=1, seed=0)
+    job = latency._make_job(Arm("best", variants[1], Condition(1, 8, 1)), QUICK, seed=0)
     peak = run_worker(job, threads=1, timeout_s=60)["peak_rss_mb"]
     assert peak < ballast.nbytes / 1e6
 

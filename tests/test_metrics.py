@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
 from training.color import l_ab_to_rgb, rgb_to_l_ab
@@ -17,13 +18,15 @@ def test_a_perfect_answer_and_a_grey_one() -> None:
     rgb = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (1, 3, 20, 24), dtype=np.uint8))
     lightness, ab = rgb_to_l_ab(rgb)
     perfect = score_photo(lightness, ab, ab)
-    assert (perfect.l1_ab, perfect.l1_rgb, perfect.psnr_db) == (0, 0, pytest.approx(100))
+    assert (perfect.l1_ab, perfect.l1_rgb, perfect.psnr_db, perfect.delta_e) == (0, 0, pytest.approx(100), 0)
     assert perfect.ssim == pytest.approx(1)
     grey = score_photo(lightness, ab, torch.zeros_like(ab))
     assert grey.l1_ab == pytest.approx(ab.abs().mean().item())
     pictures = [l_ab_to_rgb(lightness, each).numpy() for each in (ab, torch.zeros_like(ab))]
     assert grey.psnr_db == pytest.approx(peak_signal_noise_ratio(*pictures, data_range=1.0), abs=1e-4)
     assert 0 < grey.ssim < 1
+    shown = [rgb2lab(each[0].transpose(1, 2, 0)) for each in pictures]
+    assert grey.delta_e == pytest.approx(deltaE_ciede2000(*shown).mean(), abs=1e-3)
 
 
 def test_a_photograph_too_small_for_ssim_has_none() -> None:

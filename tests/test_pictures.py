@@ -1,25 +1,27 @@
-"""Sheets: their layout, their labels, and that the colours in them are the variants'."""
+"""The pictures of a benchmark: sheets, their labels, and the folder that the report's sliders are made of."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_verdict import BEST, SMALL, row
 
-from benchmarks import pictures
-from benchmarks.pictures import (
-    ColoredPhoto,
-    color_photos,
-    draw_comparison,
-    draw_input_output,
-    draw_outputs,
-    save_picture,
-    shorten_label,
-)
+from benchmarks import sheets
+from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
+from benchmarks.colored_photos import ColoredPhoto, color_photos
+from benchmarks.difference_maps import bar_colours, choose_scale, map_difference, paint_map
+from benchmarks.pictures import choose_pictures, choose_sheet_photos, save_picture, write_picture_set
+from benchmarks.sheets import draw_comparison, draw_input_output, draw_outputs, shorten_label
 from benchmarks.variants import Variant, describe_variant
+from colorpress.config import BenchmarkConfig
 from colorpress.files import sha256_file
+from training.metrics import PhotoScores
 from training.photos import Photo, load_rgb
 
 CELL, GAP, LINES = 100, 8, 40
@@ -86,7 +88,7 @@ def test_samples(tmp_path: Path) -> None:
     "name", ["x", "a" * 200, "тест 画像 é.png", "new\nline.png", "pruned-int8-with-a-long-name", ""]
 )
 def test_labels_fit_their_cell(name: str) -> None:
-    font = pictures._load_font()
+    font = sheets._load_font()
     label = shorten_label(name, CELL, font)
     assert font.getlength(label) <= CELL
     assert "\n" not in label
@@ -94,5 +96,143 @@ def test_labels_fit_their_cell(name: str) -> None:
 
 
 def test_labels_keep_both_ends() -> None:
-    label = shorten_label("holiday-in-the-mountains-0042.jpg", 120, pictures._load_font())
+    label = shorten_label("holiday-in-the-mountains-0042.jpg", 120, sheets._load_font())
     assert label.startswith("holi") and label.endswith(".jpg") and "…" in label
+
+
+@pytest.fixture
+def photos(photo_folder: Path) -> list[Photo]:
+    return [Photo(path, sha256_file(path), 48, 40) for path in sorted(photo_folder.rglob("photo*"))]
+
+
+def scores(l1: list[float]) -> Accuracy:
+    return Accuracy("ok", scores=tuple(PhotoScores(value, 0.0, 0.0, 0.0, 0.0) for value in l1))
+
+
+def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None:
+    ordered = choose_photos(photos, 10)
+
+    hurt = [0.1] * 10
+    hurt[1], hurt[9] = 0.3, 0.5
+    accuracy = AccuracyResult({"best.pt": scores([0.1] * 10), "x": scores(hurt)}, ordered, (0.2,) * 10)
+    chosen = choose_sheet_photos(photos, accuracy, 4)
+    assert chosen == [ordered[0], ordered[2], ordered[9], ordered[1]]
+    assert choose_sheet_photos(photos[:3], accuracy, 4) == list(choose_photos(photos[:3], 3))
+
+
+def variant(name: str, *, peer: bool = False) -> Variant:
+    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, peer=peer)
+
+
+def measured(names: list[str], photos: list[Photo], **l1: list[float]) -> AccuracyResult:
+    same = [0.1] * len(photos)
+    return AccuracyResult(
+        {name: scores(l1.get(name.replace(".", "_"), same)) for name in names},
+        choose_photos(photos, len(photos)),
+        (0.2,) * len(photos),
+    )
+
+
+def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(photos: list[Photo]) -> None:
+    small = {**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}
+    rows = [
+        BEST,
+        row("pruned", **SMALL, retained_colour=1.02),
+        row("pruned-int8", **{**SMALL, "size_bytes": 900_000}, retained_colour=1.01),
+        row("beaten", **{**SMALL, "size_bytes": 4_000_000}),
+        row("auto", **small),
+        row("tiny", **{**small, "size_bytes": 9_000, "speedup": 99.0, "p50_ms": 1.0}, retained_colour=0.9),
+        row("grey peer", **SMALL, peer=True, retained_colour=0.1),
+        row("good peer", **SMALL, peer=True, retained_colour=0.9),
+        row("auto, batch 8", **{**small, "speedup": 9e9}, batch=8),
+        row("failed", status="error", speedup=None),
+    ]
+    names = [each["model"] for each in rows if each["status"] == "ok" and each["batch"] == 1]
+    variants = [variant(name, peer="peer" in name) for name in names]
+    choice = choose_pictures(variants, measured(names, photos), photos, rows)
+    assert [each.name for each in choice.variants] == ["best.pt", "auto", "tiny", "pruned-int8", "good peer"]
+    without = [each for each in rows if not each["peer"]]
+    ours = choose_pictures(variants, measured(names, photos), photos, without)
+    assert [each.name for each in ours.variants] == ["best.pt", "auto", "tiny", "pruned-int8"]
+    alone = choose_pictures(variants[:1], measured(["best.pt"], photos), photos, rows[:1])
+    assert (alone.variants, alone.worst, len(alone.typical)) == ((variants[0],), (), 4)
+
+
+def test_the_worst_photographs_are_those_of_the_recommended_variant(photos: list[Photo]) -> None:
+    rows = [BEST, row("auto", **SMALL), row("other", **SMALL, l1_delta_pct=3.0)]
+    hurt, elsewhere = [0.1] * 10, [0.1] * 10
+    hurt[3], hurt[7], elsewhere[0] = 0.2, 0.3, 0.9
+    variants = [variant(each["model"]) for each in rows]
+    accuracy = measured(["best.pt", "auto", "other"], photos, auto=hurt, other=elsewhere)
+    choice = choose_pictures(variants, accuracy, photos, rows)
+    assert choice.judged == "auto"
+    assert choice.worst == (accuracy.photos[7], accuracy.photos[3])  # no worse ones than there are
+    assert choice.typical == tuple(accuracy.photos[index] for index in (0, 1, 2, 4))
+    # Where nothing is recommended, the mean of ours tells.
+    lost = [{**each, "retained_colour": 0.5} for each in rows]
+    choice = choose_pictures(variants, accuracy, photos, [BEST, *lost[1:]])
+    assert choice.judged is None
+    assert choice.worst == tuple(accuracy.photos[index] for index in (0, 7, 3))
+
+
+def test_a_difference_map_has_the_l1_as_its_mean() -> None:
+    ab = np.zeros((2, 3, 4), np.float32)
+    ab[0, 0, 0] = 0.6
+    difference = map_difference(ab, np.zeros_like(ab))
+    assert difference.shape == (3, 4)
+    assert difference[0, 0] == pytest.approx(0.3) and difference.mean() == pytest.approx(np.abs(ab).mean())
+
+
+def test_a_map_is_painted_from_the_bars_first_colour_to_its_last() -> None:
+    painted = paint_map(np.array([[0.0, 0.1, 0.5]], np.float32), scale=0.1)
+    colours = ["#{:02x}{:02x}{:02x}".format(*pixel) for pixel in painted[0]]
+    assert colours == [bar_colours()[0], bar_colours()[-1], bar_colours()[-1]]
+    lightness = [sum(int(colour[at : at + 2], 16) for at in (1, 3, 5)) for colour in bar_colours()]
+    assert lightness == sorted(lightness)
+
+
+def test_the_scale_reaches_what_99_percent_of_the_pixels_stay_below() -> None:
+    pixels = np.linspace(0.0, 0.1, 1001, dtype=np.float32).reshape(7, 143)
+    assert choose_scale([pixels]) == 0.099
+    assert choose_scale([pixels * 1.01]) == 0.1
+    assert choose_scale([np.zeros((2, 2), np.float32)]) == choose_scale([]) == 0.01
+
+
+def test_the_folder_holds_every_picture_and_map_and_nothing_old(
+    tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path
+) -> None:
+    best = describe_variant("best.pt", tiny_checkpoint)
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(tiny_checkpoint.read_bytes())
+    variants = [best, replace(best, name="auto", path=copy), replace(best, name="gone", path=tmp_path / "gone.pt")]
+    rows = [BEST, row("auto", **SMALL), row("gone", status="error", speedup=None)]
+    accuracy = measured(["best.pt", "auto"], photos, auto=[0.1 + 0.01 * index for index in range(10)])
+    stale = tmp_path / "pictures" / "99-0.jpg"
+    stale.parent.mkdir()
+    stale.write_bytes(b"old")
+    config = BenchmarkConfig(eval_size=32)
+    paths = write_picture_set(variants, accuracy, photos, rows, config, tmp_path, 10_000_000, 1)
+    folder = tmp_path / "pictures"
+    assert {path.name for path in paths if path.parent == tmp_path} == {
+        "comparison.png", "sample_input_output.png", "sample_output.png",
+    }  # fmt: skip
+    assert set(folder.iterdir()) == {path for path in paths if path.parent == folder}
+    record: dict[str, Any] = json.loads((folder / "pictures.json").read_text())
+    assert (record["best"], record["variants"], record["judged"]) == ("best.pt", ["auto"], "auto")
+    assert [photo["kind"] for photo in record["photos"]] == ["typical"] * 4 + ["worst"] * 4
+    for photo in record["photos"]:
+        assert list(photo["pictures"]) == ["grey", "truth", "best.pt", "auto"]
+        assert {key: list(each) for key, each in photo["differences"].items()} == {
+            "truth": ["best.pt", "auto"], "best": ["auto"],
+        }  # fmt: skip
+        for file in (*photo["pictures"].values(), *photo["differences"]["truth"].values()):
+            with Image.open(folder / file) as picture:
+                assert (picture.format, picture.size) == ("JPEG", (photo["width"], photo["height"]))
+                assert picture.layer[0][1:3] == (1, 1)  # type: ignore[attr-defined]  # chroma is not subsampled
+        assert max(photo["width"], photo["height"]) <= 39
+    worst = record["photos"][4]
+    assert worst["name"] == accuracy.photos[9].path.name
+    assert worst["l1"] == {"grey": 0.2, "best.pt": 0.1, "auto": pytest.approx(0.19)}
+    # The same network twice: no difference between them is painted as none.
+    with Image.open(folder / worst["differences"]["best"]["auto"]) as picture:
+        assert np.asarray(picture).max() <= 6

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -23,7 +24,7 @@ from export.deployable import export_colorizer
 from export.graph import export_onnx
 from export.inspection import format_inspection
 from export.onnx_probe import inspect_onnx
-from export.predictors import OnnxPredictor, OpenVinoPredictor, TorchPredictor, open_predictor
+from export.predictors import OnnxPredictor, OpenVinoPredictor, TorchPredictor, open_predictor, provider_of
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 
@@ -139,6 +140,19 @@ def test_cuda_never_falls_back(models, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", lambda *args, providers: real(*args, providers=providers[1:]))
     with pytest.raises(MachineError, match="fell back"):
         OnnxPredictor(models[1], provider="cuda:0")
+
+
+def test_other_providers_of_onnx_runtime_are_named_and_never_replaced(models):
+    assert provider_of("onnxruntime", "cuda:1") == "cuda:1"
+    assert provider_of("onnxruntime-tensorrt", "cuda:1") == "tensorrt:1"
+    assert provider_of("onnxruntime-openvino", "cpu") == "openvino"
+    available = onnxruntime.get_available_providers()
+    for runtime, device, title in (
+        ("onnxruntime-openvino", "cpu", "OpenVINO"), ("onnxruntime-tensorrt", "cuda", "TensorRT"),
+    ):  # fmt: skip
+        if f"{title.replace('RT', 'rt')}ExecutionProvider" not in available:
+            with pytest.raises(MachineError, match=f"has no {title}"):
+                open_predictor(models[1], runtime=runtime, device=device, trusted=True)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", ""])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
-from benchmarks.latency import LatencyResult, Ratio, Timing, compute_statistics
+from benchmarks.latency import Arm, Condition, LatencyResult, Ratio, Timing, compute_statistics
+from benchmarks.roof import Roof
 from benchmarks.suite import make_record
 from benchmarks.tables import (
     COLUMNS,
@@ -27,33 +29,35 @@ from benchmarks.variants import Variant
 from colorpress.config import BenchmarkConfig
 from colorpress.errors import InputError
 
-CONFIG = BenchmarkConfig(bench_size=64, bench_batch=2)
+CONFIG = BenchmarkConfig(bench_size=(64,), bench_batch=(2,))
 NAMES = ("best.pt", "=evil()\n", "gone")
 
 
-def results() -> tuple[list[Variant], LatencyResult, AccuracyResult]:
+def results() -> tuple[LatencyResult, AccuracyResult]:
     variants = [
-        Variant(name, Path(name), "torch", "cpu", "fp32", 7_760_000, 0, 31_100_000, 31_000_000) for name in NAMES
+        Variant(name, Path(name), "torch", "cpu", "fp32", 7_760_000, 0, 31_100_000, 31_000_000, peer=name == "gone")
+        for name in NAMES
     ]
     rounds = ({"status": "ok", "times_ns": [10_000_000] * 3, "warmup": 12, "load_ms": 1.0, "first_ms": 2.0},)
     timed = Timing(
         "ok", statistics=compute_statistics([10_000_000] * 3, 2), speedup=Ratio(1.0, 0.9, 1.1), rounds=rounds,
-        load_ms=1.0, first_ms=2.0, peak_rss_mb=99.5, provider="cpu",
+        load_ms=1.0, first_ms=2.0, peak_rss_mb=99.5, provider="cpu", compute="bf16",
     )  # fmt: skip
     scored = Accuracy(
-        "ok", l1=0.1234567891, l1_rgb=0.05, psnr_db=22.0, ssim=0.9, l1_delta_pct=-0.0001, retained_colour=0.97,
-        retained_low=0.95, retained_high=0.99, agreement_l1=0.0, colourfulness_ratio=0.7,
+        "ok", l1=0.1234567891, l1_rgb=0.05, psnr_db=22.0, ssim=0.9, delta_e=7.5, l1_delta_pct=-0.0001,
+        retained_colour=0.97, retained_low=0.95, retained_high=0.99, agreement_l1=0.0, colourfulness_ratio=0.7,
     )  # fmt: skip
     failed = Timing("crashed(SIGSEGV)", error="died", rounds=({"status": "crashed(SIGSEGV)", "error": "died"},))
     timings = dict(zip(NAMES, (timed, timed, failed), strict=True))
     scores = dict(zip(NAMES, (scored, scored, Accuracy("error", error="died")), strict=True))
-    latency = LatencyResult(timings, {"cpu": Ratio(1.01, 0.99, 1.02)}, threads=2)
-    return variants, latency, AccuracyResult(scores, photos=(), grey_l1=(0.2, 0.3))
+    arms = tuple(Arm(variant.name, variant, Condition(batch=2, size=64, threads=2)) for variant in variants)
+    latency = LatencyResult(arms, timings, {"cpu": Ratio(1.01, 0.99, 1.02)})
+    return latency, AccuracyResult(scores, photos=(), grey_l1=(0.2, 0.3))
 
 
 def test_rows_hold_every_column() -> None:
-    variants, latency, accuracy = results()
-    rows = make_rows(variants, latency, accuracy, CONFIG)
+    latency, accuracy = results()
+    rows = make_rows(latency, accuracy)
     assert all(tuple(row) == COLUMNS for row in rows)
     first, _, gone = rows
     assert (first["p50_ms"], first["images_per_s"], first["batch"], first["height"]) == (10.0, 200.0, 2, 64)
@@ -61,17 +65,33 @@ def test_rows_hold_every_column() -> None:
     assert (first["speedup"], first["speedup_low"], first["retained_colour"], first["status"]) == (1.0, 0.9, 0.97, "ok")
     assert (gone["status"], gone["error"], gone["p50_ms"], gone["l1"]) == ("crashed(SIGSEGV)", "died", None, None)
     assert gone["size_bytes"] == 31_100_000
+    assert (first["variant"], first["peer"], gone["peer"], first["compute"]) == ("best.pt", False, True, "bf16")
+    assert (first["delta_e"], first["roof_ms"], first["roof_share"]) == (7.5, None, None)
+
+
+def test_macs_go_with_the_size_and_the_roof_with_both() -> None:
+    latency, accuracy = results()
+    variant = replace(latency.arms[0].variant, macs=1_000_000_000, macs_size=128, precision="int8")
+    small, other = Condition(batch=2, size=64, threads=2), Condition(batch=2, size=64, threads=1)
+    arms = (Arm("best.pt", variant, small), Arm("best.pt, 1 thread", variant, other))
+    timings = dict.fromkeys((arm.name for arm in arms), latency.timings["best.pt"])
+    roof = Roof(threads=2, macs_per_s={"int8": 1e11, "fp32": 1e10}, kernels={}, bytes_per_s=1e12)
+    first, second = make_rows(LatencyResult(arms, timings, {}), accuracy, roof)
+    assert (first["macs"], first["compute"]) == (250_000_000, "int8")
+    assert first["roof_ms"] == pytest.approx(5.0)  # 2 x 0.25 G at 100 G a second
+    assert first["roof_share"] == pytest.approx(0.5)
+    assert second["roof_ms"] is None  # measured for two threads, not for one
 
 
 def test_a_failed_measurement_of_colours_fails_the_row() -> None:
-    variants, latency, accuracy = results()
+    latency, accuracy = results()
     broken = AccuracyResult({**accuracy.variants, NAMES[0]: Accuracy("error", error="NaN")}, (), ())
-    row = make_rows(variants, latency, broken, CONFIG)[0]
+    row = make_rows(latency, broken)[0]
     assert (row["status"], row["error"], row["p50_ms"]) == ("error", "NaN", 10.0)
 
 
 def test_csv_is_rounded_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
-    path = write_benchmark_csv(tmp_path / "b.csv", make_rows(*results(), CONFIG))
+    path = write_benchmark_csv(tmp_path / "b.csv", make_rows(*results()))
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == COLUMNS
@@ -80,16 +100,16 @@ def test_csv_is_rounded_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
 
 
 def test_json_has_all_figures_and_is_read_back(tmp_path: Path) -> None:
-    variants, latency, accuracy = results()
-    rows = make_rows(variants, latency, accuracy, CONFIG)
+    latency, accuracy = results()
+    rows = make_rows(latency, accuracy)
     record = make_record(rows, latency, accuracy, CONFIG, seed=4)
     path = write_benchmark_json(tmp_path / "benchmark.json", record)
     assert read_benchmark_json(path)["rows"] == rows
     read = json.loads(path.read_text())
     assert read["raw_times"]["best.pt"][0]["times_ns"] == [10_000_000] * 3
     assert read["aa_ratios"]["cpu"]["median"] == 1.01
-    assert (read["grey_l1"], read["seed"], read["threads"]) == (0.25, 4, 2)
-    assert read["config"]["bench_size"] == 64
+    assert (read["grey_l1"], read["seed"], read["roof"]) == (0.25, 4, None)
+    assert read["config"]["bench_size"] == [64]
     assert len(path.read_text().splitlines()) < 400  # raw figures stay on one line
 
 
@@ -103,7 +123,7 @@ def test_a_damaged_json_is_refused(tmp_path: Path, text: str | None) -> None:
 
 
 def test_the_terminal_table_is_aligned_and_short() -> None:
-    lines = format_table(make_rows(*results(), CONFIG)).splitlines()
+    lines = format_table(make_rows(*results())).splitlines()
     assert len(lines) == 4
     assert len(lines[0]) == len(lines[1]) <= 130
     assert "31.1 MB" in lines[1] and "10.0 ms" in lines[1] and "0.1235" in lines[1] and "+0.00 %" in lines[1]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.variants import describe_variant, on_device
-from colorpress.config import ExportConfig
-from colorpress.errors import ConfigError, InputError
+from benchmarks.variants import describe_models, describe_variant, in_runtimes
+from colorpress.config import ArchConfig, ExportConfig
+from colorpress.errors import ConfigError, InputError, MachineError
 from export.graph import export_onnx
+from export.predictors import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.unet import count_parameters
 
@@ -42,7 +43,7 @@ def test_exported_graph_counts_folded_weights(tiny_checkpoint: Path, tmp_path: P
     assert 0.9 * params < variant.params < params
     assert variant.weights_bytes == 4 * variant.params
     assert describe_variant("best", path, params=123).params == 123
-    assert on_device(variant, "cuda").name == "best @ cuda"
+    assert (variant.precision, variant.macs, variant.peer) == ("fp32", 0, False)
 
 
 def test_external_data_counts(tmp_path: Path) -> None:
@@ -71,8 +72,8 @@ def test_int8_scales_are_no_weights(tmp_path: Path) -> None:
     )  # fmt: skip
     path = tmp_path / "q.onnx"
     onnx.save_model(helper.make_model(graph), str(path))
-    variant = describe_variant("q", path, precision="int8")
-    assert (variant.params, variant.weights_bytes) == (32, 32)
+    variant = describe_variant("q", path)
+    assert (variant.params, variant.weights_bytes, variant.precision) == (32, 32, "w8")
 
 
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
@@ -82,3 +83,59 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xff\xffnothing")
         with pytest.raises(error):
             describe_variant("x", tmp_path / name)
+
+
+def test_files_that_somebody_names_are_called_as_their_folders_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "best" / "model.onnx", ExportConfig()).path
+    variants = describe_models([tiny_checkpoint, exported], size=64, arch=ArchConfig())
+    assert [(each.name, each.runtime, each.macs > 0) for each in variants] == [
+        ("tiny.pt", "torch", True), ("best", "onnxruntime", False),
+    ]  # fmt: skip
+    other = tmp_path / "elsewhere" / "best.onnx"
+    other.parent.mkdir()
+    other.write_bytes(exported.read_bytes())
+    with pytest.raises(ConfigError, match="second one called 'best'"):
+        describe_models([tiny_checkpoint, exported, other], size=64, arch=ArchConfig())
+
+
+def test_openvino_files_are_two(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "m.onnx", ExportConfig()).path
+    openvino.save_model(openvino.convert_model(exported), tmp_path / "m.xml", compress_to_fp16=False)
+    variant = describe_variant("ir", tmp_path / "m.xml", peer=True)
+    weights_bytes = (tmp_path / "m.bin").stat().st_size
+    assert (variant.runtime, variant.precision, variant.peer) == ("openvino", "fp32", True)
+    assert variant.size_bytes == (tmp_path / "m.xml").stat().st_size + weights_bytes > weights_bytes
+    assert variant.weights_bytes == weights_bytes
+    picture = np.random.default_rng(0).random((1, 1, 9, 13), dtype=np.float32)
+    answers = [open_predictor(path)(picture) for path in (tmp_path / "m.xml", exported)]
+    np.testing.assert_allclose(*answers, atol=2e-2)  # OpenVINO computes in bf16 where the processor has it
+    (tmp_path / "m.bin").unlink()
+    with pytest.raises(InputError, match=r"no m\.bin beside it"):
+        describe_variant("ir", tmp_path / "m.xml")
+
+
+def test_runtimes_are_rows_of_their_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "m.onnx", ExportConfig()).path
+    best, onnx = describe_variant("best.pt", tiny_checkpoint), describe_variant("best", exported)
+    both = [best, onnx]
+
+    def names(runtimes: tuple[str, ...], device: str = "cpu") -> list[str]:
+        return [each.name for each in in_runtimes(both, runtimes, device)]
+
+    assert names(()) == ["best.pt", "best"]
+    assert names(("openvino",)) == ["best.pt", "best @ openvino"]  # nothing of it runs best.pt
+    assert names(("torch-bf16", "openvino", "onnxruntime")) == [
+        "best.pt", "best.pt @ torch-bf16", "best", "best @ openvino",
+    ]  # fmt: skip
+    assert names((), "cuda") == ["best.pt", "best", "best.pt @ cuda", "best @ cuda"]
+    assert names(("torch-fp16", "openvino"), "cuda:1") == [
+        "best.pt", "best @ openvino", "best.pt @ cuda:1", "best.pt @ torch-fp16, cuda:1",
+    ]  # fmt: skip
+    assert [each.file_name for each in in_runtimes(both, ("openvino",), "cpu")] == ["best.pt", "best"]
+    peer = describe_variant("best.pt @ torch-bf16", tiny_checkpoint, runtime="torch-bf16", peer=True)
+    assert [each.name for each in in_runtimes([peer], (), "cpu")] == ["best.pt @ torch-bf16"]
+    with pytest.raises(MachineError, match="torch-fp16': needs a GPU"):
+        in_runtimes(both, ("torch-fp16",), "cpu")
+    with pytest.raises(ConfigError, match="cannot run tiny"):
+        describe_variant("x", tiny_checkpoint, runtime="openvino")

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.verdict import fair_size, judge_rows, parent_name, why_rejected
+from benchmarks.verdict import dominates, fair_size, judge_peers, judge_rows, parent_name, why_rejected
 
 
 def row(model: str, **changes: Any) -> dict[str, Any]:
     """A finished row on the CPU, equal to best.pt but for `changes`."""
     standard = {
-        "model": model, "runtime": "torch" if model.endswith(".pt") else "onnxruntime", "device": "cpu",
+        "model": model, "variant": model.partition(" @ ")[0].partition(", ")[0], "peer": False,
+        "runtime": "torch" if model.endswith(".pt") else "onnxruntime", "device": "cpu",
+        "batch": 1, "height": 256, "width": 256, "threads": 2,
         "size_bytes": 31_100_000, "weights_bytes": 31_000_000, "p50_ms": 100.0, "speedup": 1.0, "photos": 100,
         "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0, "retained_low": 0.99, "retained_high": 1.01,
         "status": "ok", "error": "",
@@ -149,3 +151,92 @@ def test_what_slows_an_int8_file_is_named() -> None:
 def test_packed_weights_have_a_parent_too() -> None:
     assert parent_name("auto-w8 @ openvino") == "auto @ openvino"
     assert parent_name("auto") is None
+
+
+@pytest.mark.parametrize("condition", [{"batch": 8}, {"height": 512, "width": 512}, {"threads": 1}, {"device": "cuda"}])
+def test_another_condition_is_neither_recommended_nor_a_parent(condition: dict[str, Any]) -> None:
+    elsewhere = row("auto, elsewhere", **{**SMALL, "speedup": 99.0}, **condition)
+    assert judge_rows([BEST, elsewhere]).recommended is None
+    int8 = row("auto-int8", **{**SMALL, "size_bytes": 800_000})
+    parent = {**elsewhere, "model": "auto", "variant": "auto"}
+    assert judge_rows([BEST, parent, int8]).recommended == "auto-int8"
+
+
+def test_a_peer_is_never_recommended() -> None:
+    peer = row("nncf-int8", **{**SMALL, "speedup": 500.0}, peer=True)
+    verdict = judge_rows([BEST, peer])
+    assert (verdict.recommended, "only best.pt was measured" in verdict.sentence) == (None, True)
+    assert judge_rows([BEST, peer, row("pruned", **SMALL)]).recommended == "pruned"
+
+
+def test_an_interval_of_a_peer_is_no_limit_of_ours() -> None:
+    peer = row("nncf-int8", **SMALL, peer=True, retained_colour=0.96, retained_low=0.9)
+    assert judge_rows([BEST, peer]).notes == ()
+
+
+def test_the_parent_is_looked_up_in_the_same_runtime_first() -> None:
+    parent = row("auto", **{**SMALL, "speedup": 10.0})
+    slow_parent = row("auto @ openvino", **{**SMALL, "speedup": 4.0})
+    child = row("auto-int8 @ openvino", **{**SMALL, "size_bytes": 800_000, "speedup": 5.0})
+    assert why_rejected(child, BEST, [parent, slow_parent, child]) == ""
+    assert "2.00 times as slow as its float32 parent auto" in why_rejected(child, BEST, [parent, child])
+
+
+def test_best_in_another_runtime_is_no_compression_but_its_speed_is_said() -> None:
+    bf16 = row("best.pt @ torch-bf16", p50_ms=40.0, speedup=2.5)
+    assert judge_rows([BEST, bf16]).recommended is None
+    verdict = judge_rows([BEST, bf16, row("pruned", **SMALL)])
+    assert verdict.recommended == "pruned"
+    assert verdict.notes == (
+        "Of the 5.00 times, 2.50 come from the runtime: best.pt's own network takes 40.0 ms as best.pt @ torch-bf16.",
+    )
+
+
+def test_time_alone_gives_no_verdict() -> None:
+    blind = {"photos": 0, "l1": None, "l1_delta_pct": None, "retained_colour": None, "retained_low": None}
+    verdict = judge_rows([row("best.pt", **blind), row("pruned", **SMALL, **blind)])
+    assert (verdict.recommended, verdict.notes) == (None, ())
+    assert "colours were not measured" in verdict.sentence
+
+
+PEER = {"peer": True, "runtime": "openvino", "size_bytes": 8_000_000, "weights_bytes": 8_000_000, "p50_ms": 25.0}
+
+
+def test_a_peer_is_dominated_by_what_beats_it_in_all_three() -> None:
+    ours, better = row("pruned", **SMALL), row("auto", **{**SMALL, "size_bytes": 300_000})
+    peer = row("nncf-int8", **PEER, speedup=4.0, retained_colour=0.9, retained_low=0.89, retained_high=0.91)
+    (judged,) = judge_peers([BEST, ours, better, peer])
+    assert (judged.model, judged.dominated_by) == ("nncf-int8", "auto")  # the recommended one
+    assert judged.sentence == (
+        "auto beats nncf-int8 in size, speed and colour: it is 26.7 times smaller (300 kB, not 8.00 MB), "
+        "is 1.25 times as fast (20.0 ms, not 25.0 ms) and keeps more colour (1.000, not 0.900)."
+    )
+    assert dominates(ours, peer) and not dominates(peer, ours)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wins"),
+    [
+        ({"size_bytes": 1_000_000, "weights_bytes": 1_000_000}, "is 3.10 times smaller (1.00 MB, not 3.10 MB)"),
+        ({"speedup": 10.0, "p50_ms": 10.0}, "is 2.00 times as fast (10.0 ms, not 20.0 ms)"),
+        ({"retained_colour": 1.005}, "keeps more colour (1.005, not 1.000; the intervals overlap)"),
+    ],
+)
+def test_what_a_peer_wins_is_said(changes: dict[str, Any], wins: str) -> None:
+    peer = row("nncf-int8", **{**PEER, "speedup": 4.0, "retained_colour": 0.9, **changes})
+    (judged,) = judge_peers([BEST, row("pruned", **SMALL), peer])
+    assert judged.dominated_by is None
+    assert judged.sentence.startswith(
+        f"nncf-int8 is not beaten in size, speed and colour at once; beside pruned it {wins}, but "
+    )
+
+
+def test_a_peer_with_nothing_to_win_or_to_compare_is_said_so() -> None:
+    tie = row("tie", **{**SMALL, "peer": True})
+    failed = row("failed", peer=True, status="oom", speedup=None, retained_colour=None)
+    elsewhere = row("elsewhere", **PEER, batch=8)
+    tied, broken = judge_peers([BEST, row("pruned", **SMALL), tie, failed, elsewhere])
+    assert tied.sentence.startswith("tie wins nothing beside pruned: it is as large (3.10 MB), is as fast")
+    assert broken.sentence == "failed cannot be compared: it did not finish (oom)."
+    assert "has nothing of ours" in judge_peers([BEST, tie])[0].sentence
+    assert judge_peers([]) == []

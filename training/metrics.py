@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.color import l_ab_to_rgb
+from training.cie import AB_SCALE
+from training.color import l_ab_to_rgb, rgb_to_l_ab
 
 Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
@@ -25,12 +26,15 @@ class PhotoScores:
         psnr_db: peak signal-to-noise ratio of sRGB, in decibels; at most 100 (a perfect answer).
         ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows, as scikit-image computes it); NaN for
             photographs with a side under 7 pixels.
+        delta_e: mean CIEDE2000 difference of the sRGB colours, those beyond its range clipped; about 1 is just
+            noticeable side by side (Sharma, Wu and Dalal 2005, as scikit-image computes it).
     """
 
     l1_ab: float
     l1_rgb: float
     psnr_db: float
     ssim: float
+    delta_e: float
 
 
 def score_photo(lightness: Tensor, ab_true: Tensor, ab_predicted: Tensor) -> PhotoScores:
@@ -41,6 +45,7 @@ def score_photo(lightness: Tensor, ab_true: Tensor, ab_predicted: Tensor) -> Pho
         ab_true: (1, 2, H, W) in [-1, 1].
         ab_predicted: (1, 2, H, W) in [-1, 1].
     """
+    from skimage.color import deltaE_ciede2000
     from skimage.metrics import structural_similarity
 
     rgb_true = l_ab_to_rgb(lightness, ab_true)
@@ -50,12 +55,21 @@ def score_photo(lightness: Tensor, ab_true: Tensor, ab_predicted: Tensor) -> Pho
     if min(lightness.shape[-2:]) >= _SSIM_WINDOW:
         pictures = [picture[0].permute(1, 2, 0).cpu().numpy() for picture in (rgb_true, rgb_predicted)]
         ssim = float(structural_similarity(*pictures, win_size=_SSIM_WINDOW, channel_axis=2, data_range=1.0))
+    lab_true, lab_predicted = (_to_lab(rgb) for rgb in (rgb_true, rgb_predicted))
     return PhotoScores(
         l1_ab=mean_l1(ab_predicted, ab_true),
         l1_rgb=mean_l1(rgb_predicted, rgb_true),
         psnr_db=float(-10.0 * np.log10(max(squared_error, 1e-10))),
         ssim=ssim,
+        delta_e=float(np.mean(deltaE_ciede2000(lab_true, lab_predicted))),
     )
+
+
+def _to_lab(rgb: Tensor) -> NDArray[np.float32]:
+    """L*, a*, b* (H, W, 3) of a picture (1, 3, H, W)."""
+    lightness, ab = rgb_to_l_ab(rgb)
+    lab: NDArray[np.float32] = torch.cat((100.0 * lightness, AB_SCALE * ab), 1)[0].permute(1, 2, 0).cpu().numpy()
+    return lab
 
 
 def mean_l1(answer: Tensor, truth: Tensor) -> float:

@@ -1,0 +1,252 @@
+"""A process that finds out how fast one kernel runs here: `python -m benchmarks.roof_worker`.
+
+The job comes as JSON on standard input: `kernel` (a name in KERNELS), `threads` and `seconds`; the answer is one line
+of JSON. Every kernel has work enough to keep the processor busy, and what stands around it (copies in and out, other
+memory layouts) is small beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # each kernel's process imports its own runtime alone
+    import onnx
+
+# A call, and its work: multiply-accumulates, or bytes read and written.
+Work = tuple[Callable[[], object], float]
+# A short call has better odds of going undisturbed, a long one keeps more threads busy: each kernel runs at two scales.
+_FEW_THREADS, _SCALES_OF_FEW, _SCALES_OF_MANY = 8, (1, 2), (2, 4)
+_MATRIX_SIDE, _PICTURE_SIDE = 512, 32
+# Wide enough for any vector unit.
+_CHANNELS = 128
+# Convolutions in a row: the first and the last one also pay for the change of layout.
+_CHAIN = 4
+_OPSET = 18
+_WARMUP_CALLS, _LEAST_CALLS = 1, 3
+_COPY_BYTES = 256_000_000
+
+
+def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the kernel, warm it up and time it.
+
+    Returns:
+        rate: the best of all calls, in work per second, since noise only ever takes away from it. calls: how many.
+    """
+    threads, build = int(job["threads"]), KERNELS[job["kernel"]][1]
+    scales = _SCALES_OF_FEW if threads <= _FEW_THREADS else _SCALES_OF_MANY
+    seconds = float(job["seconds"]) / len(scales)
+    rates: list[float] = []
+    for scale in scales:
+        call, work = build(threads, scale)
+        _time_calls(call, _WARMUP_CALLS, seconds / 4)
+        rates += [work / time_ns * 1e9 for time_ns in _time_calls(call, _LEAST_CALLS, seconds)]
+    return {"status": "ok", "rate": max(rates), "calls": len(rates)}
+
+
+def _time_calls(call: Callable[[], object], least: int, seconds: float) -> list[int]:
+    times_ns: list[int] = []
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    while len(times_ns) < least or time.perf_counter_ns() < end:
+        started = time.perf_counter_ns()
+        call()
+        times_ns.append(time.perf_counter_ns() - started)
+    return times_ns
+
+
+def _copy(threads: int, scale: int) -> Work:
+    """A copy much larger than the caches at every scale, each thread its own part; numpy holds no lock meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import psutil
+
+    length = min(_COPY_BYTES, psutil.virtual_memory().available // 8) // 4
+    source, target = np.ones(length, np.float32), np.zeros(length, np.float32)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    pool = ThreadPoolExecutor(threads)
+
+    def call() -> object:
+        return list(pool.map(lambda part: np.copyto(*part), parts))
+
+    return call, 2.0 * source.nbytes
+
+
+def _torch_matmul(threads: int, scale: int, precision: str) -> Work:
+    import torch
+
+    torch.set_num_threads(threads)
+    side = scale * _MATRIX_SIDE
+    if precision == "int8":
+        left, right = (torch.randint(-128, 128, (side, side), dtype=torch.int8) for _ in range(2))
+        return partial(torch._int_mm, left, right), float(side**3)
+    left, right = (torch.rand(side, side).to(_torch_type(precision)) for _ in range(2))
+    return partial(torch.mm, left, right), float(side**3)
+
+
+def _torch_conv(threads: int, scale: int, precision: str) -> Work:
+    import torch
+
+    torch.set_num_threads(threads)
+    side = scale * _PICTURE_SIDE
+    weight = torch.rand(_CHANNELS, _CHANNELS, 3, 3).to(_torch_type(precision), memory_format=torch.channels_last)
+    picture = torch.rand(1, _CHANNELS, side, side).to(_torch_type(precision), memory_format=torch.channels_last)
+    return partial(torch.conv2d, picture, weight, padding=1), _conv_macs(side)
+
+
+def _torch_type(precision: str) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _conv_macs(side: int) -> float:
+    return 9.0 * _CHANNELS**2 * side**2
+
+
+def _onnx_conv(threads: int, scale: int, precision: str) -> Work:
+    side = scale * _PICTURE_SIDE
+    return _onnx_call(_build_convolutions(side, in_int8=precision == "int8"), threads), _CHAIN * _conv_macs(side)
+
+
+def _onnx_matmul(threads: int, scale: int, precision: str) -> Work:
+    side = scale * _MATRIX_SIDE
+    return _onnx_call(_build_matmul(side, in_int8=precision == "int8"), threads), float(side**3)
+
+
+def _onnx_call(model: onnx.ModelProto, threads: int) -> Callable[[], object]:
+    from export.predictors import open_session
+
+    session = open_session(Path("roof"), model.SerializeToString(), provider="cpu", threads=threads)
+    return partial(session.run, None, {"x": _input_of(model)})
+
+
+def _openvino_conv(threads: int, scale: int, precision: str) -> Work:
+    import openvino
+
+    side = scale * _PICTURE_SIDE
+    model = _build_convolutions(side, in_int8=precision == "int8")
+    # int8 is in the graph itself.
+    hint = "bf16" if precision == "bf16" else "f32"
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+    computed = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if computed != hint:
+        raise RuntimeError(f"OpenVINO computes in {computed} where {hint} was asked for")
+    call = partial(compiled.create_infer_request().infer, {0: _input_of(model)}, share_inputs=True)
+    return call, _CHAIN * _conv_macs(side)
+
+
+def _build_convolutions(side: int, *, in_int8: bool) -> onnx.ModelProto:
+    """A chain of 3x3 convolutions, in float32 or between QuantizeLinear and DequantizeLinear as in an exported file.
+
+    In int8, activations are uint8, weights int8 with a scale for each channel, and `x` comes in 8 bits already.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    nodes, constants = [], []
+
+    def constant(name: str, value: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    activation = [constant("scale", np.float32(1 / 255)), constant("zero", np.uint8(0))]
+    spread = (9 * _CHANNELS) ** -0.5  # keeps the values of the chain in range
+    value = "x"
+    for index in range(_CHAIN):
+        weights = generator.standard_normal((_CHANNELS, _CHANNELS, 3, 3)) * spread
+        answer = f"y{index}" if index + 1 < _CHAIN or in_int8 else "y"
+        if not in_int8:
+            weight = constant(f"weight{index}", weights.astype(np.float32))
+            nodes.append(helper.make_node("Conv", [value, weight], [answer], pads=[1] * 4))
+        else:
+            weight = constant(f"weight{index}", (weights / spread * 40).clip(-127, 127).astype(np.int8))
+            scale = constant(f"weight{index}_scale", np.full(_CHANNELS, spread / 40, np.float32))
+            zero = constant(f"weight{index}_zero", np.zeros(_CHANNELS, np.int8))
+            rounded = f"y{index}_q" if index + 1 < _CHAIN else "y"
+            nodes += [
+                helper.make_node("DequantizeLinear", [value, *activation], [f"x{index}"]),
+                helper.make_node("DequantizeLinear", [weight, scale, zero], [f"weight{index}_f"], axis=0),
+                helper.make_node("Conv", [f"x{index}", f"weight{index}_f"], [answer], pads=[1] * 4),
+                helper.make_node("QuantizeLinear", [answer, *activation], [rounded]),
+            ]
+            answer = rounded
+        value = answer
+    kind = TensorProto.UINT8 if in_int8 else TensorProto.FLOAT
+    return _build_model(nodes, constants, [1, _CHANNELS, side, side], kind, kind)
+
+
+def _build_matmul(side: int, *, in_int8: bool) -> onnx.ModelProto:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = (np.random.default_rng(0).standard_normal((side, side)) * 40).clip(-127, 127)
+    constant = numpy_helper.from_array(weights.astype(np.int8 if in_int8 else np.float32), "weight")
+    node = helper.make_node("MatMulInteger" if in_int8 else "MatMul", ["x", "weight"], ["y"])
+    kinds = (TensorProto.UINT8, TensorProto.INT32) if in_int8 else (TensorProto.FLOAT, TensorProto.FLOAT)
+    return _build_model([node], [constant], [side, side], *kinds)
+
+
+def _build_model(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Sequence[onnx.TensorProto],
+    shape: Sequence[int],
+    input_kind: int,
+    output_kind: int,
+) -> onnx.ModelProto:
+    """A model `x` -> `y`, both of `shape`."""
+    from onnx import helper
+
+    x = helper.make_tensor_value_info("x", input_kind, shape)
+    y = helper.make_tensor_value_info("y", output_kind, shape)
+    imports = [helper.make_opsetid("", _OPSET)]
+    graph = helper.make_graph(nodes, "roof", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+
+
+def _input_of(model: onnx.ModelProto) -> Any:
+    from onnx import helper
+
+    tensor = model.graph.input[0].type.tensor_type
+    shape = [each.dim_value for each in tensor.shape.dim]
+    random = np.random.default_rng(1).random(shape)
+    element = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return (random * 255).astype(element) if element == np.uint8 else random.astype(element)
+
+
+# By name: what it computes in ("copy": nothing), and what builds it for a number of threads at a scale.
+KERNELS: dict[str, tuple[str, Callable[[int, int], Work]]] = {
+    "numpy copy": ("copy", _copy),
+    "torch.mm": ("fp32", partial(_torch_matmul, precision="fp32")),
+    "ONNX Runtime MatMul": ("fp32", partial(_onnx_matmul, precision="fp32")),
+    "ONNX Runtime Conv 3x3": ("fp32", partial(_onnx_conv, precision="fp32")),
+    "OpenVINO Conv 3x3": ("fp32", partial(_openvino_conv, precision="fp32")),
+    "torch.mm bf16": ("bf16", partial(_torch_matmul, precision="bf16")),
+    "torch Conv 3x3 bf16": ("bf16", partial(_torch_conv, precision="bf16")),
+    "OpenVINO Conv 3x3 bf16": ("bf16", partial(_openvino_conv, precision="bf16")),
+    "torch._int_mm": ("int8", partial(_torch_matmul, precision="int8")),
+    "ONNX Runtime MatMulInteger": ("int8", partial(_onnx_matmul, precision="int8")),
+    "ONNX Runtime QLinearConv 3x3": ("int8", partial(_onnx_conv, precision="int8")),
+    "OpenVINO Conv 3x3 int8": ("int8", partial(_openvino_conv, precision="int8")),
+}
+
+
+def main() -> None:
+    """Read a job, print its answer as the last line of standard output. Errors are answers too."""
+    job = json.load(sys.stdin)
+    try:
+        answer = run_job(job)
+    except Exception as error:  # a kernel that this machine does not have is left out
+        answer = {"status": "error", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,38 +1,28 @@
-"""report.html: one file without scripts or links that says what to use, and shows why."""
+"""report.html: one file without links that says what to use, and shows why."""
 
 from __future__ import annotations
 
-import base64
-import io
-import math
+import tomllib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.budgets import BudgetLine, judge_budgets
+from benchmarks.report_pictures import Slot, embed_picture, read_picture_set
+from benchmarks.report_table import MAX_CV_PCT, NOISY_MARK, format_ms, make_tables
 from benchmarks.tables import Row, format_bytes, format_count, format_number, format_percent, read_benchmark_json
-from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, fair_size, judge_rows
+from benchmarks.verdict import (
+    MAX_L1_INCREASE_PCT,
+    MIN_RETAINED_COLOUR,
+    base_rows,
+    fair_size,
+    judge_peers,
+    judge_rows,
+)
 from colorpress.errors import InputError, printable
 from colorpress.files import read_json, write_text
 from compress.prune_plan import read_plan
 from compress.student_plan import is_student_plan
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A picture that a run folder may hold, and how the page shows it.
-
-    Attributes:
-        alt, caption: its texts.
-        widest: pixels it is reduced to.
-        is_drawing: few colours, so a PNG with a palette; else a photograph, so a JPEG.
-    """
-
-    alt: str
-    caption: str
-    widest: int
-    is_drawing: bool = False
-
 
 _SLOTS = {
     "comparison.png": Slot(
@@ -44,10 +34,10 @@ _SLOTS = {
     "sample_input_output.png": Slot("Grey input, truth and best.pt's colours", "best.pt: input, truth, answer.", 1400),
     "sample_output.png": Slot("Photographs coloured by best.pt", "best.pt's colours for held-out photographs.", 1400),
     "pareto.png": Slot(
-        "Scatter charts of file size and of latency against L1",
-        "What each variant costs against its error: red is PyTorch, blue ONNX Runtime; no variant beats those joined "
-        "by the line in both.",
-        widest=1600,
+        "Scatter charts of file size and of latency against L1 and retained colour",
+        "What each variant costs against the colour it keeps; up and left is better, and nothing beats those that the "
+        "line joins in both.",
+        widest=1800,
         is_drawing=True,
     ),
     "training_loss.png": Slot("Training and validation loss by epoch", "Training of best.pt.", 1400, is_drawing=True),
@@ -63,7 +53,6 @@ _SLOTS = {
     ),
 }
 
-
 _AGAIN = "delete it, and make it again"
 _DISTILLATION = Slot(
     "Line chart of retained colour by minutes of training",
@@ -73,33 +62,31 @@ _DISTILLATION = Slot(
 )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture as the page holds it: a data URI, its size in pixels, and its slot's texts."""
-
-    uri: str
-    width: int
-    height: int
-    alt: str
-    caption: str
-
-
 def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     """Write report.html from benchmark.json and what else the run folder holds; nothing is measured again.
 
     Args:
         command: the command line that led here, shown as the way to reproduce it; None or empty: not shown.
     Raises:
-        InputError: there is no benchmark.json, or it, a plan, an int8 record or a picture is damaged.
+        InputError: there is no benchmark.json, or it, a plan, an int8 record, the options or a picture is damaged.
+        ConfigError: a budget among the options is outside its range.
         MachineError: the file cannot be written.
     """
     import jinja2
 
     record = read_benchmark_json(output_dir / "benchmark.json")
     plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
+    explanation = output_dir / "training_inference.md"
     rows: list[Row] = record["rows"]
-    measured = {row["model"] for row in rows}
-    verdict = judge_rows(rows, record.get("aa_ratios"))
+    base = base_rows(rows)
+    measured = {row["variant"] for row in rows}
+    verdict = judge_rows(rows, record["aa_ratios"])
+    results, others = make_tables(rows, verdict.recommended)
+    options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
+    # A benchmark of time alone leaves the pictures of an earlier one where they are.
+    picture_set = read_picture_set(output_dir) if rows and rows[0]["photos"] else None
+    # The sliders show what the sheet does, larger.
+    slots = {name: slot for name, slot in _SLOTS.items() if not (picture_set and name == "comparison.png")}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -108,19 +95,31 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=format_bytes, count=format_count, number=format_number, percent=format_percent, printable=printable
+        bytes=format_bytes,
+        count=format_count,
+        ms=format_ms,
+        number=format_number,
+        percent=format_percent,
+        printable=printable,
     )
     page = environment.get_template("report.html.j2").render(
         verdict=verdict,
         rows=rows,
         best=rows[0] if rows else None,
+        chosen=next((row for row in rows if row["model"] == verdict.recommended), None),
         headline=make_headline(rows, verdict.recommended),
+        budgets=_judge_options(options, options_path, rows, verdict.recommended),
+        results=results,
+        others=others,
+        peers=judge_peers(rows),
         bars=[
-            make_bars(rows, "size_bytes", "File size", format_bytes),
-            make_bars(rows, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
-            make_bars(rows, "retained_colour", "Retained colour G", "{:.3f}".format),
+            make_bars(_one_per_file(base), "size_bytes", "File size", format_bytes),
+            make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
+            make_bars(base, "retained_colour", "Retained colour G", "{:.3f}".format),
         ],
-        pictures={name: _embed(output_dir / name, slot) for name, slot in _SLOTS.items()},
+        pictures={name: embed_picture(output_dir / name, slot) for name, slot in slots.items()},
+        picture_set=picture_set,
+        explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         students=_read_students(output_dir, measured),
         quantized=[
@@ -128,14 +127,41 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
             for path in sorted(output_dir.glob("*/int8.json"))
             if path.parent.name in measured
         ],
-        runtimes={"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"},
         record=record,
         command=command,
-        options=options_path.read_text(encoding="utf-8") if options_path.is_file() else "",
-        limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR},
-        fair_size=fair_size,
+        options=options,
+        limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR, "cv": MAX_CV_PCT},
+        noisy_mark=NOISY_MARK,
     )
     return write_text(output_dir / "report.html", page)
+
+
+def render_markdown(text: str) -> str:
+    """Markdown as HTML: paragraphs, lists, tables, headings two levels down; markup, links and pictures stay text."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+    tokens = parser.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
+    return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
+    try:
+        options = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("options", path, f"is not TOML ({error})", _AGAIN) from error
+    return judge_budgets(options, rows, recommended)
+
+
+def _one_per_file(rows: Sequence[Row]) -> list[Row]:
+    """Another runtime does not change a file's size."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["variant"], row)
+    return list(first.values())
 
 
 def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str, Any]]:
@@ -144,7 +170,7 @@ def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str
         {
             "name": path.parent.name,
             "plan": read_json(path, "student plan", _AGAIN),
-            "chart": _embed(path.with_name("distillation.png"), _DISTILLATION),
+            "chart": embed_picture(path.with_name("distillation.png"), _DISTILLATION),
         }
         for path in sorted(output_dir.glob("*/plan.json"))
         if f"{path.parent.name}.pt" in measured and is_student_plan(path)
@@ -165,35 +191,8 @@ def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[st
 
 
 def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[str, Any]:
-    """A bar for each finished row: name, label, and length in percent of the longest."""
+    """A bar for each finished row: name, label, length in percent of the longest, and whether it is a peer."""
     finished = [row for row in rows if row["status"] == "ok" and row[column]]
     longest = max((row[column] for row in finished), default=1)
-    bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest)) for row in finished]
+    bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest), row["peer"]) for row in finished]
     return {"title": title, "bars": bars}
-
-
-def _embed(path: Path, slot: Slot) -> Picture | None:
-    """A picture file as a data URI; None where there is no such file."""
-    from PIL import Image
-
-    if not path.is_file():
-        return None
-    try:
-        with Image.open(path, formats=["PNG"]) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError("picture", path, "is damaged", "delete it, and run the benchmark again") from error
-    scale = min(1.0, slot.widest / max(picture.width, 1))
-    if scale < 1.0:
-        size = (slot.widest, max(1, math.floor(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if slot.is_drawing:
-        # Drawings have few colours: a palette makes them a third of the size.
-        picture.quantize(128).save(buffer, "PNG", optimize=True)
-    else:
-        # Without chroma subsampling: colour is what is judged.
-        picture.save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
-    kind = "png" if slot.is_drawing else "jpeg"
-    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return Picture(uri=uri, width=picture.width, height=picture.height, alt=slot.alt, caption=slot.caption)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.report import make_bars, write_report
+from benchmarks.report import make_bars, render_markdown, write_report
+from benchmarks.report_table import make_tables
 from benchmarks.tables import COLUMNS, write_benchmark_json
 from colorpress.config import PruneConfig
 from colorpress.errors import InputError
@@ -27,8 +28,9 @@ EVIL = '<script>alert("x")</script>'
 
 def row(model: str, **changes: Any) -> dict[str, Any]:
     figures = {
-        "model": model, "runtime": "torch" if model.endswith(".pt") else "onnxruntime", "provider": "cpu",
-        "device": "cpu", "precision": "fp32", "params": 7_760_000, "macs": 12_040_000_000, "size_bytes": 31_100_000,
+        "model": model, "variant": model.partition(" @ ")[0].partition(", ")[0], "peer": False,
+        "runtime": "torch" if model.endswith(".pt") else "onnxruntime", "provider": "cpu", "device": "cpu",
+        "compute": "fp32", "precision": "fp32", "params": 7_760_000, "macs": 12_040_000_000, "size_bytes": 31_100_000,
         "weights_bytes": 31_000_000, "batch": 1, "height": 256, "width": 256, "threads": 2, "p50_ms": 100.0,
         "p90_ms": 110.0, "images_per_s": 9.9, "speedup": 1.0, "speedup_low": 0.98, "speedup_high": 1.02,
         "peak_rss_mb": 300.0, "photos": 8, "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0,
@@ -46,8 +48,8 @@ def run_folder(tmp_path: Path) -> Path:
         row("best", retained_colour=None, retained_low=None, l1_delta_pct=None, psnr_db=None, ssim=None, macs=None),
     ]
     record = {
-        "format_version": 1, "date": "2026-11-23T10:00:00+00:00", "threads": 2, "seed": 0, "grey_l1": 0.115,
-        "config": {"eval_size": 256, "rounds": 3, "bench_size": 256}, "rows": rows,
+        "format_version": 2, "date": "2026-11-23T10:00:00+00:00", "seed": 0, "grey_l1": 0.115,
+        "config": {"eval_size": 256, "rounds": 3, "bench_size": [256]}, "rows": rows, "roof": None,
         "aa_ratios": {"cpu": {"median": 1.002, "low": 0.99, "high": 1.01}},
         "machine": {"cpu": "CPU <&> 3000", "cores_usable": 2, "cores_logical": 4, "instruction_sets": ["avx2"],
             "torch_cpu_capability": "AVX2", "memory_bytes": 8_000_000_000, "memory_limit_bytes": None, "gpus": [],
@@ -82,20 +84,37 @@ class Page(HTMLParser):
         self.text += data
 
 
+def change_record(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Change what benchmark.json holds; `rows` are added."""
+    record: dict[str, Any] = json.loads((folder / "benchmark.json").read_text())
+    record.update({name: record["rows"] + value if name == "rows" else value for name, value in changes.items()})
+    write_benchmark_json(folder / "benchmark.json", record)
+    return record
+
+
+def text_of(folder: Path) -> str:
+    """The page's text, spaces made one."""
+    html = write_report(folder).read_text(encoding="utf-8")
+    body = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", Page(body).text)
+
+
 def add_pictures(folder: Path) -> None:
     for name in ("comparison", "sample_input_output", "sample_output", "pareto", "training_loss", "top20_layers"):
         Image.new("RGB", (3000, 200), (200, 30, 30)).save(folder / f"{name}.png")
 
 
-def test_the_page_is_one_file_without_scripts_or_links(run_folder: Path) -> None:
+def test_the_page_is_one_file_that_loads_nothing(run_folder: Path) -> None:
     add_pictures(run_folder)
     path = write_report(run_folder, command="colorpress run --data photos")
     assert path == run_folder / "report.html"
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     names = [name for name, _ in page.tags]
-    assert not {"script", "link", "a", "iframe"} & set(names)
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert not {"link", "a", "iframe"} & set(names)
+    assert [attributes for name, attributes in page.tags if name == "script"] == [{}]
+    assert not re.search(r"https?://|url\(|@import|fetch\(|innerHTML", html)
+    assert "default-src 'none'; img-src data:" in html
     images = [attributes for name, attributes in page.tags if name == "img"]
     assert len(images) == 6
     assert all(str(each["src"]).startswith("data:image/") and each["alt"] and each["width"] for each in images)
@@ -106,7 +125,7 @@ def test_the_page_is_one_file_without_scripts_or_links(run_folder: Path) -> None
 
 def test_names_cannot_become_markup(run_folder: Path) -> None:
     html = write_report(run_folder, command=f"colorpress {EVIL}\n--x").read_text(encoding="utf-8")
-    assert "<script" not in html
+    assert EVIL not in html and html.count("<script") == 1
     page = Page(html)
     assert page.text.count('alert("x")') >= 3  # name, error and command are there, as text
     assert "CPU <&> 3000" in page.text
@@ -114,18 +133,19 @@ def test_names_cannot_become_markup(run_folder: Path) -> None:
 
 
 def test_the_verdict_comes_first(run_folder: Path) -> None:
-    text = Page(write_report(run_folder).read_text(encoding="utf-8")).text
-    body = text[text.index("colorpress report", text.index("}")) :]
+    body = text_of(run_folder).partition("colorpress report ")[2]
     assert "pruned is recommended: 10.0 times smaller" in body[:200]
     assert "8 photographs show the machinery, not colour quality" in body
-    assert "1.002 (0.990 to 1.010)" in body  # the A/A control
+    assert "A/A control, cpu: best.pt timed against itself gives 1.002 (0.990 to 1.010)" in body
     assert "answering grey scores 0.1150" in body
     assert "Reproduce" not in body  # no command was given
 
 
 def test_the_report_does_without_pictures_and_plan(run_folder: Path) -> None:
     html = write_report(run_folder).read_text(encoding="utf-8")
-    assert "<img" not in html and "Pruned channels" not in html and "The original" not in html
+    assert "<img" not in html and "Pruned channels" not in html and "Training of the original" not in html
+    for absent in ("Goals and budgets", "How much is left", "Beside other tools", "Other conditions", "Worst cases"):
+        assert absent not in html
 
 
 def test_the_prune_plan_is_shown_and_a_damaged_one_is_named(run_folder: Path, tiny_unet: UNet) -> None:
@@ -148,8 +168,10 @@ def test_missing_or_damaged_files_are_named(run_folder: Path, tmp_path: Path) ->
 
 
 def test_bars_are_shares_of_the_longest() -> None:
-    rows = [row("a", size_bytes=400), row("b", size_bytes=100), row("c", size_bytes=1, status="error")]
-    assert make_bars(rows, "size_bytes", "Size", str)["bars"] == [("a", "400", 100.0), ("b", "100", 25.0)]
+    rows = [row("a", size_bytes=400), row("b", size_bytes=100, peer=True), row("c", size_bytes=1, status="error")]
+    assert make_bars(rows, "size_bytes", "Size", str)["bars"] == [
+        ("a", "400", 100.0, False), ("b", "100", 25.0, True),
+    ]  # fmt: skip
 
 
 def add_student(folder: Path, name: str) -> None:
@@ -166,9 +188,8 @@ def add_student(folder: Path, name: str) -> None:
 
 
 def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Path) -> None:
-    record = json.loads((run_folder / "benchmark.json").read_text())
-    record["rows"] += [row("auto.pt"), row("auto-int8", precision="int8"), row("auto @ openvino", runtime="openvino")]
-    write_benchmark_json(run_folder / "benchmark.json", record)
+    students = [row("auto.pt"), row("auto-int8", precision="int8"), row("auto @ openvino", runtime="openvino")]
+    change_record(run_folder, rows=students)
     add_student(run_folder, "auto")
     add_student(run_folder, "stale")
     int8 = {
@@ -183,7 +204,7 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
         (run_folder / name).mkdir()
         (run_folder / name / "int8.json").write_text(json.dumps(int8))
     html = write_report(run_folder).read_text()
-    text = re.sub(r"\s+", " ", Page(html).text)
+    text = text_of(run_folder)
     assert EVIL not in html
     assert "How auto was chosen" in text and "stale" not in text
     assert "It answers at 1/8 of the size" in text
@@ -195,3 +216,195 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
     (run_folder / "auto-int8" / "int8.json").write_text("{")
     with pytest.raises(InputError, match=r"int8 record .* is not JSON: "):
         write_report(run_folder)
+
+
+def test_budgets_are_judged_where_they_were_given(run_folder: Path) -> None:
+    path = run_folder / "config.resolved.toml"
+    path.write_text('epochs = 3\ntarget-size = "4MB"\ntarget-latency-ms = 3.0\n')
+    text = text_of(run_folder)
+    assert "target-size 4MB met. pruned: 3.10 MB." in text
+    assert "target-latency-ms 3.0 missed. pruned: 20.0 ms a picture; no variant meets it." in text
+    path.write_text("epochs = 3\n")
+    assert "Goals and budgets" not in text_of(run_folder)
+    path.write_text("epochs = ")
+    with pytest.raises(InputError, match=r"config\.resolved\.toml.*is not TOML"):
+        write_report(run_folder)
+
+
+def test_rows_of_other_conditions_have_a_table_of_their_own(run_folder: Path) -> None:
+    others = [row("pruned, batch 8", batch=8), row("best.pt @ cuda", runtime="torch", device="cuda", compute_ms=1.25)]
+    record = change_record(run_folder, rows=others)
+    results, elsewhere = make_tables(record["rows"], "pruned")
+    assert [line.name for line in results.lines] == ["best.pt", "pruned", EVIL, "best"]
+    assert [(line.name, line.note) for line in elsewhere.lines] == [
+        ("pruned, batch 8", "ONNX Runtime fp32; batch 8, 256x256, 2 threads"),
+        ("best.pt @ cuda", "PyTorch fp32; batch 1, 256x256, cuda"),
+    ]
+    assert [line.kind for line in results.lines] == ["", "chosen", "", ""]
+    keys = [column.key for column in elsewhere.columns]
+    assert "compute_ms" in keys and "compute_ms" not in [column.key for column in results.columns]
+    assert "1.25 ms" in text_of(run_folder).partition("Other conditions")[2]
+
+
+def test_a_failed_row_says_how_and_keeps_its_size(run_folder: Path) -> None:
+    results, _ = make_tables(change_record(run_folder)["rows"], "pruned")
+    failed = results.lines[2]
+    assert failed.failure == f"crashed(SIGSEGV): {EVIL}"
+    assert [cell.text for cell in failed.cells] == ["31.1 MB"]
+    tags = Page(write_report(run_folder).read_text()).tags
+    spans = [int(str(attributes["colspan"])) for name, attributes in tags if name == "td" and "colspan" in attributes]
+    assert sum(spans) == len(results.columns) - 1
+
+
+def test_cells_are_sorted_by_figures_not_texts(run_folder: Path) -> None:
+    columns = make_tables(change_record(run_folder)["rows"], None)[0].columns
+    (time,) = (column for column in columns if column.key == "p50_ms")
+    cell = time.show(row("x", p50_ms=2.5, cv_pct=2.6))
+    assert (cell.text, cell.note, cell.value) == ("2.50 ms †", "110 ms", 2.5)
+    assert time.show(row("x", cv_pct=2.5)).text == "100 ms"  # no mark up to the limit
+    html = write_report(run_folder).read_text()
+    assert re.search(r'<td data-value="20\.0">20\.0 ms<br><small>110 ms</small></td>', html)
+    assert '<th scope="col" data-first="descending">Speed-up' in html
+
+
+def test_columns_without_a_figure_are_left_out_and_most_are_extra(run_folder: Path) -> None:
+    results, _ = make_tables(change_record(run_folder)["rows"], None)
+    keys = [column.key for column in results.columns]
+    assert "delta_e" not in keys and "roof_share" not in keys
+    shown = ["size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params"]
+    assert keys[: results.shown] == shown
+    assert {"l1", "provider", "threads", "batch", "height"} <= set(keys[results.shown :])
+    figures = {"delta_e": 9.5, "p95_ms": 1.0, "p99_ms": 2.0, "cv_pct": 1.0, "load_ms": 3.0, "first_ms": 4.0}
+    figures |= {"roof_share": 0.2, "roof_ms": 0.0123, "colourfulness": 20.0, "colourfulness_ratio": 0.4}
+    full, _ = make_tables([row("best.pt", agreement_l1=0.0, **figures)], None)
+    by_key = {column.key: column.show(row("x", agreement_l1=0.0, **figures)) for column in full.columns}
+    assert {"delta_e", "p95_ms", "cv_pct", "load_ms", "first_ms", "colourfulness", "agreement_l1"} <= set(by_key)
+    assert (by_key["roof_share"].text, by_key["roof_share"].note) == ("20 %", "12.3 µs")
+    assert (by_key["p95_ms"].text, by_key["p95_ms"].note) == ("1.00 ms", "2.00 ms")
+
+
+ROOF = {
+    "threads": 2, "macs_per_s": {"fp32": 1.2e11, "int8": 4.8e11}, "kernels": {"fp32": "convolution <3x3>"},
+    "bytes_per_s": 2e10,
+}  # fmt: skip
+
+
+def test_the_roof_says_how_much_is_left(run_folder: Path) -> None:
+    record = change_record(run_folder, roof=ROOF)
+    for each in record["rows"]:
+        each.update(roof_ms=5.0, roof_share=0.25 if each["model"] == "pruned" else 0.05)
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    text = text_of(run_folder)
+    assert "on 2 threads, reach 120 G multiply-accumulates per second in fp32 (convolution <3x3>), 480 G" in text
+    assert "memory moves 20.0 GB per second" in text
+    assert "pruned takes 20.0 ms where 5.00 ms are the bound, 25 %: better kernels" in text
+    assert "at most 4.00 times as fast. best.pt reaches 5 %" in text
+
+
+def test_peers_are_marked_and_judged(run_folder: Path) -> None:
+    peer = row("nncf-int8", peer=True, size_bytes=8_000_000, speedup=3.0, p50_ms=33.0, retained_colour=0.9)
+    change_record(run_folder, rows=[peer])
+    text = text_of(run_folder)
+    assert "Beside other tools pruned beats nncf-int8 in size, speed and colour: it is 2.58 times smaller" in text
+    assert "nncf-int8 peerONNX Runtime fp32" in text
+
+
+def test_the_explanation_of_the_curve_is_rendered_and_nothing_of_it_is_markup(run_folder: Path) -> None:
+    (run_folder / "training_inference.md").write_text(
+        f"# What it says\n\n**Best:** epoch 3 of `best.pt`\n\n## More\n\n- a {EVIL}\n- [x](http://y) ![z](http://w)\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    )
+    html = write_report(run_folder).read_text()
+    assert "<h3>What it says</h3>" in html and "<h4>More</h4>" in html
+    assert "<strong>Best:</strong> epoch 3 of <code>best.pt</code>" in html
+    assert "<td>1</td>" in html and EVIL not in html
+    tags = {name for name, _ in Page(render_markdown("![z](http://w) <b>x</b> [a](http://b) <http://c>")).tags}
+    assert tags == {"p"}
+
+
+def test_the_plan_has_a_pair_of_bars_for_each_layer(run_folder: Path, tiny_unet: UNet) -> None:
+    plan = plan_pruning(tiny_unet, PruneConfig(round_to=1))
+    write_plan(run_folder / "pruned" / "plan.json", plan)
+    html = write_report(run_folder).read_text()
+    widest = max(group.channels_before for group in plan.groups)
+    bars = re.findall(
+        r'class="channels" aria-hidden="true"><span style="width: ([\d.]+)%"></span><span style="width: ([\d.]+)%">',
+        html,
+    )
+    assert [(float(a), float(b)) for a, b in bars] == [
+        (round(100 * g.channels_before / widest, 1), round(100 * g.channels_after / widest, 1)) for g in plan.groups
+    ]
+
+
+def add_picture_set(folder: Path, *, size: tuple[int, int] = (60, 40), noise: bool = False) -> Path:
+    """pictures/ with one typical and one worst photograph, as pictures.write_picture_set writes them."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    photos = []
+    for number, kind in enumerate(("typical", "worst")):
+        files = {name: f"{number}-{index}.jpg" for index, name in enumerate(("grey", "truth", "best.pt", EVIL))}
+        maps = {"truth": {"best.pt": f"{number}-t0.jpg", EVIL: f"{number}-t1.jpg"}, "best": {EVIL: f"{number}-b.jpg"}}
+        for file in (*files.values(), *maps["truth"].values(), *maps["best"].values()):
+            picture = Image.effect_noise(size, 90) if noise else Image.new("L", size, 90)
+            picture.convert("RGB").save(pictures / file, quality=92)
+        photos.append(
+            {"name": f"{kind}.jpg", "kind": kind, "width": size[0], "height": size[1], "pictures": files,
+             "l1": {"grey": 0.2, "best.pt": 0.1, EVIL: 0.125}, "differences": maps}
+        )  # fmt: skip
+    record = {"format_version": 1, "best": "best.pt", "variants": [EVIL], "judged": EVIL, "scale": 0.18,
+              "bar": ["#000004", "#fcfdbf"], "photos": photos}  # fmt: skip
+    (pictures / "pictures.json").write_text(json.dumps(record))
+    return pictures
+
+
+def test_pictures_and_maps_are_in_the_page_once_each_worst_cases_apart(run_folder: Path) -> None:
+    add_pictures(run_folder)
+    add_picture_set(run_folder)
+    html = write_report(run_folder).read_text()
+    page = Page(html)
+    tiles = [attributes for name, attributes in page.tags if name == "figure" and "data-against" in attributes]
+    assert len(tiles) == 2 * 7
+    assert {tile["data-against"] for tile in tiles} == {"", "truth", "best"}
+    images = [attributes for name, attributes in page.tags if name == "img"]
+    assert len(images) == 14 + 5  # the sheet comparison.png is beside the page
+    assert all(each["alt"] for each in images)
+    text = re.sub(r"\s+", " ", page.text)
+    assert f"typical.jpg; L1: grey 0.2000, best.pt 0.1000, {EVIL} 0.1250 (+25.0 %)" in text
+    assert text.index("Typical photographs") < text.index("typical.jpg;") < text.index("Worst cases")
+    assert f"on which {EVIL} lost most L1 against best.pt" in text
+    assert "0.18 and more" in text and "#000004, #fcfdbf" in html
+
+
+def test_heavy_pictures_are_encoded_to_fit_a_page(run_folder: Path) -> None:
+    pictures = add_picture_set(run_folder, size=(600, 500), noise=True)
+    on_disk = sum(path.stat().st_size for path in pictures.glob("*.jpg"))
+    page = write_report(run_folder).stat().st_size
+    assert on_disk > 2_500_000 > page
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda record: {**record, "format_version": 9}, "is not one of this version"),
+        (lambda record: {"format_version": 1}, "is not one of this version"),
+        (lambda record: json.loads(json.dumps(record).replace("0-0.jpg", "../../x.jpg")), "is not in the folder"),
+        (lambda record: json.loads(json.dumps(record).replace("0-0.jpg", "gone.jpg")), "gone.jpg"),
+    ],
+)
+def test_a_damaged_picture_list_is_named(run_folder: Path, change: Any, error: str) -> None:
+    path = add_picture_set(run_folder) / "pictures.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(InputError, match=error):
+        write_report(run_folder)
+
+
+def test_a_benchmark_of_time_alone_shows_no_colours(run_folder: Path) -> None:
+    add_picture_set(run_folder)
+    record = change_record(run_folder, grey_l1=None)
+    blind = dict.fromkeys(("l1", "l1_delta_pct", "retained_colour", "retained_low", "retained_high", "psnr_db", "ssim"))
+    record["rows"] = [{**each, **blind, "photos": 0} for each in record["rows"][:2]]
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    text = text_of(run_folder)
+    assert "colours were not measured, only time" in text
+    assert "held-out photographs" not in text and "typical.jpg" not in text
+    assert "Time: 256" in text

@@ -204,7 +204,7 @@ _ALL = (
     Column("p50_ms", "p50", _show_time, note="p90"),
     _number("compute_ms", "GPU alone", " ms", note="without transfer"),
     _number("images_per_s", "Pictures", note="per s", is_more_better=True),
-    Column("speedup", "Speed-up", _show_speedup, note="extremes", is_more_better=True),
+    Column("speedup", "Speed-up", _show_speedup, note="95 % interval", is_more_better=True),
     Column("l1_delta_pct", "ΔL1", lambda row: Cell(format_percent(row["l1_delta_pct"]), "", row["l1_delta_pct"])),
     Column("retained_colour", "Colour kept G", _show_retained, note="95 % interval", is_more_better=True),
     _pair(

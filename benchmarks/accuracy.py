@@ -20,8 +20,17 @@ from colorpress.console import progress
 from export.predictors import open_predictor
 from export.torch_runtimes import uncompiled
 from training.batches import whole_photos
-from training.color import l_ab_to_rgb, rgb_to_l_ab
-from training.metrics import PhotoScores, bootstrap_interval, colourfulness, mean_l1, retained_colour, score_photo
+from training.color import rgb_to_l_ab
+from training.metrics import (
+    PhotoScores,
+    ShownColours,
+    bootstrap_interval,
+    colourfulness,
+    mean_l1,
+    retained_colour,
+    score_photo,
+    show_colours,
+)
 from training.photos import Photo
 
 Predictor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -124,8 +133,9 @@ def measure_accuracy(
             lightness, ab = rgb_to_l_ab(rgb)
             measured.append(photo)
             grey_l1.append(mean_l1(torch.zeros_like(ab), ab))
-            true_colourfulness.append(colourfulness(l_ab_to_rgb(lightness, ab)))
-            _score_variants(tallies, lightness, ab)
+            truth = show_colours(lightness, ab)
+            true_colourfulness.append(colourfulness(truth.rgb))
+            _score_variants(tallies, lightness, truth)
             bar.advance()
     reference = next(iter(tallies.values()), _Tally(error="no variant"))
     return AccuracyResult(
@@ -151,7 +161,7 @@ def _open_tally(variant: Variant, threads: int) -> _Tally:
         return _Tally(error=_one_line(error))
 
 
-def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, ab: Tensor) -> None:
+def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, truth: ShownColours) -> None:
     """Add this photograph's scores to every tally that has not failed."""
     array = lightness.numpy()
     reference: Tensor | None = None
@@ -160,15 +170,16 @@ def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, ab: Tensor
             continue
         try:
             answer = torch.from_numpy(np.ascontiguousarray(tally.predictor(array), dtype=np.float32))
-            if answer.shape != ab.shape or not bool(torch.isfinite(answer).all()):
+            if answer.shape != truth.ab.shape or not bool(torch.isfinite(answer).all()):
                 raise ValueError(f"answered {tuple(answer.shape)} with NaN or Inf, or another shape than the picture's")
         except Exception as error:  # as above
             tally.error = _one_line(error)
             continue
         if position == 0:
             reference = answer
-        tally.scores.append(score_photo(lightness, ab, answer))
-        tally.colourfulness.append(colourfulness(l_ab_to_rgb(lightness, answer)))
+        shown = show_colours(lightness, answer)
+        tally.scores.append(score_photo(truth, shown))
+        tally.colourfulness.append(colourfulness(shown.rgb))
         if reference is not None:
             tally.agreement.append(mean_l1(answer, reference))
 

@@ -11,16 +11,17 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
 from training.color import l_ab_to_rgb, rgb_to_l_ab
-from training.metrics import bootstrap_interval, colourfulness, retained_colour, score_photo
+from training.metrics import bootstrap_interval, colourfulness, retained_colour, score_photo, show_colours
 
 
 def test_a_perfect_answer_and_a_grey_one() -> None:
     rgb = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (1, 3, 20, 24), dtype=np.uint8))
     lightness, ab = rgb_to_l_ab(rgb)
-    perfect = score_photo(lightness, ab, ab)
+    truth, nothing = show_colours(lightness, ab), show_colours(lightness, torch.zeros_like(ab))
+    perfect = score_photo(truth, truth)
     assert (perfect.l1_ab, perfect.l1_rgb, perfect.psnr_db, perfect.delta_e) == (0, 0, pytest.approx(100), 0)
     assert perfect.ssim == pytest.approx(1)
-    grey = score_photo(lightness, ab, torch.zeros_like(ab))
+    grey = score_photo(truth, nothing)
     assert grey.l1_ab == pytest.approx(ab.abs().mean().item())
     pictures = [l_ab_to_rgb(lightness, each).numpy() for each in (ab, torch.zeros_like(ab))]
     assert grey.psnr_db == pytest.approx(peak_signal_noise_ratio(*pictures, data_range=1.0), abs=1e-4)
@@ -31,7 +32,8 @@ def test_a_perfect_answer_and_a_grey_one() -> None:
 
 def test_a_photograph_too_small_for_ssim_has_none() -> None:
     lightness, ab = rgb_to_l_ab(torch.full((1, 3, 1, 30), 90, dtype=torch.uint8))
-    assert math.isnan(score_photo(lightness, ab, ab).ssim)
+    truth = show_colours(lightness, ab)
+    assert math.isnan(score_photo(truth, truth).ssim)
 
 
 def test_retained_colour_by_hand() -> None:

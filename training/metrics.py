@@ -37,39 +37,46 @@ class PhotoScores:
     delta_e: float
 
 
-def score_photo(lightness: Tensor, ab_true: Tensor, ab_predicted: Tensor) -> PhotoScores:
-    """Score one photograph's predicted colours.
+@dataclass(frozen=True)
+class ShownColours:
+    """A photograph as the truth or an answer shows it, in every form that scores are computed from.
 
-    Args:
-        lightness: (1, 1, H, W) in [0, 1], shared by truth and answer.
-        ab_true: (1, 2, H, W) in [-1, 1].
-        ab_predicted: (1, 2, H, W) in [-1, 1].
+    Attributes:
+        ab: (1, 2, H, W), ab/128.
+        rgb: (1, 3, H, W) sRGB in [0, 1], colours beyond its range clipped.
+        lab: L*, a*, b* (H, W, 3) of `rgb`.
     """
+
+    ab: Tensor
+    rgb: Tensor
+    lab: NDArray[np.float32]
+
+
+def show_colours(lightness: Tensor, ab: Tensor) -> ShownColours:
+    """The colours of lightness (1, 1, H, W) in [0, 1] and ab (1, 2, H, W) in ab/128."""
+    rgb = l_ab_to_rgb(lightness, ab)
+    shown_lightness, shown_ab = rgb_to_l_ab(rgb)
+    lab = torch.cat((100.0 * shown_lightness, AB_SCALE * shown_ab), 1)[0].permute(1, 2, 0)
+    return ShownColours(ab, rgb, lab.cpu().numpy())
+
+
+def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
+    """Score the answer for one photograph; both have the same lightness."""
     from skimage.color import deltaE_ciede2000
     from skimage.metrics import structural_similarity
 
-    rgb_true = l_ab_to_rgb(lightness, ab_true)
-    rgb_predicted = l_ab_to_rgb(lightness, ab_predicted)
-    squared_error = (rgb_true - rgb_predicted).square().mean().item()
+    squared_error = (truth.rgb - answer.rgb).square().mean().item()
     ssim = float("nan")
-    if min(lightness.shape[-2:]) >= _SSIM_WINDOW:
-        pictures = [picture[0].permute(1, 2, 0).cpu().numpy() for picture in (rgb_true, rgb_predicted)]
+    if min(truth.rgb.shape[-2:]) >= _SSIM_WINDOW:
+        pictures = [each.rgb[0].permute(1, 2, 0).cpu().numpy() for each in (truth, answer)]
         ssim = float(structural_similarity(*pictures, win_size=_SSIM_WINDOW, channel_axis=2, data_range=1.0))
-    lab_true, lab_predicted = (_to_lab(rgb) for rgb in (rgb_true, rgb_predicted))
     return PhotoScores(
-        l1_ab=mean_l1(ab_predicted, ab_true),
-        l1_rgb=mean_l1(rgb_predicted, rgb_true),
+        l1_ab=mean_l1(answer.ab, truth.ab),
+        l1_rgb=mean_l1(answer.rgb, truth.rgb),
         psnr_db=float(-10.0 * np.log10(max(squared_error, 1e-10))),
         ssim=ssim,
-        delta_e=float(np.mean(deltaE_ciede2000(lab_true, lab_predicted))),
+        delta_e=float(np.mean(deltaE_ciede2000(truth.lab, answer.lab))),
     )
-
-
-def _to_lab(rgb: Tensor) -> NDArray[np.float32]:
-    """L*, a*, b* (H, W, 3) of a picture (1, 3, H, W)."""
-    lightness, ab = rgb_to_l_ab(rgb)
-    lab: NDArray[np.float32] = torch.cat((100.0 * lightness, AB_SCALE * ab), 1)[0].permute(1, 2, 0).cpu().numpy()
-    return lab
 
 
 def mean_l1(answer: Tensor, truth: Tensor) -> float:

@@ -1,0 +1,108 @@
+"""An environment of its own for a tool that needs other packages: a virtual environment above the current one.
+
+pip installs only what is missing or has to be of another version; the rest, torch among it, is found below. What it
+installs there never reaches the project's own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from colorpress.console import say
+from colorpress.errors import MachineError
+from colorpress.files import write_json, write_text
+
+_LONGEST_INSTALL_S = 3600.0
+_VERSIONS = (
+    "import json, sys; from importlib.metadata import version; print(json.dumps([version(n) for n in sys.argv[1:]]))"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a recipe runs: the interpreter, and the versions of the packages that it is there for."""
+
+    python: Path
+    versions: Mapping[str, str]
+
+
+def find_environment(folder: Path, requirements: Sequence[str], distributions: Sequence[str]) -> Environment:
+    """The current environment where it has all that is required, else the one in `folder`, made where it is missing.
+
+    Args:
+        folder: of the virtual environment; it is kept for the next time.
+        requirements: as pip reads them.
+        distributions: whose versions are told.
+    Raises:
+        MachineError: pip cannot install the requirements; its output is in `<folder>.log`.
+    """
+    if all(_is_installed(name_of(requirement)) for requirement in requirements):
+        return Environment(Path(sys.executable), {name: version(name) for name in distributions if _is_installed(name)})
+    record = folder / "environment.json"
+    wanted = {"requirements": list(requirements), "below": sys.prefix, "python": sys.version}
+    # Not resolved: the link in the folder is what makes it this environment.
+    python = folder.absolute() / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    try:
+        found = json.loads(record.read_bytes())
+        current = found["wanted"] == wanted and python.exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    if not current:
+        say(f"{folder.name}: installing {', '.join(requirements)} into an environment of its own")
+        _make_environment(folder, python, requirements)
+        write_json(record, {"wanted": wanted})
+    told = _run([str(python), "-P", "-c", _VERSIONS, *distributions], folder)
+    return Environment(python, dict(zip(distributions, json.loads(told), strict=True)))
+
+
+def name_of(requirement: str) -> str:
+    """The name in a requirement: "olive-ai" of "olive-ai[cpu]>=0.9"."""
+    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _make_environment(folder: Path, python: Path, requirements: Sequence[str]) -> None:
+    try:
+        venv.create(folder, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = f"cannot be made ({type(error).__name__}: {error})"
+        raise MachineError("environment", folder, why, "the module venv, with pip, has to work") from error
+    own = Path(_run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    paths = sysconfig.get_paths()
+    write_text(own / "below.pth", "\n".join(dict.fromkeys((paths["purelib"], paths["platlib"]))) + "\n")
+    _run([str(python), "-m", "pip", "install", "--no-input", *requirements], folder)
+
+
+def _run(command: Sequence[str], folder: Path) -> str:
+    """The standard output of a command.
+
+    Raises:
+        MachineError: it failed; with what it said last.
+    """
+    log = folder.with_name(f"{folder.name}.log")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_INSTALL_S)
+    except subprocess.TimeoutExpired as error:
+        raise MachineError("environment", folder, f"no end after {_LONGEST_INSTALL_S:g} s", "try again") from error
+    if done.returncode:
+        write_text(log, done.stdout + done.stderr)
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        told = next((line for line in said if line.startswith("ERROR:")), said[-1])
+        raise MachineError("environment", folder, f"cannot be installed: {told[:300]}", f"see {log}")
+    return done.stdout

@@ -1,0 +1,247 @@
+"""Peers made from best.pt and the training photographs, each by its own recipe; one that fails ends nothing else.
+
+What was made from the same best.pt, photographs, recipe and versions is kept. A peer that failed is tried again the
+next time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.environments import Environment, find_environment, name_of
+from benchmarks.peers.peer_list import BEST, Peer, with_parents
+from benchmarks.peers.torch_pruning_recipe import make_pruned
+from benchmarks.variants import Variant, describe_variant
+from colorpress.console import say, warn
+from colorpress.errors import ColorpressError, MachineError
+from colorpress.files import write_bytes, write_json, write_text
+from colorpress.pipeline import export
+from colorpress.run_folder import Run
+from colorpress.stages import run_stage, stage_key
+from compress.ranking import count_macs
+from training.batches import whole_photos
+from training.color import rgb_to_l_ab
+from training.photos import Photo, PhotoSplit
+from training.unet import count_parameters
+
+CALIBRATION_PHOTOS = 300
+_HERE = Path(__file__).resolve().parent
+_LONGEST_S = 3 * 3600.0
+_BEST_GRAPH = Peer(BEST, "", "", "", (), ())
+# In this process, on the project's own loader and training loop; any other recipe is a module of its own process.
+_PROJECT_RECIPES: Mapping[str, Callable[[Run, PhotoSplit, Path, Mapping[str, Any]], dict[str, Any]]] = {
+    "torch_pruning_recipe": make_pruned
+}
+
+
+@dataclass(frozen=True)
+class MadePeer:
+    """What became of a peer.
+
+    Attributes:
+        status: "ok", "not installed" or "error"; `error` says why.
+        path: its model; None where it is not there.
+        seconds: that making it took, its parents included and installation not; None where nothing was made.
+        versions: of its packages.
+        params, macs: of its network; 0 where they are unknown.
+    """
+
+    peer: Peer
+    status: str
+    error: str = ""
+    path: Path | None = None
+    seconds: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    params: int = 0
+    macs: int = 0
+
+    def describe(self, run: Run) -> list[Variant]:
+        """Its variants, one for each runtime; none where it failed."""
+        if self.path is None:
+            return []
+        name = self.peer.name.partition(" @ ")[0]
+        others = [f"{name} @ {runtime}" for runtime in self.peer.runtimes[1:]]
+        return [
+            describe_variant(
+                row_name,
+                self.path,
+                runtime=runtime,
+                params=self.params or None,
+                macs=self.macs,
+                macs_size=run.settings.benchmark.bench_size[0],
+                arch=run.arch_of(self.path),
+                peer=self.peer.name != BEST,
+            )
+            for row_name, runtime in zip([self.peer.name, *others], self.peer.runtimes, strict=True)
+        ]
+
+
+def make_peers(run: Run, photos: PhotoSplit, peers: Sequence[Peer]) -> list[MadePeer]:
+    """Make every peer, and those that they are made from.
+
+    Args:
+        run: whose folder holds best.pt.
+    Returns:
+        What became of `peers`, in their order.
+    """
+    size = run.settings.benchmark.bench_size[0]
+    network = run.load(run.best_path).build_network()
+    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+    exported = export(run, run.best_path, BEST)
+    calibration = write_calibration(run, photos.train[:CALIBRATION_PHOTOS])
+    graph = run.folder / BEST / "model.onnx"
+    made = {BEST: MadePeer(_BEST_GRAPH, "ok", path=graph, seconds=exported.seconds, params=params, macs=macs)}
+    for peer in with_parents(peers):
+        parent = made[peer.parent]
+        if parent.path is None:
+            made[peer.name] = MadePeer(peer, "error", f"there is no {peer.parent} to make it from")
+            continue
+        try:
+            made[peer.name] = _make_peer(run, photos, peer, parent, calibration)
+        except ColorpressError as error:
+            status = "not installed" if error.what == "environment" else "error"
+            made[peer.name] = MadePeer(peer, status, error.why)
+            warn(f"{peer.name}: {status}: {error.why}; {error.hint}")
+    return [made[peer.name] for peer in peers]
+
+
+def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
+    """The folder with the L of each photograph, whole and of the size that is evaluated, as .npy files.
+
+    All recipes calibrate on these.
+    """
+    size, max_pixels = run.settings.benchmark.eval_size, run.settings.data.max_pixels
+    folder = run.folder / ".peers" / "calibration"
+
+    def action() -> tuple[list[Path], Mapping[str, Any]]:
+        for old in folder.glob("*.npy"):
+            old.unlink()
+        paths = []
+        for number, (_, rgb) in enumerate(whole_photos(photos, short_side=size, max_pixels=max_pixels)):
+            paths.append(folder / f"{number:04d}.npy")
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(paths[-1], rgb_to_l_ab(rgb)[0].numpy())
+        return paths, {"photos": len(paths)}
+
+    settings = {"size": size, "max_pixels": max_pixels, "photos": [photo.sha256 for photo in photos]}
+    key = stage_key(inputs=[], settings=settings, code=["training/color.py", "training/decoding.py"])
+    run_stage(run.folder, "peer-calibration", key, action)
+    return folder
+
+
+def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, calibration: Path) -> MadePeer:
+    graph = parent.path
+    assert graph is not None
+    environment = find_environment(
+        run.folder / ".peers" / "-".join(map(name_of, peer.requirements)), peer.requirements, peer.distributions
+    )
+    made = replace(parent, peer=peer, versions=environment.versions, seconds=None)
+    if not peer.recipe:
+        return made if peer.name == BEST else replace(made, path=run.best_path)
+    folder = run.folder / peer.name
+    trained = peer.recipe in _PROJECT_RECIPES
+
+    def action() -> tuple[list[Path], Mapping[str, Any]]:
+        say(f"{peer.name}: {peer.tool} {next(iter(environment.versions.values()), '')}")
+        if trained:
+            result = _make_here(run, photos, peer, folder)
+            return [folder / "model.pt"], result
+        return run_recipe(peer, graph, calibration, folder, environment), {}
+
+    key = stage_key(
+        inputs=[run.best_path if trained else graph],
+        settings={
+            "options": dict(peer.options),
+            "versions": dict(environment.versions),
+            "calibration": sorted(path.name for path in calibration.glob("*.npy")),
+            "eval_size": run.settings.benchmark.eval_size,
+            **(run.arch_key() if trained else {}),
+            **run.data_key(PhotoSplit(photos.train, photos.val if trained else (), (), ())),
+        },
+        code=[f"benchmarks/peers/{peer.recipe}.py", *(_TRAINING if trained else ())],
+    )
+    stage = run_stage(run.folder, f"peer-{peer.name}", key, action, force=run.force)
+    seconds = stage.result.get("seconds", stage.seconds) + (0.0 if peer.parent == BEST else parent.seconds or 0.0)
+    made = replace(made, path=folder / peer.files[0], seconds=round(seconds, 1))
+    if not trained:
+        return made
+    export(run, folder / "model.pt", peer.name)
+    network, size = run.load(folder / "model.pt").build_network(), run.settings.benchmark.bench_size[0]
+    return replace(made, params=count_parameters(network), macs=count_macs(network, height=size, width=size))
+
+
+_TRAINING = ("compress/dependency_graph.py", "training/batches.py", "training/fitting.py", "training/task.py")
+
+
+def _make_here(run: Run, photos: PhotoSplit, peer: Peer, folder: Path) -> dict[str, Any]:
+    try:
+        return _PROJECT_RECIPES[peer.recipe](run, photos, folder, peer.options)
+    except ColorpressError:
+        raise
+    except Exception as error:  # a tool of any kind fails in any way
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise MachineError("peer", peer.name, why, "run again with --debug") from error
+
+
+def run_recipe(peer: Peer, graph: Path, calibration: Path, folder: Path, environment: Environment) -> list[Path]:
+    """Run a recipe in its own process and environment, and move what it made to `folder`; see `peer_worker`.
+
+    Raises:
+        MachineError: the recipe failed; what it printed is in `<folder>/recipe.log`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "recipe.log"
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as name:
+        work = Path(name)
+        made, job, answer_path = work / "made", work / "job.json", work / "answer.json"
+        made.mkdir()
+        write_json(job, {
+            "recipe": str(_HERE / f"{peer.recipe}.py"),
+            "graph": str(graph.resolve()),
+            "calibration": str(calibration.resolve()),
+            "folder": str(made.resolve()),
+            "options": dict(peer.options),
+            "answer": str(answer_path.resolve()),
+        })  # fmt: skip
+        answer = _run_worker(environment.python, job, answer_path, log)
+        missing = [each for each in peer.files if not (made / each).is_file()]
+        if answer["status"] == "ok" and missing:
+            answer = {"status": "error", "error": f"it wrote no {missing[0]}"}
+        if answer["status"] != "ok":
+            raise MachineError("peer", peer.name, answer["error"], f"see {log}")
+        return [write_bytes(folder / each, (made / each).read_bytes()) for each in peer.files]
+
+
+def _run_worker(python: Path, job: Path, answer_path: Path, log: Path) -> dict[str, str]:
+    command = [str(python), "-P", str(_HERE / "peer_worker.py"), str(job)]
+    # The tool's environment is its own: nothing of this one's search path.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LONGEST_S,
+            env=environment,
+            cwd=job.parent,
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "error", "error": f"no end after {_LONGEST_S:g} s"}
+    said = done.stdout.decode("utf-8", "replace")
+    write_text(log, said)
+    try:
+        answer: dict[str, str] = json.loads(answer_path.read_bytes())
+        return answer
+    except (OSError, ValueError):
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+        return {"status": "error", "error": f"exit {done.returncode} without an answer: {last[:300]}"}

@@ -1,0 +1,32 @@
+"""ONNX Runtime's own static quantization, with its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+
+class PhotoReader(CalibrationDataReader):  # type: ignore[misc]
+    """One calibration photograph at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = iter(sorted(folder.glob("*.npy")))
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next photograph as the model's input; None after the last."""
+        path = next(self.paths, None)
+        return None if path is None else {"L": np.load(path)}
+
+
+def make_files(graph: Path, calibration: Path, folder: Path, options: Mapping[str, Any]) -> None:
+    """Write model.onnx: pre-processed as the documentation advises, then QDQ, min-max, its default types."""
+    prepared = folder / "prepared.onnx"
+    # Its symbolic shape inference is for transformers by the documentation, and fails on a graph for any picture size.
+    quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+    quantize_static(str(prepared), str(folder / "model.onnx"), PhotoReader(calibration))
+    prepared.unlink()

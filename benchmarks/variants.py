@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
+from benchmarks.graph_macs import count_graph_macs
 from colorpress.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
 from colorpress.errors import ConfigError, InputError, MachineError
 
@@ -123,7 +124,7 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     """Variants of model files that somebody named: model.pt and model.onnx are called as their folders are.
 
     Args:
-        size: side in pixels that the multiply-accumulates of a checkpoint are counted at.
+        size: side in pixels that multiply-accumulates are counted at; those of an .xml file stay unknown.
         arch: names the network of foreign checkpoints.
     Raises:
         ConfigError: as `describe_variant`, or two files have the same name.
@@ -132,14 +133,8 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix == ".pt" and path.stem != "model" else name
-        if path.suffix == ".pt":
-            from compress.ranking import count_macs
-            from training.checkpoint import load_checkpoint
-
-            macs = count_macs(load_checkpoint(path, arch).build_network(), height=size, width=size)
-            variants.append(describe_variant(name, path, macs=macs, macs_size=size, arch=arch))
-        else:
-            variants.append(describe_variant(name, path, macs_size=size))
+        variant = describe_variant(name, path, arch=arch)
+        variants.append(replace(variant, macs=_count_macs(path, size, arch), macs_size=size))
     names = Counter(variant.name for variant in variants)
     for variant in variants:
         if names[variant.name] > 1:
@@ -147,6 +142,17 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
                 "model", variant.path, f"is the second one called {variant.name!r}", "name the files or folders apart"
             )
     return tuple(variants)
+
+
+def _count_macs(path: Path, size: int, arch: ArchConfig) -> int:
+    if path.suffix == ".onnx":
+        return count_graph_macs(path, size=size)
+    if path.suffix == ".xml":
+        return 0
+    from compress.ranking import count_macs
+    from training.checkpoint import load_checkpoint
+
+    return count_macs(load_checkpoint(path, arch).build_network(), height=size, width=size)
 
 
 def runtimes_of(path: Path) -> tuple[str, ...]:

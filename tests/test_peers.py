@@ -136,7 +136,7 @@ def test_ort_static_is_made_once(run: Run, photos: PhotoSplit, capsys: pytest.Ca
     capsys.readouterr()
     assert make_peers(run, photos, [peer])[0] == made
     assert "peer-ort-static: up to date, skipped" in capsys.readouterr().err
-    make_peers(run, photos, [replace(peer, options={"other": 1})])
+    make_peers(run, photos, [replace(peer, options={"per_channel": True})])
     assert "peer-ort-static: done" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own static quantization, with its defaults."""
+"""ONNX Runtime's own static quantization, with its defaults or with a scale per channel."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ class PhotoReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def make_files(graph: Path, calibration: Path, folder: Path, options: Mapping[str, Any]) -> None:
-    """Write model.onnx: pre-processed as the documentation advises, then QDQ, min-max, its default types."""
+    """Write model.onnx: pre-processed as the documentation advises, then QDQ, min-max, its default types.
+
+    Args:
+        options: "per_channel": whether each output channel's weights have a scale of their own.
+    """
     prepared = folder / "prepared.onnx"
     # Its symbolic shape inference is for transformers by the documentation, and fails on a graph for any picture size.
     quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
-    quantize_static(str(prepared), str(folder / "model.onnx"), PhotoReader(calibration))
+    quantize_static(
+        str(prepared), str(folder / "model.onnx"), PhotoReader(calibration), per_channel=options["per_channel"]
+    )
     prepared.unlink()

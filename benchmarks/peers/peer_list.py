@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from colorpress.errors import ConfigError
 
@@ -63,8 +63,9 @@ def _runtime_of_best(runtime: str, recommended: str, url: str) -> Peer:
     return Peer(f"best.pt @ {runtime}", "PyTorch", recommended, url, ("torch",), (runtime,), files=("best.pt",))
 
 
-def _ort_static(prefix: str = "", parent: str = BEST) -> Peer:
-    return Peer(
+def _ort_static(prefix: str = "", parent: str = BEST) -> tuple[Peer, Peer]:
+    """With its defaults, and with a scale per channel, which its documentation advises where accuracy suffers."""
+    defaults = Peer(
         f"{prefix}ort-static",
         "ONNX Runtime quantization",
         "static int8 for CNNs: quant_pre_process, then quantize_static with its defaults (QDQ, min-max)",
@@ -73,7 +74,15 @@ def _ort_static(prefix: str = "", parent: str = BEST) -> Peer:
         ("onnxruntime",),
         parent=parent,
         recipe="ort_static_recipe",
+        options={"per_channel": False},
     )
+    per_channel = replace(
+        defaults,
+        name=f"{defaults.name}-per-channel",
+        recommended=f"{defaults.recommended}, per_channel=True",
+        options={"per_channel": True},
+    )
+    return defaults, per_channel
 
 
 def _nncf(prefix: str = "", parent: str = BEST) -> tuple[Peer, Peer]:
@@ -121,7 +130,7 @@ def _torch_pruning(percent: int) -> tuple[Peer, ...]:
         options={"ratio": percent / 100, "epochs": 12},
         files=("model.onnx", "model.pt"),
     )
-    return pruned, _ort_static(f"{name}-", name), *_nncf(f"{name}-", name)
+    return pruned, *_ort_static(f"{name}-", name), *_nncf(f"{name}-", name)
 
 
 PEERS: tuple[Peer, ...] = (
@@ -145,7 +154,7 @@ PEERS: tuple[Peer, ...] = (
         "torch-compile-bf16", "torch.compile under autocast to bfloat16",
         "https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
     ),
-    _ort_static(),
+    *_ort_static(),
     *_nncf(),
     *_torch_pruning(50),
     *_torch_pruning(75),

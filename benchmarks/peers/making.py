@@ -222,7 +222,7 @@ def run_recipe(peer: Peer, graph: Path, calibration: Path, folder: Path, environ
 
 
 def _run_worker(python: Path, job: Path, answer_path: Path, log: Path) -> dict[str, str]:
-    command = [str(python), "-P", str(_HERE / "peer_worker.py"), str(job)]
+    command = [str(python), "-P", str(_HERE / "peer_worker.py"), str(job.resolve())]
     # The tool's environment is its own: nothing of this one's search path.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     try:

@@ -121,7 +121,8 @@ def choose_pictures(
     """Which variants and photographs are worth a close look.
 
     Of ours those are shown that no other one beats in size, time and colour at once, by merit, one for each network,
-    since its quantized and packed files look alike; of other tools' the ones that keep most colour.
+    since its quantized and packed files look alike; of other tools' the ones that keep most colour, but not best.pt
+    itself in another runtime.
     """
     by_name = {variant.name: variant for variant in variants}
     usable = [
@@ -138,7 +139,9 @@ def choose_pictures(
     ours = [row for row in usable if row["model"] in own]
     ours.sort(key=lambda row: (row["model"] != recommended, not _is_on_front(row, ours), -merit(row, rows[0])))
     front = [row for row in ours if row["model"] == recommended or _is_on_front(row, ours)]
-    peers = sorted((row for row in usable if row["peer"]), key=lambda row: -(row["retained_colour"] or 0.0))
+    whole = (rows[0]["variant"], str(rows[0]["variant"]).removesuffix(".pt"))
+    peers = [row for row in usable if row["peer"] and row["variant"] not in whole]
+    peers.sort(key=lambda row: -(row["retained_colour"] or 0.0))
     places = _MOST_SHOWN - 1 if peers else _MOST_SHOWN
     first: dict[str, str] = {}
     for row in (*front, *peers):

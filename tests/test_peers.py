@@ -205,7 +205,9 @@ def test_a_failing_recipe_ends_nothing_else(run: Run, photos: PhotoSplit, capsys
 def test_a_recipe_s_process_answers_how_it_failed(
     recipe: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peer, folder = find_peer("ort-static", recipe="broken_recipe"), tmp_path / "made"
+    # Relative, as --output-dir often is: the recipe's process works in another folder.
+    peer, folder = find_peer("ort-static", recipe="broken_recipe"), Path("made")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_recipe.py").write_text(recipe)
     source = Path(sys.modules["benchmarks.peers.making"].__file__ or "").parent
     (tmp_path / "peer_worker.py").write_text((source / "peer_worker.py").read_text())

@@ -35,6 +35,7 @@ from colorpress.config import (
     PruneConfig,
     QuantizeConfig,
     RankConfig,
+    SearchConfig,
     Settings,
     StudentConfig,
     TrainConfig,
@@ -42,6 +43,7 @@ from colorpress.config import (
     is_comma_list,
     is_list,
     option_name,
+    parse_quantity,
 )
 from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 
@@ -146,11 +148,32 @@ class _CommaList(click.ParamType[tuple[Any, ...]]):
             self.fail(f"{value!r} is no list of whole numbers, such as 1,8", param, ctx)
 
 
-def config_options(*configs: type[Config], short: Mapping[str, str] | None = None) -> Callable[[Function], Function]:
+class _Quantity(click.ParamType[float]):
+    """A number that may carry a unit, such as 2ms; the config checks its range."""
+
+    name = "float"
+
+    def __init__(self, units: Mapping[str, float]) -> None:
+        self.units = units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, str):
+            return parse_quantity(value, param.opts[0] if param else "option", self.units)
+        return float(value)
+
+
+# What people say for budgets, beside the names of the fields.
+_SPOKEN = {"target_size": "max-size", "target_latency_ms": "max-latency"}
+
+
+def config_options(
+    *configs: type[Config], short: Mapping[str, str] | None = None, leave_out: Sequence[str] = ()
+) -> Callable[[Function], Function]:
     """One command-line option per field: name, type, default, range and help come from the config itself.
 
     Args:
         short: further names of fields on one command, where no other field of its configs may then use the name.
+        leave_out: fields that the command does not offer.
     """
     short = short or {}
 
@@ -160,11 +183,13 @@ def config_options(*configs: type[Config], short: Mapping[str, str] | None = Non
                 kind: Any = field_type(config, each)
                 if choices := each.metadata["choices"]:
                     kind = click.Choice(choices)
+                elif units := each.metadata["units"]:
+                    kind = _Quantity(units)
                 elif kind is Path:
                     kind = _PATH
                 commas = is_comma_list(config, each)
                 name = option_name(each.name)
-                if name in short.values():
+                if name in short.values() or each.name in leave_out:
                     continue
                 names = [f"--{name}/--no-{name}" if kind is bool else f"--{name}"]
                 names += [f"--{short[each.name]}"] if each.name in short else []
@@ -278,7 +303,7 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @_output_option
 @_common_options
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@config_options(*CONFIGS.values())
+@config_options(*(config for config in CONFIGS.values() if config is not SearchConfig))
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, compress, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
@@ -349,7 +374,15 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
     "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
 )
 @config_options(
-    ArchConfig, DataConfig, GoalConfig, BudgetConfig, StudentConfig, ExportConfig, QuantizeConfig, MachineConfig
+    ArchConfig,
+    DataConfig,
+    GoalConfig,
+    BudgetConfig,
+    StudentConfig,
+    ExportConfig,
+    QuantizeConfig,
+    MachineConfig,
+    short=_SPOKEN,
 )
 def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
     """The smallest network that keeps best.pt's colour: chosen, trained, exported, in int8 and with packed weights."""
@@ -362,6 +395,79 @@ def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
         return pipeline.compress(current, pipeline.find_photos(current), name)
 
     _do(current, as_json, steps)
+
+
+_study_help = "Shared storage: a journal file in a shared folder, or a URL such as postgresql+psycopg://user@host/name"
+
+
+@cli.command()
+@_stage_options
+@_checkpoint_option
+@click.option("--study", default=None, help=f"{_study_help}; default: in the run folder.")
+@click.option("--dry-run", is_flag=True, help="Show space, budgets and the estimated time; train nothing.")
+@config_options(
+    ArchConfig,
+    DataConfig,
+    GoalConfig,
+    BudgetConfig,
+    SearchConfig,
+    StudentConfig,
+    ExportConfig,
+    QuantizeConfig,
+    MachineConfig,
+    short=_SPOKEN,
+    leave_out=("student_effort", "student_crops", "student_trial_crops", "student_plan", "qat_crops"),
+)
+def search(
+    output_dir: Path,
+    force: bool,
+    as_json: bool,
+    checkpoint: Path | None,
+    study: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Say the budget, get the model: a Pareto front of students by file size, latency and colour."""
+    current = _open_run(output_dir, force, options)
+    from colorpress import pipeline
+    from colorpress.files import locked_folder
+    from colorpress.search_stages import describe_plan, result_lines, search, summarize
+
+    with locked_folder(output_dir):
+        if checkpoint is not None:
+            pipeline.adopt_checkpoint(current, checkpoint)
+        photos = pipeline.find_photos(current)
+        if dry_run:
+            lines, planned = describe_plan(current, photos, study=study)
+            click.echo(json.dumps(planned, indent=2) if as_json else "\n".join(lines))
+            return
+        found = search(current, photos, study=study)
+        pipeline.write_settings(current)
+    click.echo(json.dumps(summarize(found), indent=2) if as_json else "\n".join(map(printable, result_lines(found))))
+
+
+@cli.command()
+@_output_option
+@_common_options
+@_checkpoint_option
+@click.option("--study", required=True, help=f"{_study_help}; that of the search to join.")
+@click.option("--data", type=_PATH, default=None, help="Folder of the same photographs as the search's.")
+@click.option("--unlabelled", type=_PATH, default=None, help="Folder of the same further photographs, if it has some.")
+@config_options(ArchConfig, MachineConfig)
+def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
+    """Join a search on this or another machine; all other options are those of the search."""
+    from colorpress import pipeline
+    from colorpress.files import locked_folder
+    from colorpress.run_folder import Run
+    from colorpress.search_stages import read_worker_options, work
+
+    shared = read_worker_options(study, SearchConfig().worker_timeout)
+    current = Run(output_dir, Settings.from_options({**shared, **options}), force)
+    with locked_folder(output_dir):
+        if checkpoint is not None:
+            pipeline.adopt_checkpoint(current, checkpoint)
+        done = work(current, pipeline.find_photos(current), study=study)
+    click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
 
 
 @cli.command()

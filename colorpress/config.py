@@ -21,13 +21,20 @@ from colorpress.errors import ConfigError, printable
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    units: Mapping[str, float] | None = None,
 ) -> Any:
     """A config field: its default, one line of help, and the values it allows (`low` and `high` included).
 
-    A default that is a tuple makes it a list, and what is allowed holds for each item.
+    A default that is a tuple makes it a list, and what is allowed holds for each item. On the command line a number may
+    carry one of `units`, each with its factor.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "units": units})
 
 
 @dataclass(frozen=True)
@@ -308,7 +315,11 @@ class GoalConfig(Config):
         high=10.0,
     )
     max_l1_increase: float | None = option(
-        None, "The same in other words: percent that the L1 may be above best.pt's.", low=-100.0, high=1000.0
+        None,
+        "The same in other words: percent that the L1 may be above best.pt's.",
+        low=-100.0,
+        high=1000.0,
+        units={"%": 1.0},
     )
 
 
@@ -322,7 +333,11 @@ class BudgetConfig(Config):
     )
     target_size: str | None = option(None, "Largest ONNX file, such as 310KB (1 KB is 1000 bytes).")
     target_latency_ms: float | None = option(
-        None, "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.", low=1e-3, high=1e6
+        None,
+        "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.",
+        low=1e-3,
+        high=1e6,
+        units={"ms": 1.0, "us": 1e-3, "s": 1e3},
     )
 
     def __post_init__(self) -> None:
@@ -348,8 +363,23 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = _SIZE_UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or float(found[1]) * unit < 1:
-        raise ConfigError("option", "--target-size", f"got {text!r}", "give a size such as 310KB or 1.5MB")
+        hint = "give a size of at least 1 byte such as 310KB or 1.5MB; units are B, KB, MB, GB, KiB, MiB and GiB"
+        raise ConfigError("option", "--target-size", f"got {text!r}", hint)
     return int(float(found[1]) * unit)
+
+
+def parse_quantity(text: str, name: str, units: Mapping[str, float]) -> float:
+    """The number in a text such as `2ms` or `1 %`, times the factor of its unit; without a unit as it stands.
+
+    Args:
+        name: of the option, for the error.
+    Raises:
+        ConfigError: it is no number, or its unit is none of `units`.
+    """
+    found = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*", text)
+    if found is None or (found[2] and found[2].lower() not in units):
+        raise ConfigError("option", name, f"got {text!r}", f"give a number, or one in {', '.join(units)}")
+    return float(found[1]) * (units[found[2].lower()] if found[2] else 1.0)
 
 
 @dataclass(frozen=True)
@@ -414,6 +444,57 @@ class StudentConfig(Config):
 _EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
 # Crops of a student's epoch at least: validation after each should be a small part of the work.
 _STUDENT_EPOCH = 8_000
+
+
+@dataclass(frozen=True)
+class SearchEffort:
+    """How much a search does: candidates, crops of each, crops of those of the front, how many those are, and int8."""
+
+    trials: int
+    crops: int
+    full_crops: int
+    front: int
+    int8: bool
+
+
+SEARCH_EFFORTS = {
+    "demo": SearchEffort(trials=8, crops=400, full_crops=1_600, front=8, int8=False),
+    "fast": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=8, int8=True),
+    "default": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=10, int8=True),
+    "long": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),
+}
+
+
+@dataclass(frozen=True)
+class SearchConfig(Config):
+    """A search for the Pareto front of students: file size, latency and colour."""
+
+    search_effort: str = option(
+        "default", "How much is tried, and for how long; the options below go ahead.", choices=tuple(SEARCH_EFFORTS)
+    )
+    search_trials: int | None = option(None, "Candidates that learn for a short while.", low=1, high=1_000_000)
+    search_crops: int | None = option(None, "Crops that each of them learns from.", low=1, high=10**12)
+    search_full_crops: int | None = option(
+        None, "Crops that each student of the front learns from in the end.", low=1, high=10**12
+    )
+    search_front: int | None = option(
+        None, "Students of the front that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
+    )
+    search_int8: bool | None = option(None, "Quantize each student of the front to int8 too.")
+    search_sampler: str = option(
+        "tpe",
+        "What chooses candidates: Optuna's tree-structured Parzen estimator, chance, or a ladder of uniform widths.",
+        choices=("tpe", "random", "ladder"),
+    )
+    worker_timeout: int = option(
+        120, "Seconds without a sign of life after which a worker's candidate goes to another.", low=2, high=86_400
+    )
+
+    def effort(self) -> SearchEffort:
+        """What the preset says, and the options that were given instead."""
+        preset = SEARCH_EFFORTS[self.search_effort]
+        given = {name: getattr(self, f"search_{name}") for name in vars(preset)}
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -529,6 +610,7 @@ class Settings:
     goal: GoalConfig = field(default_factory=GoalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
@@ -580,6 +662,7 @@ CONFIGS: dict[str, type[Config]] = {
     "goal": GoalConfig,
     "budget": BudgetConfig,
     "student": StudentConfig,
+    "search": SearchConfig,
     "export": ExportConfig,
     "deploy": DeployConfig,
     "quantize": QuantizeConfig,

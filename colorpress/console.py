@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,17 @@ def set_quiet(quiet: bool) -> None:
     """Silence messages and progress of this process (warnings still show)."""
     global _quiet
     _quiet = quiet
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Silence messages and progress inside the block; warnings still show."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
 
 
 def say(message: str) -> None:
@@ -61,10 +72,39 @@ def progress(label: str, total: int) -> Iterator[Progress]:
     """Show the progress of `total` items under `label` until the block ends."""
     if _quiet or total <= 0:
         yield _Silent()
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ:
+    elif _can_redraw():
         yield from _bar(label, total)
     else:
         yield _Lines(label, total)
+
+
+def _can_redraw() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+
+
+@contextmanager
+def live_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]], str], None]]:
+    """Yield a function that shows the rows of a table and a line about it, in the place of those shown before.
+
+    Where nothing can be redrawn it prints the line alone.
+    """
+    if _quiet or not _can_redraw():
+        yield lambda rows, line: say(line)
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+
+        def show(rows: Sequence[Sequence[str]], line: str) -> None:
+            table = Table(*header)
+            for row in rows:
+                table.add_row(*(Text(printable(cell)) for cell in row))
+            live.update(Group(table, Text(printable(line))), refresh=True)
+
+        yield show
 
 
 class _Silent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from benchmarks.latency import time_quickly
 from benchmarks.machine import machine_key
 from benchmarks.variants import DERIVED_ENDINGS
-from colorpress.config import TrainConfig
+from colorpress.config import Settings, TrainConfig
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError
 from colorpress.run_folder import Run, warn_of_other_split
@@ -72,7 +72,12 @@ def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STU
     return [oracle, *trials, choice.write(plan), choice.train(plan)]
 
 
-def _with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
+def score_output_strides(run: Run, checkpoint: Path, photos: PhotoSplit) -> tuple[StrideScore, ...]:
+    """The oracle: what best.pt's own answers are worth when they are made coarse; measured once in a run folder."""
+    return _Choice(run, checkpoint, photos, STUDENT).choose_stride()[0]
+
+
+def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
     """The photographs with those of --unlabelled to learn from; what validates or tests is never learned from."""
     folder = run.settings.student.unlabelled
     if folder is None:
@@ -98,7 +103,7 @@ class _Choice:
 
     @cached_property
     def photos(self) -> PhotoSplit:
-        return _with_unlabelled(self.run, self.given)
+        return with_unlabelled(self.run, self.given)
 
     @property
     def folder(self) -> Path:
@@ -290,14 +295,8 @@ class _Choice:
         timed, threads = "target_latency_ms" in budgets, settings.machine.threads
 
         def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-            with tempfile.TemporaryDirectory(prefix="colorpress-candidate-") as folder:
-                source, packed = Path(folder) / "model.onnx", Path(folder) / "packed.onnx"
-                stand_in = _stand_in(candidate.network, settings.data.seed)
-                # As long a description as the published file's, so that it is not larger.
-                trial = Checkpoint(candidate.network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
-                export_onnx(trial, source, settings.export)
-                size_bytes = pack_onnx(source, packed).size_bytes
-                latency_ms = time_quickly(packed, settings.benchmark, threads=threads) if timed else None
+            timing = (lambda path: time_quickly(path, settings.benchmark, threads=threads)) if timed else None
+            size_bytes, latency_ms = measure_stand_in(candidate.network, settings, timing)
             return [], {"size_bytes": size_bytes, "latency_ms": latency_ms}
 
         used: dict[str, Any] = {"network": candidate.network.to_dict(), "export": vars(settings.export)}
@@ -325,6 +324,24 @@ class _Choice:
             if value > most and (name in budgets or not smallest):
                 return f"{value:,.4g} {unit}, at most {most:,.4g}"
         return ""
+
+
+def measure_stand_in(
+    network: UNetPlan, settings: Settings, timing: Callable[[Path], float] | None
+) -> tuple[int, float | None]:
+    """Bytes of the file with packed weights that a network will have, and its latency, before it is trained.
+
+    Args:
+        timing: gives the latency of a file in milliseconds; None leaves it out.
+    """
+    with tempfile.TemporaryDirectory(prefix="colorpress-candidate-") as folder:
+        source, packed = Path(folder) / "model.onnx", Path(folder) / "packed.onnx"
+        stand_in = _stand_in(network, settings.data.seed)
+        # As long a description as the published file's, so that it is not larger.
+        trial = Checkpoint(network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
+        export_onnx(trial, source, settings.export)
+        size_bytes = pack_onnx(source, packed).size_bytes
+        return size_bytes, timing(packed) if timing else None
 
 
 def _stand_in(network: UNetPlan, seed: int) -> UNet:

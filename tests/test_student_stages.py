@@ -14,7 +14,7 @@ from colorpress.errors import ConfigError
 from colorpress.int8_stage import quantize
 from colorpress.pipeline import export, find_photos, pack, run_variants, train
 from colorpress.run_folder import Run
-from colorpress.student_stages import _with_unlabelled, make_student
+from colorpress.student_stages import make_student, with_unlabelled
 from compress.student import student_ladder
 from compress.student_plan import StudentPlan, read_student_network, write_student_plan
 from tests.conftest import make_photo
@@ -116,7 +116,7 @@ def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSp
         make_photo(index).save(tmp_path / "more" / f"{index}.png")
     for known in (*photos.val, *photos.test, photos.train[0]):
         (tmp_path / "more" / f"copy-{known.path.name}").write_bytes(known.path.read_bytes())
-    more = _with_unlabelled(changed(run, unlabelled=tmp_path / "more"), photos)
+    more = with_unlabelled(changed(run, unlabelled=tmp_path / "more"), photos)
     assert (more.val, more.test) == (photos.val, photos.test)
     assert {photo.path.name for photo in more.train} - {photo.path.name for photo in photos.train} == {
         "90.png",

@@ -1,0 +1,317 @@
+"""What a worker does with one candidate, cheap before dear: predicted cost, measured cost, and a short distillation.
+
+A candidate over a budget ends where that is seen, so nothing over a budget is ever trained. Latency is measured by one
+worker at a time on a machine, and this one does not train meanwhile.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.latency import time_quickly
+from benchmarks.machine import machine_key
+from colorpress.config import SearchEffort
+from colorpress.console import muted
+from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
+from colorpress.run_folder import Run, warn_of_other_split
+from colorpress.search_front import STAGES, FrontRow, loss_of
+from colorpress.student_stages import measure_stand_in, with_unlabelled
+from compress.distillation import distil_network
+from compress.ranking import count_macs
+from compress.search_space import CostLimits, SearchSpace, StudentPoint, make_space, suggest
+from compress.student import build_student
+from compress.yardstick import Score, Yardstick
+from training.checkpoint import Checkpoint
+from training.photos import PhotoSplit
+from training.unet import UNetPlan, count_parameters
+
+# Validation photographs that score a candidate, at most: all are held in memory, one megabyte each.
+_MOST_PHOTOS = 500
+# Those that choose a candidate's best epoch: best.pt is asked about each of them too.
+_EPOCH_PHOTOS = 64
+# How far the predicted size of a file may be off.
+_SIZE_MARGIN = 0.01
+# Without an option that says so, a student that is no smaller than this is none.
+_LARGEST_SHARE = 0.5
+_MODULES = (
+    "batch_norm", "distillation", "packing", "search_space", "student", "teacher", "yardstick"
+)  # fmt: skip
+_CODE = (
+    "training",
+    "export/graph.py",
+    *(f"compress/{name}.py" for name in _MODULES),
+    *(f"colorpress/{name}.py" for name in ("search_study", "search_trial")),
+)
+# What the machines that share a latency are compared by: a network of a fixed shape.
+_REFERENCE = UNetPlan(encoder=((32, 32),) * 4, decoder=((32, 32),), upsample="nearest", stem_stride=4)
+
+
+@contextmanager
+def alone_on_machine() -> Iterator[None]:
+    """Hold the lock under which latency is measured: one process of a user at a time on a machine."""
+    from filelock import FileLock
+
+    owner = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
+        yield
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """What all candidates of a search share on this machine.
+
+    Attributes:
+        checkpoint: best.pt.
+        given: the photographs of the run.
+        output_strides: that the oracle keeps.
+        worker: name of this one in the study.
+        weights: folder of finished weights by their hash; shared by machines where the study is in a shared folder.
+    """
+
+    run: Run
+    checkpoint: Path
+    given: PhotoSplit
+    output_strides: tuple[int, ...]
+    worker: str
+    weights: Path
+
+    @cached_property
+    def effort(self) -> SearchEffort:
+        """How much is tried, and for how long."""
+        return self.run.settings.search.effort()
+
+    @cached_property
+    def best(self) -> Checkpoint:
+        """best.pt."""
+        found = self.run.load(self.checkpoint)
+        warn_of_other_split(found, self.given)
+        return found
+
+    @cached_property
+    def photos(self) -> PhotoSplit:
+        """The photographs, with those of --unlabelled to learn from."""
+        return with_unlabelled(self.run, self.given)
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """best.pt's answers to the photographs that choose."""
+        size = self.run.settings.benchmark.eval_size
+        return self.run.yardstick(self.best, self.given.val[:_MOST_PHOTOS], short_side=size)
+
+    @cached_property
+    def original_cost(self) -> tuple[int, int]:
+        """Parameters and multiply-accumulates of best.pt."""
+        network, side = self.best.build_network(), self.run.settings.rank.rank_size
+        return count_parameters(network), count_macs(network, height=side, width=side)
+
+    @cached_property
+    def limits(self) -> CostLimits:
+        """The budgets; without those for parameters and multiply-accumulates, half of best.pt's."""
+        given = self.run.settings.budget.given()
+        params, macs = self.original_cost
+        return CostLimits(
+            params=given.get("keep_params", _LARGEST_SHARE) * params,
+            macs=given.get("keep_macs", _LARGEST_SHARE) * macs,
+            size_bytes=given.get("target_size"),
+            latency_ms=given.get("target_latency_ms"),
+        )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The points that are tried."""
+        side = self.run.settings.rank.rank_size
+        return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
+
+    def identity(self) -> dict[str, Any]:
+        """What the study's answers depend on, as JSON-ready values: a worker with others is refused."""
+        settings = self.run.settings
+        student = {
+            name: value
+            for name, value in vars(settings.student).items()
+            if name not in ("student_plan", "unlabelled", "student_effort", "student_crops", "student_trial_crops")
+        }
+        used = replace(self.photos, test=())
+        return {
+            "best.pt": self.best.sha256,
+            "photographs": self.run.data_key(used),
+            "space": {**asdict(self.space), "output_strides": list(self.output_strides)},
+            "budgets": settings.budget.given(),
+            "settings": {
+                **student,
+                **{name: value for name, value in vars(settings.train).items() if name not in ("base", "depth")},
+                **vars(settings.export),
+                "search_full_crops": self.effort.full_crops,
+                "search_sampler": settings.search.search_sampler,
+                "eval_size": settings.benchmark.eval_size,
+                "bench_size": settings.benchmark.bench_size[0],
+            },
+            "network": self.run.arch_key(),
+            "code": sha256_source(_CODE),
+        }
+
+    def time_alone(self, path: Path) -> float:
+        """The p50 of a file in milliseconds, while no other worker of this user measures here."""
+        with alone_on_machine():
+            return time_quickly(path, self.run.settings.benchmark, threads=self.run.settings.machine.threads)
+
+    def time_reference(self) -> float:
+        """The p50 of a network of a fixed shape, in milliseconds: what machines are compared by."""
+        _, latency_ms = measure_stand_in(_REFERENCE, self.run.settings, self.time_alone)
+        assert latency_ms is not None
+        return latency_ms
+
+    def describe_speed(self) -> dict[str, Any]:
+        """This machine and its time for the reference, as the study keeps that of the one that began it."""
+        return {"machine": sha256_bytes(repr(machine_key()).encode()), "reference_ms": self.time_reference()}
+
+    def latency_factor(self, speed: Mapping[str, Any]) -> float:
+        """What latencies measured here are multiplied by to be those of the machine that began the study."""
+        if sha256_bytes(repr(machine_key()).encode()) == speed["machine"]:
+            return 1.0
+        return float(speed["reference_ms"]) / self.time_reference()
+
+    def try_short(self, trial: optuna.Trial, factor: float) -> tuple[float, float, float]:
+        """The objective of the first study: a candidate's size, latency and lost colour after a short distillation.
+
+        Raises:
+            TrialPruned: it is over a limit; nothing was trained.
+        """
+        trial.set_user_attr("worker", self.worker)
+        point = suggest(trial, self.space)
+        network, cost = point.network(), self.space.cost(point)
+        trial.set_user_attr("point", point.to_dict())
+        predicted = self.limits.excess(
+            params=cost.params, macs=cost.macs, size_bytes=cost.size_bytes / (1 + _SIZE_MARGIN)
+        )
+        _refuse(trial, {f"predicted {name}": share for name, share in predicted.items()})
+        if known := _find_same(trial, network):
+            for name in ("params", "macs", "size_bytes", "latency_ms", "score", "weights", "seconds"):
+                trial.set_user_attr(name, known.user_attrs[name])
+            size_bytes, latency_ms, loss = known.values
+            return size_bytes, latency_ms, loss
+        started = time.monotonic()
+        with muted():
+            size_bytes, latency_ms = measure_stand_in(network, self.run.settings, self.time_alone)
+        assert latency_ms is not None
+        latency_ms *= factor
+        costing = time.monotonic() - started
+        _refuse(trial, self.limits.excess(size_bytes=size_bytes, latency_ms=latency_ms))
+        _note(trial, params=cost.params, macs=cost.macs, size_bytes=size_bytes, latency_ms=latency_ms)
+        return self._learn_for(trial, point, costing)
+
+    def try_full(self, trial: optuna.Trial) -> tuple[float, float, float]:
+        """The objective of the second study: one of the front, after a full distillation."""
+        trial.set_user_attr("worker", self.worker)
+        point = StudentPoint.from_dict(trial.user_attrs["point"])
+        # Queued with what the first study measured of it.
+        suggest(trial, self.space)
+        return self._learn_for(trial, point, 0.0)
+
+    def _learn_for(self, trial: optuna.Trial, point: StudentPoint, costing: float) -> tuple[float, float, float]:
+        started = time.monotonic()
+        path, score = self.learn(point)
+        seconds = {"cost": round(costing, 3), "learn": round(time.monotonic() - started, 3)}
+        values = {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
+        _note(trial, score=values, weights=path.stem, seconds=seconds)
+        known = trial.user_attrs
+        return float(known["size_bytes"]), float(known["latency_ms"]), loss_of(score)
+
+    def learn(self, point: StudentPoint) -> tuple[Path, Score]:
+        """Distil the network of a point from the start; the file of its weights, and its score.
+
+        What an interruption left is gone on with.
+        """
+        settings = self.run.settings
+        recipe = settings.student.recipe(
+            settings.train,
+            crops=point.crops,
+            photos=len(self.photos.train),
+            val_size=settings.benchmark.eval_size,
+        )
+        name = sha256_bytes(repr((point.network(), point.crops)).encode())[:16]
+        destination = self.run.folder / "study" / "trials" / name / "model.pt"
+        # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
+        learned_from = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
+        with muted():
+            distilled = distil_network(
+                build_student(point.network(), settings.data.seed),
+                self.best,
+                replace(self.photos, train=learned_from, val=self.photos.val[:_EPOCH_PHOTOS]),
+                destination,
+                recipe,
+                teacher_weight=settings.student.student_teacher_weight,
+                answer_folder=self.run.answer_folder,
+                answer_size=settings.benchmark.eval_size,
+                data=settings.data,
+                machine=settings.machine,
+                label="student",
+            )
+            score = self.yardstick.score(distilled.checkpoint.build_network())
+        path = self.weights / f"{sha256_file(destination)}.pt"
+        if not path.exists():
+            write_bytes(path, destination.read_bytes())
+        return path, score
+
+    def find_weights(self, row_trial: FrozenTrial) -> Path:
+        """The weights of a finished trial; those that another machine keeps to itself are learned again."""
+        path = self.weights / f"{row_trial.user_attrs['weights']}.pt"
+        if path.is_file() and sha256_file(path) == path.stem:
+            return path
+        return self.learn(StudentPoint.from_dict(row_trial.user_attrs["point"]))[0]
+
+
+def make_row(trial: FrozenTrial, stage: str) -> FrontRow:
+    """The row of a finished trial."""
+    known = trial.user_attrs
+    score = Score(**{name: math.nan if value is None else value for name, value in known["score"].items()})
+    kilobytes = max(1, round(known["size_bytes"] / 1000))
+    return FrontRow(
+        # The short trial and the full one of a point have the same name, and no two points have.
+        name=f"{kilobytes}kb-{known.get('number', trial.number)}",
+        stage=stage,
+        point=StudentPoint.from_dict(known["point"]),
+        params=known["params"],
+        macs=known["macs"],
+        size_bytes=known["size_bytes"],
+        latency_ms=known["latency_ms"],
+        score=score,
+    )
+
+
+def make_rows(trials: list[FrozenTrial], stage: str) -> list[FrontRow]:
+    """The rows of the finished ones among some trials."""
+    assert stage in STAGES
+    return [make_row(trial, stage) for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def _refuse(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
+    """Tell the sampler how far a candidate is over each limit, and end the trial where it is over one."""
+    for name, share in excess.items():
+        trial.set_constraint(name, share)
+    if over := [name for name, share in excess.items() if share > 0]:
+        trial.set_user_attr("refused", ", ".join(over))
+        raise optuna.TrialPruned
+
+
+def _note(trial: optuna.Trial, **values: Any) -> None:
+    for name, value in values.items():
+        trial.set_user_attr(name, value)
+
+
+def _find_same(trial: optuna.Trial, network: UNetPlan) -> FrozenTrial | None:
+    """A finished trial whose point rounds to the same network."""
+    done = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return next((each for each in done if StudentPoint.from_dict(each.user_attrs["point"]).network() == network), None)

@@ -1,0 +1,128 @@
+"""The front of a search: what is on it, what goes on, what is recommended, and what to loosen where nothing fits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from colorpress.config import BudgetConfig, GoalConfig
+from colorpress.search_front import (
+    FRONT_FILES,
+    STAGES,
+    FrontRow,
+    choose_spread,
+    find_front,
+    format_front,
+    list_demands,
+    recommend,
+    write_front,
+)
+from compress.search_space import StudentPoint
+from compress.yardstick import Score
+
+POINT = StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 100)
+
+
+def row(name: str, size_bytes: int, latency_ms: float, kept: float, stage: str = STAGES[0]) -> FrontRow:
+    score = Score(l1=0.1, l1_delta_pct=10 * (1 - kept), retained_colour=kept, low=kept - 0.01, high=kept + 0.01)
+    file = f"front/{name}/model.onnx" if stage == STAGES[2] else ""
+    return FrontRow(name, stage, POINT, size_bytes, 10 * size_bytes, size_bytes, latency_ms, score, file)
+
+
+ROWS = [
+    row("a", 10_000, 0.5, 0.80),
+    row("b", 20_000, 0.6, 0.90),
+    row("c", 21_000, 0.7, 0.89),  # worse than b in all
+    row("d", 40_000, 0.4, 0.95),
+    row("e", 41_000, 0.4, 0.95),  # no better than d in anything
+    row("f", 80_000, 2.0, 1.01),
+    row("g", 82_000, 1.9, 1.00),
+]
+
+
+def names(rows: list[FrontRow]) -> str:
+    return "".join(each.name for each in rows)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert names(find_front(ROWS)) == "abdfg"
+    twin = row("t", 10_000, 0.5, 0.80)
+    assert names(find_front([*ROWS, twin])) == "atbdfg"
+
+
+def test_those_that_go_on_are_spread_over_the_sizes() -> None:
+    assert names(choose_spread(ROWS, 2)) == "ag"
+    assert names(choose_spread(ROWS, 3)) == "adg"
+    assert names(choose_spread(ROWS, 5)) == "abdfg"
+    assert names(choose_spread(ROWS, 6)) == "abcdfg"
+    assert names(choose_spread(ROWS, 99)) == "abcdefg"
+    assert choose_spread([], 3) == []
+
+
+def demands(params: int = 100_000, **options: object) -> list:
+    goal = {name: options.pop(name) for name in ("min_retained_colour", "max_l1_increase") if name in options}
+    return list_demands(GoalConfig(**goal), BudgetConfig(**options), params=params, macs=10 * params)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, "f"),
+        ({"min_retained_colour": 0.9}, "b"),
+        ({"max_l1_increase": 1.0}, "b"),
+        ({"min_retained_colour": 0.85, "max_l1_increase": 0.6}, "d"),
+        ({"target_size": "30KB"}, "b"),
+        ({"target_size": "50KB", "min_retained_colour": 0.92}, "d"),
+        ({"target_latency_ms": 0.45}, "d"),
+        ({"keep_params": 0.15}, "a"),
+        ({"keep_macs": 0.81, "min_retained_colour": 1.0}, "f"),
+    ],
+)
+def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object], expected: str) -> None:
+    found = recommend(ROWS, demands(**asked))
+    assert found.row is not None and found.row.name == expected
+    assert found.sentence.startswith(f"{expected}: ")
+
+
+def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
+    found = recommend(ROWS, demands(target_size="15KB", min_retained_colour=0.92))
+    assert found.row is None
+    assert found.sentence.startswith(
+        "No student meets --min-retained-colour 0.92 and --target-size 15KB. a comes nearest"
+    )
+    assert "G 0.800 (13 % off --min-retained-colour 0.92)" in found.sentence
+    assert "Loosen --min-retained-colour 0.92 to G 0.800 (a), or --target-size 15KB to 40.0 kB (d)" in found.sentence
+    alone = recommend(ROWS, demands(target_size="5KB", keep_params=0.05, min_retained_colour=2.0))
+    assert alone.row is None and "More than one has to be loosened" in alone.sentence
+
+
+def test_candidates_do_not_stand_in_for_files() -> None:
+    exported = [row("x", 30_000, 0.5, 0.93, STAGES[2])]
+    found = recommend([*ROWS, *exported], demands(target_size="50KB"))
+    assert found.row is not None and found.row.file == "front/x/model.onnx"
+    assert recommend([], demands()).row is None
+
+
+def test_where_there_is_no_colour_the_l1_counts() -> None:
+    blind = [replace(each, score=replace(each.score, retained_colour=math.nan)) for each in ROWS]
+    assert names(find_front(blind)) == "abdfg"
+    assert "+2.00 % L1" in blind[0].describe()
+    assert recommend(blind, demands(min_retained_colour=0.5)).row is None
+
+
+def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
+    paths = write_front(tmp_path, ROWS, best_bytes=400_000, record={"recommended": "g", "sentence": "so"})
+    assert tuple(path.name for path in paths) == FRONT_FILES and all(path.stat().st_size for path in paths)
+    table = pd.read_csv(paths[0])
+    assert "".join(table.loc[table["on_front"], "name"]) == "abdfg"
+    assert list(table["times_smaller"])[:2] == [40.0, 20.0]
+    written = json.loads(paths[1].read_text())
+    assert written["sentence"] == "so" and [each["name"] for each in written["rows"]] == list("abcdefg")
+    assert StudentPoint.from_dict(written["rows"][0]["point"]) == POINT
+    lines = format_front(ROWS, 400_000).splitlines()
+    assert len(lines) == 6 and "40.0 kB" in lines[3] and "0.950" in lines[3]

@@ -1,0 +1,115 @@
+"""Points of the space: their networks, their costs against measured ones, and as trials of a study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+
+from colorpress.config import Settings
+from colorpress.errors import InputError
+from colorpress.student_stages import measure_stand_in
+from compress.ranking import count_macs
+from compress.search_space import (
+    CostLimits,
+    SearchSpace,
+    StudentPoint,
+    ladder_points,
+    make_space,
+    predict_cost,
+    suggest,
+)
+from compress.student_plan import StudentPlan, read_student_network, write_student_plan
+from training.unet import UNet, count_parameters
+
+SPACE = SearchSpace((1, 2, 4, 8, 16, 32), largest_base=64, crops=100, side=96)
+POINT = StudentPoint(4, 2, 16, base=8, growth=(1.5, 2.0, 1.0), decoder_share=0.5, convolutions=2, crops=100)
+
+
+def draw(count: int, seed: int = 0, space: SearchSpace = SPACE) -> list[StudentPoint]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    return [suggest(study.ask(), space) for _ in range(count)]
+
+
+def test_a_point_says_every_channel_count() -> None:
+    network = POINT.network()
+    assert network.encoder == ((8, 8), (12, 12), (24, 24), (24, 24))
+    assert network.decoder == ((12, 12, 12), (8, 8, 8))
+    assert (network.stem_stride, network.output_stride, network.size_multiple) == (2, 4, 16)
+
+
+def test_every_point_is_a_network_of_its_strides() -> None:
+    for point in [*draw(60), *SPACE.narrow_points()]:
+        network = point.network()
+        strides = (network.output_stride, network.stem_stride, network.size_multiple)
+        assert strides == (point.output_stride, point.stem_stride, point.deepest_stride)
+        assert all(width % 4 == 0 for level in network.encoder for width in level)
+
+
+@pytest.mark.parametrize("side", [96, 100])
+def test_parameters_and_macs_are_told_exactly(side: int) -> None:
+    for point in draw(25):
+        network = UNet(point.network())
+        cost = predict_cost(point.network(), side=side)
+        assert cost.params == count_parameters(network)
+        assert cost.macs == count_macs(network, height=side, width=side)
+
+
+def test_file_sizes_are_told_within_a_percent() -> None:
+    for point in (POINT, next(SPACE.narrow_points()), replace(POINT, base=48)):
+        measured, latency = measure_stand_in(point.network(), Settings(), None)
+        assert SPACE.cost(point).size_bytes == pytest.approx(measured, rel=0.01)
+        assert latency is None
+
+
+def test_points_go_through_trials_and_json_unchanged() -> None:
+    for point in draw(40):
+        assert suggest(optuna.trial.FixedTrial(point.parameters()), SPACE) == point
+        assert StudentPoint.from_dict(point.to_dict()) == point
+
+
+def test_a_point_can_be_applied_again_as_a_student_plan(tmp_path: Path) -> None:
+    plan = StudentPlan(POINT.network(), "mine", settings={"point": POINT.to_dict()})
+    assert read_student_network(write_student_plan(tmp_path / "plan.json", plan)) == POINT.network()
+
+
+@pytest.mark.parametrize("change", [{"base": None}, {"other": 1}, {"growth": None}, {"stem_stride": 3}])
+def test_a_damaged_point_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        StudentPoint.from_dict({**POINT.to_dict(), **change})
+
+
+def test_nothing_of_a_structure_is_smaller_than_its_narrow_point() -> None:
+    least = {
+        measure: getattr(SPACE.cost(SPACE.smallest(measure)), measure) for measure in ("params", "macs", "size_bytes")
+    }
+    for point in draw(200):
+        cost = SPACE.cost(point)
+        assert all(getattr(cost, measure) >= value for measure, value in least.items())
+
+
+def test_limits_say_how_far_a_cost_is_over() -> None:
+    limits = CostLimits(params=100, latency_ms=2.0)
+    assert limits.excess(params=150, macs=9, latency_ms=1.0) == {"params": 0.5, "latency_ms": -0.5}
+    assert limits.are_met(params=100, latency_ms=None) and not limits.are_met(params=101)
+
+
+def test_the_space_is_no_wider_than_its_limits() -> None:
+    narrow = make_space((2, 4), CostLimits(params=20_000), crops=10, side=64)
+    wide = make_space((2, 4), CostLimits(), crops=10, side=64)
+    assert 4 <= narrow.largest_base < wide.largest_base == 128
+    assert narrow.count_points() < wide.count_points()
+
+
+def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
+    limits = CostLimits(params=100_000)
+    rungs = ladder_points(SPACE, limits, 6)
+    sizes = [SPACE.cost(point).size_bytes for point in rungs]
+    assert sizes == sorted(set(sizes)) and len(sizes) >= 4
+    assert sizes[0] == SPACE.cost(SPACE.smallest("size_bytes")).size_bytes
+    assert 50_000 < SPACE.cost(rungs[-1]).params <= 100_000
+    assert ladder_points(SPACE, CostLimits(params=10), 6) == ()

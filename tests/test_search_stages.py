@@ -1,0 +1,282 @@
+"""`colorpress search` for real on ten small pictures: interrupted, gone on with, joined by a worker that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from colorpress.cli import run_command
+from colorpress.config import Settings, parse_quantity, parse_size
+from colorpress.errors import ConfigError, Interrupted
+from colorpress.pipeline import find_photos, train, write_settings
+from colorpress.run_folder import Run
+from colorpress.search_stages import CANDIDATES, FULL, JOURNAL, describe_plan, search
+from colorpress.search_study import NumberedSampler, join_study, open_storage
+from colorpress.search_trial import SearchJob
+from compress.student_plan import read_student_network
+from tests.conftest import make_photo
+from training.checkpoint import load_checkpoint
+from training.photos import PhotoSplit
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = {
+    "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "val_share": 0.2,
+    "test_share": 0.2, "workers": 0, "threads": 1, "rank_size": 64, "calibration_photos": 2, "rounds": 1, "runs": 3,
+    "min_seconds": 0.0, "warmup": 1, "student_imgsz": 32, "student_batch_size": 8, "bench_size": (32,),
+    "search_trials": 3, "search_crops": 16, "search_full_crops": 32, "search_front": 2, "search_int8": False,
+    "worker_timeout": 2,
+}  # fmt: skip
+
+
+def open_run(folder: Path, photos: Path, **options: object) -> Run:
+    return Run(folder, Settings.from_options({**OPTIONS, "data": photos, **options}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PhotoSplit]:
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "photos").mkdir()
+    for index in range(10):
+        make_photo(index).save(folder / "photos" / f"{index}.png")
+    run = open_run(folder / "out", folder / "photos")
+    photos = find_photos(run)
+    train(run, photos)
+    write_settings(run)
+    return run, photos
+
+
+def changed(run: Run, **options: object) -> Run:
+    data = run.settings.data.data
+    assert data is not None
+    return open_run(run.folder, data, **options)
+
+
+def trials(run: Run, study: str) -> list[TrialState]:
+    storage = open_storage(str(run.folder / JOURNAL), timeout_s=2, create=False)
+    return [trial.state for trial in join_study(storage, study, NumberedSampler(0)).trials]
+
+
+@pytest.fixture(scope="module")
+def finished(trained: tuple[Run, PhotoSplit]) -> tuple[Run, PhotoSplit, pd.DataFrame]:
+    """A search that was interrupted in its second candidate, the front it had then, and then gone on with."""
+    run, photos = trained
+    learn, calls = SearchJob.learn, []
+
+    def stopping(job: SearchJob, point: object) -> object:
+        calls.append(point)
+        if len(calls) == 2:
+            raise Interrupted(signal.SIGINT)
+        return learn(job, point)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SearchJob, "learn", stopping)
+        with pytest.raises(Interrupted):
+            search(run, photos)
+    early = pd.read_csv(run.folder / "front.csv")
+    search(run, photos)
+    return run, photos, early
+
+
+def test_an_interrupted_search_has_the_front_of_what_is_finished(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame],
+) -> None:
+    run, _, early = finished
+    assert list(early["stage"]) == ["short distillation"] and list(early["on_front"]) == [True]
+    states = trials(run, CANDIDATES)
+    assert states.count(TrialState.COMPLETE) == 3 and states.count(TrialState.FAIL) == 1
+    assert trials(run, FULL) == [TrialState.COMPLETE] * 2
+
+
+def test_a_search_ends_with_files_that_can_be_deployed(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:
+    run, _, _ = finished
+    table = pd.read_csv(run.folder / "front.csv")
+    assert set(table["stage"]) == {"exported"} and sorted(table["precision"]) == ["fp32", "fp32", "w8", "w8"]
+    for each in table.to_dict("records"):
+        file = run.folder / str(each["file"])
+        assert file.stat().st_size == each["size_bytes"] and each["latency_ms"] > 0
+        if each["precision"] == "fp32":
+            made = load_checkpoint(file.with_name("model.pt"))
+            assert read_student_network(file.with_name("plan.json")) == made.architecture
+            assert made.extra["teacher_sha256"] == load_checkpoint(run.best_path).sha256
+    written = json.loads((run.folder / "front.json").read_text())
+    assert written["recommended"] in set(table["file"])
+
+
+def test_another_goal_is_another_recommendation_and_trains_nothing(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos, _ = finished
+    monkeypatch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+    easy = search(changed(run, min_retained_colour=-9.0), photos).recommendation
+    assert easy.row is not None and easy.row.size_bytes == min(row.size_bytes for row in search(run, photos).rows)
+    hard = search(changed(run, min_retained_colour=9.0), photos).recommendation
+    assert hard.row is None and "No student meets --min-retained-colour 9" in hard.sentence
+
+
+def test_weights_that_another_machine_has_are_learned_again(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos, _ = finished
+    made = sorted(run.folder.glob("front/*/model.pt"))[0]
+    before = made.read_bytes()
+    made.unlink()
+    for path in (run.folder / "study" / "weights").iterdir():
+        path.unlink()
+    search(run, photos)
+    assert made.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [{"search_crops": 24}, {"target_size": "30KB"}, {"student_learning_rate": 1e-3}])
+def test_a_study_of_other_settings_is_not_gone_on_with(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame], options: dict[str, object]
+) -> None:
+    run, photos, _ = finished
+    with pytest.raises(ConfigError, match="was begun with something else"):
+        search(changed(run, **options), photos)
+
+
+def test_other_photographs_are_refused(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:
+    run, photos, _ = finished
+    with pytest.raises(ConfigError, match="photographs photos"):
+        search(run, replace(photos, train=photos.train[1:]))
+
+
+def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
+    trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = trained
+    monkeypatch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+    before = {path for path in run.folder.rglob("*") if path.is_file()}
+    lines, planned = describe_plan(changed(run, target_size="20KB"), photos, study=None)
+    assert planned["candidates"] == 3 and planned["seconds"] > 0
+    assert planned["asked_for"] == ["--target-size 20KB"] and planned["limits"]["size_bytes"] == 20_000
+    text = "\n".join(lines)
+    assert "20.0 kB file" in text and "smallest network" in text and "time: about" in text
+    new = {path.relative_to(run.folder).parts[0] for path in run.folder.rglob("*") if path.is_file()} - {
+        path.relative_to(run.folder).parts[0] for path in before
+    }
+    assert new <= {".stages"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max-size", "200XB"], "units are B, KB, MB"),
+        (["--max-size=-5KB"], "got '-5KB'"),
+        (["--max-size", "1KB"], "allows 1,000 bytes, and the smallest network has"),
+        (["--max-latency", "2 fortnights"], "give a number, or one in ms, us, s"),
+        (["--max-latency=-2ms"], "from 0.001 to 1000000.0"),
+        (["--max-latency", "2us"], "and the smallest network takes"),
+        (["--max-l1-increase", "1kg"], "one in %"),
+        (["--max-l1-increase", "5000%"], "from -100.0 to 1000.0"),
+        (["--keep-params", "0.001"], "of best.pt's"),
+        (["--keep-macs", "2"], "from 1e-06 to 1.0"),
+        (["--search-trials", "0"], "from 1 to 1000000"),
+        (["--study", "none://x"], "is no database that is known"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused_with_what_can(
+    arguments: list[str], expected: str, trained: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run_command(["search", "-q", "-o", str(trained[0].folder), *arguments]) == 2
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+    shown = capsys.readouterr().err
+    assert expected in shown and shown.count("error: ") == shown.count("hint: ") == 1
+
+
+def test_compress_takes_the_spoken_names_of_budgets_too(
+    trained: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--max-size", "1KB", "--max-latency", "2ms", "--max-l1-increase", "1%"]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run_command(["compress", "-q", "-o", str(trained[0].folder), *options]) == 2
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+    assert "the smallest student misses it" in capsys.readouterr().err
+
+
+def test_quantities_carry_units() -> None:
+    assert parse_quantity("2ms", "x", {"ms": 1.0, "s": 1000.0}) == 2.0
+    assert parse_quantity(" 1.5 S ", "x", {"ms": 1.0, "s": 1000.0}) == 1500.0
+    assert parse_quantity("-3e-1", "x", {"%": 1.0}) == -0.3
+    assert parse_size("200KB") == 200_000
+    for text in ("", "ms", "2 2", "1,5ms", "0x3"):
+        with pytest.raises(ConfigError):
+            parse_quantity(text, "x", {"ms": 1.0})
+
+
+def start(command: str, folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "colorpress", command, "-o", str(folder), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_worker_joins_is_killed_and_nothing_is_lost(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, _ = trained
+    data, journal = run.settings.data.data, tmp_path / "shared" / "journal.log"
+    main, joined = tmp_path / "main", tmp_path / "joined"
+    for folder in (main, joined):
+        write_settings(replace(run, folder=folder))
+    # Long enough to be killed in, and never finished by the worker that is.
+    leader = start(
+        "search", main, "-c", run.best_path, "--study", journal, "--search-trials", "4", "--search-crops", "4000"
+    )
+    processes = [leader]
+    try:
+        wait_for(lambda: journal.is_file() and '"wanted"' in journal.read_text(), leader)
+        doomed = start("worker", joined, "-c", run.best_path, "--study", journal, "--data", str(data), "--workers", "0")
+        processes.append(doomed)
+        storage = open_storage(str(journal), timeout_s=2, create=False)
+        study = join_study(storage, CANDIDATES, NumberedSampler(0))
+
+        def runs_a_trial() -> bool:
+            running = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
+            return any(str(joined) in trial.user_attrs.get("worker", "") for trial in running)
+
+        wait_for(runs_a_trial, doomed)
+        doomed.kill()
+        doomed.wait()
+        output, _ = leader.communicate(timeout=280)
+        assert leader.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+    found = study.get_trials()
+    lost = [trial for trial in found if trial.state == TrialState.FAIL]
+    again = [trial for trial in found if trial.system_attrs.get("failed_trial") is not None]
+    assert len(lost) == 1 and str(joined) in lost[0].user_attrs["worker"]
+    assert [trial.state for trial in again] == [TrialState.COMPLETE] and again[0].params == lost[0].params
+    assert [trial.state for trial in found].count(TrialState.COMPLETE) == 4
+    assert (main / "front.csv").is_file()
+    other = tmp_path / "other"
+    write_settings(replace(run, folder=other))
+    (tmp_path / "few").mkdir()
+    for index in range(9):
+        make_photo(index + 50).save(tmp_path / "few" / f"{index}.png")
+    refused = start("worker", other, "-c", run.best_path, "--study", journal, "--data", str(tmp_path / "few"))
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2 and "photographs photos" in output
+
+
+def wait_for(happened: object, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    ends = time.monotonic() + seconds
+    while not happened():  # type: ignore[operator]
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < ends
+        time.sleep(0.2)

@@ -188,7 +188,7 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
     if not source.is_file():
         return {}
     measured = read_benchmark_json(source)
-    row = next((each for each in measured["rows"] if each["model"] == variant), None)
+    row = next((each for each in measured["rows"] if each["variant"] == variant), None)
     # Another file may have taken the place of the one that was measured.
     if row is None or row["l1"] is None or row["size_bytes"] != path.stat().st_size:
         return {}
@@ -203,7 +203,7 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
 
 def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit) -> dict[str, Any]:
     """What the card of a bundle says of a variant: its row, and under which conditions it was measured."""
-    row: Row = next((each for each in measured["rows"] if each["model"] == variant), {})
+    row: Row = next((each for each in measured["rows"] if each["variant"] == variant), {})
     counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
     return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
 

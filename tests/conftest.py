@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from colorpress.console import set_quiet
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 
@@ -19,6 +20,12 @@ TINY_PLAN = UNetPlan.classic(4, 2)
 def _one_torch_thread() -> None:
     """Tiny tensors are slower on more threads, and two test processes may share two cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _speaking() -> None:
+    """A command that was told to be quiet in this process must not silence the next test."""
+    set_quiet(False)
 
 
 def make_network(plan: UNetPlan = TINY_PLAN, seed: int = 0) -> UNet:

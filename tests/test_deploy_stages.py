@@ -46,8 +46,9 @@ def photos(tmp_path: Path) -> list[Photo]:
 
 
 def row_of(name: str, path: Path, **figures: object) -> dict[str, object]:
-    return {"model": name, "size_bytes": path.stat().st_size, "photos": 7, "l1": 0.08, "l1_delta_pct": 0.5,
-            "retained_colour": 0.97, "status": "ok", "device": "cpu", "runtime": "onnxruntime", **figures}  # fmt: skip
+    return {"model": name, "variant": name, "peer": False, "batch": 1, "height": 256, "width": 256, "threads": 2,
+            "size_bytes": path.stat().st_size, "photos": 7, "l1": 0.08, "l1_delta_pct": 0.5, "retained_colour": 0.97,
+            "status": "ok", "device": "cpu", "runtime": "onnxruntime", **figures}  # fmt: skip
 
 
 def write_rows(run: Run, *rows: dict[str, object]) -> None:

@@ -66,7 +66,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunResult]:
 def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None:
     folder = finished[0].folder
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in found if not name.startswith((".", "trials/"))} == FILES
+    assert {name for name in found if not name.startswith((".", "trials/", "pictures/"))} == FILES
+    # What it says is there is there, and nothing else.
+    pictures = json.loads((folder / "pictures" / "pictures.json").read_text())
+    named = {path.name for path in (folder / "pictures").glob("*.jpg") if path.name in json.dumps(pictures)}
+    assert named and named == {path.name for path in (folder / "pictures").iterdir()} - {"pictures.json"}
 
 
 def test_every_variant_is_measured(finished: tuple[Run, RunResult]) -> None:

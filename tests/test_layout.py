@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_torch_load_always_says_weights_only() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
                 assert keywords.get("weights_only") == "True", f"{path.name}:{node.lineno}"
+
+
+def test_what_the_readmes_link_to_is_there() -> None:
+    for readme in (ROOT / "README.md", *(ROOT / "reports").glob("**/README.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
+            assert "://" in link or (readme.parent / link).exists(), f"{readme.relative_to(ROOT)} links to {link}"

@@ -83,25 +83,11 @@ def address(request: pytest.FixtureRequest, bundle: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium with its own driver; selenium is told both, so it fetches nothing."""
-    selenium = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    # As root, in a container, there is neither its sandbox nor a large /dev/shm.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("saved"))})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    started.set_script_timeout(120)
-    # A page that asks to be isolated gets another process, and for a moment the driver sees an empty document.
-    started.implicitly_wait(10)
-    yield started
-    started.quit()
+def browser(browser: Any) -> Any:
+    """The browser, patient: a page that asks to be isolated gets another process, and is empty for a moment."""
+    browser.set_script_timeout(120)
+    browser.implicitly_wait(10)
+    return browser
 
 
 def colour_directly(bundle: Path, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:

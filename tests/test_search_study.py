@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,34 +246,38 @@ def test_a_candidate_that_kills_every_worker_is_tried_twice_in_all(tmp_path: Pat
 
 
 @pytest.fixture
-def postgresql(tmp_path: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A PostgreSQL server of its own, on a socket in a temporary folder."""
-    tools = [Path("/usr/lib/postgresql").glob("*/bin/initdb")] if Path("/usr/lib/postgresql").is_dir() else []
-    found = shutil.which("initdb") or next((str(path) for each in tools for path in sorted(each)), None)
+    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # where Debian keeps them
+    found = shutil.which("initdb") or next(map(str, reversed(tools)), None)
     if found is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     pytest.importorskip("psycopg", reason="its driver is not installed: pip install 'psycopg[binary]'")
     # The server does not run as root; Debian's package makes a user for it.
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    folder = Path(subprocess.run(["mktemp", "-d", "/tmp/pg-XXXXXX"], capture_output=True, text=True).stdout.strip())
-    if as_user:
-        shutil.chown(folder, "postgres")
-    control = str(Path(found).resolve().with_name("pg_ctl"))
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
-    try:
+    initdb = Path(found).resolve()
+    # Not tmp_path: a socket's path is short, and pytest's folders are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        if as_user:
+            shutil.chown(folder, "postgres")
+        control = [*as_user, str(initdb.with_name("pg_ctl")), "-D", f"{folder}/data"]
+        options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
         made = subprocess.run(
-            [*as_user, str(Path(found).resolve()), "-D", f"{folder}/data", "-A", "trust", "-U", "tester"],
+            [*as_user, str(initdb), "-D", f"{folder}/data", "-A", "trust", "-U", "tester"],
             capture_output=True,
             text=True,
         )
         if made.returncode:
             pytest.skip(f"PostgreSQL cannot be started here: {made.stderr.strip()[-200:]}")
-        subprocess.run([*as_user, control, "-D", f"{folder}/data", "-o", options, "-w", "start"], **quiet)  # type: ignore[call-overload]
-        yield f"postgresql+psycopg://tester@/postgres?host={folder}"
-        subprocess.run([*as_user, control, "-D", f"{folder}/data", "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _run_silently([*control, "-o", options, "-w", "start"])
+        try:
+            yield f"postgresql+psycopg://tester@/postgres?host={folder}"
+        finally:
+            _run_silently([*control, "-m", "immediate", "stop"])
+
+
+def _run_silently(command: list[str]) -> None:
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
 @pytest.mark.slow

@@ -26,21 +26,16 @@ from benchmarks.machine import machine_key
 from colorpress.config import SearchEffort
 from colorpress.console import muted
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
-from colorpress.run_folder import Run, warn_of_other_split
 from colorpress.search_front import STAGES, FrontRow, loss_of
-from colorpress.student_stages import measure_stand_in, with_unlabelled
+from colorpress.student_job import StudentJob
+from colorpress.student_stages import measure_stand_in
 from compress.distillation import distil_network
-from compress.ranking import count_macs
 from compress.search_space import CostLimits, SearchSpace, StudentPoint, make_space, suggest
 from compress.student import build_student
-from compress.yardstick import Score, Yardstick
-from training.checkpoint import Checkpoint
-from training.photos import PhotoSplit
-from training.unet import UNetPlan, count_parameters
+from compress.yardstick import Score
+from training.unet import UNetPlan
 
-# Validation photographs that score a candidate, at most: all are held in memory, one megabyte each.
-_MOST_PHOTOS = 500
-# Those that choose a candidate's best epoch: best.pt is asked about each of them too.
+# Validation photographs that choose a candidate's best epoch: best.pt is asked about each of them too.
 _EPOCH_PHOTOS = 64
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
@@ -53,7 +48,7 @@ _CODE = (
     "training",
     "export/graph.py",
     *(f"compress/{name}.py" for name in _MODULES),
-    *(f"colorpress/{name}.py" for name in ("search_study", "search_trial")),
+    *(f"colorpress/{name}.py" for name in ("search_study", "search_trial", "student_job")),
 )
 # What the machines that share a latency are compared by: a network of a fixed shape.
 _REFERENCE = UNetPlan(encoder=((32, 32),) * 4, decoder=((32, 32),), upsample="nearest", stem_stride=4)
@@ -70,20 +65,15 @@ def alone_on_machine() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class SearchJob:
+class SearchJob(StudentJob):
     """What all candidates of a search share on this machine.
 
     Attributes:
-        checkpoint: best.pt.
-        given: the photographs of the run.
         output_strides: that the oracle keeps.
         worker: name of this one in the study.
         weights: folder of finished weights by their hash; shared by machines where the study is in a shared folder.
     """
 
-    run: Run
-    checkpoint: Path
-    given: PhotoSplit
     output_strides: tuple[int, ...]
     worker: str
     weights: Path
@@ -92,30 +82,6 @@ class SearchJob:
     def effort(self) -> SearchEffort:
         """How much is tried, and for how long."""
         return self.run.settings.search.effort()
-
-    @cached_property
-    def best(self) -> Checkpoint:
-        """best.pt."""
-        found = self.run.load(self.checkpoint)
-        warn_of_other_split(found, self.given)
-        return found
-
-    @cached_property
-    def photos(self) -> PhotoSplit:
-        """The photographs, with those of --unlabelled to learn from."""
-        return with_unlabelled(self.run, self.given)
-
-    @cached_property
-    def yardstick(self) -> Yardstick:
-        """best.pt's answers to the photographs that choose."""
-        size = self.run.settings.benchmark.eval_size
-        return self.run.yardstick(self.best, self.given.val[:_MOST_PHOTOS], short_side=size)
-
-    @cached_property
-    def original_cost(self) -> tuple[int, int]:
-        """Parameters and multiply-accumulates of best.pt."""
-        network, side = self.best.build_network(), self.run.settings.rank.rank_size
-        return count_parameters(network), count_macs(network, height=side, width=side)
 
     @cached_property
     def limits(self) -> CostLimits:

@@ -11,7 +11,6 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,28 @@ from benchmarks.variants import DERIVED_ENDINGS
 from colorpress.config import Settings, TrainConfig
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError
-from colorpress.run_folder import Run, warn_of_other_split
+from colorpress.run_folder import Run
 from colorpress.stages import StageRecord, run_stage
+from colorpress.student_job import StudentJob
 from compress.distillation import DistillResult, distil_network
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
 from compress.student import Goal, build_student, choose_candidate, choose_output_stride, score_strides, student_ladder
 from compress.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
-from compress.yardstick import Score, Yardstick
+from compress.yardstick import Score
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.fitting import forget_fit
-from training.photos import Photo, PhotoSplit, scan_photos
+from training.photos import PhotoSplit
 from training.unet import UNet, UNetPlan, count_parameters
 
 _MODULES = ("batch_norm", "distillation", "distillation_curve", "student", "student_plan", "teacher", "yardstick")
-_CODE = ("training", *(f"compress/{name}.py" for name in _MODULES), "colorpress/student_stages.py")
-# Validation photographs that choose, at most: all are held in memory, one megabyte each.
-_MOST_PHOTOS = 500
+_CODE = (
+    "training",
+    *(f"compress/{name}.py" for name in _MODULES),
+    *(f"colorpress/{name}.py" for name in ("student_job", "student_stages")),
+)
 
 
 # What a student is called where nothing else is asked for, and names that mean something else in a run folder.
@@ -77,53 +79,15 @@ def score_output_strides(run: Run, checkpoint: Path, photos: PhotoSplit) -> tupl
     return _Choice(run, checkpoint, photos, STUDENT).choose_stride()[0]
 
 
-def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
-    """The photographs with those of --unlabelled to learn from; what validates or tests is never learned from."""
-    folder = run.settings.student.unlabelled
-    if folder is None:
-        return photos
-    machine = run.settings.machine
-    index = run.folder / ".unlabelled.json"
-    found = scan_photos(replace(run.settings.data, data=folder), workers=machine.workers, index_path=index)
-    known = {photo.sha256 for photo in (*photos.train, *photos.val, *photos.test)}
-    further = [photo for photo in (*found.train, *found.val, *found.test) if photo.sha256 not in known]
-    say(f"photographs: {len(further)} more to learn from in '{folder}'")
-    ordered: list[Photo] = sorted(further, key=lambda photo: photo.sha256)
-    return replace(photos, train=(*photos.train, *ordered))
-
-
 @dataclass(frozen=True)
-class _Choice:
-    """What the stages of one choice share; what only some of them need is made when it is asked for."""
+class _Choice(StudentJob):
+    """What the stages of one choice share."""
 
-    run: Run
-    checkpoint: Path
-    given: PhotoSplit
     name: str
-
-    @cached_property
-    def photos(self) -> PhotoSplit:
-        return with_unlabelled(self.run, self.given)
 
     @property
     def folder(self) -> Path:
         return self.run.folder / self.name
-
-    @cached_property
-    def best(self) -> Checkpoint:
-        found = self.run.load(self.checkpoint)
-        warn_of_other_split(found, self.given)
-        return found
-
-    @cached_property
-    def yardstick(self) -> Yardstick:
-        size = self.run.settings.benchmark.eval_size
-        return self.run.yardstick(self.best, self.given.val[:_MOST_PHOTOS], short_side=size)
-
-    @cached_property
-    def _original_cost(self) -> tuple[int, int]:
-        network, size = self.best.build_network(), self.run.settings.rank.rank_size
-        return count_parameters(network), count_macs(network, height=size, width=size)
 
     def goal(self) -> Goal:
         """What a student has to keep, as a G: the stricter of the two options that say so, 1 without either."""
@@ -309,7 +273,7 @@ class _Choice:
     def _why_too_large(self, candidate: Candidate) -> str:
         """The budget that a candidate misses; empty when it misses none."""
         budgets = self.run.settings.budget.given()
-        params, macs = self._original_cost
+        params, macs = self.original_cost
         allowed = {
             "keep_params": (candidate.params, budgets.get("keep_params", 1.0) * params, "parameters"),
             "keep_macs": (candidate.macs, budgets.get("keep_macs", 1.0) * macs, "multiply-accumulates"),

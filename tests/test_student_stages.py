@@ -14,7 +14,8 @@ from colorpress.errors import ConfigError
 from colorpress.int8_stage import quantize
 from colorpress.pipeline import export, find_photos, pack, run_variants, train
 from colorpress.run_folder import Run
-from colorpress.student_stages import make_student, with_unlabelled
+from colorpress.student_job import with_unlabelled
+from colorpress.student_stages import make_student
 from compress.student import student_ladder
 from compress.student_plan import StudentPlan, read_student_network, write_student_plan
 from tests.conftest import make_photo

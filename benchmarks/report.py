@@ -24,6 +24,7 @@ from colorpress.files import read_json, write_text
 from compress.prune_plan import read_plan
 from compress.student_plan import is_student_plan
 
+_SHEETS = ("comparison.png", "sample_input_output.png", "sample_output.png")
 _SLOTS = {
     "comparison.png": Slot(
         "Photographs as grey input, truth and each variant's colours",
@@ -84,9 +85,11 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     results, others = make_tables(rows, verdict.recommended)
     options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
     # A benchmark of time alone leaves the pictures of an earlier one where they are.
-    picture_set = read_picture_set(output_dir) if rows and rows[0]["photos"] else None
-    # The sliders show what the sheet does, larger.
-    slots = {name: slot for name, slot in _SLOTS.items() if not (picture_set and name == "comparison.png")}
+    scored = bool(rows and rows[0]["photos"])
+    picture_set = read_picture_set(output_dir) if scored else None
+    # The sliders show what the sheets do, larger.
+    left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
+    slots = {name: slot for name, slot in _SLOTS.items() if name not in left_out}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -117,7 +120,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
             make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
             make_bars(base, "retained_colour", "Retained colour G", "{:.3f}".format),
         ],
-        pictures={name: embed_picture(output_dir / name, slot) for name, slot in slots.items()},
+        pictures=dict.fromkeys(_SLOTS) | {name: embed_picture(output_dir / name, slot) for name, slot in slots.items()},
         picture_set=picture_set,
         explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),

@@ -19,7 +19,7 @@ from colorpress.files import read_json
 _AGAIN = "delete it, and run the benchmark again"
 # JPEG bytes of all pictures and of all difference maps; a page writes them a third longer. The first quality that
 # fits is taken.
-_PICTURE_BYTES, _MAP_BYTES = 1_000_000, 350_000
+_PICTURE_BYTES, _MAP_BYTES = 1_000_000, 250_000
 _QUALITIES = (92, 88, 82, 75, 65, 50)
 
 

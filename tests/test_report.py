@@ -366,13 +366,25 @@ def test_pictures_and_maps_are_in_the_page_once_each_worst_cases_apart(run_folde
     assert len(tiles) == 2 * 7
     assert {tile["data-against"] for tile in tiles} == {"", "truth", "best"}
     images = [attributes for name, attributes in page.tags if name == "img"]
-    assert len(images) == 14 + 5  # the sheet comparison.png is beside the page
+    assert len(images) == 14 + 3  # the sheets are beside the page
     assert all(each["alt"] for each in images)
     text = re.sub(r"\s+", " ", page.text)
     assert f"typical.jpg; L1: grey 0.2000, best.pt 0.1000, {EVIL} 0.1250 (+25.0 %)" in text
     assert text.index("Typical photographs") < text.index("typical.jpg;") < text.index("Worst cases")
     assert f"on which {EVIL} lost most L1 against best.pt" in text
     assert "0.18 and more" in text and "#000004, #fcfdbf" in html
+
+
+def test_a_benchmark_of_time_alone_shows_no_pictures_of_an_earlier_one(run_folder: Path) -> None:
+    add_pictures(run_folder)
+    add_picture_set(run_folder)
+    record = json.loads((run_folder / "benchmark.json").read_text())
+    for each in record["rows"]:
+        each["photos"] = 0
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    page = Page(write_report(run_folder).read_text())
+    sources = [attributes["alt"] for name, attributes in page.tags if name == "img"]
+    assert sources and not any("colour" in alt or "Scatter" in alt for alt in sources), sources
 
 
 def test_heavy_pictures_are_encoded_to_fit_a_page(run_folder: Path) -> None:

@@ -1,20 +1,22 @@
-"""What a search is worth: its front against a ladder of uniform widths and against chance, at equal compute.
+"""What a search is worth: its front against chance, a ladder of widths and a ladder of pruning, at equal compute.
 
-    python -m benchmarks.search_worth best.pt --data photos --output-dir worth --trials 24 --crops 2000 --seeds 0 1 2
+    python -m benchmarks.search_worth best.pt --data photos --output-dir worth --trials 24 --crops 3000 --seeds 0 1 2
 
-Every way looks at candidates of the same space with the same short distillation, in a run folder of its own. Each is
-cut off where the one that was quickest ended, in seconds spent on its candidates (a ladder ends with its last rung),
-and judged by the hypervolume of what
-it has by then (Optuna's own), over the logarithms of file size and latency and the lost colour, each from the best to
-the worst seen by anybody. Then the same search by one and by two workers on this machine, and the wall time that 8 to
-64 workers would need for the recorded times of its candidates: each takes the next candidate when it is free. That says
-nothing of what a sampler loses when it has to propose before others have answered. Options that are not known here,
-such as --arch, go to every command.
+The search, chance and the ladder of uniform widths look at candidates of the same space with the same short
+distillation, in a run folder of their own. Each is cut off where the first of them ended, in seconds of processor time
+spent on its candidates (a ladder ends with its last rung). The ladder of pruning takes best.pt and the same share of
+each layer's channels away, at several ratios, and fine-tunes with as many crops; it is not cut off. All are judged by
+the hypervolume of what they have by then (Optuna's own), over the logarithms of file size and latency and the lost
+colour, each from the best to the worst seen by anybody, grey at most. Then the same search by one and by two workers on
+this machine, and the wall time that 8 to 64 workers would need for the recorded times of its candidates: each takes the
+next candidate when it is free. That says nothing of what a sampler loses when it has to propose before others have
+answered. Options that are not known here, such as --arch, go to every command.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import heapq
 import math
 import os
@@ -32,11 +34,16 @@ from numpy.typing import NDArray
 from optuna._hypervolume import compute_hypervolume  # no public name
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.latency import time_quickly
+from colorpress.config import BenchmarkConfig
 from colorpress.files import write_json
+from compress.packing import pack_onnx
 
 WAYS = ("tpe", "random", "ladder")
+PRUNING = "pruning"
+PRUNE_RATIOS = (0.3, 0.5, 0.7, 0.8, 0.875, 0.9375)
 SIMULATED_WORKERS = (1, 2, 4, 8, 16, 32, 64)
 _STUDY = "candidates"
 _ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crops", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--config", type=Path, default=None, help="Further options of `colorpress search` as TOML.")
+    parser.add_argument("--config", type=Path, default=None, help="Further options of the search and of pruning as TOML.")
     parser.add_argument("--no-scaling", action="store_true", help="Leave out the runs with one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on
@@ -71,43 +78,58 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
     for seed in given.seeds:
         for way in WAYS:
             folder = given.output_dir / f"{way}-{seed}"
+            _share_answers(given.output_dir, folder)
             run_command(
                 "search", folder, given, "--search-sampler", way, "--data", str(given.data), "--seed", str(seed)
             )
             seen[way, seed] = read_trials(folder / "study" / "journal.log")
+            print(f"{way} {seed}: {seen[way, seed][1].sum():.0f} s of processor time", flush=True)
+        seen[PRUNING, seed] = prune_rungs(given, seed)
     best, worst = find_bounds([values for values, _ in seen.values()])
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
         # A ladder of fewer rungs than there are trials is at its end: more time would not add to it.
-        totals = [
-            seconds.sum() for (_, own), (_, seconds) in seen.items() if own == seed and len(seconds) >= given.trials
-        ]
+        totals = [seen[way, seed][1].sum() for way in WAYS if len(seen[way, seed][1]) >= given.trials]
         budget_s = float(min(totals, default=math.inf))
-        for way in WAYS:
+        for way in (*WAYS, PRUNING):
             values, seconds = seen[way, seed]
-            done = values[np.cumsum(seconds) <= budget_s * (1 + 1e-9)]
+            limit_s = math.inf if way == PRUNING else budget_s
+            done = values[np.cumsum(seconds) <= limit_s * (1 + 1e-9)]
             rows.append({
                 "way": way,
                 "seed": seed,
                 "hypervolume": measure_hypervolume(done, best, worst),
                 "candidates": len(done),
-                "seconds": min(budget_s, float(seconds.sum())),
+                "processor_s": min(limit_s, float(seconds.sum())),
             })  # fmt: skip
     return {"rows": rows, "best": best.tolist(), "worst": worst.tolist()}
 
 
+def _share_answers(output_dir: Path, folder: Path) -> None:
+    """Give a run folder what another one asked of best.pt already, so that it is asked once."""
+    for name in (".answers", ".stages/strides.json"):
+        known = sorted(output_dir.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+        if known and not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if known[-1].is_dir() else shutil.copy)(known[-1], folder / name)
+
+
 def run_command(command: str, folder: Path, given: argparse.Namespace, *options: str) -> None:
-    """Run `colorpress search` or `worker` to its end, on candidates alone."""
+    """Run `colorpress search` on candidates alone, `worker` or `prune` to its end."""
     subprocess.run(make_command(command, folder, given, *options), check=True, env=_environment())
 
 
-def make_command(command: str, folder: Path, given: argparse.Namespace, *options: str) -> list[str]:
+def make_command(
+    command: str, folder: Path, given: argparse.Namespace, *options: str, checkpoint: Path | None = None
+) -> list[str]:
     """The command line of one process."""
-    words = [sys.executable, "-m", "colorpress", command, "-o", str(folder), "-c", str(given.checkpoint), "--quiet"]
-    words += ["--threads", str(given.threads)]
+    words = [sys.executable, "-m", "colorpress", command, "-o", str(folder), "--quiet"]
+    words += ["-c", str(checkpoint or given.checkpoint)]
+    words += [] if command == "export" else ["--threads", str(given.threads)]
     if command == "search":
         words += ["--search-trials", str(given.trials), "--search-crops", str(given.crops), "--search-front", "0"]
-        words += ["--config", str(given.config)] if given.config else []
+    if command in ("search", "prune") and given.config:
+        words += ["--config", str(given.config)]
     return [*words, *given.given_on, *options]
 
 
@@ -116,12 +138,51 @@ def _environment() -> dict[str, str]:
 
 
 def read_trials(journal: Path) -> tuple[Values, Values]:
-    """Of the finished candidates of a study in order: the values (N, 3) and the seconds (N,) that each took."""
+    """Of the finished candidates of a study in order: values (N, 3) and seconds of processor time (N,)."""
+    trials = _finished(journal)
+    seconds = [trial.user_attrs["seconds"]["processor"] for trial in trials]
+    return np.array([trial.values for trial in trials], dtype=np.float64).reshape(-1, 3), np.array(seconds)
+
+
+def read_wall_times(journal: Path) -> list[float]:
+    """Seconds that each finished candidate of a study took, in order."""
+    return [trial.duration.total_seconds() for trial in _finished(journal) if trial.duration]
+
+
+def _finished(journal: Path) -> list[FrozenTrial]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(journal.absolute())))
-    trials = optuna.load_study(study_name=_STUDY, storage=storage).get_trials(states=(TrialState.COMPLETE,))
-    seconds = [trial.duration.total_seconds() if trial.duration else 0.0 for trial in trials]
-    return np.array([trial.values for trial in trials], dtype=np.float64).reshape(-1, 3), np.array(seconds)
+    return optuna.load_study(study_name=_STUDY, storage=storage).get_trials(states=(TrialState.COMPLETE,))
+
+
+def prune_rungs(given: argparse.Namespace, seed: int) -> tuple[Values, Values]:
+    """best.pt, each layer pruned by the same ratio and fine-tuned: values (N, 3) and processor time (N,), by ratio."""
+    values, seconds = [], []
+    photos = ("--data", str(given.data), "--seed", str(seed))
+    for ratio in PRUNE_RATIOS:
+        folder = given.output_dir / f"{PRUNING}-{seed}-{ratio:g}"
+        _share_answers(given.output_dir, folder)
+        before = _children_s()
+        tuning = ("--epoch-crops", str(given.crops), "--finetune-epochs", "1", "--imgsz", "128", "--batch-size", "16")
+        pruning = ("--largest-share", "1", "--prune-ratio", str(ratio), "--round-to", "4", "--val-size", "256")
+        run_command("prune", folder, given, *photos, *pruning, *tuning)
+        network = folder / "pruned" / "model.pt"
+        subprocess.run(make_command("export", folder, given, checkpoint=network), check=True, env=_environment())
+        pack_onnx(folder / "pruned" / "model.onnx", packed := folder / "packed.onnx")
+        seconds.append(_children_s() - before)
+        with (folder / "pruned" / "distillation.csv").open(newline="") as table:
+            kept = max(float(row["retained_colour"]) for row in csv.DictReader(table))
+        latency_ms = time_quickly(packed, BenchmarkConfig(), threads=given.threads)
+        values.append((packed.stat().st_size, latency_ms, 1.0 - kept))
+        print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, G {kept:.3f}, "
+              f"{seconds[-1]:.0f} s of processor time", flush=True)  # fmt: skip
+    return np.array(values), np.array(seconds)
+
+
+def _children_s() -> float:
+    """Seconds of processor time of all processes that were started here and have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _logarithmic(values: Values) -> Values:
@@ -132,7 +193,8 @@ def _logarithmic(values: Values) -> Values:
 def find_bounds(sets: Sequence[Values]) -> tuple[Values, Values]:
     """The best and the worst of each objective in all sets together, (3,) each, sizes and latencies as logarithms."""
     together = _logarithmic(np.concatenate(sets))
-    return together.min(axis=0), together.max(axis=0)
+    # What is worse than grey is worth nothing.
+    return together.min(axis=0), together.max(axis=0).clip(max=(np.inf, np.inf, 1.0))
 
 
 def measure_hypervolume(values: Values, best: Values, worst: Values) -> float:
@@ -168,7 +230,7 @@ def measure_scaling(given: argparse.Namespace) -> dict[str, Any]:
         for process in others:
             process.wait()
         if workers == 1:
-            durations = read_trials(journal)[1].tolist()
+            durations = read_wall_times(journal)
     return {
         "measured_s": measured,
         "trial_s": durations,
@@ -186,10 +248,11 @@ def simulate_wall(durations: Sequence[float], workers: int) -> float:
 
 def print_worth(worth: dict[str, Any]) -> None:
     """The hypervolumes as a table."""
-    print(f"{'way':8} {'seed':>4} {'candidates':>10} {'seconds':>8} {'hypervolume':>11}")
+    print(f"{'way':8} {'seed':>4} {'candidates':>10} {'processor':>9} {'hypervolume':>11}")
     for row in worth["rows"]:
-        print(f"{row['way']:8} {row['seed']:4} {row['candidates']:10} {row['seconds']:8.0f} {row['hypervolume']:11.4f}")
-    for way in WAYS:
+        cells = f"{row['way']:8} {row['seed']:4} {row['candidates']:10} {row['processor_s']:7.0f} s"
+        print(f"{cells} {row['hypervolume']:11.4f}")
+    for way in (*WAYS, PRUNING):
         own = [row["hypervolume"] for row in worth["rows"] if row["way"] == way]
         print(f"{way}: mean {np.mean(own):.4f}, from {min(own):.4f} to {max(own):.4f}")
 

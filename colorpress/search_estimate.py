@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.samplers import RandomSampler
@@ -24,6 +24,8 @@ from training.device import choose_device, choose_precision, torch_threads
 _DRAWN = 64
 _STEPS = 3
 _BATCHES = 4
+# Candidates that are timed, by their place in the order of multiply-accumulates.
+_TIMED = (0.0, 0.5, 0.9, 1.0)
 # Export, 8-bit weights, int8 and three measurements of a student, in exports of one.
 _EXPORTS_OF_A_STUDENT = 4
 
@@ -31,24 +33,24 @@ _EXPORTS_OF_A_STUDENT = 4
 def estimate_search(job: SearchJob) -> dict[str, Any]:
     """Seconds that one worker needs on this machine, and what they are made of; nothing is kept.
 
-    A crop costs what loading it takes, or learning from it where that is longer; learning takes time for the step and
-    for its multiply-accumulates, told by the cheapest and the median candidate.
+    A crop costs what loading it takes, or learning from it where that is longer, which follows from the
+    multiply-accumulates between the candidates that are timed.
     """
     candidates = _draw_candidates(job)
     side = job.run.settings.student.student_imgsz
     macs = {point: predict_cost(point.network(), side=side).macs for point in candidates}
     ordered = sorted(candidates, key=lambda point: macs[point])
-    low, middle = ordered[0], ordered[len(ordered) // 2]
+    timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
     with muted():
         # The first export loads what the others use.
-        measure_stand_in(low.network(), job.run.settings, job.time_alone)
+        measure_stand_in(timed[0].network(), job.run.settings, job.time_alone)
         started = time.monotonic()
-        measure_stand_in(middle.network(), job.run.settings, job.time_alone)
+        measure_stand_in(timed[1].network(), job.run.settings, job.time_alone)
         measuring_s = time.monotonic() - started
         loading_s = _time_loading(job)
-        low_s, middle_s = (_time_learning(job, point) for point in (low, middle))
-    slope = max(0.0, (middle_s - low_s) / (macs[middle] - macs[low])) if macs[middle] > macs[low] else 0.0
-    crop_s = statistics.fmean(max(loading_s, low_s + slope * (macs[point] - macs[low])) for point in candidates)
+        learning_s = [_time_learning(job, point) for point in timed]
+    known = [macs[point] for point in timed]
+    crop_s = float(np.mean([max(loading_s, np.interp(macs[point], known, learning_s)) for point in candidates]))
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s

@@ -58,7 +58,7 @@ from colorpress.search_trial import SearchJob, make_row, make_rows
 from colorpress.stages import run_stage
 from colorpress.student_stages import measure_stand_in, score_output_strides
 from compress.search_space import CostLimits, SearchSpace, ladder_points
-from compress.student import ORACLE_FLOOR
+from compress.student import list_output_strides
 from compress.student_plan import StudentPlan, write_student_plan
 from compress.yardstick import Score
 from training.photos import PhotoSplit
@@ -99,10 +99,8 @@ def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
     Raises:
         ConfigError: no network of the space meets the budgets.
     """
-    scores = score_output_strides(run, run.best_path, photos)
-    # Where best.pt is no better than grey every stride is as good.
-    kept = [each.stride for each in scores if not each.retained_colour < ORACLE_FLOOR]
-    job = _make_job(run, photos, study, tuple(kept or [1]))
+    strides = list_output_strides(score_output_strides(run, run.best_path, photos))
+    job = _make_job(run, photos, study, strides)
     _require_possible(job)
     return job
 

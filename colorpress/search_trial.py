@@ -39,8 +39,9 @@ from training.unet import UNetPlan
 _EPOCH_PHOTOS = 64
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
-# Without an option that says so, a student that is no smaller than this is none.
-_LARGEST_SHARE = 0.5
+# Without options that say so, the most that a student may have of what best.pt has: one with more is slow to train, and
+# was never better (see `benchmarks.search_worth`).
+_LARGEST_PARAMS, _LARGEST_MACS = 0.5, 0.1
 _MODULES = (
     "batch_norm", "distillation", "packing", "search_space", "student", "teacher", "yardstick"
 )  # fmt: skip
@@ -62,6 +63,23 @@ def alone_on_machine() -> Iterator[None]:
     owner = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
         yield
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds by the clock, and of processor time of this process and those that it started and that have ended."""
+
+    wall_s: float
+    processor_s: float
+
+    @staticmethod
+    def start() -> _Clock:
+        return _Clock(time.monotonic(), sum(os.times()[:4]))
+
+    def read(self) -> _Clock:
+        """The seconds since the start."""
+        now = _Clock.start()
+        return _Clock(now.wall_s - self.wall_s, now.processor_s - self.processor_s)
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,8 @@ class SearchJob(StudentJob):
         given = self.run.settings.budget.given()
         params, macs = self.original_cost
         return CostLimits(
-            params=given.get("keep_params", _LARGEST_SHARE) * params,
-            macs=given.get("keep_macs", _LARGEST_SHARE) * macs,
+            params=given.get("keep_params", _LARGEST_PARAMS) * params,
+            macs=given.get("keep_macs", _LARGEST_MACS) * macs,
             size_bytes=given.get("target_size"),
             latency_ms=given.get("target_latency_ms"),
         )
@@ -164,16 +182,17 @@ class SearchJob(StudentJob):
         )
         _refuse(trial, {f"predicted {name}": share for name, share in predicted.items()})
         if known := _find_same(trial, network):
-            for name in ("params", "macs", "size_bytes", "latency_ms", "score", "weights", "seconds"):
+            for name in ("params", "macs", "size_bytes", "latency_ms", "score", "weights"):
                 trial.set_user_attr(name, known.user_attrs[name])
+            trial.set_user_attr("seconds", {"cost": 0.0, "learn": 0.0, "processor": 0.0})
             size_bytes, latency_ms, loss = known.values
             return size_bytes, latency_ms, loss
-        started = time.monotonic()
+        clock = _Clock.start()
         with muted():
             size_bytes, latency_ms = measure_stand_in(network, self.run.settings, self.time_alone)
         assert latency_ms is not None
         latency_ms *= factor
-        costing = time.monotonic() - started
+        costing = clock.read()
         _refuse(trial, self.limits.excess(size_bytes=size_bytes, latency_ms=latency_ms))
         _note(trial, params=cost.params, macs=cost.macs, size_bytes=size_bytes, latency_ms=latency_ms)
         return self._learn_for(trial, point, costing)
@@ -184,12 +203,17 @@ class SearchJob(StudentJob):
         point = StudentPoint.from_dict(trial.user_attrs["point"])
         # Queued with what the first study measured of it.
         suggest(trial, self.space)
-        return self._learn_for(trial, point, 0.0)
+        return self._learn_for(trial, point, _Clock(0.0, 0.0))
 
-    def _learn_for(self, trial: optuna.Trial, point: StudentPoint, costing: float) -> tuple[float, float, float]:
-        started = time.monotonic()
+    def _learn_for(self, trial: optuna.Trial, point: StudentPoint, costing: _Clock) -> tuple[float, float, float]:
+        clock = _Clock.start()
         path, score = self.learn(point)
-        seconds = {"cost": round(costing, 3), "learn": round(time.monotonic() - started, 3)}
+        learning = clock.read()
+        seconds = {
+            "cost": round(costing.wall_s, 3),
+            "learn": round(learning.wall_s, 3),
+            "processor": round(costing.processor_s + learning.processor_s, 3),
+        }
         values = {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
         _note(trial, score=values, weights=path.stem, seconds=seconds)
         known = trial.user_attrs
@@ -224,6 +248,7 @@ class SearchJob(StudentJob):
                 data=settings.data,
                 machine=settings.machine,
                 label="student",
+                reference_l1=self.reference_l1(_EPOCH_PHOTOS),
             )
             score = self.yardstick.score(distilled.checkpoint.build_network())
         path = self.weights / f"{sha256_file(destination)}.pt"

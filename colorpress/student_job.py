@@ -15,7 +15,7 @@ from training.photos import Photo, PhotoSplit, scan_photos
 from training.unet import count_parameters
 
 # Validation photographs that choose, at most: all are held in memory, one megabyte each.
-_MOST_PHOTOS = 500
+MOST_CHOOSING = 500
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ class StudentJob:
     def yardstick(self) -> Yardstick:
         """best.pt's answers to the photographs that choose."""
         size = self.run.settings.benchmark.eval_size
-        return self.run.yardstick(self.best, self.given.val[:_MOST_PHOTOS], short_side=size)
+        return self.run.yardstick(self.best, self.given.val[:MOST_CHOOSING], short_side=size)
+
+    def reference_l1(self, photos: int) -> tuple[float, float]:
+        """L1 (ab/128) of the grey answer and of best.pt, on the first so many of the photographs that choose."""
+        grey, best = (each[:photos].mean() for each in (self.yardstick.grey_l1, self.yardstick.best_l1))
+        return float(grey), float(best)
 
     @cached_property
     def original_cost(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from colorpress.console import say, warn
 from colorpress.errors import ConfigError
 from colorpress.run_folder import Run
 from colorpress.stages import StageRecord, run_stage
-from colorpress.student_job import StudentJob
+from colorpress.student_job import MOST_CHOOSING, StudentJob
 from compress.distillation import DistillResult, distil_network
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
@@ -230,7 +230,11 @@ class _Choice(StudentJob):
             build_student(network, settings.data.seed),
             self.best,
             # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
-            replace(self.photos, train=self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]),
+            replace(
+                self.photos,
+                train=self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)],
+                val=self.photos.val[:MOST_CHOOSING],
+            ),
             destination,
             recipe,
             teacher_weight=teacher_weight,
@@ -239,6 +243,7 @@ class _Choice(StudentJob):
             data=settings.data,
             machine=settings.machine,
             label=label,
+            reference_l1=self.reference_l1(MOST_CHOOSING),
         )
 
     def _recipe(self, crops: int) -> TrainConfig:

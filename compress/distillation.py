@@ -109,6 +109,7 @@ def distil_network(
     machine: MachineConfig,
     tune: bool = True,
     label: str = "fine-tune",
+    reference_l1: tuple[float, float] | None = None,
 ) -> DistillResult:
     """Fit `network` (changed in place) to `teacher` and the truth; writes the best epoch to `destination`.
 
@@ -122,13 +123,18 @@ def distil_network(
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about.
         tune: False leaves the weights as they are.
+        reference_l1: validation L1 (ab/128) of the grey answer and of best.pt, where they are known; None asks best.pt,
+            which takes longer than a short training of a small network.
     Raises: as `training.original.train_unet`.
     """
     device = choose_device(machine.device)
     with torch_threads(machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        grey_l1, best_l1 = (_validate(each, photos, recipe, data, device) for each in (_Grey(), best))
+        grey_l1, best_l1 = reference_l1 or (
+            _validate(_Grey(), photos, recipe, data, device),
+            _validate(best, photos, recipe, data, device),
+        )
         before = _settle_batch_norm_(network, photos, recipe, data, device)
         last_path = destination.with_name("last.pt")
         extra = {

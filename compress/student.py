@@ -55,6 +55,18 @@ def choose_output_stride(strides: Sequence[StrideScore]) -> int:
     return max((each.stride for each in strides if each.retained_colour >= ORACLE_FLOOR), default=1)
 
 
+def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:
+    """The strides that are worth a search, finest first: a finer one costs more, so it has to keep more colour.
+
+    Where best.pt is no better than grey there is no G, and every stride is as good.
+    """
+    kept: list[StrideScore] = []
+    for each in sorted(strides, key=lambda each: -each.stride):
+        if not each.retained_colour < max([ORACLE_FLOOR, *(coarser.retained_colour for coarser in kept)]):
+            kept.append(each)
+    return tuple(each.stride for each in reversed(kept)) or (1,)
+
+
 def student_ladder(output_stride: int, widths: Sequence[int] = LADDER_WIDTHS) -> tuple[UNetPlan, ...]:
     """Flat UNets that answer at `output_stride`, one for each width, smallest first.
 

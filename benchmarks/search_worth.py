@@ -39,6 +39,7 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.latency import time_quickly
 from colorpress.config import BenchmarkConfig
 from colorpress.files import write_json
+from colorpress.search_stages import find_journal
 from compress.packing import pack_onnx
 
 WAYS = ("tpe", "random", "ladder")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crops", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--config", type=Path, default=None, help="Further options of the search and of pruning as TOML.")
+    parser.add_argument("--config", type=Path, default=None, help="More options of search and pruning, as TOML.")
     parser.add_argument("--no-scaling", action="store_true", help="Leave out the runs with one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on
@@ -80,9 +81,9 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
             folder = given.output_dir / f"{way}-{seed}"
             _share_answers(given.output_dir, folder)
             run_command(
-                "search", folder, given, "--search-sampler", way, "--data", str(given.data), "--seed", str(seed)
+                "compress", folder, given, "--search-sampler", way, "--data", str(given.data), "--seed", str(seed)
             )
-            seen[way, seed] = read_trials(folder / "study" / "journal.log")
+            seen[way, seed] = read_trials(find_journal(folder))
             print(f"{way} {seed}: {seen[way, seed][1].sum():.0f} s of processor time", flush=True)
         seen[PRUNING, seed] = prune_rungs(given, seed)
     best, worst = find_bounds([values for values, _ in seen.values()])
@@ -115,7 +116,7 @@ def _share_answers(output_dir: Path, folder: Path) -> None:
 
 
 def run_command(command: str, folder: Path, given: argparse.Namespace, *options: str) -> None:
-    """Run `colorpress search` on candidates alone, `worker` or `prune` to its end."""
+    """Run `colorpress compress` on candidates alone, or another command, to its end."""
     subprocess.run(make_command(command, folder, given, *options), check=True, env=_environment())
 
 
@@ -126,9 +127,9 @@ def make_command(
     words = [sys.executable, "-m", "colorpress", command, "-o", str(folder), "--quiet"]
     words += ["-c", str(checkpoint or given.checkpoint)]
     words += [] if command == "export" else ["--threads", str(given.threads)]
-    if command == "search":
+    if command == "compress":
         words += ["--search-trials", str(given.trials), "--search-crops", str(given.crops), "--search-front", "0"]
-    if command in ("search", "prune") and given.config:
+    if command in ("compress", "prune") and given.config:
         words += ["--config", str(given.config)]
     return [*words, *given.given_on, *options]
 
@@ -216,7 +217,7 @@ def measure_scaling(given: argparse.Namespace) -> dict[str, Any]:
         common = ("--study", str(journal), "--data", str(given.data))
         started = time.monotonic()
         leader = subprocess.Popen(
-            make_command("search", folder / "leader", given, *common, "--seed", str(seed)), env=_environment()
+            make_command("compress", folder / "leader", given, *common, "--seed", str(seed)), env=_environment()
         )
         while not (journal.is_file() and '"wanted"' in journal.read_text()) and leader.poll() is None:
             time.sleep(0.2)

@@ -303,9 +303,9 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @_output_option
 @_common_options
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@config_options(*(config for config in CONFIGS.values() if config is not SearchConfig))
+@config_options(*CONFIGS.values(), leave_out=("worker_timeout",))
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Everything: train, rank, prune, compress, export, quantize, benchmark, report."""
+    """Everything: train, rank, prune, search, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
@@ -384,15 +384,15 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
     MachineConfig,
     short=_SPOKEN,
 )
-def compress(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
-    """The smallest network that keeps best.pt's colour: chosen, trained, exported, in int8 and with packed weights."""
+def student(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
+    """One network that keeps best.pt's colour, trained for long: the smallest of a ladder, or that of a plan."""
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
 
     def steps() -> Iterable[StageRecord]:
         if checkpoint is not None:
             pipeline.adopt_checkpoint(current, checkpoint)
-        return pipeline.compress(current, pipeline.find_photos(current), name)
+        return pipeline.distil_student(current, pipeline.find_photos(current), name)
 
     _do(current, as_json, steps)
 
@@ -403,6 +403,7 @@ _study_help = "Shared storage: a journal file in a shared folder, or a URL such 
 @cli.command()
 @_stage_options
 @_checkpoint_option
+@click.argument("original", metavar="[BEST.PT]", required=False, type=_PATH)
 @click.option("--study", default=None, help=f"{_study_help}; default: in the run folder.")
 @click.option("--dry-run", is_flag=True, help="Show space, budgets and the estimated time; train nothing.")
 @config_options(
@@ -418,24 +419,31 @@ _study_help = "Shared storage: a journal file in a shared folder, or a URL such 
     short=_SPOKEN,
     leave_out=("student_effort", "student_crops", "student_trial_crops", "student_plan", "qat_crops"),
 )
-def search(
+def compress(
     output_dir: Path,
     force: bool,
     as_json: bool,
     checkpoint: Path | None,
+    original: Path | None,
     study: str | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Say the budget, get the model: a Pareto front of students by file size, latency and colour."""
+    """Say the budget, get the model: a Pareto front of students by file size, latency and colour.
+
+    BEST.PT is the trained model, as with --checkpoint; default: best.pt of the run folder.
+    """
+    if original is not None and checkpoint is not None:
+        raise ConfigError("option", "--checkpoint", "does not go with BEST.PT", "give one of the two")
+    given = original or checkpoint
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
     from colorpress.files import locked_folder
     from colorpress.search_stages import describe_plan, result_lines, search, summarize
 
     with locked_folder(output_dir):
-        if checkpoint is not None:
-            pipeline.adopt_checkpoint(current, checkpoint)
+        if given is not None:
+            pipeline.adopt_checkpoint(current, given)
         photos = pipeline.find_photos(current)
         if dry_run:
             lines, planned = describe_plan(current, photos, study=study)
@@ -477,11 +485,11 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
+    from colorpress.export_stages import export
 
     made = [output_dir / name / "model.pt" for name in ("pruned", *current.students())]
     given = [checkpoint] if checkpoint else _present([current.best_path, *made])
-    _do(current, as_json, lambda: [pipeline.export(current, path, _variant_name(path)) for path in given])
+    _do(current, as_json, lambda: [export(current, path, _variant_name(path)) for path in given])
 
 
 @cli.command()
@@ -515,11 +523,11 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, pack_precision: str) -> None:
     """Store the weights of exported models in fewer bits; what is computed stays float."""
     current = _open_run(output_dir, force, {})
-    from colorpress import pipeline
+    from colorpress.export_stages import pack
 
     given = [checkpoint] if checkpoint else _present(_exported(current))
     _do(current, as_json, lambda: [
-        pipeline.pack(current, path, f"{_variant_name(path)}-{pack_precision}", pack_precision) for path in given
+        pack(current, path, f"{_variant_name(path)}-{pack_precision}", pack_precision) for path in given
     ])  # fmt: skip
 
 

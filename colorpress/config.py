@@ -457,11 +457,12 @@ class SearchEffort:
     int8: bool
 
 
+NO_SEARCH = "none"
 SEARCH_EFFORTS = {
     "demo": SearchEffort(trials=8, crops=400, full_crops=1_600, front=8, int8=False),
-    "fast": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=8, int8=True),
-    "default": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=10, int8=True),
-    "long": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),
+    "default": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=10, int8=True),
+    "long": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=12, int8=True),
+    "longest": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),
 }
 
 
@@ -470,7 +471,9 @@ class SearchConfig(Config):
     """A search for the Pareto front of students: file size, latency and colour."""
 
     search_effort: str = option(
-        "default", "How much is tried, and for how long; the options below go ahead.", choices=tuple(SEARCH_EFFORTS)
+        "default",
+        "How much is tried, and for how long; the options below go ahead. none: `run` searches for nothing.",
+        choices=(*SEARCH_EFFORTS, NO_SEARCH),
     )
     search_trials: int | None = option(None, "Candidates that learn for a short while.", low=1, high=1_000_000)
     search_crops: int | None = option(None, "Crops that each of them learns from.", low=1, high=10**12)
@@ -491,7 +494,13 @@ class SearchConfig(Config):
     )
 
     def effort(self) -> SearchEffort:
-        """What the preset says, and the options that were given instead."""
+        """What the preset says, and the options that were given instead.
+
+        Raises:
+            ConfigError: nothing is to be searched for.
+        """
+        if self.search_effort == NO_SEARCH:
+            raise ConfigError("option", "--search-effort", "is none, which finds nothing", "choose another one")
         preset = SEARCH_EFFORTS[self.search_effort]
         given = {name: getattr(self, f"search_{name}") for name in vars(preset)}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})

@@ -18,6 +18,7 @@ from colorpress.console import progress, say
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.files import write_csv, write_json
 from colorpress.run_folder import Run
+from colorpress.search_front import list_front
 from colorpress.stages import StageRecord, run_stage
 from export.bundle import BundleResult, write_bundle
 from export.coloring import color_pixels
@@ -41,12 +42,8 @@ def exported_variants(run: Run) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    found = [
-        f"{name}{ending}"
-        for name in ("best", "pruned", *run.students())
-        for ending in ("", *DERIVED_ENDINGS)
-        if (run.folder / f"{name}{ending}" / "model.onnx").is_file()
-    ]
+    made = [f"{name}{ending}" for name in ("best", "pruned", *run.students()) for ending in ("", *DERIVED_ENDINGS)]
+    found = [name for name in (*made, *list_front(run.folder)) if (run.folder / name / "model.onnx").is_file()]
     if not found:
         raise InputError("folder", run.folder, "holds no model.onnx", "run `colorpress export` first")
     return found

@@ -1,7 +1,7 @@
 """The stages in order, each one skipped when it is up to date: photographs -> best.pt -> variants -> report.
 
 Run folder: best.pt and what training and ranking say about it, one folder per variant (best, best-int8, pruned,
-pruned-int8, auto, auto-int8, auto-w8), the benchmark, the report, and `run.json`, written last.
+pruned-int8, auto, auto-int8, auto-w8), the front of a search, the benchmark, the report, and `run.json`, written last.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from benchmarks.report import write_report
 from benchmarks.suite import run_benchmark
 from benchmarks.variants import DERIVED_ENDINGS, Variant, describe_variant
 from colorpress import __version__
+from colorpress.config import NO_SEARCH
 from colorpress.console import say, warn
 from colorpress.deploy_stages import deploy, exported_variants
 from colorpress.errors import ConfigError, GateError, InputError
+from colorpress.export_stages import export, pack
 from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from colorpress.int8_stage import quantize
 from colorpress.layer_views import rank_views
 from colorpress.processes import is_main_process, share_answer
 from colorpress.prune_choice import prune_checkpoint, prune_key, split_epochs
 from colorpress.run_folder import Run, warn_of_other_split
+from colorpress.search_front import list_front
+from colorpress.search_stages import search_stage
 from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage
 from colorpress.student_stages import STUDENT, make_student
 from compress.distillation import DistillResult, distil_network
-from compress.packing import pack_onnx
 from compress.prune_plan import write_plan
 from compress.ranking import count_macs, rank_layers, write_ranking
-from export.graph import export_onnx, read_metadata
-from export.parity import check_parity
-from export.predictors import OnnxPredictor
+from export.graph import read_metadata
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
 from training.device import choose_device
 from training.fitting import forget_fit
@@ -83,7 +84,9 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages += [export(run, run.best_path, "best"), export(run, run.folder / "pruned" / "model.pt", "pruned")]
     for name in ("best", "pruned"):
         stages.append(quantize(run, run.folder / name / "model.onnx", f"{name}-int8", photos))
-    stages += compress(run, photos)
+    stages += distil_student(run, photos)
+    if run.settings.search.search_effort != NO_SEARCH:
+        stages.append(search_stage(run, photos))
     measured = benchmark(run, run_variants(run), photos)
     stages.append(measured)
     stages += [deploy(run, variant, photos.test) for variant in exported_variants(run)]
@@ -253,40 +256,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     return run_stage(run.folder, "prune", key, action, force=run.force)
 
 
-def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
-    """Export a checkpoint to <variant>/model.onnx, published only when it answers as PyTorch does."""
-    destination = run.folder / variant / "model.onnx"
-
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        exported = export_onnx(run.load(checkpoint), destination, run.settings.export, metadata={})
-        difference, sizes = exported.parity.max_abs, len(exported.parity.shapes)
-        say(f"{variant}: {exported.size_bytes:,} bytes, within {difference:.1e} of PyTorch at {sizes} sizes")
-        return [exported.path], {"size_bytes": exported.size_bytes, "max_abs_diff": exported.parity.max_abs}
-
-    key = run.stage(variant, [checkpoint], {**vars(run.settings.export), **run.arch_key()}, ["training", "export"])
-    return run_stage(run.folder, f"export-{variant}", key, action, force=run.force)
-
-
-def pack(run: Run, source: Path, variant: str, precision: str = "w8") -> StageRecord:
-    """Write <variant>/model.onnx, whose weights are stored in 8 or 16 bits and computed with in float."""
-    destination = run.folder / variant / "model.onnx"
-
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        packed = pack_onnx(source, destination, precision=precision)
-        parity = check_parity(OnnxPredictor(source), OnnxPredictor(destination), atol=None)
-        say(f"{variant}: {packed.size_bytes:,} bytes, mean difference to 32-bit weights {parity.mean_abs:.1e}")
-        return [destination], {
-            "size_bytes": packed.size_bytes,
-            "mean_abs_diff": parity.mean_abs,
-            "max_abs_diff": parity.max_abs,
-        }
-
-    key = run.stage(variant, [source], {}, ["compress/packing.py", "export"])
-    return run_stage(run.folder, f"pack-{variant}", key, action, force=run.force)
-
-
-def compress(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
-    """A student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
+def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
+    """One student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
     stages = make_student(run, run.best_path, photos, name)
     source = run.folder / name / "model.onnx"
     stages += [export(run, run.folder / name / "model.pt", name), quantize(run, source, f"{name}-int8", photos)]
@@ -319,9 +290,34 @@ def run_variants(run: Run) -> tuple[Variant, ...]:
         if made.extra.get("teacher_sha256") == best.sha256:
             variants += _variants_of(run, name, path, made)
         else:
-            again = "prune" if name == "pruned" else f"compress --name {name}"
+            again = "prune" if name == "pruned" else f"student --name {name}"
             warn(f"{name}/model.pt is of another best.pt and is left out: run `colorpress {again}` again")
-    return tuple(variants)
+    return (*variants, *_front_variants(run, best))
+
+
+def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
+    """Files of the front of a search."""
+    variants = []
+    for name in list_front(run.folder):
+        exported = run.folder / name / "model.onnx"
+        stem = next((name.removesuffix(each) for each in DERIVED_ENDINGS if name.endswith(each)), name)
+        origin = run.folder / stem / "model.pt"
+        if not (exported.is_file() and origin.is_file()):
+            warn(f"{name} of the front is not there any more and is left out: run `colorpress compress` again")
+            continue
+        made, metadata = run.load(origin), read_metadata(exported)
+        if (made.extra.get("teacher_sha256"), metadata.get("checkpoint_sha256")) != (best.sha256, made.sha256):
+            warn(f"{name} is of another best.pt and is left out: run `colorpress compress` again")
+            continue
+        variants.append(_describe_exported(run, name, exported, made))
+    return variants
+
+
+def _describe_exported(run: Run, name: str, exported: Path, checkpoint: Checkpoint) -> Variant:
+    size, network = run.settings.benchmark.bench_size[0], checkpoint.build_network()
+    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+    precision = read_metadata(exported).get("precision", "fp32")
+    return describe_variant(name, exported, precision=precision, params=params, macs=macs)
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
@@ -332,10 +328,8 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
         exported = run.folder / variant / "model.onnx"
         if not exported.exists():
             continue
-        metadata = read_metadata(exported)
-        if metadata.get("checkpoint_sha256") == checkpoint.sha256:
-            precision = metadata.get("precision", "fp32")
-            variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
+        if read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256:
+            variants.append(_describe_exported(run, variant, exported, checkpoint))
         else:
             warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
     return variants

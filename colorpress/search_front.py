@@ -14,12 +14,15 @@ from typing import Any
 
 from benchmarks.tables import format_bytes, format_count, format_number
 from colorpress.config import BudgetConfig, GoalConfig, option_name
-from colorpress.files import atomic_write, write_csv, write_json
+from colorpress.errors import InputError
+from colorpress.files import atomic_write, read_json, write_csv, write_json
 from compress.search_space import StudentPoint
 from compress.yardstick import Score
 
 FRONT_FILES = ("front.csv", "front.json", "front.png")
 STAGES = ("short distillation", "full distillation", "exported")
+_MOST_LISTED = 8
+_ODDS = "with odds of 4 to 1"
 TABLE_HEADER = ("student", "file", "x smaller", "latency", "colour G", "stage")
 COLUMNS = (
     "name", "stage", "on_front", "file", "precision", "params", "macs", "size_bytes", "times_smaller", "latency_ms",
@@ -58,6 +61,11 @@ class FrontRow:
     def loss(self) -> float:
         """What should be small: 1 - G, or where there is no G the share that the L1 is above best.pt's."""
         return loss_of(self.score)
+
+    @property
+    def likely_loss(self) -> float:
+        """The loss that other photographs stay below with odds of 4 to 1."""
+        return self.loss + self.score.margin
 
     @property
     def costs(self) -> tuple[float, float, float]:
@@ -146,17 +154,29 @@ class Demand:
         return beyond / abs(self.most) if self.most else beyond
 
 
-def list_demands(goal: GoalConfig, budget: BudgetConfig, *, params: int, macs: int) -> list[Demand]:
-    """What the options ask for; `params` and `macs` are best.pt's."""
+def list_demands(
+    goal: GoalConfig, budget: BudgetConfig, *, params: int, macs: int, grey_increase_pct: float
+) -> list[Demand]:
+    """What the options ask for; goals have to hold on other photographs with odds of 4 to 1.
+
+    Args:
+        params, macs: of best.pt.
+        grey_increase_pct: L1 of the grey answer above best.pt's, in percent.
+    """
+
+    def likely_increase(row: FrontRow) -> float:
+        return row.score.l1_delta_pct + (row.score.margin * grey_increase_pct if row.score.margin else 0.0)
+
     demands = []
     if (floor := goal.min_retained_colour) is not None:
         demands.append(Demand(
-            f"--min-retained-colour {floor:g}", lambda row: row.score.retained_colour, floor, "G {:.3f}".format, True
+            f"--min-retained-colour {floor:g}", lambda row: row.score.retained_colour - row.score.margin, floor,
+            f"G {{:.3f}} {_ODDS}".format, True,
         ))  # fmt: skip
     if (increase := goal.max_l1_increase) is not None:
-        demands.append(Demand(
-            f"--max-l1-increase {increase:g}%", lambda row: row.score.l1_delta_pct, increase, "{:+.2f} % L1".format
-        ))  # fmt: skip
+        demands.append(
+            Demand(f"--max-l1-increase {increase:g}%", likely_increase, increase, f"{{:+.2f}} % L1 {_ODDS}".format)
+        )
     kinds: dict[str, tuple[Callable[[FrontRow], float], float, Callable[[float], str]]] = {
         "keep_params": (lambda row: row.params, params, lambda value: f"{format_count(int(value))} parameters"),
         "keep_macs": (lambda row: row.macs, macs, lambda value: f"{format_count(int(value))} multiply-accumulates"),
@@ -192,7 +212,7 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Demand]) -> Recommenda
     if not meeting:
         return Recommendation(None, _what_to_loosen(rows, demands))
     goals = [demand for demand in demands if demand.option.startswith(("--min-retained", "--max-l1"))]
-    full = [row for row in meeting if row.loss <= 0]
+    full = [row for row in meeting if row.likely_loss <= 0]
     if goals or (not demands and full):
         best = min(meeting if goals else full, key=lambda row: row.costs)
         why = "the smallest that meets every goal and budget" if goals else "the smallest that keeps best.pt's colour"
@@ -246,6 +266,31 @@ def write_front(
     write_json(paths[1], {"format_version": 1, **record, "best_bytes": best_bytes, "rows": entries})
     _draw(rows, front, paths[2], str(record.get("recommended") or ""))
     return paths
+
+
+def list_front(folder: Path) -> list[str]:
+    """Folders, relative to a run folder, of the files of its front that a benchmark looks at, smallest first.
+
+    Of a long front it is eight, evenly by order of size, and the recommended one. Empty without a front.
+
+    Raises:
+        InputError: front.json is damaged.
+    """
+    source = folder / "front.json"
+    if not source.is_file():
+        return []
+    hint = "run `colorpress compress` again"
+    record = read_json(source, "front", hint)
+    try:
+        rows = [row for row in record["rows"] if row["on_front"] and row["file"]]
+        files = [str(row["file"]) for row in sorted(rows, key=lambda row: (row["size_bytes"], row["latency_ms"]))]
+        recommended = record["recommended"]
+    except (KeyError, TypeError) as error:
+        raise InputError("front", source, f"is damaged: {error!r}", hint) from error
+    shown = {recommended}
+    if files:
+        shown |= {files[round(step * (len(files) - 1) / (_MOST_LISTED - 1))] for step in range(_MOST_LISTED)}
+    return [Path(file).parent.as_posix() for file in files if file in shown]
 
 
 def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`colorpress search`: say the budget, get the model. Two Optuna studies, and the files of the front they find.
+"""`colorpress compress`: say the budget, get the model. Two Optuna studies, and the files of the front they find.
 
 The first study looks for candidates, each after a short distillation; the second, whose trials are queued from the
 first one's front, distils those to the end. Workers on any machine join both. The process that began the search then
@@ -7,6 +7,7 @@ exports, packs, quantizes and measures, one file after another.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -25,9 +26,9 @@ from benchmarks.tables import format_bytes, format_count, format_number
 from colorpress.config import CONFIGS, Config, Settings, option_name
 from colorpress.console import live_table, muted, say, warn
 from colorpress.errors import ConfigError, DivergedError, GateError
-from colorpress.files import sha256_file, write_bytes
+from colorpress.export_stages import export, pack
+from colorpress.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.int8_stage import quantize
-from colorpress.pipeline import export, pack
 from colorpress.run_folder import Run, score_onnx
 from colorpress.search_estimate import estimate_search, format_estimate
 from colorpress.search_front import (
@@ -38,7 +39,6 @@ from colorpress.search_front import (
     choose_spread,
     find_front,
     format_front,
-    list_demands,
     recommend,
     table_cells,
     write_front,
@@ -55,7 +55,7 @@ from colorpress.search_study import (
     work_through,
 )
 from colorpress.search_trial import SearchJob, make_row, make_rows
-from colorpress.stages import run_stage
+from colorpress.stages import StageRecord, run_stage
 from colorpress.student_stages import measure_stand_in, score_output_strides
 from compress.search_space import CostLimits, SearchSpace, ladder_points
 from compress.student import list_output_strides
@@ -65,7 +65,7 @@ from training.photos import PhotoSplit
 from training.unet import UNetPlan
 
 CANDIDATES, FULL = "candidates", "front"
-JOURNAL = "study/journal.log"
+_JOURNAL = "journal.log"
 # A third of the candidates, at most this many, are a ladder of sizes; the sampler chooses the others.
 _MOST_RUNGS = 8
 _TABLE_ROWS = 12
@@ -139,11 +139,9 @@ def _require_possible(job: SearchJob) -> None:
             option = f"--{option_name(name)}"
             share = f", {_round_up(least / whole):g} of best.pt's" if whole else ""
             why = f"allows {math.floor(most):,} {unit}, and the smallest network has {least:,}{share}"
-            if name in given:
-                raise ConfigError("budget", option, why, "allow that at least")
-            raise ConfigError("budget", "half of best.pt", why, f"allow that at least with {option}")
+            raise ConfigError("budget", option, why, "allow that at least")
     if not any(limits.are_met(**vars(space.cost(point))) for point in space.narrow_points()):
-        asked = ", ".join(f"--{option_name(name)}" for name in given) or "half of best.pt's parameters and work"
+        asked = ", ".join(f"--{option_name(name)}" for name in given)
         raise ConfigError("budgets", None, f"no network meets all of them: {asked}", "loosen one of them")
     if limits.latency_ms is not None:
         _require_fast_enough(job, limits.latency_ms)
@@ -166,7 +164,8 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
     """Search, distil, export and measure: front/<name>/..., front.csv, front.json and front.png.
 
     Args:
-        study: where other machines find it, see `open_storage`; None keeps it in the run folder.
+        study: where other machines find it, see `open_storage`; None keeps it in the run folder, which has a study of
+            its own for each set of options, so that one comes back to what is finished.
     Raises:
         ConfigError: the budgets cannot be met, or the study is about something else.
         ColorpressError: as the stages do; whatever is finished is gone on from the next time.
@@ -178,10 +177,9 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
             )
         shutil.rmtree(run.folder / "study", ignore_errors=True)
     job = begin_job(run, photos, study)
-    storage = open_storage(
-        study or str(run.folder / JOURNAL), timeout_s=run.settings.search.worker_timeout, create=True
-    )
     sampler, identity = _make_sampler(run), job.identity()
+    own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / _JOURNAL
+    storage = open_storage(study or str(own), timeout_s=run.settings.search.worker_timeout, create=True)
     candidates, full = (create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
     leader = _Leader(job, candidates, full, time.monotonic())
     for each in (candidates, full):
@@ -207,6 +205,40 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
         # Once more, for the files whose latency was measured while other workers were busy.
         leader.publish(again=True)
     return leader.write(final=job.effort.front > 0)
+
+
+def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
+    """A search in the run folder as one stage of a whole run."""
+    settings = run.settings
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        found = search(run, photos)
+        say(found.recommendation.sentence)
+        return [*found.paths, *(run.folder / row.file for row in found.rows if row.file)], summarize(found)
+
+    named = ("train", "rank", "goal", "budget", "student", "search", "export", "quantize")
+    used = {
+        **{name: vars(getattr(settings, name)) for name in named},
+        "sizes": [settings.benchmark.eval_size, settings.benchmark.bench_size[0]],
+        "machine": machine_key(),
+        "threads": settings.machine.threads,
+        **run.arch_key(),
+        **run.data_key(replace(photos, test=())),
+    }
+    code = ["training", "compress", "export", "benchmarks/latency.py", "colorpress"]
+    return run_stage(run.folder, "search", run.stage("search", [run.best_path], used, code), action, force=run.force)
+
+
+def find_journal(folder: Path) -> Path:
+    """The study that was used last in a run folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted((folder / "study").glob(f"*/{_JOURNAL}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError("folder", folder, "holds no study", "run `colorpress compress`")
+    return found[-1]
 
 
 def _make_sampler(run: Run) -> NumberedSampler:
@@ -317,9 +349,10 @@ class _Leader:
                 export(run, target, folder)
                 source = target.with_name("model.onnx")
                 pack(run, source, f"{folder}-w8")
-                if job.effort.int8:
+                made = {"": "fp32", "-w8": "w8"}
+                if job.effort.int8 and row.point.has_inner_layers():
                     quantize(run, source, f"{folder}-int8", job.given)
-                made = {"": "fp32", "-w8": "w8"} | ({"-int8": "int8"} if job.effort.int8 else {})
+                    made["-int8"] = "int8"
                 self.files[row.name] = [
                     self._measure(run, row, run.folder / f"{folder}{ending}" / "model.onnx", precision)
                     for ending, precision in made.items()
@@ -366,10 +399,8 @@ class _Leader:
 
     def write(self, *, final: bool = False) -> SearchResult:
         """Write the front as it is now; in the end of the exported files alone."""
-        settings = self.job.run.settings
         rows = [row for row in self.rows() if not final or row.file]
-        params, macs = self.job.original_cost
-        demands = list_demands(settings.goal, settings.budget, params=params, macs=macs)
+        demands = self.job.demands
         found = recommend(rows, demands)
         record = {
             "recommended": (found.row.file or found.row.name) if found.row else None,
@@ -479,7 +510,7 @@ def _wait_for(study: Study, name: str, timeout_s: float) -> Any:
     ends = time.monotonic() + timeout_s
     while name not in study.user_attrs:
         if time.monotonic() > ends:
-            raise ConfigError("study", study.study_name, "is not ready", "start `colorpress search --study` again")
+            raise ConfigError("study", study.study_name, "is not ready", "start `colorpress compress --study` again")
         time.sleep(_POLL_SECONDS)
     return study.user_attrs[name]
 
@@ -523,15 +554,13 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
     """
     job = begin_job(run, photos, study)
     estimate = estimate_search(job)
-    params, macs = job.original_cost
-    demands = list_demands(run.settings.goal, run.settings.budget, params=params, macs=macs)
-    asked = ", ".join(demand.option for demand in demands) or "nothing: the whole front"
+    asked = ", ".join(demand.option for demand in job.demands) or "nothing: the whole front"
     lines = [*describe_space(job.space, job.limits), f"asked for: {asked}", *format_estimate(estimate)]
     return lines, {
         "space": {**job.space.describe(), "points": job.space.count_points()},
         "limits": vars(job.limits),
         "smallest": vars(job.space.cost(job.space.smallest("size_bytes"))),
-        "asked_for": [demand.option for demand in demands],
+        "asked_for": [demand.option for demand in job.demands],
         **estimate,
     }
 

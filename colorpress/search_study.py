@@ -129,7 +129,7 @@ def _open_journal(path: Path, timeout_s: int, create: bool) -> BaseStorage:
     # Absolute, since the lock is a link to the journal, and a relative one would lead elsewhere.
     path = path.expanduser().absolute()
     if not create and not path.is_file():
-        raise ConfigError("study", path, "no such file", "start `colorpress search --study` first, or correct the path")
+        raise ConfigError("study", path, "no such file", "begin it by `colorpress compress --study`")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
@@ -267,7 +267,9 @@ def join_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:
     try:
         study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
     except KeyError:
-        raise ConfigError("study", name, "is not in this storage", "start `colorpress search --study` first") from None
+        raise ConfigError(
+            "study", name, "is not in this storage", "begin it by `colorpress compress --study`"
+        ) from None
     if "identity" not in study.user_attrs:
         raise ConfigError("study", name, "is not ready yet", "start the worker again when the search has begun")
     return study

@@ -26,11 +26,11 @@ from benchmarks.machine import machine_key
 from colorpress.config import SearchEffort
 from colorpress.console import muted
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
-from colorpress.search_front import STAGES, FrontRow, loss_of
+from colorpress.search_front import STAGES, Demand, FrontRow, list_demands, loss_of
 from colorpress.student_job import StudentJob
 from colorpress.student_stages import measure_stand_in
 from compress.distillation import distil_network
-from compress.search_space import CostLimits, SearchSpace, StudentPoint, make_space, suggest
+from compress.search_space import CHANNEL_BLOCK, CostLimits, SearchSpace, StudentPoint, make_space, suggest
 from compress.student import build_student
 from compress.yardstick import Score
 from training.unet import UNetPlan
@@ -103,15 +103,29 @@ class SearchJob(StudentJob):
 
     @cached_property
     def limits(self) -> CostLimits:
-        """The budgets; without those for parameters and multiply-accumulates, half of best.pt's."""
+        """The budgets; without those for parameters and multiply-accumulates, a part of best.pt's.
+
+        Where best.pt is tiny itself, that part is what the smallest network has.
+        """
         given = self.run.settings.budget.given()
         params, macs = self.original_cost
+        space = SearchSpace(self.output_strides, CHANNEL_BLOCK, self.effort.crops, self.run.settings.rank.rank_size)
+        least = space.cost(space.smallest("size_bytes"))
         return CostLimits(
-            params=given.get("keep_params", _LARGEST_PARAMS) * params,
-            macs=given.get("keep_macs", _LARGEST_MACS) * macs,
+            params=given["keep_params"] * params
+            if "keep_params" in given
+            else max(_LARGEST_PARAMS * params, least.params),
+            macs=given["keep_macs"] * macs if "keep_macs" in given else max(_LARGEST_MACS * macs, least.macs),
             size_bytes=given.get("target_size"),
             latency_ms=given.get("target_latency_ms"),
         )
+
+    @cached_property
+    def demands(self) -> list[Demand]:
+        """The goals and budgets, which the recommended file meets."""
+        settings, (params, macs) = self.run.settings, self.original_cost
+        grey = self.yardstick.grey_increase_pct
+        return list_demands(settings.goal, settings.budget, params=params, macs=macs, grey_increase_pct=grey)
 
     @cached_property
     def space(self) -> SearchSpace:

@@ -135,12 +135,16 @@ def quantize_onnx(
         threads: CPU threads while calibrating; 0: ONNX Runtime's choice.
     Raises:
         ConfigError: no such source.
-        InputError: the source is damaged or already quantized, or there is no calibration picture.
+        InputError: the source is damaged or already quantized, or has no convolution between the first and the last;
+            or there is no calibration picture.
         MachineError: the destination cannot be written.
     """
     model = load_float_model(source)
     reduce = not has_vnni() if reduce_range is None else reduce_range
     chosen, _ = choose_layers(model.graph, config.quantize_share)
+    if not chosen:
+        why = "has no convolution between its first and its last, which stay in float"
+        raise InputError("model", source, why, "ship it as it is, or store its weights in 8 bits by `colorpress pack`")
     quantizer = _Quantizer(model, chosen, list(calibration), config, reduce, threads)
     way = _starting_way(config)
     tries: tuple[Int8Try, ...] = ()

@@ -22,8 +22,6 @@ ORACLE_STRIDES = (1, 2, 4, 8, 16, 32)
 # An output stride is taken when best.pt's own answer, made that coarse, keeps this much of its colour.
 ORACLE_FLOOR = 0.99
 _LARGEST_STEM = 8
-# Quantiles of the normal distribution: the 80 % one, and both ends of the interval that holds 95 %.
-_FOUR_IN_FIVE, _NINETEEN_IN_TWENTY = 0.842, 1.960
 _DEEPEST_STRIDE = 32
 
 
@@ -104,14 +102,13 @@ class Goal:
     max_l1_increase_pct: float = 0.0
 
     def is_met(self, score: Score) -> bool:
-        """Whether G on other photographs is high enough with odds of 4 to 1, the interval taken for a normal one's.
+        """Whether G on other photographs is high enough with odds of 4 to 1.
 
         Where best.pt is no better than grey there is no G, and its L1 counts.
         """
         if math.isnan(score.retained_colour):
             return math.isnan(score.l1_delta_pct) or score.l1_delta_pct <= self.max_l1_increase_pct
-        margin = 0.0 if math.isnan(score.low) else _FOUR_IN_FIVE * (score.high - score.low) / (2 * _NINETEEN_IN_TWENTY)
-        return score.retained_colour - margin >= self.min_retained_colour
+        return score.retained_colour - score.margin >= self.min_retained_colour
 
 
 def choose_candidate(

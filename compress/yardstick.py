@@ -21,6 +21,8 @@ from training.photos import Photo
 
 # L (1, 1, H, W) in [0, 1] to ab (1, 2, H, W) in ab/128, any H and W.
 Answering = Callable[[Tensor], Tensor]
+# Quantiles of the normal distribution: the 80 % one, and both ends of the interval that holds 95 %.
+_FOUR_IN_FIVE, _NINETEEN_IN_TWENTY = 0.842, 1.960
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Score:
     retained_colour: float
     low: float
     high: float
+
+    @property
+    def margin(self) -> float:
+        """How far G may be below this on other photographs, with odds of 4 to 1; 0 where there is no interval.
+
+        The interval is taken for that of a normal distribution.
+        """
+        return 0.0 if math.isnan(self.low) else _FOUR_IN_FIVE * (self.high - self.low) / (2 * _NINETEEN_IN_TWENTY)
 
 
 # Scores an ONNX file, given as its bytes, by the photographs of a yardstick.
@@ -69,6 +79,12 @@ class Yardstick:
         with torch.inference_mode():
             own = np.array([mean_l1(best(lightness.to(device)).cpu(), ab) for lightness, ab in pictures])
         return Yardstick(tuple(pictures), grey, own)
+
+    @property
+    def grey_increase_pct(self) -> float:
+        """The L1 of the grey answer above best.pt's, in percent of best.pt's; NaN where that is 0."""
+        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
+        return 100.0 * (grey / best - 1.0) if best else math.nan
 
     def _retained_colour_at(self, increase_pct: float) -> float:
         """The G of an L1 that is `increase_pct` percent above best.pt's; NaN where best.pt is no better than grey."""

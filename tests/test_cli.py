@@ -35,7 +35,7 @@ COMMANDS = [
     "rank",
     "report",
     "run",
-    "search",
+    "student",
     "train",
     "verify",
     "worker",

@@ -18,7 +18,7 @@ from colorpress.cli import run_command
 from colorpress.config import ExportConfig, Settings
 from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
 from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.pipeline import pack
+from colorpress.export_stages import pack
 from colorpress.run_folder import Run
 from export import deployable
 from export.deployable import export_colorizer, write_ort

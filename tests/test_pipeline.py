@@ -14,6 +14,7 @@ from PIL import Image
 from colorpress.config import Settings
 from colorpress.errors import ConfigError, GateError
 from colorpress.pipeline import Run, RunResult, find_photos, require_measured, run_pipeline, run_variants
+from colorpress.search_front import list_front
 from colorpress.stages import run_stage
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ OPTIONS = {
     "bench_size": (32,), "roof": False, "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "max_bad_share": 0.2,
     "student_crops": 32, "student_trial_crops": 16, "student_imgsz": 32, "student_batch_size": 8,
     "rank_size": 32, "rank_photos": 1, "rank_runs": 2,
+    "search_trials": 2, "search_crops": 8, "search_full_crops": 16, "search_front": 2, "search_int8": False,
 }  # fmt: skip
 FILES = {
     "best.pt", "last.pt", "last.prev.pt", "history.csv", "training_loss.png", "training_inference.md",
@@ -34,7 +36,7 @@ FILES = {
     "auto/plan.json", "auto/model.pt", "auto/model.onnx", "auto/distillation.csv", "auto/distillation.png",
     "auto-int8/model.onnx", "auto-int8/int8.json", "auto-w8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
-    "config.resolved.toml", "run.json",
+    "config.resolved.toml", "run.json", "front.csv", "front.json", "front.png",
 } | {
     f"{name}/colorizer.onnx" for name in ("best", "best-int8", "pruned", "pruned-int8", "auto", "auto-int8", "auto-w8")
 }  # fmt: skip
@@ -66,7 +68,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunResult]:
 def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None:
     folder = finished[0].folder
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in found if not name.startswith((".", "trials/", "pictures/"))} == FILES
+    folders = (".", "trials/", "pictures/", "study/", "front/")
+    assert {name for name in found if not name.startswith(folders)} == FILES
+    shown = pd.read_csv(folder / "front.csv")["file"]
+    assert len(shown) >= 2 and set(shown) <= found
+    measured = list_front(folder)
+    assert measured and {f"{name}/colorizer.onnx" for name in measured} <= found
     # What it says is there is there, and nothing else.
     pictures = json.loads((folder / "pictures" / "pictures.json").read_text())
     named = {path.name for path in (folder / "pictures").glob("*.jpg") if path.name in json.dumps(pictures)}
@@ -75,7 +82,7 @@ def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None
 
 def test_every_variant_is_measured(finished: tuple[Run, RunResult]) -> None:
     table = pd.read_csv(finished[0].folder / "benchmark.csv").set_index("model")
-    assert list(table.index) == VARIANTS
+    assert list(table.index) == [*VARIANTS, *list_front(finished[0].folder)]
     assert set(table["status"]) == {"ok"}
     assert (table["p50_ms"] > 0).all()
     assert table.loc["best.pt", "retained_colour"] == pytest.approx(1) or table["retained_colour"].isna().all()
@@ -100,7 +107,7 @@ def test_pictures_open_and_the_report_holds_the_variants(finished: tuple[Run, Ru
         with Image.open(run.folder / f"{name}.png") as picture:
             picture.load()
     html = result.report_path.read_text()
-    assert all(f"{name}" in html for name in VARIANTS)
+    assert all(f"{name}" in html for name in (*VARIANTS, *list_front(run.folder)))
     assert "http://" not in html.replace("http://www.w3.org", "")
 
 
@@ -122,7 +129,8 @@ def test_an_option_redoes_only_what_depends_on_it(finished: tuple[Run, RunResult
 
 def test_a_run_from_a_checkpoint_trains_nothing(finished: tuple[Run, RunResult], tmp_path: Path) -> None:
     run, _ = finished
-    given = {"student_plan": run.folder / "auto" / "plan.json", "rank_photos": 0, "data": run.settings.data.data}
+    given = {"student_plan": run.folder / "auto" / "plan.json", "rank_photos": 0, "search_effort": "none"}
+    given["data"] = run.settings.data.data
     started = Run(tmp_path / "out", Settings.from_options({**OPTIONS, **given}))
     result = run_pipeline(started, checkpoint=run.best_path)
     assert "train" not in [stage.name for stage in result.stages]
@@ -136,7 +144,7 @@ def test_files_of_another_original_are_left_out(finished: tuple[Run, RunResult],
     run, _ = finished
     copy = Run(tmp_path / "out", run.settings)
     shutil.copytree(run.folder, copy.folder)
-    assert [variant.name for variant in run_variants(copy)] == VARIANTS
+    assert [variant.name for variant in run_variants(copy)] == [*VARIANTS, *list_front(run.folder)]
     save_checkpoint(copy.best_path, replace(load_checkpoint(copy.best_path), epoch=99))
     assert [variant.name for variant in run_variants(copy)] == ["best.pt"]
 

@@ -1,9 +1,10 @@
-"""`colorpress search` for real on ten small pictures: interrupted, gone on with, joined by a worker that is killed."""
+"""`colorpress compress` for real on ten pictures: interrupted, gone on with, joined by a worker that is killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from colorpress.config import Settings, parse_quantity, parse_size
 from colorpress.errors import ConfigError, Interrupted
 from colorpress.pipeline import find_photos, train, write_settings
 from colorpress.run_folder import Run
-from colorpress.search_stages import CANDIDATES, FULL, JOURNAL, describe_plan, search
+from colorpress.search_stages import CANDIDATES, FULL, describe_plan, find_journal, search
 from colorpress.search_study import NumberedSampler, join_study, open_storage
 from colorpress.search_trial import SearchJob
 from compress.student_plan import read_student_network
@@ -62,7 +63,7 @@ def changed(run: Run, **options: object) -> Run:
 
 
 def trials(run: Run, study: str) -> list[TrialState]:
-    storage = open_storage(str(run.folder / JOURNAL), timeout_s=2, create=False)
+    storage = open_storage(str(find_journal(run.folder)), timeout_s=2, create=False)
     return [trial.state for trial in join_study(storage, study, NumberedSampler(0)).trials]
 
 
@@ -142,13 +143,29 @@ def test_a_study_of_other_settings_is_not_gone_on_with(
 ) -> None:
     run, photos, _ = finished
     with pytest.raises(ConfigError, match="was begun with something else"):
-        search(changed(run, **options), photos)
+        search(changed(run, **options), photos, study=str(find_journal(run.folder)))
 
 
 def test_other_photographs_are_refused(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:
     run, photos, _ = finished
     with pytest.raises(ConfigError, match="photographs photos"):
-        search(run, replace(photos, train=photos.train[1:]))
+        search(run, replace(photos, train=photos.train[1:]), study=str(find_journal(run.folder)))
+
+
+def test_other_options_begin_a_study_beside_the_one_that_is_there(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame], tmp_path: Path
+) -> None:
+    run, photos, _ = finished
+    shutil.copytree(run.folder, tmp_path / "out")
+    copy = replace(run, folder=tmp_path / "out")
+    before = find_journal(copy.folder)
+    search(changed(copy, search_crops=8, search_trials=1, search_front=0), photos)
+    assert find_journal(copy.folder) != before and before.is_file()
+    assert len(pd.read_csv(copy.folder / "front.csv")) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+        search(copy, photos)
+    assert len(pd.read_csv(copy.folder / "front.csv")) == 4
 
 
 def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
@@ -189,19 +206,19 @@ def test_budgets_that_cannot_be_are_refused_with_what_can(
     arguments: list[str], expected: str, trained: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert run_command(["search", "-q", "-o", str(trained[0].folder), *arguments]) == 2
+    assert run_command(["compress", "-q", "-o", str(trained[0].folder), *arguments]) == 2
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
         signal.signal(number, handler)
     shown = capsys.readouterr().err
     assert expected in shown and shown.count("error: ") == shown.count("hint: ") == 1
 
 
-def test_compress_takes_the_spoken_names_of_budgets_too(
+def test_student_takes_the_spoken_names_of_budgets_too(
     trained: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--max-size", "1KB", "--max-latency", "2ms", "--max-l1-increase", "1%"]
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert run_command(["compress", "-q", "-o", str(trained[0].folder), *options]) == 2
+    assert run_command(["student", "-q", "-o", str(trained[0].folder), *options]) == 2
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
         signal.signal(number, handler)
     assert "the smallest student misses it" in capsys.readouterr().err
@@ -232,7 +249,7 @@ def test_a_worker_joins_is_killed_and_nothing_is_lost(trained: tuple[Run, PhotoS
         write_settings(replace(run, folder=folder))
     # Long enough to be killed in, and never finished by the worker that is.
     leader = start(
-        "search", main, "-c", run.best_path, "--study", journal, "--search-trials", "4", "--search-crops", "4000"
+        "compress", main, run.best_path, "--study", journal, "--search-trials", "4", "--search-crops", "4000"
     )
     processes = [leader]
     try:

@@ -11,8 +11,9 @@ import pytest
 from benchmarks.variants import describe_variant
 from colorpress.config import Settings
 from colorpress.errors import ConfigError
+from colorpress.export_stages import export, pack
 from colorpress.int8_stage import quantize
-from colorpress.pipeline import export, find_photos, pack, run_variants, train
+from colorpress.pipeline import find_photos, run_variants, train
 from colorpress.run_folder import Run
 from colorpress.student_job import with_unlabelled
 from colorpress.student_stages import make_student

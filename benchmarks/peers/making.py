@@ -23,8 +23,8 @@ from benchmarks.peers.torch_pruning_recipe import make_pruned
 from benchmarks.variants import Variant, describe_variant
 from colorpress.console import say, warn
 from colorpress.errors import ColorpressError, MachineError
+from colorpress.export_stages import export
 from colorpress.files import write_bytes, write_json, write_text
-from colorpress.pipeline import export
 from colorpress.run_folder import Run
 from colorpress.stages import run_stage, stage_key
 from compress.ranking import count_macs

@@ -3,14 +3,14 @@
     python -m benchmarks.search_worth best.pt --data photos --output-dir worth --trials 24 --crops 3000 --seeds 0 1 2
 
 The search, chance and the ladder of uniform widths look at candidates of the same space with the same short
-distillation, in a run folder of their own. Each is cut off where the first of them ended, in seconds of processor time
-spent on its candidates (a ladder ends with its last rung). The ladder of pruning takes best.pt and the same share of
-each layer's channels away, at several ratios, and fine-tunes with as many crops; it is not cut off. All are judged by
-the hypervolume of what they have by then (Optuna's own), over the logarithms of file size and latency and the lost
-colour, each from the best to the worst seen by anybody, grey at most. Then the same search by one and by two workers on
-this machine, and the wall time that 8 to 64 workers would need for the recorded times of its candidates: each takes the
-next candidate when it is free. That says nothing of what a sampler loses when it has to propose before others have
-answered. Options that are not known here, such as --arch, go to every command.
+distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of processor time
+spent on candidates, or go on as long as it took (a ladder ends with its last rung). The ladder of pruning takes best.pt
+and the same share of each layer's channels away, at several ratios, and fine-tunes with as many crops; it is not cut
+off. All are judged by the hypervolume of what they have by then (Optuna's own), over the logarithms of file size and
+latency and the lost colour, each from the best to the worst seen by anybody, grey at most. Then the same search by one
+and by two workers on this machine, and the wall time that 8 to 64 workers would need for the recorded times of its
+candidates: each takes the next candidate when it is free. That says nothing of what a sampler loses when it has to
+propose before others have answered. Options that are not known here, such as --arch, go to every command.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ from compress.packing import pack_onnx
 
 WAYS = ("tpe", "random", "ladder")
 PRUNING = "pruning"
-PRUNE_RATIOS = (0.3, 0.5, 0.7, 0.8, 0.875, 0.9375)
+PRUNE_RATIOS = (0.4, 0.6, 0.75, 0.875, 0.9375)
 SIMULATED_WORKERS = (1, 2, 4, 8, 16, 32, 64)
 _STUDY = "candidates"
+# More than fit into the time that the search takes.
+_ENOUGH_TRIALS = 1000
+_POLL_SECONDS = 2.0
 _ROOT = Path(__file__).resolve().parent.parent
 Values = NDArray[np.float64]
 
@@ -80,18 +83,14 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
         for way in WAYS:
             folder = given.output_dir / f"{way}-{seed}"
             _share_answers(given.output_dir, folder)
-            run_command(
-                "compress", folder, given, "--search-sampler", way, "--data", str(given.data), "--seed", str(seed)
-            )
-            seen[way, seed] = read_trials(find_journal(folder))
+            most_s = None if way == WAYS[0] else float(seen[WAYS[0], seed][1].sum())
+            seen[way, seed] = look_for(way, seed, folder, given, most_s)
             print(f"{way} {seed}: {seen[way, seed][1].sum():.0f} s of processor time", flush=True)
         seen[PRUNING, seed] = prune_rungs(given, seed)
     best, worst = find_bounds([values for values, _ in seen.values()])
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
-        # A ladder of fewer rungs than there are trials is at its end: more time would not add to it.
-        totals = [seen[way, seed][1].sum() for way in WAYS if len(seen[way, seed][1]) >= given.trials]
-        budget_s = float(min(totals, default=math.inf))
+        budget_s = float(seen[WAYS[0], seed][1].sum())
         for way in (*WAYS, PRUNING):
             values, seconds = seen[way, seed]
             limit_s = math.inf if way == PRUNING else budget_s
@@ -104,6 +103,26 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
                 "processor_s": min(limit_s, float(seconds.sum())),
             })  # fmt: skip
     return {"rows": rows, "best": best.tolist(), "worst": worst.tolist()}
+
+
+def look_for(
+    way: str, seed: int, folder: Path, given: argparse.Namespace, most_s: float | None
+) -> tuple[Values, Values]:
+    """`read_trials` of one way, which ends where it has spent `most_s` seconds of processor time on its candidates."""
+    options = ("--search-sampler", way, "--data", str(given.data), "--seed", str(seed))
+    trials = given.trials if most_s is None else _ENOUGH_TRIALS
+    line = [*make_command("compress", folder, given, *options), "--search-trials", str(trials)]
+    process = subprocess.Popen(line, env=_environment())
+    while process.poll() is None:
+        time.sleep(_POLL_SECONDS)
+        begun = most_s is not None and (folder / "front.csv").is_file()
+        if begun and read_trials(find_journal(folder))[1].sum() >= most_s:
+            process.terminate()
+            process.wait()
+            return read_trials(find_journal(folder))
+    if process.returncode:
+        raise SystemExit(f"the search failed with {process.returncode}")
+    return read_trials(find_journal(folder))
 
 
 def _share_answers(output_dir: Path, folder: Path) -> None:
@@ -128,7 +147,7 @@ def make_command(
     words += ["-c", str(checkpoint or given.checkpoint)]
     words += [] if command == "export" else ["--threads", str(given.threads)]
     if command == "compress":
-        words += ["--search-trials", str(given.trials), "--search-crops", str(given.crops), "--search-front", "0"]
+        words += ["--search-crops", str(given.crops), "--search-front", "0"]
     if command in ("compress", "prune") and given.config:
         words += ["--config", str(given.config)]
     return [*words, *given.given_on, *options]
@@ -215,10 +234,9 @@ def measure_scaling(given: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         journal = folder / "shared" / "journal.log"
         common = ("--study", str(journal), "--data", str(given.data))
+        own = ("--seed", str(seed), "--search-trials", str(given.trials))
         started = time.monotonic()
-        leader = subprocess.Popen(
-            make_command("compress", folder / "leader", given, *common, "--seed", str(seed)), env=_environment()
-        )
+        leader = subprocess.Popen(make_command("compress", folder / "leader", given, *common, *own), env=_environment())
         while not (journal.is_file() and '"wanted"' in journal.read_text()) and leader.poll() is None:
             time.sleep(0.2)
         others = [

@@ -41,6 +41,12 @@ _SLOTS = {
         widest=1800,
         is_drawing=True,
     ),
+    "front.png": Slot(
+        "Scatter charts of file size and of latency against the colour that students lost, by how far each learned",
+        "What the search found, on the validation photographs: down and left is better.",
+        widest=1800,
+        is_drawing=True,
+    ),
     "training_loss.png": Slot("Training and validation loss by epoch", "Training of best.pt.", 1400, is_drawing=True),
     "top20_layers.png": Slot(
         "Bar chart of the layers with most parameters", "Where the parameters are.", 1400, is_drawing=True
@@ -124,6 +130,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         picture_set=picture_set,
         explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
+        front=_read_front(output_dir, measured),
         students=_read_students(output_dir, measured),
         quantized=[
             (path.parent.name, read_json(path, "int8 record", _AGAIN))
@@ -165,6 +172,20 @@ def _one_per_file(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         first.setdefault(row["variant"], row)
     return list(first.values())
+
+
+def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | None:
+    """What front.json says of the search whose files were measured; None without one."""
+    path = output_dir / "front.json"
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = read_json(path, "front", _AGAIN)
+    try:
+        files = [row["file"] for row in record["rows"] if row["on_front"]]
+        shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("front", path, f"is damaged: {error!r}", _AGAIN) from error
+    return shown if any(Path(file).parent.as_posix() in measured for file in files) else None
 
 
 def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str, Any]]:

@@ -218,6 +218,21 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
         write_report(run_folder)
 
 
+def test_a_search_is_told_of_where_its_files_were_measured(run_folder: Path) -> None:
+    counts = {"finished": 8, "over a budget": 2, "failed": 0}
+    rows = [{"on_front": True, "file": "front/9kb-1/model.onnx"}, {"on_front": False, "file": "front/x/model.onnx"}]
+    front = {"sentence": "front/9kb-1 <is> best.", "candidates": counts, "rows": rows}
+    (run_folder / "front.json").write_text(json.dumps(front))
+    assert "What a search found" not in text_of(run_folder)
+    change_record(run_folder, rows=[row("front/9kb-1")])
+    text = text_of(run_folder)
+    assert "What a search found" in text and "front/9kb-1 <is> best." in text
+    assert "truer than another: 1." in text and "8 candidates finished, 2 candidates over a budget" in text
+    (run_folder / "front.json").write_text('{"rows": []}')
+    with pytest.raises(InputError, match="is damaged"):
+        write_report(run_folder)
+
+
 def test_budgets_are_judged_where_they_were_given(run_folder: Path) -> None:
     path = run_folder / "config.resolved.toml"
     path.write_text('epochs = 3\ntarget-size = "4MB"\ntarget-latency-ms = 3.0\n')

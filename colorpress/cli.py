@@ -11,7 +11,8 @@ import signal
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -128,7 +129,7 @@ def cli(context: click.Context) -> None:
     """
     from colorpress.processes import require_one_process
 
-    if context.invoked_subcommand not in ("train", "prune"):
+    if context.invoked_subcommand not in ("train", "prune", "compress", "worker"):
         require_one_process(str(context.invoked_subcommand))
 
 
@@ -435,23 +436,24 @@ def compress(
     """
     if original is not None and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with BEST.PT", "give one of the two")
-    given = original or checkpoint
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
-    from colorpress.files import locked_folder
-    from colorpress.search_stages import describe_plan, result_lines, search, summarize
+    from colorpress.search_stages import describe_plan, lead_or_assist, result_lines, search, summarize
 
-    with locked_folder(output_dir):
-        if given is not None:
-            pipeline.adopt_checkpoint(current, given)
-        photos = pipeline.find_photos(current)
+    def lead() -> None:
         if dry_run:
             lines, planned = describe_plan(current, photos, study=study)
             click.echo(json.dumps(planned, indent=2) if as_json else "\n".join(lines))
             return
         found = search(current, photos, study=study)
         pipeline.write_settings(current)
-    click.echo(json.dumps(summarize(found), indent=2) if as_json else "\n".join(map(printable, result_lines(found))))
+        lines = list(map(printable, result_lines(found)))
+        click.echo(json.dumps(summarize(found), indent=2) if as_json else "\n".join(lines))
+
+    with _one_writer(output_dir):
+        pipeline.adopt_together(current, original or checkpoint)
+        photos = pipeline.find_photos(current)
+        lead_or_assist(current, photos, study, lead)
 
 
 @cli.command()
@@ -465,17 +467,20 @@ def compress(
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
     """Join a search on this or another machine; all other options are those of the search."""
     from colorpress import pipeline
-    from colorpress.files import locked_folder
     from colorpress.run_folder import Run
-    from colorpress.search_stages import read_worker_options, work
+    from colorpress.search_stages import lead_or_assist, read_worker_options, work
 
     shared = read_worker_options(study, SearchConfig().worker_timeout)
     current = Run(output_dir, Settings.from_options({**shared, **options}), force)
-    with locked_folder(output_dir):
-        if checkpoint is not None:
-            pipeline.adopt_checkpoint(current, checkpoint)
-        done = work(current, pipeline.find_photos(current), study=study)
-    click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
+
+    def lead() -> None:
+        done = work(current, photos, study=study)
+        click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
+
+    with _one_writer(output_dir):
+        pipeline.adopt_together(current, checkpoint)
+        photos = pipeline.find_photos(current)
+        lead_or_assist(current, photos, study, lead)
 
 
 @cli.command()
@@ -802,24 +807,29 @@ def doctor(as_json: bool) -> None:
 
 
 def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
-    """Run the steps of one command under the folder's lock and print what they found.
+    """Run the steps of one command under the folder's lock and print what they found."""
+    from colorpress.pipeline import write_settings
+    from colorpress.processes import is_main_process
 
-    Of the processes that torchrun started the main one alone locks, writes and prints.
-    """
+    with _one_writer(current.folder):
+        records = tuple(steps())
+        if is_main_process():
+            write_settings(current)
+            _print_table(current.folder, as_json, records)
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Of the processes that torchrun started the main one alone locks the folder and speaks."""
     from colorpress.console import set_quiet
     from colorpress.files import locked_folder
-    from colorpress.pipeline import write_settings
     from colorpress.processes import is_main_process, joined_processes
 
     with joined_processes():
         if not is_main_process():
             set_quiet(True)
-            tuple(steps())
-            return
-        with locked_folder(current.folder):
-            records = tuple(steps())
-            write_settings(current)
-    _print_table(current.folder, as_json, records)
+        with locked_folder(folder) if is_main_process() else nullcontext():
+            yield
 
 
 def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) -> None:

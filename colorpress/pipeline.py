@@ -169,6 +169,12 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
     write_bytes(run.best_path, content)
 
 
+def adopt_together(run: Run, checkpoint: Path | None) -> None:
+    """`adopt_checkpoint` by the main process, for which the others of torchrun wait; nothing where there is none."""
+    if checkpoint is not None:
+        share_answer(lambda: adopt_checkpoint(run, checkpoint))
+
+
 def rank(run: Run, checkpoint: Path) -> StageRecord:
     """Rank the layers by parameters: model_summary.txt, layer_param_counts.csv, top20_layers.png."""
     size = run.settings.rank.rank_size

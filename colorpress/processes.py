@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from colorpress.errors import ColorpressError, ConfigError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _joined = False
+# A process that waits for the others of its group gives up after this long; torchrun notices a dead one at once.
+_PATIENCE = timedelta(days=7)
 
 
 @contextmanager
@@ -34,13 +37,38 @@ def joined_processes() -> Iterator[None]:
     import torch
     from torch import distributed
 
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     _joined = True
     try:
         yield
     finally:
         _joined = False
         distributed.destroy_process_group()
+
+
+@contextmanager
+def working_alone() -> Iterator[None]:
+    """Within the block this process is alone, as without torchrun, whatever the others of its group do."""
+    global _joined
+    before, _joined = _joined, False
+    try:
+        yield
+    finally:
+        _joined = before
+
+
+@contextmanager
+def working_together() -> Iterator[None]:
+    """Within the block, inside one of `working_alone`, this process works with the others of its group again."""
+    global _joined
+    from torch import distributed
+
+    before, _joined = _joined, distributed.is_available() and distributed.is_initialized()
+    try:
+        yield
+    finally:
+        _joined = before
 
 
 def started_processes() -> int:
@@ -56,7 +84,7 @@ def require_one_process(command: str) -> None:
     """
     if started_processes() > 1:
         why = f"was started in {started_processes()} processes, which only help to train"
-        raise ConfigError("command", command, why, "use torchrun for `train` and `prune`, and run the others without")
+        raise ConfigError("command", command, why, "use torchrun for train, prune, compress and worker")
 
 
 def process_count() -> int:

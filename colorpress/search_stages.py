@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from optuna.study import Study
@@ -29,6 +29,7 @@ from colorpress.errors import ConfigError, DivergedError, GateError
 from colorpress.export_stages import export, pack
 from colorpress.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.int8_stage import quantize
+from colorpress.processes import is_main_process, process_count, share_answer, started_processes, working_alone
 from colorpress.run_folder import Run, score_onnx
 from colorpress.search_estimate import estimate_search, format_estimate
 from colorpress.search_front import (
@@ -66,11 +67,13 @@ from training.unet import UNetPlan
 
 CANDIDATES, FULL = "candidates", "front"
 _JOURNAL = "journal.log"
+Answer = TypeVar("Answer")
 # A third of the candidates, at most this many, are a ladder of sizes; the sampler chooses the others.
 _MOST_RUNGS = 8
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
-_FAILS_A_TRIAL = (DivergedError, GateError, MemoryError, torch.OutOfMemoryError)
+_FAILS_A_TRIAL = (DivergedError, GateError)
+_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Options that decide what a worker does and that it takes from the study: all but where things are and who works.
 _OF_THE_STUDY = ("data", "train", "rank", "budget", "student", "search", "export", "benchmark")
 _OF_THE_WORKER = ("data", "student_plan", "unlabelled")
@@ -160,6 +163,25 @@ def _require_fast_enough(job: SearchJob, most: float) -> None:
         raise ConfigError("budget", "--target-latency-ms", why, f"allow {format_number(1.1 * latency_ms)} ms at least")
 
 
+def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callable[[], Answer]) -> Answer | None:
+    """The answer of `lead`, a search or a worker, in the main process; the others of torchrun help it train: None."""
+    if process_count() == 1:
+        return lead()
+    if not is_main_process():
+        _make_job(run, photos, study, ()).assist()
+        return None
+    try:
+        with working_alone():
+            return lead()
+    finally:
+        share_answer(lambda: None)
+
+
+def _what_fails_a_trial() -> tuple[type[Exception], ...]:
+    """Errors that end a candidate and not the search: of several processes one is never out of memory alone."""
+    return _FAILS_A_TRIAL if started_processes() > 1 else (*_FAILS_A_TRIAL, *_OUT_OF_MEMORY)
+
+
 def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchResult:
     """Search, distil, export and measure: front/<name>/..., front.csv, front.json and front.png.
 
@@ -192,7 +214,7 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
             candidates,
             lambda trial: job.try_short(trial, factor),
             wanted=candidates.user_attrs["wanted"],
-            catch=_FAILS_A_TRIAL,
+            catch=_what_fails_a_trial(),
             after=show,
         )
         leader.queue_full()
@@ -201,7 +223,7 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
             leader.publish()
             show()
 
-        work_through(full, job.try_full, wanted=0, catch=_FAILS_A_TRIAL, after=show_files)
+        work_through(full, job.try_full, wanted=0, catch=_what_fails_a_trial(), after=show_files)
         # Once more, for the files whose latency was measured while other workers were busy.
         leader.publish(again=True)
     return leader.write(final=job.effort.front > 0)
@@ -491,14 +513,14 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
         candidates,
         lambda trial: job.try_short(trial, factor),
         wanted=wanted,
-        catch=_FAILS_A_TRIAL,
+        catch=_what_fails_a_trial(),
         after=lambda: show(candidates),
     )
     try:
         _wait_for(full, "queued_at", timeout_s)
     except ConfigError:
         warn("the search that this worker joined has not gone on to its front: start it again, then this worker")
-    work_through(full, job.try_full, wanted=0, catch=_FAILS_A_TRIAL, after=lambda: show(full))
+    work_through(full, job.try_full, wanted=0, catch=_what_fails_a_trial(), after=lambda: show(full))
     return sum(
         trial.user_attrs.get("worker") == job.worker and trial.state == TrialState.COMPLETE
         for each in (candidates, full)

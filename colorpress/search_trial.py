@@ -25,7 +25,9 @@ from benchmarks.latency import time_quickly
 from benchmarks.machine import machine_key
 from colorpress.config import SearchEffort
 from colorpress.console import muted
+from colorpress.errors import DivergedError, Interrupted
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
+from colorpress.processes import share_answer, working_together
 from colorpress.search_front import STAGES, Demand, FrontRow, list_demands, loss_of
 from colorpress.student_job import StudentJob
 from colorpress.student_stages import measure_stand_in
@@ -33,6 +35,7 @@ from compress.distillation import distil_network
 from compress.search_space import CHANNEL_BLOCK, CostLimits, SearchSpace, StudentPoint, make_space, suggest
 from compress.student import build_student
 from compress.yardstick import Score
+from training.checkpoint import load_checkpoint
 from training.unet import UNetPlan
 
 # Validation photographs that choose a candidate's best epoch: best.pt is asked about each of them too.
@@ -236,8 +239,35 @@ class SearchJob(StudentJob):
     def learn(self, point: StudentPoint) -> tuple[Path, Score]:
         """Distil the network of a point from the start; the file of its weights, and its score.
 
-        What an interruption left is gone on with.
+        What an interruption left is gone on with. Processes of torchrun share the work.
         """
+        with working_together():
+            destination = self._distil(*share_answer(lambda: (point, self.reference_l1(_EPOCH_PHOTOS))))
+        with muted():
+            score = self.yardstick.score(load_checkpoint(destination).build_network())
+        path = self.weights / f"{sha256_file(destination)}.pt"
+        if not path.exists():
+            write_bytes(path, destination.read_bytes())
+        return path, score
+
+    def assist(self) -> None:
+        """Distil with the process that chooses, until it says that there is no more: for the others of torchrun.
+
+        Raises:
+            Interrupted: by the signal that stopped all.
+        """
+        stopped: Interrupted | None = None
+        while (task := share_answer(lambda: None)) is not None:
+            try:
+                self._distil(*task)
+            except DivergedError:
+                continue  # in all processes at the same step; the first one fails the trial
+            except Interrupted as error:
+                stopped = error
+        if stopped is not None:
+            raise stopped
+
+    def _distil(self, point: StudentPoint, reference_l1: tuple[float, float]) -> Path:
         settings = self.run.settings
         recipe = settings.student.recipe(
             settings.train,
@@ -250,7 +280,7 @@ class SearchJob(StudentJob):
         # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
         learned_from = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
         with muted():
-            distilled = distil_network(
+            distil_network(
                 build_student(point.network(), settings.data.seed),
                 self.best,
                 replace(self.photos, train=learned_from, val=self.photos.val[:_EPOCH_PHOTOS]),
@@ -262,13 +292,9 @@ class SearchJob(StudentJob):
                 data=settings.data,
                 machine=settings.machine,
                 label="student",
-                reference_l1=self.reference_l1(_EPOCH_PHOTOS),
+                reference_l1=reference_l1,
             )
-            score = self.yardstick.score(distilled.checkpoint.build_network())
-        path = self.weights / f"{sha256_file(destination)}.pt"
-        if not path.exists():
-            write_bytes(path, destination.read_bytes())
-        return path, score
+        return destination
 
     def find_weights(self, row_trial: FrozenTrial) -> Path:
         """The weights of a finished trial; those that another machine keeps to itself are learned again."""

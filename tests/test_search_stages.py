@@ -234,10 +234,31 @@ def test_quantities_carry_units() -> None:
             parse_quantity(text, "x", {"ms": 1.0})
 
 
-def start(command: str, folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "colorpress", command, "-o", str(folder), *map(str, arguments)]
+def start(command: str, folder: Path, *arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    line = [sys.executable, *(torchrun if processes > 1 else []), "-m", "colorpress", command, "-o", str(folder)]
+    line += map(str, arguments)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_a_candidate_together(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, _ = trained
+    values, data = {}, run.settings.data.data
+    assert data is not None
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        write_settings(open_run(folder, data, search_trials=2, search_front=1, precision="fp32", device="cpu"))
+        process = start("compress", folder, run.best_path, processes=processes)
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output
+        assert output.count("front.csv") == 1
+        study = join_study(open_storage(str(find_journal(folder)), timeout_s=2, create=False), FULL, NumberedSampler(0))
+        values[processes] = [trial.user_attrs["score"]["l1"] for trial in study.trials]
+        assert len(pd.read_csv(folder / "front.csv")) == 2
+    # Sums over processes are added up in another order than in one.
+    assert values[2] == pytest.approx(values[1], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from training.unet import UNetPlan
 
 FORMAT = "colorpress student plan"
 FORMAT_VERSION = 1
-_HINT = "make a plan with `colorpress compress`, or edit the channel counts in one"
+_HINT = "make a plan with `colorpress student`, or edit the channel counts in one"
 _NOTE = (
     "To train another student, edit 'network': channels of each level, encoder fine to deep, decoder deep to fine, "
     "each decoder level starting with its up-sampling convolution. The rest says how it was chosen and is not read."

@@ -17,6 +17,7 @@ from compress.student import (
     build_student,
     choose_candidate,
     choose_output_stride,
+    list_output_strides,
     score_strides,
     student_ladder,
 )
@@ -67,6 +68,23 @@ def test_sizes_that_are_no_multiple_go_through_the_oracle() -> None:
 def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
     scores = [StrideScore(stride, 0.0, value) for stride, value in zip((1, 2, 4, 8), kept, strict=True)]
     assert choose_output_stride(scores) == expected
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ((1.0, 1.006, 1.011, 1.009, 0.995, 0.963), (4, 8, 16)),  # finer than 4 costs more and keeps less
+        ((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (1,)),
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), (1, 2, 4, 8, 16, 32)),
+        ((1.0, 1.01, 1.02, 1.03, 1.04, 1.05), (32,)),
+        ((math.nan,) * 6, (1, 2, 4, 8, 16, 32)),  # best.pt is no better than grey
+    ],
+)
+def test_a_search_takes_finer_strides_only_where_they_keep_more(
+    kept: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
+    scores = [StrideScore(stride, 0.0, value) for stride, value in zip((1, 2, 4, 8, 16, 32), kept, strict=True)]
+    assert list_output_strides(scores) == expected
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])

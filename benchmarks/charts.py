@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,8 +171,6 @@ def _short(name: str) -> str:
 
 
 def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float | None) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     xs, ys = [_value(row, column) for row in points], [float(row["l1"]) for row in points]
     # In decades: room for the names beside the outermost points.
     room = 10.0 ** (0.15 + 0.12 * math.log10(max(xs) / min(xs)))
@@ -187,13 +185,23 @@ def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float |
                   transform=axes.get_yaxis_transform(), fontsize=9)  # fmt: skip
     # Upside down, so that above is better, as G has it.
     axes.set_ylim(high + margin, low - margin)
+    number_log_axis(axes, xs, format_cost(column))
+
+
+def format_cost(column: str) -> Callable[[float], str]:
+    """How "size_bytes" or "p50_ms" is written on an axis."""
     if column == "size_bytes":
-        formatter = FuncFormatter(lambda value, _: format_bytes(int(value)))
-    else:
-        formatter = FuncFormatter(lambda value, _: format_number(value, " ms"))
+        return lambda value: format_bytes(int(value))
+    return lambda value: format_number(value, " ms")
+
+
+def number_log_axis(axes: Axes, values: Sequence[float], show: Callable[[float], str]) -> None:
+    """Number the logarithmic x axis of some values, each tick as `show` writes it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     # Less than two decades have too few powers of ten to read a value by.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(xs) / min(xs) < 100 else (1.0,)))
-    axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) / min(values) < 100 else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

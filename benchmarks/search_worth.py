@@ -39,7 +39,6 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.latency import time_quickly
 from colorpress.config import BenchmarkConfig
 from colorpress.files import write_json
-from colorpress.search_stages import find_journal
 from compress.packing import pack_onnx
 
 WAYS = ("tpe", "random", "ladder")
@@ -155,6 +154,11 @@ def make_command(
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}
+
+
+def find_journal(folder: Path) -> Path:
+    """The study that was used last in a run folder, which has one for each set of options."""
+    return max((folder / "study").glob("*/journal.log"), key=lambda path: path.stat().st_mtime)
 
 
 def read_trials(journal: Path) -> tuple[Values, Values]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.charts import format_cost, number_log_axis
 from benchmarks.tables import format_bytes, format_count, format_number
 from colorpress.config import BudgetConfig, GoalConfig, option_name
 from colorpress.errors import InputError
@@ -307,23 +308,25 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
 
     figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, place, label in zip(panels, (0, 1), ("file, kB", "latency, ms"), strict=True):
-        scale = 1000.0 if place == 0 else 1.0
+    for axes, place, label in zip(panels, (0, 1), ("file", "latency"), strict=True):
         for stage, marker in zip(STAGES, ".^o", strict=True):
-            shown = [row for row in rows if row.stage == stage]
-            axes.plot(
-                [row.costs[place] / scale for row in shown], [row.loss for row in shown], marker, alpha=0.5, label=stage
-            )
+            if shown := [row for row in rows if row.stage == stage]:
+                axes.plot(
+                    [row.costs[place] for row in shown], [row.loss for row in shown], marker, alpha=0.5, label=stage
+                )
         axes.plot(
-            [row.costs[place] / scale for row in front], [row.loss for row in front], "o", mfc="none", mec="#b3261e",
+            [row.costs[place] for row in front], [row.loss for row in front], "o", mfc="none", mec="#b3261e",
             ms=10, label="on the front",
         )  # fmt: skip
         for row in front:
             if recommended and recommended in (row.file, row.name):
-                axes.annotate("recommended", (row.costs[place] / scale, row.loss), xytext=(8, 8),
-                              textcoords="offset points")  # fmt: skip
+                axes.plot(row.costs[place], row.loss, "*", color="#b3261e", ms=13, label="recommended")
         axes.set(xscale="log", xlabel=label)
-        axes.grid(alpha=0.3, which="both")
+        axes.margins(x=0.12)
+        axes.grid(alpha=0.3)
+        if rows:
+            cost = format_cost("size_bytes" if place == 0 else "p50_ms")
+            number_log_axis(axes, [row.costs[place] for row in rows], cost)
     panels[0].set_ylabel("lost colour, 1 - G (0: best.pt, 1: grey)")
     panels[0].legend(loc="best")
     figure.suptitle("Students by size, latency and lost colour, on the validation photographs")

@@ -251,18 +251,6 @@ def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
     return run_stage(run.folder, "search", run.stage("search", [run.best_path], used, code), action, force=run.force)
 
 
-def find_journal(folder: Path) -> Path:
-    """The study that was used last in a run folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = sorted((folder / "study").glob(f"*/{_JOURNAL}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError("folder", folder, "holds no study", "run `colorpress compress`")
-    return found[-1]
-
-
 def _make_sampler(run: Run) -> NumberedSampler:
     return NumberedSampler(run.settings.data.seed, random=run.settings.search.search_sampler == "random")
 

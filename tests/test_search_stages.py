@@ -16,12 +16,13 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
+from benchmarks.search_worth import find_journal
 from colorpress.cli import run_command
 from colorpress.config import Settings, parse_quantity, parse_size
 from colorpress.errors import ConfigError, Interrupted
 from colorpress.pipeline import find_photos, train, write_settings
 from colorpress.run_folder import Run
-from colorpress.search_stages import CANDIDATES, FULL, describe_plan, find_journal, search
+from colorpress.search_stages import CANDIDATES, FULL, describe_plan, search
 from colorpress.search_study import NumberedSampler, join_study, open_storage
 from colorpress.search_trial import SearchJob
 from compress.student_plan import read_student_network

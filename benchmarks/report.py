@@ -181,7 +181,7 @@ def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] |
         return None
     record: dict[str, Any] = read_json(path, "front", _AGAIN)
     try:
-        files = [row["file"] for row in record["rows"] if row["on_front"]]
+        files = [row["file"] for row in record["rows"] if row["on_front"] and row["file"]]
         shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("front", path, f"is damaged: {error!r}", _AGAIN) from error

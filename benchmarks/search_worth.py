@@ -134,7 +134,7 @@ def _share_answers(output_dir: Path, folder: Path) -> None:
 
 
 def run_command(command: str, folder: Path, given: argparse.Namespace, *options: str) -> None:
-    """Run `colorpress compress` on candidates alone, or another command, to its end."""
+    """Run a command of colorpress to its end."""
     subprocess.run(make_command(command, folder, given, *options), check=True, env=_environment())
 
 

@@ -306,7 +306,7 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
 @config_options(*CONFIGS.values(), leave_out=("worker_timeout",))
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Everything: train, rank, prune, search, export, quantize, benchmark, report."""
+    """Everything: train, rank, prune, distil a student, search, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
@@ -508,8 +508,9 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
     from colorpress.int8_stage import quantize
+    from compress.quantization import has_int8_layers
 
-    given = [checkpoint] if checkpoint else _present(_exported(current))
+    given = [checkpoint] if checkpoint else [path for path in _present(_exported(current)) if has_int8_layers(path)]
 
     def steps() -> Iterable[StageRecord]:
         photos = pipeline.find_photos(current)

@@ -494,14 +494,8 @@ class SearchConfig(Config):
     )
 
     def effort(self) -> SearchEffort:
-        """What the preset says, and the options that were given instead.
-
-        Raises:
-            ConfigError: nothing is to be searched for.
-        """
-        if self.search_effort == NO_SEARCH:
-            raise ConfigError("option", "--search-effort", "is none, which finds nothing", "choose another one")
-        preset = SEARCH_EFFORTS[self.search_effort]
+        """What the preset says, and the options that were given instead. In place of none it is the default."""
+        preset = SEARCH_EFFORTS["default" if self.search_effort == NO_SEARCH else self.search_effort]
         given = {name: getattr(self, f"search_{name}") for name in vars(preset)}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
 

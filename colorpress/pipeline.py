@@ -35,6 +35,7 @@ from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage
 from colorpress.student_stages import STUDENT, make_student
 from compress.distillation import DistillResult, distil_network
 from compress.prune_plan import write_plan
+from compress.quantization import has_int8_layers
 from compress.ranking import count_macs, rank_layers, write_ranking
 from export.graph import read_metadata
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
@@ -49,7 +50,7 @@ from training.unet import count_parameters
 
 # What the report shows beside benchmark.json.
 _REPORTED = (
-    *("*.png", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
+    *("*.png", "front.json", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
     *("training_inference.md", "config.resolved.toml"),
 )
 
@@ -266,7 +267,9 @@ def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[St
     """One student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
     stages = make_student(run, run.best_path, photos, name)
     source = run.folder / name / "model.onnx"
-    stages += [export(run, run.folder / name / "model.pt", name), quantize(run, source, f"{name}-int8", photos)]
+    stages.append(export(run, run.folder / name / "model.pt", name))
+    if has_int8_layers(source):
+        stages.append(quantize(run, source, f"{name}-int8", photos))
     packed = pack(run, source, f"{name}-w8")
     most, size_bytes = run.settings.budget.given().get("target_size"), packed.result["size_bytes"]
     if most is not None and size_bytes > most:
@@ -315,15 +318,11 @@ def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
         if (made.extra.get("teacher_sha256"), metadata.get("checkpoint_sha256")) != (best.sha256, made.sha256):
             warn(f"{name} is of another best.pt and is left out: run `colorpress compress` again")
             continue
-        variants.append(_describe_exported(run, name, exported, made))
+        size, network = run.settings.benchmark.bench_size[0], made.build_network()
+        params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+        precision = metadata.get("precision", "fp32")
+        variants.append(describe_variant(name, exported, precision=precision, params=params, macs=macs))
     return variants
-
-
-def _describe_exported(run: Run, name: str, exported: Path, checkpoint: Checkpoint) -> Variant:
-    size, network = run.settings.benchmark.bench_size[0], checkpoint.build_network()
-    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-    precision = read_metadata(exported).get("precision", "fp32")
-    return describe_variant(name, exported, precision=precision, params=params, macs=macs)
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
@@ -335,7 +334,8 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
         if not exported.exists():
             continue
         if read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256:
-            variants.append(_describe_exported(run, variant, exported, checkpoint))
+            precision = read_metadata(exported).get("precision", "fp32")
+            variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
         else:
             warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
     return variants

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from colorpress.errors import ColorpressError, ConfigError
+from colorpress.errors import ColorpressError, ConfigError, DivergedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _joined = False
+_cut_off = False
 # A process that waits for the others of its group gives up after this long; torchrun notices a dead one at once.
 _PATIENCE = timedelta(days=7)
 
@@ -60,15 +61,29 @@ def working_alone() -> Iterator[None]:
 
 @contextmanager
 def working_together() -> Iterator[None]:
-    """Within the block, inside one of `working_alone`, this process works with the others of its group again."""
-    global _joined
+    """Within the block, inside one of `working_alone`, this process works with the others of its group again.
+
+    Where it leaves by an error that the others may not have, they wait for it in the middle of that work: see
+    `is_cut_off`.
+    """
+    global _joined, _cut_off
     from torch import distributed
 
     before, _joined = _joined, distributed.is_available() and distributed.is_initialized()
     try:
         yield
+    except DivergedError:
+        raise  # in all of them, at the same step
+    except BaseException:
+        _cut_off = _joined
+        raise
     finally:
         _joined = before
+
+
+def is_cut_off() -> bool:
+    """Whether this process left the others in the middle of common work: it can only end, and torchrun ends them."""
+    return _cut_off
 
 
 def started_processes() -> int:

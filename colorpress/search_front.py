@@ -7,6 +7,7 @@ candidate, so an interrupted search has the front of what is finished.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -227,6 +228,8 @@ def _what_to_loosen(rows: Sequence[FrontRow], demands: Sequence[Demand]) -> str:
     nearest = min(rows, key=lambda row: max(demand.excess(row) for demand in demands))
     missed = [
         f"{demand.show(value)} ({100 * demand.excess(nearest):.3g} % off {demand.option})"
+        if math.isfinite(value)
+        else f"no G, since best.pt is no better than grey here ({demand.option})"
         for demand in demands
         if not demand.is_met(nearest) and (value := demand.measure(nearest)) is not None
     ]
@@ -244,7 +247,10 @@ def _what_to_loosen(rows: Sequence[FrontRow], demands: Sequence[Demand]) -> str:
             value = demand.measure(row)
             assert value is not None
             ways.append(f"{demand.option} to {demand.show(value)} ({row.file or row.name})")
-    return f"{sentence} {'Loosen ' + ', or '.join(ways) if ways else 'More than one has to be loosened'}."
+    if not ways:
+        ways_out = "More than one has to be loosened" if len(demands) > 1 else f"Leave out {demands[0].option}"
+        return f"{sentence} {ways_out}."
+    return f"{sentence} Loosen {', or '.join(ways)}."
 
 
 def write_front(
@@ -285,10 +291,12 @@ def list_front(folder: Path) -> list[str]:
     try:
         rows = [row for row in record["rows"] if row["on_front"] and row["file"]]
         files = [str(row["file"]) for row in sorted(rows, key=lambda row: (row["size_bytes"], row["latency_ms"]))]
-        recommended = record["recommended"]
+        shown = {str(record["recommended"])}
     except (KeyError, TypeError) as error:
         raise InputError("front", source, f"is damaged: {error!r}", hint) from error
-    shown = {recommended}
+    # The folder may be somebody else's, and what is named here is written beside.
+    if odd := [file for file in files if not re.fullmatch(r"front/[\w-]+/model\.onnx", file)]:
+        raise InputError("front", source, f"names {odd[0]!r}, which is no file of a front", hint)
     if files:
         shown |= {files[round(step * (len(files) - 1) / (_MOST_LISTED - 1))] for step in range(_MOST_LISTED)}
     return [Path(file).parent.as_posix() for file in files if file in shown]

@@ -29,7 +29,14 @@ from colorpress.errors import ConfigError, DivergedError, GateError
 from colorpress.export_stages import export, pack
 from colorpress.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.int8_stage import quantize
-from colorpress.processes import is_main_process, process_count, share_answer, started_processes, working_alone
+from colorpress.processes import (
+    is_cut_off,
+    is_main_process,
+    process_count,
+    share_answer,
+    started_processes,
+    working_alone,
+)
 from colorpress.run_folder import Run, score_onnx
 from colorpress.search_estimate import estimate_search, format_estimate
 from colorpress.search_front import (
@@ -57,7 +64,9 @@ from colorpress.search_study import (
 )
 from colorpress.search_trial import SearchJob, make_row, make_rows
 from colorpress.stages import StageRecord, run_stage
+from colorpress.student_job import with_unlabelled
 from colorpress.student_stages import measure_stand_in, score_output_strides
+from compress.quantization import has_int8_layers
 from compress.search_space import CostLimits, SearchSpace, ladder_points
 from compress.student import list_output_strides
 from compress.student_plan import StudentPlan, write_student_plan
@@ -76,6 +85,11 @@ _FAILS_A_TRIAL = (DivergedError, GateError)
 _OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Options that decide what a worker does and that it takes from the study: all but where things are and who works.
 _OF_THE_STUDY = ("data", "train", "rank", "budget", "student", "search", "export", "benchmark")
+# Options of its configs that a search does not read.
+_NOT_OF_A_SEARCH = (
+    *("student_effort", "student_crops", "student_trial_crops", "student_plan", "unlabelled", "qat_crops"),
+    *("qat_learning_rate", "worker_timeout"),
+)
 _OF_THE_WORKER = ("data", "student_plan", "unlabelled")
 
 
@@ -174,11 +188,15 @@ def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callab
         with working_alone():
             return lead()
     finally:
-        share_answer(lambda: None)
+        if not is_cut_off():
+            share_answer(lambda: None)
 
 
 def _what_fails_a_trial() -> tuple[type[Exception], ...]:
-    """Errors that end a candidate and not the search: of several processes one is never out of memory alone."""
+    """Errors that end a candidate and not the search.
+
+    Of several processes one may be out of memory, and the others would wait for it: that ends all of them.
+    """
     return _FAILS_A_TRIAL if started_processes() > 1 else (*_FAILS_A_TRIAL, *_OUT_OF_MEMORY)
 
 
@@ -192,15 +210,13 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
         ConfigError: the budgets cannot be met, or the study is about something else.
         ColorpressError: as the stages do; whatever is finished is gone on from the next time.
     """
-    if run.force:
-        if study is not None:
-            raise ConfigError(
-                "option", "--force", "does not go with --study, which others may use", "begin another one"
-            )
-        shutil.rmtree(run.folder / "study", ignore_errors=True)
+    if run.force and study is not None:
+        raise ConfigError("option", "--force", "does not go with --study, which others may use", "begin another one")
     job = begin_job(run, photos, study)
     sampler, identity = _make_sampler(run), job.identity()
     own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / _JOURNAL
+    if run.force:
+        shutil.rmtree(own.parent, ignore_errors=True)
     storage = open_storage(study or str(own), timeout_s=run.settings.search.worker_timeout, create=True)
     candidates, full = (create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
     leader = _Leader(job, candidates, full, time.monotonic())
@@ -239,13 +255,14 @@ def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
         return [*found.paths, *(run.folder / row.file for row in found.rows if row.file)], summarize(found)
 
     named = ("train", "rank", "goal", "budget", "student", "search", "export", "quantize")
+    options = {name: value for each in named for name, value in vars(getattr(settings, each)).items()}
     used = {
-        **{name: vars(getattr(settings, name)) for name in named},
+        **{name: value for name, value in options.items() if name not in _NOT_OF_A_SEARCH},
         "sizes": [settings.benchmark.eval_size, settings.benchmark.bench_size[0]],
         "machine": machine_key(),
         "threads": settings.machine.threads,
         **run.arch_key(),
-        **run.data_key(replace(photos, test=())),
+        **run.data_key(replace(with_unlabelled(run, photos), test=())),
     }
     code = ["training", "compress", "export", "benchmarks/latency.py", "colorpress"]
     return run_stage(run.folder, "search", run.stage("search", [run.best_path], used, code), action, force=run.force)
@@ -354,13 +371,14 @@ class _Leader:
                 reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
                 plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
                 write_student_plan(target.with_name("plan.json"), plan)
-                if not target.is_file() or sha256_file(target) != trial.user_attrs["weights"]:
-                    write_bytes(target, job.find_weights(trial).read_bytes())
+                weights = job.find_weights(trial)
+                if not target.is_file() or sha256_file(target) != sha256_file(weights):
+                    write_bytes(target, weights.read_bytes())
                 export(run, target, folder)
                 source = target.with_name("model.onnx")
                 pack(run, source, f"{folder}-w8")
                 made = {"": "fp32", "-w8": "w8"}
-                if job.effort.int8 and row.point.has_inner_layers():
+                if job.effort.int8 and has_int8_layers(source):
                     quantize(run, source, f"{folder}-int8", job.given)
                     made["-int8"] = "int8"
                 self.files[row.name] = [

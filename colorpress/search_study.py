@@ -287,7 +287,7 @@ def require_same(study: Study, identity: Mapping[str, Any]) -> None:
             "study",
             study.study_name,
             why,
-            "give what it was begun with, or begin another one: by --force or another --study",
+            "give what it was begun with, or begin another one by another --study",
         )
 
 

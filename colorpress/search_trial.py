@@ -38,12 +38,11 @@ from compress.yardstick import Score
 from training.checkpoint import load_checkpoint
 from training.unet import UNetPlan
 
-# Validation photographs that choose a candidate's best epoch: best.pt is asked about each of them too.
+# Validation photographs that choose a candidate's best epoch.
 _EPOCH_PHOTOS = 64
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
-# Without options that say so, the most that a student may have of what best.pt has: one with more is slow to train, and
-# was never better (see `benchmarks.search_worth`).
+# Without options that say so, the most that a student may have of what best.pt has: one with more is slow to train.
 _LARGEST_PARAMS, _LARGEST_MACS = 0.5, 0.1
 _MODULES = (
     "batch_norm", "distillation", "packing", "search_space", "student", "teacher", "yardstick"
@@ -127,7 +126,8 @@ class SearchJob(StudentJob):
     def demands(self) -> list[Demand]:
         """The goals and budgets, which the recommended file meets."""
         settings, (params, macs) = self.run.settings, self.original_cost
-        grey = self.yardstick.grey_increase_pct
+        # Asks best.pt about every photograph that chooses, so not without need.
+        grey = self.yardstick.grey_increase_pct if settings.goal.max_l1_increase is not None else math.nan
         return list_demands(settings.goal, settings.budget, params=params, macs=macs, grey_increase_pct=grey)
 
     @cached_property
@@ -297,11 +297,16 @@ class SearchJob(StudentJob):
         return destination
 
     def find_weights(self, row_trial: FrozenTrial) -> Path:
-        """The weights of a finished trial; those that another machine keeps to itself are learned again."""
+        """The weights of a finished trial; those that another machine keeps to itself are learned again, once."""
         path = self.weights / f"{row_trial.user_attrs['weights']}.pt"
         if path.is_file() and sha256_file(path) == path.stem:
             return path
-        return self.learn(StudentPoint.from_dict(row_trial.user_attrs["point"]))[0]
+        # The same network, but its file tells of another training.
+        again = path.with_name(f"{path.stem}-again.pt")
+        if not again.is_file():
+            learned, _ = self.learn(StudentPoint.from_dict(row_trial.user_attrs["point"]))
+            write_bytes(again, learned.read_bytes())
+        return again
 
 
 def make_row(trial: FrozenTrial, stage: str) -> FrontRow:

@@ -48,7 +48,7 @@ _CODE = (
 
 # What a student is called where nothing else is asked for, and names that mean something else in a run folder.
 STUDENT = "auto"
-_TAKEN = ("best", "pruned", "trials")
+_TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 
 
 def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:

@@ -183,7 +183,8 @@ def distil_network(
     kept = replace(fitted.best, arch=_arch_of(network, teacher))
     if before < fitted.best.val_l1:
         say(f"{label}: no epoch is better than the start, validation L1 {before:.4f}, which is kept")
-        save_checkpoint(destination, untuned)
+        if is_main_process():
+            save_checkpoint(destination, untuned)
         kept = untuned
     assert kept.val_l1 is not None
     return DistillResult(destination, kept, before, kept.val_l1, grey_l1, best_l1, len(fitted.history), paths)

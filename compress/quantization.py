@@ -186,6 +186,14 @@ def quantize_onnx(
     )
 
 
+def has_int8_layers(source: Path) -> bool:
+    """Whether a float file has convolutions between its first and its last, which `quantize_onnx` needs.
+
+    Raises: as `quantize_onnx`.
+    """
+    return bool(choose_layers(load_float_model(source).graph, 1.0)[0])
+
+
 def _starting_way(config: QuantizeConfig) -> Int8Way:
     return Int8Way(
         method="percentile" if config.calibration_method == "auto" else config.calibration_method,

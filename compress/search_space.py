@@ -73,11 +73,6 @@ class StudentPoint:
             stem_stride=self.stem_stride,
         )
 
-    def has_inner_layers(self) -> bool:
-        """Whether there are convolutions between the first and the last one, which int8 leaves in float."""
-        network = self.network()
-        return sum(map(len, (*network.encoder, *network.decoder))) > 1
-
     def parameters(self) -> dict[str, Any]:
         """What `suggest` has to be told to give this point."""
         finest = min(self.output_stride, _LARGEST_STEM)

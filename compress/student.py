@@ -20,7 +20,7 @@ from training.unet import UNet, UNetPlan
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 ORACLE_STRIDES = (1, 2, 4, 8, 16, 32)
 # An output stride is taken when best.pt's own answer, made that coarse, keeps this much of its colour.
-ORACLE_FLOOR = 0.99
+_ORACLE_FLOOR = 0.99
 _LARGEST_STEM = 8
 _DEEPEST_STRIDE = 32
 
@@ -50,17 +50,17 @@ def score_strides(
 
 def choose_output_stride(strides: Sequence[StrideScore]) -> int:
     """The coarsest stride whose answers keep at least 0.99 of best.pt's colour; 1 where none does."""
-    return max((each.stride for each in strides if each.retained_colour >= ORACLE_FLOOR), default=1)
+    return max((each.stride for each in strides if each.retained_colour >= _ORACLE_FLOOR), default=1)
 
 
 def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:
-    """The strides that are worth a search, finest first: a finer one costs more, so it has to keep more colour.
+    """The strides that are worth a search, finest first: a finer one costs more, so it has to keep as much colour.
 
     Where best.pt is no better than grey there is no G, and every stride is as good.
     """
     kept: list[StrideScore] = []
     for each in sorted(strides, key=lambda each: -each.stride):
-        if not each.retained_colour < max([ORACLE_FLOOR, *(coarser.retained_colour for coarser in kept)]):
+        if not each.retained_colour < max([_ORACLE_FLOOR, *(coarser.retained_colour for coarser in kept)]):
             kept.append(each)
     return tuple(each.stride for each in reversed(kept)) or (1,)
 

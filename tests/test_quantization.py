@@ -13,8 +13,7 @@ from torch import nn
 from colorpress.config import ExportConfig, QuantizeConfig
 from colorpress.errors import ConfigError, InputError
 from compress.calibration import METHODS, ActivationHistogram, observe_activations
-from compress.quantization import choose_layers, has_vnni, quantize_onnx
-from compress.search_space import StudentPoint
+from compress.quantization import choose_layers, has_int8_layers, has_vnni, quantize_onnx
 from export.graph import export_onnx
 from export.int8_profile import profile_int8, summarize_profile
 from export.onnx_probe import inspect_onnx
@@ -183,16 +182,14 @@ def test_what_cannot_be_quantized(float_model, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_network_of_a_first_and_a_last_convolution_is_left_to_packing(tmp_path):
+def test_a_network_of_a_first_and_a_last_convolution_is_left_to_packing(float_model, tmp_path):
     plan = UNetPlan(encoder=((4,),), decoder=(), upsample="nearest", stem_stride=4)
     checkpoint = Checkpoint(plan, UNet(plan).state_dict(), sha256="cd" * 32)
     source = export_onnx(checkpoint, tmp_path / "two.onnx", ExportConfig()).path
     with pytest.raises(InputError, match="no convolution between its first and its last") as caught:
         quantize(source, tmp_path / "int8.onnx")
     assert "colorpress pack" in caught.value.hint
-    point = StudentPoint(4, 4, 4, 4, (), 1.0, 1, 1)
-    assert point.network() == plan and not point.has_inner_layers()
-    assert StudentPoint(4, 4, 4, 4, (), 1.0, 2, 1).has_inner_layers()
+    assert not has_int8_layers(source) and has_int8_layers(float_model)
 
 
 def test_choosing_keeps_first_and_last_in_float(float_model):

@@ -223,6 +223,8 @@ def test_a_foreign_network_goes_through_every_command(
         "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
         "--min-seconds", "0", "--eval-size", "24", "--calibration-size", "24", "--threads", "1",
         "--student-crops", "16", "--student-trial-crops", "16", "--student-imgsz", "32",
+        "--search-trials", "1", "--search-crops", "16", "--search-full-crops", "16", "--search-front", "1",
+        "--no-search-int8",
     ]  # fmt: skip
     output, data = ["-o", str(tmp_path / "out")], ["--data", str(photo_folder)]
     message = fails_with(2, capsys, "run", "--arch", "net.py:Net", *data, *tiny, *output)

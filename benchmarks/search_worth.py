@@ -164,7 +164,7 @@ def find_journal(folder: Path) -> Path:
 def read_trials(journal: Path) -> tuple[Values, Values]:
     """Of the finished candidates of a study in order: values (N, 3) and seconds of processor time (N,)."""
     trials = _finished(journal)
-    seconds = [trial.user_attrs["seconds"]["processor"] for trial in trials]
+    seconds = [trial.user_attrs["processor_s"] for trial in trials]
     return np.array([trial.values for trial in trials], dtype=np.float64).reshape(-1, 3), np.array(seconds)
 
 

@@ -23,6 +23,7 @@ from colorpress import __version__
 from colorpress.config import (
     ARCH_OPTIONS,
     CONFIGS,
+    ONE_STUDENT,
     ArchConfig,
     BenchmarkConfig,
     BudgetConfig,
@@ -391,8 +392,7 @@ def student(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | Non
     from colorpress import pipeline
 
     def steps() -> Iterable[StageRecord]:
-        if checkpoint is not None:
-            pipeline.adopt_checkpoint(current, checkpoint)
+        pipeline.adopt_checkpoint(current, checkpoint)
         return pipeline.distil_student(current, pipeline.find_photos(current), name)
 
     _do(current, as_json, steps)
@@ -418,7 +418,7 @@ _study_help = "Shared storage: a journal file in a shared folder, or a URL such 
     QuantizeConfig,
     MachineConfig,
     short=_SPOKEN,
-    leave_out=("student_effort", "student_crops", "student_trial_crops", "student_plan", "qat_crops"),
+    leave_out=(*ONE_STUDENT, "qat_crops"),
 )
 def compress(
     output_dir: Path,
@@ -447,11 +447,11 @@ def compress(
             return
         found = search(current, photos, study=study)
         pipeline.write_settings(current)
-        lines = list(map(printable, result_lines(found)))
-        click.echo(json.dumps(summarize(found), indent=2) if as_json else "\n".join(lines))
+        text = "\n".join(map(printable, result_lines(found)))
+        click.echo(json.dumps(summarize(found), indent=2) if as_json else text)
 
     with _one_writer(output_dir):
-        pipeline.adopt_together(current, original or checkpoint)
+        pipeline.adopt_checkpoint(current, original or checkpoint)
         photos = pipeline.find_photos(current)
         lead_or_assist(current, photos, study, lead)
 
@@ -478,7 +478,7 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
 
     with _one_writer(output_dir):
-        pipeline.adopt_together(current, checkpoint)
+        pipeline.adopt_checkpoint(current, checkpoint)
         photos = pipeline.find_photos(current)
         lead_or_assist(current, photos, study, lead)
 
@@ -507,14 +507,13 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
     """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
     current = _open_run(output_dir, force, options)
     from colorpress import pipeline
-    from colorpress.int8_stage import quantize
-    from compress.quantization import has_int8_layers
-
-    given = [checkpoint] if checkpoint else [path for path in _present(_exported(current)) if has_int8_layers(path)]
+    from colorpress.int8_stage import quantize, quantize_each
 
     def steps() -> Iterable[StageRecord]:
         photos = pipeline.find_photos(current)
-        return [quantize(current, path, f"{_variant_name(path)}-int8", photos) for path in given]
+        if checkpoint is not None:
+            return [quantize(current, checkpoint, f"{_variant_name(checkpoint)}-int8", photos)]
+        return quantize_each(current, _present(_exported(current)), photos)
 
     _do(current, as_json, steps)
 
@@ -567,8 +566,7 @@ def benchmark(
     from colorpress import pipeline
 
     def steps() -> Iterable[StageRecord]:
-        if checkpoint is not None:
-            pipeline.adopt_checkpoint(current, checkpoint)
+        pipeline.adopt_checkpoint(current, checkpoint)
         size = current.settings.benchmark.bench_size[0]
         given = describe_models(models, size=size, arch=current.settings.arch)
         variants = given or pipeline.run_variants(current)

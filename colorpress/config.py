@@ -441,6 +441,8 @@ class StudentConfig(Config):
         )
 
 
+# Options of one student that a search does not read.
+ONE_STUDENT = ("student_effort", "student_crops", "student_trial_crops", "student_plan")
 _EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
 # Crops of a student's epoch at least: validation after each should be a small part of the work.
 _STUDENT_EPOCH = 8_000

@@ -26,7 +26,7 @@ from colorpress.run_folder import Run, score_onnx
 from colorpress.stages import StageRecord, run_stage
 from compress.distillation import distil_network
 from compress.graph_network import GraphNetwork
-from compress.quantization import QuantizeResult, describe_tries, quantize_onnx
+from compress.quantization import QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
 from compress.ranking import count_macs
 from compress.yardstick import Score, Yardstick
 from export.int8_profile import Int8Profile, profile_int8, why_float
@@ -108,6 +108,18 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     code = ["training", "compress", "export", "colorpress/int8_stage.py"]
     key = run.stage(variant, inputs, used, code)
     return run_stage(run.folder, f"quantize-{variant}", key, action, force=run.force)
+
+
+def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list[StageRecord]:
+    """`quantize` each exported model of the run folder to <its folder>-int8, but for those with nothing to quantize."""
+    stages = []
+    for source in sources:
+        name = source.parent.relative_to(run.folder).as_posix()
+        if has_int8_layers(source):
+            stages.append(quantize(run, source, f"{name}-int8", photos))
+        else:
+            say(f"{name}: no convolution between the first and the last, so nothing to compute in int8")
+    return stages
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from colorpress.deploy_stages import deploy, exported_variants
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.export_stages import export, pack
 from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
-from colorpress.int8_stage import quantize
+from colorpress.int8_stage import quantize_each
 from colorpress.layer_views import rank_views
 from colorpress.processes import is_main_process, share_answer
 from colorpress.prune_choice import prune_checkpoint, prune_key, split_epochs
@@ -35,7 +35,6 @@ from colorpress.stages import RUN_RECORD, StageRecord, forget_stage, run_stage
 from colorpress.student_stages import STUDENT, make_student
 from compress.distillation import DistillResult, distil_network
 from compress.prune_plan import write_plan
-from compress.quantization import has_int8_layers
 from compress.ranking import count_macs, rank_layers, write_ranking
 from export.graph import read_metadata
 from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
@@ -78,13 +77,11 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     write_settings(run)
     photos = find_photos(run)
     stages = [train(run, photos)] if checkpoint is None else []
-    if checkpoint is not None:
-        adopt_checkpoint(run, checkpoint)
+    adopt_checkpoint(run, checkpoint)
     stages += [rank(run, run.best_path), rank_views(run, run.best_path, photos)]
     stages += [*explain(run), prune(run, run.best_path, photos)]
     stages += [export(run, run.best_path, "best"), export(run, run.folder / "pruned" / "model.pt", "pruned")]
-    for name in ("best", "pruned"):
-        stages.append(quantize(run, run.folder / name / "model.onnx", f"{name}-int8", photos))
+    stages += quantize_each(run, [run.folder / name / "model.onnx" for name in ("best", "pruned")], photos)
     stages += distil_student(run, photos)
     if run.settings.search.search_effort != NO_SEARCH:
         stages.append(search_stage(run, photos))
@@ -144,13 +141,20 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
     return run_stage(run.folder, "train", key, action, force=run.force)
 
 
-def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
+def adopt_checkpoint(run: Run, checkpoint: Path | None) -> None:
     """Copy a trained model into the run folder as its best.pt; one of another program in the format of this one.
+
+    The main process does, and the others of torchrun wait for it. None leaves the folder as it is.
 
     Raises:
         ConfigError: the folder holds another best.pt, which would be lost; or a foreign network is not named.
         InputError: the checkpoint cannot be used.
     """
+    if checkpoint is not None:
+        share_answer(lambda: _adopt(run, checkpoint))
+
+
+def _adopt(run: Run, checkpoint: Path) -> None:
     found = run.load(checkpoint)
     found.build_network()
     content = checkpoint.read_bytes()
@@ -168,12 +172,6 @@ def adopt_checkpoint(run: Run, checkpoint: Path) -> None:
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")
     write_bytes(run.best_path, content)
-
-
-def adopt_together(run: Run, checkpoint: Path | None) -> None:
-    """`adopt_checkpoint` by the main process, for which the others of torchrun wait; nothing where there is none."""
-    if checkpoint is not None:
-        share_answer(lambda: adopt_checkpoint(run, checkpoint))
 
 
 def rank(run: Run, checkpoint: Path) -> StageRecord:
@@ -267,9 +265,7 @@ def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[St
     """One student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
     stages = make_student(run, run.best_path, photos, name)
     source = run.folder / name / "model.onnx"
-    stages.append(export(run, run.folder / name / "model.pt", name))
-    if has_int8_layers(source):
-        stages.append(quantize(run, source, f"{name}-int8", photos))
+    stages += [export(run, run.folder / name / "model.pt", name), *quantize_each(run, [source], photos)]
     packed = pack(run, source, f"{name}-w8")
     most, size_bytes = run.settings.budget.given().get("target_size"), packed.result["size_bytes"]
     if most is not None and size_bytes > most:
@@ -316,7 +312,7 @@ def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
             continue
         made, metadata = run.load(origin), read_metadata(exported)
         if (made.extra.get("teacher_sha256"), metadata.get("checkpoint_sha256")) != (best.sha256, made.sha256):
-            warn(f"{name} is of another best.pt and is left out: run `colorpress compress` again")
+            warn(f"{name} is not of this best.pt and is left out: run `colorpress compress` again")
             continue
         size, network = run.settings.benchmark.bench_size[0], made.build_network()
         params, macs = count_parameters(network), count_macs(network, height=size, width=size)
@@ -333,8 +329,9 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
         exported = run.folder / variant / "model.onnx"
         if not exported.exists():
             continue
-        if read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256:
-            precision = read_metadata(exported).get("precision", "fp32")
+        metadata = read_metadata(exported)
+        if metadata.get("checkpoint_sha256") == checkpoint.sha256:
+            precision = metadata.get("precision", "fp32")
             variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
         else:
             warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")

@@ -23,12 +23,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.machine import machine_key
 from benchmarks.tables import format_bytes, format_count, format_number
-from colorpress.config import CONFIGS, Config, Settings, option_name
+from colorpress.config import CONFIGS, ONE_STUDENT, Config, Settings, option_name
 from colorpress.console import live_table, muted, say, warn
 from colorpress.errors import ConfigError, DivergedError, GateError
 from colorpress.export_stages import export, pack
 from colorpress.files import sha256_bytes, sha256_file, write_bytes
-from colorpress.int8_stage import quantize
+from colorpress.int8_stage import quantize_each
 from colorpress.processes import (
     is_cut_off,
     is_main_process,
@@ -66,7 +66,6 @@ from colorpress.search_trial import SearchJob, make_row, make_rows
 from colorpress.stages import StageRecord, run_stage
 from colorpress.student_job import with_unlabelled
 from colorpress.student_stages import measure_stand_in, score_output_strides
-from compress.quantization import has_int8_layers
 from compress.search_space import CostLimits, SearchSpace, ladder_points
 from compress.student import list_output_strides
 from compress.student_plan import StudentPlan, write_student_plan
@@ -86,10 +85,7 @@ _OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Options that decide what a worker does and that it takes from the study: all but where things are and who works.
 _OF_THE_STUDY = ("data", "train", "rank", "budget", "student", "search", "export", "benchmark")
 # Options of its configs that a search does not read.
-_NOT_OF_A_SEARCH = (
-    *("student_effort", "student_crops", "student_trial_crops", "student_plan", "unlabelled", "qat_crops"),
-    *("qat_learning_rate", "worker_timeout"),
-)
+_NOT_OF_A_SEARCH = (*ONE_STUDENT, "unlabelled", "qat_crops", "qat_learning_rate", "worker_timeout")
 _OF_THE_WORKER = ("data", "student_plan", "unlabelled")
 
 
@@ -116,7 +112,8 @@ def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
     Raises:
         ConfigError: no network of the space meets the budgets.
     """
-    strides = list_output_strides(score_output_strides(run, run.best_path, photos))
+    # The answer follows from best.pt and the photographs: a run that redoes everything has just measured it.
+    strides = list_output_strides(score_output_strides(replace(run, force=False), run.best_path, photos))
     job = _make_job(run, photos, study, strides)
     _require_possible(job)
     return job
@@ -378,8 +375,7 @@ class _Leader:
                 source = target.with_name("model.onnx")
                 pack(run, source, f"{folder}-w8")
                 made = {"": "fp32", "-w8": "w8"}
-                if job.effort.int8 and has_int8_layers(source):
-                    quantize(run, source, f"{folder}-int8", job.given)
+                if job.effort.int8 and quantize_each(run, [source], job.given):
                     made["-int8"] = "int8"
                 self.files[row.name] = [
                     self._measure(run, row, run.folder / f"{folder}{ending}" / "model.onnx", precision)

@@ -10,9 +10,8 @@ import getpass
 import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.latency import time_quickly
 from benchmarks.machine import machine_key
-from colorpress.config import SearchEffort
+from colorpress.config import ONE_STUDENT, SearchEffort
 from colorpress.console import muted
-from colorpress.errors import DivergedError, Interrupted
+from colorpress.errors import DivergedError
 from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
 from colorpress.processes import share_answer, working_together
 from colorpress.search_front import STAGES, Demand, FrontRow, list_demands, loss_of
@@ -67,21 +66,9 @@ def alone_on_machine() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """Seconds by the clock, and of processor time of this process and those that it started and that have ended."""
-
-    wall_s: float
-    processor_s: float
-
-    @staticmethod
-    def start() -> _Clock:
-        return _Clock(time.monotonic(), sum(os.times()[:4]))
-
-    def read(self) -> _Clock:
-        """The seconds since the start."""
-        now = _Clock.start()
-        return _Clock(now.wall_s - self.wall_s, now.processor_s - self.processor_s)
+def _processor_s() -> float:
+    """Seconds of processor time of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 @dataclass(frozen=True)
@@ -140,9 +127,7 @@ class SearchJob(StudentJob):
         """What the study's answers depend on, as JSON-ready values: a worker with others is refused."""
         settings = self.run.settings
         student = {
-            name: value
-            for name, value in vars(settings.student).items()
-            if name not in ("student_plan", "unlabelled", "student_effort", "student_crops", "student_trial_crops")
+            name: value for name, value in vars(settings.student).items() if name not in (*ONE_STUDENT, "unlabelled")
         }
         used = replace(self.photos, test=())
         return {
@@ -201,18 +186,17 @@ class SearchJob(StudentJob):
         if known := _find_same(trial, network):
             for name in ("params", "macs", "size_bytes", "latency_ms", "score", "weights"):
                 trial.set_user_attr(name, known.user_attrs[name])
-            trial.set_user_attr("seconds", {"cost": 0.0, "learn": 0.0, "processor": 0.0})
+            trial.set_user_attr("processor_s", 0.0)
             size_bytes, latency_ms, loss = known.values
             return size_bytes, latency_ms, loss
-        clock = _Clock.start()
+        started_s = _processor_s()
         with muted():
             size_bytes, latency_ms = measure_stand_in(network, self.run.settings, self.time_alone)
         assert latency_ms is not None
         latency_ms *= factor
-        costing = clock.read()
         _refuse(trial, self.limits.excess(size_bytes=size_bytes, latency_ms=latency_ms))
         _note(trial, params=cost.params, macs=cost.macs, size_bytes=size_bytes, latency_ms=latency_ms)
-        return self._learn_for(trial, point, costing)
+        return self._learn_for(trial, point, started_s)
 
     def try_full(self, trial: optuna.Trial) -> tuple[float, float, float]:
         """The objective of the second study: one of the front, after a full distillation."""
@@ -220,19 +204,12 @@ class SearchJob(StudentJob):
         point = StudentPoint.from_dict(trial.user_attrs["point"])
         # Queued with what the first study measured of it.
         suggest(trial, self.space)
-        return self._learn_for(trial, point, _Clock(0.0, 0.0))
+        return self._learn_for(trial, point, _processor_s())
 
-    def _learn_for(self, trial: optuna.Trial, point: StudentPoint, costing: _Clock) -> tuple[float, float, float]:
-        clock = _Clock.start()
+    def _learn_for(self, trial: optuna.Trial, point: StudentPoint, started_s: float) -> tuple[float, float, float]:
         path, score = self.learn(point)
-        learning = clock.read()
-        seconds = {
-            "cost": round(costing.wall_s, 3),
-            "learn": round(learning.wall_s, 3),
-            "processor": round(costing.processor_s + learning.processor_s, 3),
-        }
         values = {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
-        _note(trial, score=values, weights=path.stem, seconds=seconds)
+        _note(trial, score=values, weights=path.stem, processor_s=round(_processor_s() - started_s, 3))
         known = trial.user_attrs
         return float(known["size_bytes"]), float(known["latency_ms"]), loss_of(score)
 
@@ -251,21 +228,11 @@ class SearchJob(StudentJob):
         return path, score
 
     def assist(self) -> None:
-        """Distil with the process that chooses, until it says that there is no more: for the others of torchrun.
-
-        Raises:
-            Interrupted: by the signal that stopped all.
-        """
-        stopped: Interrupted | None = None
+        """Distil with the process that chooses, until it says that there is no more: for the others of torchrun."""
         while (task := share_answer(lambda: None)) is not None:
-            try:
+            # It comes in all processes at the same step, and the first one fails the trial.
+            with suppress(DivergedError):
                 self._distil(*task)
-            except DivergedError:
-                continue  # in all processes at the same step; the first one fails the trial
-            except Interrupted as error:
-                stopped = error
-        if stopped is not None:
-            raise stopped
 
     def _distil(self, point: StudentPoint, reference_l1: tuple[float, float]) -> Path:
         settings = self.run.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -103,6 +103,7 @@ def distil_network(
     recipe: TrainConfig,
     *,
     teacher_weight: float,
+    make_task: Callable[[ColorNetwork, float], Task] = DistilTask,
     answer_folder: Path,
     answer_size: int,
     data: DataConfig,
@@ -120,6 +121,7 @@ def distil_network(
     Args:
         recipe: how long and how.
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
+        make_task: the loss, from the network and `teacher_weight`.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about.
         tune: False leaves the weights as they are.
@@ -161,7 +163,7 @@ def distil_network(
             device=device,
         )
         fitted = fit_network(
-            DistilTask(network, teacher_weight),
+            make_task(network, teacher_weight),
             photos.train,
             photos.val,
             recipe,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import make_network
-from training.colour_classes import CLASSES_PER_AXIS, ColourClassTask
+from training.colour_classes import CLASSES_PER_AXIS, ColourClassTask, class_loss
 from training.unet import UNetPlan
 
 
@@ -20,7 +20,7 @@ def test_logits_cover_the_picture_at_quarter_size(depth: int, stride: int, size:
     answer, logits = task(picture)
     assert torch.equal(answer, task.network(picture))
     assert task.stride == stride
-    loss = task.class_loss(logits, answer)
+    loss = class_loss(logits, answer, task.stride)
     # Nothing is known yet: every class is equally likely.
     assert loss.item() == pytest.approx(math.log(CLASSES_PER_AXIS**2), rel=1e-5)
 
@@ -32,8 +32,8 @@ def test_the_loss_is_the_cross_entropy_of_the_right_cells() -> None:
     ab[:, 0, :, 4:], ab[:, 1, :, 4:] = 0.99, -0.99  # beyond the grid: its outermost cells
     logits = torch.zeros(1, 256, 1, 2)
     logits[0, 5 * 16 + 8, 0, 0] = logits[0, 15 * 16 + 0, 0, 1] = 50.0
-    assert task.class_loss(logits, ab).item() == pytest.approx(0.0, abs=1e-5)
-    assert task.class_loss(logits, -ab).item() > 10
+    assert class_loss(logits, ab, task.stride).item() == pytest.approx(0.0, abs=1e-5)
+    assert class_loss(logits, -ab, task.stride).item() > 10
 
 
 def test_both_heads_teach_the_network() -> None:
@@ -41,6 +41,6 @@ def test_both_heads_teach_the_network() -> None:
     task = ColourClassTask(network, 0.1)
     torch.nn.init.normal_(task.head.weight)
     answer, logits = task(torch.rand(2, 1, 16, 16))
-    task.class_loss(logits, answer.detach()).backward()
+    class_loss(logits, answer.detach(), task.stride).backward()
     assert network.encoder[0][0].weight.grad.abs().sum() > 0
     assert network.head.weight.grad is None

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["colorpress.ground", "training", "compress", "export", "benchmarks", "colorpress.front", "benchmarks.peers"]
-PACKAGES = ("colorpress", "training", "compress", "export", "benchmarks", "benchmarks/peers")
+ORDER = [
+    "colorpress.ground", "training", "compress", "export", "benchmarks", "colorpress.front", "benchmarks.peers",
+    "benchmarks.studies",
+]  # fmt: skip
+PACKAGES = ("colorpress", "training", "compress", "export", "benchmarks", "benchmarks/peers", "benchmarks/studies")
 GROUND = {"errors", "files", "console", "config", "cores", "processes", "__init__"}
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 
@@ -52,7 +55,7 @@ def test_imports_run_one_way(path: Path) -> None:
 
 def test_each_outside_library_has_its_one_door() -> None:
     doors = {
-        "click": {"colorpress/cli.py", "peers/__main__.py"},
+        "click": {"colorpress/cli.py", "peers/__main__.py", "studies/distillation_levers.py"},
         # The second one shows the tool as its README does, to be compared with.
         "torch_pruning": {"compress/dependency_graph.py", "peers/torch_pruning_recipe.py"},
         "jinja2": {"benchmarks/report.py"},

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from benchmarks.search_worth import find_journal
+from benchmarks.studies.search_worth import find_journal
 from colorpress.cli import run_command
 from colorpress.config import Settings, parse_quantity, parse_size
 from colorpress.errors import ConfigError, Interrupted

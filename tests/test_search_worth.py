@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.search_worth import find_bounds, measure_hypervolume, simulate_wall
+from benchmarks.studies.search_worth import find_bounds, measure_hypervolume, simulate_wall
 
 
 def test_hypervolume_is_the_share_of_the_box_that_is_beaten() -> None:

@@ -52,12 +52,16 @@ class ColourClassTask(Task):
     def loss(self, answered: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         answer, logits = answered
         l1 = (answer.float() - batch.ab).abs().mean()
-        return l1 + self.weight * self.class_loss(logits, batch.ab), l1.detach()
+        return l1 + self.weight * class_loss(logits, batch.ab, self.stride), l1.detach()
 
-    def class_loss(self, logits: Tensor, ab: Tensor) -> Tensor:
-        """The mean cross-entropy of `logits` with the classes of `ab` (N, 2, H, W), averaged over each pixel."""
-        pooled = F.avg_pool2d(ab, self.stride, ceil_mode=True)
-        cells = ((pooled / _CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
-        height, width = pooled.shape[-2:]
-        classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]
-        return F.cross_entropy(logits[..., :height, :width].float(), classes)
+
+def class_loss(logits: Tensor, ab: Tensor, stride: int) -> Tensor:
+    """The mean cross-entropy of logits (N, 256, >= H / stride, >= W / stride) with the classes of `ab` (N, 2, H, W).
+
+    Classes are those of the mean colours of areas of stride x stride pixels.
+    """
+    pooled = F.avg_pool2d(ab, stride, ceil_mode=True)
+    cells = ((pooled / _CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
+    height, width = pooled.shape[-2:]
+    classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]
+    return F.cross_entropy(logits[..., :height, :width].float(), classes)

@@ -1,6 +1,6 @@
 """What a search is worth: its front against chance, a ladder of widths and a ladder of pruning, at equal compute.
 
-    python -m benchmarks.search_worth best.pt --data photos --output-dir worth --trials 24 --crops 3000 --seeds 0 1 2
+    python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
 The search, chance and the ladder of uniform widths look at candidates of the same space with the same short
 distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of processor time
@@ -49,7 +49,7 @@ _STUDY = "candidates"
 # More than fit into the time that the search takes.
 _ENOUGH_TRIALS = 1000
 _POLL_SECONDS = 2.0
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 Values = NDArray[np.float64]
 
 

@@ -1,0 +1,119 @@
+"""Levers of distillation: each of them really changes the training, and nothing of it stays in the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.studies.distillation_levers import (
+    ClassTask,
+    FullSizeTask,
+    HintTask,
+    compare_levers,
+    find_layer_of_stride,
+    forget_weights,
+    format_levers,
+    prune_evenly,
+)
+from colorpress.cli import run_command
+from compress.distillation import DistilTask
+from compress.student_plan import StudentPlan, write_student_plan
+from tests.conftest import make_network
+from training.task import Batch
+from training.unet import UNetPlan
+
+STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_stride=2)
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    lightness = torch.rand(2, 1, 32, 32, generator=generator)
+    ab = torch.rand(2, 2, 32, 32, generator=generator) - 0.5
+    return Batch(lightness, ab, torch.nn.functional.avg_pool2d(ab, 4) / 2)
+
+
+def test_hints_come_from_the_last_layer_of_the_stride() -> None:
+    network = make_network(UNetPlan.classic(4, 2))
+    layer, channels = find_layer_of_stride(network, 2)
+    assert layer is list(network.decoder[0].modules())[-1] and channels == 8
+    assert find_layer_of_stride(network, 4) == (network.dropout, 16)
+
+
+@pytest.mark.parametrize("kind", ["hints", "classes", "full size"])
+def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
+    gradients = []
+    teacher = make_network(seed=1)
+    for lever in (kind, "recipe"):
+        network = make_network(STUDENT).train()
+        task = {
+            "recipe": lambda net: DistilTask(net, 0.5),
+            "full size": lambda net: FullSizeTask(net, 0.5),
+            "classes": lambda net: ClassTask(net, 0.5),
+            "hints": lambda net: HintTask(net, 0.5, teacher=teacher),
+        }[lever](network)
+        loss, l1 = task.loss(task(batch().lightness), batch())
+        loss.backward()
+        assert 0 < l1 < 1
+        gradients.append(network.encoder[0][0].weight.grad.clone())
+        if lever == "hints":
+            assert task.tell.weight.grad.abs().sum() > 0
+            assert all(weight.grad is None for weight in teacher.parameters())
+            assert not any(name.startswith("teacher") for name in task.state_dict())
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_validation_leaves_no_features_behind() -> None:
+    task = ClassTask(make_network(STUDENT), 0.5)
+    task.network(batch().lightness)
+    assert task.features == []
+
+
+def test_from_scratch_means_other_weights_in_the_same_channels() -> None:
+    small = prune_evenly(make_network(UNetPlan.classic(8, 2)), 0.5)
+    fresh = forget_weights(small, 0)
+    assert small.architecture == UNetPlan.classic(4, 2) == fresh.architecture
+    assert not torch.equal(small.head.weight, fresh.head.weight)
+    assert torch.equal(forget_weights(small, 0).head.weight, fresh.head.weight)
+
+
+def test_the_table_compares_seed_by_seed() -> None:
+    def row(lever: str, seed: int, kept: float) -> dict[str, object]:
+        return {
+            "lever": lever,
+            "seed": seed,
+            "params": 1234,
+            "retained_colour": kept,
+            "l1_delta_pct": 0.5,
+            "seconds": 3,
+        }
+
+    table = format_levers([row("recipe", 0, 0.9), row("recipe", 1, 0.8), row("other", 1, 0.7)])
+    assert table.splitlines()[2] == "| recipe | 1,234 | 2 | 0.850 | 0.800-0.900 |  | +0.50 % | 3 |"
+    assert table.splitlines()[3] == "| other | 1,234 | 1 | 0.700 | 0.700-0.700 | -0.100 | +0.50 % | 3 |"
+
+
+def test_a_comparison_goes_on_where_it_was(
+    tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_student_plan(tmp_path / "plan.json", StudentPlan(STUDENT, "for a test"))
+    line = [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
+    line += ["--crops", "32", "--student-imgsz", "16", "--workers", "0", "--pruned", "0.5"]
+
+    def compare(*options: str) -> int:
+        return run_command([*line, *options], compare_levers, "levers")
+
+    names = ["recipe", "hints of best.pt's features", "from a wider one, pruned", "pruned best.pt, from scratch"]
+    assert compare("--seeds", "1", *(word for name in names for word in ("--lever", name))) == 0
+    written = tmp_path / "out" / "levers.json"
+    rows = json.loads(written.read_text())
+    assert [row["lever"] for row in rows] == names
+    assert rows[3]["params"] > rows[2]["params"] == rows[0]["params"]
+    assert compare("--seeds", "2", "--lever", "recipe") == 0
+    again = json.loads(written.read_text())
+    assert again[:4] == rows and [row["seed"] for row in again] == [0, 0, 0, 0, 1]
+    capsys.readouterr()
+    assert compare("--lever", "magic") == 2
+    assert "error: option '--lever': got 'magic'" in capsys.readouterr().err

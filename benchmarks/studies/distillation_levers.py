@@ -259,8 +259,9 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in fresh.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
     return fresh
 
 

@@ -35,7 +35,8 @@ Objective = Callable[[optuna.Trial], Sequence[float]]
 # Directions of every study here: bytes, milliseconds and lost colour all have to fall.
 OBJECTIVES = ("size_bytes", "latency_ms", "loss")
 _MOST_RETRIES = 1
-_STARTUP_TRIALS = 10
+# As many as there are rungs to start from.
+_STARTUP_TRIALS = 8
 # Refused candidates cost microseconds, but a space where nothing else is left must end.
 _MOST_REFUSED = 200
 _POLL_SECONDS = 0.5
@@ -206,7 +207,10 @@ class NumberedSampler(BaseSampler):
         self._sampler = self._seeded(seed)
 
     def _seeded(self, seed: int) -> BaseSampler:
-        return RandomSampler(seed) if self.random else TPESampler(seed=seed, n_startup_trials=self.startup_trials)
+        if self.random:
+            return RandomSampler(seed)
+        # Multivariate: the widths of neighbouring levels, and strides and widths, are worth something together only.
+        return TPESampler(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Seed the estimator by the trial's number."""

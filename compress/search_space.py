@@ -294,26 +294,36 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
 
 
 def ladder_points(space: SearchSpace, limits: CostLimits, count: int) -> tuple[StudentPoint, ...]:
-    """Points to start from: the smallest, and flat networks of the coarsest stride, evenly spaced by logarithm of size.
+    """Points to start from: the smallest, and flat networks, evenly spaced by logarithm of size.
 
-    A sampler that knows nothing yet would start at random; these cover the range of sizes from the first trial on.
+    A sampler that knows nothing yet would start at random; these cover the range of sizes from the first trial on. They
+    take the output strides in turn, coarsest first, and have what earlier searches found at every size: patches of a
+    quarter of that stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
     """
     smallest = next(
         iter(sorted(_within(space, limits, space.narrow_points()), key=lambda each: space.cost(each).size_bytes)), None
     )
     if smallest is None:
         return ()
-    coarsest = space.output_strides[-1]
-    deepest = max(32, coarsest)
-    stem = min(coarsest, 8)
+    flat = [rungs for stride in reversed(space.output_strides) if (rungs := _flat_points(space, limits, stride))]
+    sizes = {point: math.log(space.cost(point).size_bytes) for point in (smallest, *itertools.chain(*flat))}
+    step = (max(sizes.values()) - sizes[smallest]) / max(1, count - 1)
+    chosen = [smallest]
+    for rung, points in zip(range(1, count), itertools.cycle(flat), strict=False):
+        wanted = sizes[smallest] + step * rung
+        chosen.append(min(points, key=lambda point: abs(sizes[point] - wanted)))
+    return tuple(dict.fromkeys(chosen))
+
+
+def _flat_points(space: SearchSpace, limits: CostLimits, stride: int) -> list[StudentPoint]:
+    """Networks of an output stride whose levels have the same width, narrowest first."""
+    stem = max(1, min(stride, _LARGEST_STEM) >> _MOST_STEM_STEPS)
+    deepest = max(stride, _DEEPEST_STRIDES[0])
     growth = (1.0,) * int(math.log2(deepest // stem))
     bases = range(CHANNEL_BLOCK, space.largest_base + 1, CHANNEL_BLOCK)
-    flat = [StudentPoint(coarsest, stem, deepest, base, growth, 1.0, 2, space.crops) for base in bases]
-    rungs = [smallest, *_within(space, limits, flat)]
-    sizes = [math.log(space.cost(point).size_bytes) for point in rungs]
-    wanted = [sizes[0] + (max(sizes) - sizes[0]) * step / max(1, count - 1) for step in range(count)]
-    nearest = (min(range(len(rungs)), key=lambda place: abs(sizes[place] - size)) for size in wanted)
-    return tuple(rungs[place] for place in dict.fromkeys(nearest))
+    return _within(
+        space, limits, [StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops) for base in bases]
+    )
 
 
 def _within(space: SearchSpace, limits: CostLimits, points: Iterable[StudentPoint]) -> list[StudentPoint]:

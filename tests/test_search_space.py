@@ -109,7 +109,10 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
     limits = CostLimits(params=100_000)
     rungs = ladder_points(SPACE, limits, 6)
     sizes = [SPACE.cost(point).size_bytes for point in rungs]
-    assert sizes == sorted(set(sizes)) and len(sizes) >= 4
+    assert sizes == sorted(set(sizes)) and len(sizes) == 6
     assert sizes[0] == SPACE.cost(SPACE.smallest("size_bytes")).size_bytes
     assert 50_000 < SPACE.cost(rungs[-1]).params <= 100_000
+    assert [point.output_stride for point in rungs[1:]] == [32, 16, 8, 4, 2]
+    assert all(point.stem_stride * 4 == min(16, point.output_stride) for point in rungs[1:5])
+    assert ladder_points(SPACE, limits, 1) == rungs[:1]
     assert ladder_points(SPACE, CostLimits(params=10), 6) == ()

@@ -196,6 +196,7 @@ def list_levers(teacher: ColorNetwork) -> tuple[Lever, ...]:
         Lever("constant learning rate", recipe={"schedule": "constant"}),
         Lever("half the learning rate", recipe={"learning_rate": 2e-3}),
         Lever("twice the learning rate", recipe={"learning_rate": 8e-3}),
+        Lever("four times the learning rate", recipe={"learning_rate": 1.6e-2}),
         Lever("half the photographs", train_share=0.5),
         Lever("loss at full size", make_task=FullSizeTask),
         Lever("colour classes too", make_task=ClassTask),

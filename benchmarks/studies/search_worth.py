@@ -1,8 +1,8 @@
-"""What a search is worth: its front against chance, a ladder of widths and a ladder of pruning, at equal compute.
+"""What a search is worth: its front against chance, a ladder of flat networks and one of pruning, at equal compute.
 
     python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
-The search, chance and the ladder of uniform widths look at candidates of the same space with the same short
+The search, chance and the ladder of flat networks that a search starts from look at candidates of the same space with the same short
 distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of processor time
 spent on candidates, or go on as long as it took (a ladder ends with its last rung). The ladder of pruning takes best.pt
 and the same share of each layer's channels away, at several ratios, and fine-tunes with as many crops; it is not cut
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--config", type=Path, default=None, help="More options of search and pruning, as TOML.")
+    parser.add_argument("--no-pruning", action="store_true", help="Leave out the ladder of pruning, which takes longest.")
     parser.add_argument("--no-scaling", action="store_true", help="Leave out the runs with one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on
@@ -85,22 +86,20 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
             most_s = None if way == WAYS[0] else float(seen[WAYS[0], seed][1].sum())
             seen[way, seed] = look_for(way, seed, folder, given, most_s)
             print(f"{way} {seed}: {seen[way, seed][1].sum():.0f} s of processor time", flush=True)
-        seen[PRUNING, seed] = prune_rungs(given, seed)
+        if not given.no_pruning:
+            seen[PRUNING, seed] = prune_rungs(given, seed)
     best, worst = find_bounds([values for values, _ in seen.values()])
     rows: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        budget_s = float(seen[WAYS[0], seed][1].sum())
-        for way in (*WAYS, PRUNING):
-            values, seconds = seen[way, seed]
-            limit_s = math.inf if way == PRUNING else budget_s
-            done = values[np.cumsum(seconds) <= limit_s * (1 + 1e-9)]
-            rows.append({
-                "way": way,
-                "seed": seed,
-                "hypervolume": measure_hypervolume(done, best, worst),
-                "candidates": len(done),
-                "processor_s": min(limit_s, float(seconds.sum())),
-            })  # fmt: skip
+    for (way, seed), (values, seconds) in seen.items():
+        limit_s = math.inf if way == PRUNING else float(seen[WAYS[0], seed][1].sum())
+        done = values[np.cumsum(seconds) <= limit_s * (1 + 1e-9)]
+        rows.append({
+            "way": way,
+            "seed": seed,
+            "hypervolume": measure_hypervolume(done, best, worst),
+            "candidates": len(done),
+            "processor_s": min(limit_s, float(seconds.sum())),
+        })  # fmt: skip
     return {"rows": rows, "best": best.tolist(), "worst": worst.tolist()}
 
 
@@ -275,7 +274,7 @@ def print_worth(worth: dict[str, Any]) -> None:
     for row in worth["rows"]:
         cells = f"{row['way']:8} {row['seed']:4} {row['candidates']:10} {row['processor_s']:7.0f} s"
         print(f"{cells} {row['hypervolume']:11.4f}")
-    for way in (*WAYS, PRUNING):
+    for way in dict.fromkeys(row["way"] for row in worth["rows"]):
         own = [row["hypervolume"] for row in worth["rows"] if row["way"] == way]
         print(f"{way}: mean {np.mean(own):.4f}, from {min(own):.4f} to {max(own):.4f}")
 

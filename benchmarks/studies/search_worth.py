@@ -2,12 +2,13 @@
 
     python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
-The search, chance and the ladder of flat networks that a search starts from look at candidates of the same space with the same short
-distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of processor time
-spent on candidates, or go on as long as it took (a ladder ends with its last rung). The ladder of pruning takes best.pt
-and the same share of each layer's channels away, at several ratios, and fine-tunes with as many crops; it is not cut
-off. All are judged by the hypervolume of what they have by then (Optuna's own), over the logarithms of file size and
-latency and the lost colour, each from the best to the worst seen by anybody, grey at most. Then the same search by one
+The search, chance and the ladder of flat networks that a search starts from look at candidates of the same space with
+the same short distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of
+processor time spent on candidates, or go on as long as it took (a ladder ends with its last rung). The ladder of
+pruning takes best.pt and the same share of each layer's channels away, at several ratios, and fine-tunes with as many
+crops; it is not cut off. All are judged by the hypervolume of what they have by then (Optuna's own), over the
+logarithms of file size and latency and the lost colour, each from the best to the worst seen by anybody, grey at most.
+Then the same search by one
 and by two workers on this machine, and the wall time that 8 to 64 workers would need for the recorded times of its
 candidates: each takes the next candidate when it is free. That says nothing of what a sampler loses when it has to
 propose before others have answered. Options that are not known here, such as --arch, go to every command.
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--config", type=Path, default=None, help="More options of search and pruning, as TOML.")
-    parser.add_argument("--no-pruning", action="store_true", help="Leave out the ladder of pruning, which takes longest.")
+    parser.add_argument("--no-pruning", action="store_true", help="Leave out what takes longest.")
     parser.add_argument("--no-scaling", action="store_true", help="Leave out the runs with one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on

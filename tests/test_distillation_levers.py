@@ -108,12 +108,14 @@ def test_a_comparison_goes_on_where_it_was(
     names = ["recipe", "hints of best.pt's features", "from a wider one, pruned", "pruned best.pt, from scratch"]
     assert compare("--seeds", "1", *(word for name in names for word in ("--lever", name))) == 0
     written = tmp_path / "out" / "levers.json"
-    rows = json.loads(written.read_text())
+    rows = json.loads(written.read_text())["rows"]
     assert [row["lever"] for row in rows] == names
     assert rows[3]["params"] > rows[2]["params"] == rows[0]["params"]
     assert compare("--seeds", "2", "--lever", "recipe") == 0
-    again = json.loads(written.read_text())
+    again = json.loads(written.read_text())["rows"]
     assert again[:4] == rows and [row["seed"] for row in again] == [0, 0, 0, 0, 1]
     capsys.readouterr()
+    assert compare("--crops", "48") == 2
+    assert "compares other trainings" in capsys.readouterr().err
     assert compare("--lever", "magic") == 2
     assert "error: option '--lever': got 'magic'" in capsys.readouterr().err

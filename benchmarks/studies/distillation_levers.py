@@ -301,7 +301,14 @@ def compare_levers(
         if unknown := sorted(set(names) - set(ways)):
             raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(ways)}")
         path = output_dir / "levers.json"
-        rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        asked = {
+            "best.pt": job.best.sha256,
+            "network": network.to_dict(),
+            "crops": crops,
+            "pruned": pruned,
+            "student": {name: str(value) for name, value in vars(run.settings.student).items()},
+        }
+        rows = read_rows(path, asked)
         known = {(row["lever"], row["seed"]) for row in rows}
         for seed, name in itertools.product(range(seeds), names or ways):
             if (name, seed) not in known:
@@ -310,8 +317,23 @@ def compare_levers(
                 seconds = round(time.monotonic() - started, 1)
                 params = count_parameters(learned)
                 rows.append({"lever": name, "seed": seed, "params": params, "seconds": seconds, **_finite(score)})
-                write_json(path, rows)
+                write_json(path, {"asked": asked, "rows": rows})
     click.echo(format_levers(rows))
+
+
+def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are in a file already; none where there is no file.
+
+    Raises:
+        ConfigError: they answer another question.
+    """
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if found["asked"] != json.loads(json.dumps(asked)):
+        raise ConfigError("folder", path.parent, "compares other trainings", "choose another --output-dir")
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
 
 
 def _finite(score: Score) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,16 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and Infinity are refused (ValueError)."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None in the place of NaN, which JSON has none of."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
+def with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `without_nan` was given, where nothing in it was None."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def read_json(path: Path, what: str, hint: str) -> Any:

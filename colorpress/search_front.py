@@ -17,7 +17,7 @@ from benchmarks.charts import format_cost, number_log_axis
 from benchmarks.tables import format_bytes, format_count, format_number
 from colorpress.config import BudgetConfig, GoalConfig, option_name
 from colorpress.errors import InputError
-from colorpress.files import atomic_write, read_json, write_csv, write_json
+from colorpress.files import atomic_write, read_json, without_nan, write_csv, write_json
 from compress.search_space import StudentPoint
 from compress.yardstick import Score
 
@@ -304,8 +304,11 @@ def list_front(folder: Path) -> list[str]:
 
 def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:
     point = asdict(row.point)
-    score = {name: None if math.isnan(value) else value for name, value in asdict(row.score).items()}
-    cells = {**point, **score, **{name: value for name, value in vars(row).items() if name not in ("point", "score")}}
+    cells = {
+        **point,
+        **without_nan(asdict(row.score)),
+        **{name: value for name, value in vars(row).items() if name not in ("point", "score")},
+    }
     cells |= {"widths": "-".join(map(str, row.point.widths())), "on_front": on_front}
     cells |= {"times_smaller": round(best_bytes / row.size_bytes, 2)}
     return {name: cells[name] for name in COLUMNS}

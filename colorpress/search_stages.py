@@ -27,7 +27,7 @@ from colorpress.config import CONFIGS, ONE_STUDENT, Config, Settings, option_nam
 from colorpress.console import live_table, muted, say, warn
 from colorpress.errors import ConfigError, DivergedError, GateError
 from colorpress.export_stages import export, pack
-from colorpress.files import sha256_bytes, sha256_file, write_bytes
+from colorpress.files import sha256_bytes, sha256_file, with_nan, without_nan, write_bytes
 from colorpress.int8_stage import quantize_each
 from colorpress.processes import (
     is_cut_off,
@@ -396,8 +396,7 @@ class _Leader:
 
         def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
             score = score_onnx(self.job.yardstick, path, threads=settings.machine.threads)
-            values = {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
-            return [], {"latency_ms": self.job.time_alone(path), "score": values}
+            return [], {"latency_ms": self.job.time_alone(path), "score": without_nan(asdict(score))}
 
         used = {
             "machine": machine_key(),
@@ -418,7 +417,7 @@ class _Leader:
             precision=precision,
             size_bytes=path.stat().st_size,
             latency_ms=result["latency_ms"],
-            score=Score(**{key: math.nan if value is None else value for key, value in result["score"].items()}),
+            score=Score(**with_nan(result["score"])),
         )
 
     def write(self, *, final: bool = False) -> SearchResult:

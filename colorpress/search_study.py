@@ -35,7 +35,7 @@ Objective = Callable[[optuna.Trial], Sequence[float]]
 # Directions of every study here: bytes, milliseconds and lost colour all have to fall.
 OBJECTIVES = ("size_bytes", "latency_ms", "loss")
 _MOST_RETRIES = 1
-# As many as there are rungs to start from.
+# As many as there are rungs at most to start from.
 _STARTUP_TRIALS = 8
 # Refused candidates cost microseconds, but a space where nothing else is left must end.
 _MOST_REFUSED = 200
@@ -209,7 +209,7 @@ class NumberedSampler(BaseSampler):
     def _seeded(self, seed: int) -> BaseSampler:
         if self.random:
             return RandomSampler(seed)
-        # Multivariate: the widths of neighbouring levels, and strides and widths, are worth something together only.
+        # Multivariate: strides, width and convolutions, which all candidates have, are chosen together.
         return TPESampler(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

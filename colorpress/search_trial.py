@@ -25,7 +25,7 @@ from benchmarks.machine import machine_key
 from colorpress.config import ONE_STUDENT, SearchEffort
 from colorpress.console import muted
 from colorpress.errors import DivergedError
-from colorpress.files import sha256_bytes, sha256_file, sha256_source, write_bytes
+from colorpress.files import sha256_bytes, sha256_file, sha256_source, with_nan, without_nan, write_bytes
 from colorpress.processes import share_answer, working_together
 from colorpress.search_front import STAGES, Demand, FrontRow, list_demands, loss_of
 from colorpress.student_job import StudentJob
@@ -208,8 +208,9 @@ class SearchJob(StudentJob):
 
     def _learn_for(self, trial: optuna.Trial, point: StudentPoint, started_s: float) -> tuple[float, float, float]:
         path, score = self.learn(point)
-        values = {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
-        _note(trial, score=values, weights=path.stem, processor_s=round(_processor_s() - started_s, 3))
+        _note(
+            trial, score=without_nan(asdict(score)), weights=path.stem, processor_s=round(_processor_s() - started_s, 3)
+        )
         known = trial.user_attrs
         return float(known["size_bytes"]), float(known["latency_ms"]), loss_of(score)
 
@@ -279,7 +280,7 @@ class SearchJob(StudentJob):
 def make_row(trial: FrozenTrial, stage: str) -> FrontRow:
     """The row of a finished trial."""
     known = trial.user_attrs
-    score = Score(**{name: math.nan if value is None else value for name, value in known["score"].items()})
+    score = Score(**with_nan(known["score"]))
     kilobytes = max(1, round(known["size_bytes"] / 1000))
     return FrontRow(
         # The short trial and the full one of a point have the same name, and no two points have.

@@ -22,6 +22,7 @@ from benchmarks.variants import DERIVED_ENDINGS
 from colorpress.config import Settings, TrainConfig
 from colorpress.console import say, warn
 from colorpress.errors import ConfigError
+from colorpress.files import with_nan, without_nan
 from colorpress.run_folder import Run
 from colorpress.stages import StageRecord, run_stage
 from colorpress.student_job import MOST_CHOOSING, StudentJob
@@ -105,12 +106,12 @@ class _Choice(StudentJob):
             scores = score_strides(self.best.build_network().to(device), self.yardstick, device=device)
             kept = ", ".join(f"1/{each.stride} {each.l1_delta_pct:+.2f} %" for each in scores)
             say(f"best.pt's own answer made coarse changes its L1 by: {kept}")
-            return [], {"strides": [_finite(asdict(each)) for each in scores]}
+            return [], {"strides": [without_nan(asdict(each)) for each in scores]}
 
         used = {**self.run.arch_key(), **self._data_key(train=False)}
         key = self.run.stage("strides", [self.checkpoint], used, _CODE)
         record = run_stage(self.run.folder, "strides", key, action, force=self.run.force)
-        return tuple(StrideScore(**_with_nan(each)) for each in record.result["strides"]), record
+        return tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]), record
 
     def choose_plan(self, strides: Sequence[StrideScore]) -> tuple[StudentPlan, list[StageRecord]]:
         """The smallest network of the ladder that keeps the colour after a short training."""
@@ -119,7 +120,7 @@ class _Choice(StudentJob):
 
         def try_out(candidate: Candidate) -> Score:
             records.append(self._try_out(candidate.network, settings.student.student_teacher_weight))
-            return Score(**_with_nan(records[-1].result["score"]))
+            return Score(**with_nan(records[-1].result["score"]))
 
         candidates: list[Candidate] = []
         for network in student_ladder(choose_output_stride(strides)):
@@ -184,7 +185,7 @@ class _Choice(StudentJob):
                 "macs": count_macs(network, height=size, width=size),
                 "output_stride": plan.network.output_stride,
                 "val_l1": distilled.val_l1_after,
-                "val_score": _finite(asdict(score)),
+                "val_score": without_nan(asdict(score)),
                 "best_val_l1": distilled.best_l1,
                 "grey_val_l1": distilled.grey_l1,
             }
@@ -208,7 +209,7 @@ class _Choice(StudentJob):
         def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
             distilled = self._distil(network, recipe, teacher_weight, destination, name)
             score = self.yardstick.score(distilled.checkpoint.build_network())
-            return [destination], {"score": _finite(asdict(score))}
+            return [destination], {"score": without_nan(asdict(score))}
 
         used = {
             "network": network.to_dict(),
@@ -323,13 +324,3 @@ def _stand_in(network: UNetPlan, seed: int) -> UNet:
     for parameter in student.parameters():
         parameter.data.normal_(0.0, 0.1, generator=generator)
     return student
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """None in the place of NaN, which JSON has none of."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
-
-
-def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `_finite` was given."""
-    return {name: math.nan if value is None else value for name, value in values.items()}

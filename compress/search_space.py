@@ -294,11 +294,11 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
 
 
 def ladder_points(space: SearchSpace, limits: CostLimits, count: int) -> tuple[StudentPoint, ...]:
-    """Points to start from: the smallest, and flat networks, evenly spaced by logarithm of size.
+    """Points to start from: the smallest, and flat networks as evenly spaced by logarithm of size as their strides let.
 
     A sampler that knows nothing yet would start at random; these cover the range of sizes from the first trial on. They
-    take the output strides in turn, coarsest first, and have what earlier searches found at every size: patches of a
-    quarter of that stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
+    take the output strides in turn, coarsest first, and have what earlier searches found best at every size: the finest
+    patches that go with their stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
     """
     smallest = next(
         iter(sorted(_within(space, limits, space.narrow_points()), key=lambda each: space.cost(each).size_bytes)), None

@@ -30,30 +30,36 @@ STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_st
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
-    lightness = torch.rand(2, 1, 32, 32, generator=generator)
-    ab = torch.rand(2, 2, 32, 32, generator=generator) - 0.5
-    return Batch(lightness, ab, torch.nn.functional.avg_pool2d(ab, 4) / 2)
+    # The student pads 34 to 36, its teacher to 40.
+    lightness = torch.rand(2, 1, 34, 34, generator=generator)
+    ab = torch.rand(2, 2, 34, 34, generator=generator) - 0.5
+    return Batch(lightness, ab, torch.nn.functional.avg_pool2d(ab, 4, ceil_mode=True) / 2)
 
 
 def test_hints_come_from_the_last_layer_of_the_stride() -> None:
     network = make_network(UNetPlan.classic(4, 2))
-    layer, channels = find_layer_of_stride(network, 2)
-    assert layer is list(network.decoder[0].modules())[-1] and channels == 8
+    assert find_layer_of_stride(network, 2) == (list(network.decoder[0].modules())[-1], 8)
     assert find_layer_of_stride(network, 4) == (network.dropout, 16)
+    assert find_layer_of_stride(network, 8) is None
 
 
 @pytest.mark.parametrize("kind", ["hints", "classes", "full size"])
 def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
     gradients = []
-    teacher = make_network(seed=1)
+    teacher = make_network(UNetPlan.classic(4, 3), seed=1)
+    layer, channels = find_layer_of_stride(teacher, STUDENT.output_stride) or (teacher, 0)
     for lever in (kind, "recipe"):
         network = make_network(STUDENT).train()
         task = {
             "recipe": lambda net: DistilTask(net, 0.5),
             "full size": lambda net: FullSizeTask(net, 0.5),
             "classes": lambda net: ClassTask(net, 0.5),
-            "hints": lambda net: HintTask(net, 0.5, teacher=teacher),
+            "hints": lambda net: HintTask(net, 0.5, teacher=teacher, layer=layer, channels=channels),
         }[lever](network)
+        for head in (getattr(task, "tell", None), getattr(task, "classes", None)):
+            # From zero it teaches the network nothing yet.
+            if head is not None:
+                torch.nn.init.normal_(head.weight)
         loss, l1 = task.loss(task(batch().lightness), batch())
         loss.backward()
         assert 0 < l1 < 1
@@ -61,7 +67,7 @@ def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
         if lever == "hints":
             assert task.tell.weight.grad.abs().sum() > 0
             assert all(weight.grad is None for weight in teacher.parameters())
-            assert not any(name.startswith("teacher") for name in task.state_dict())
+            assert not any(name.startswith("asked") for name in task.state_dict()) and not layer._forward_hooks
     assert not torch.allclose(gradients[0], gradients[1])
 
 
@@ -91,8 +97,8 @@ def test_the_table_compares_seed_by_seed() -> None:
         }
 
     table = format_levers([row("recipe", 0, 0.9), row("recipe", 1, 0.8), row("other", 1, 0.7)])
-    assert table.splitlines()[2] == "| recipe | 1,234 | 2 | 0.850 | 0.800-0.900 |  | +0.50 % | 3 |"
-    assert table.splitlines()[3] == "| other | 1,234 | 1 | 0.700 | 0.700-0.700 | -0.100 | +0.50 % | 3 |"
+    assert table.splitlines()[2] == "| recipe | 1,234 | 2 | 0.850 | 0.800-0.900 |  | +0.50 % |"
+    assert table.splitlines()[3] == "| other | 1,234 | 1 | 0.700 | 0.700-0.700 | -0.100 | +0.50 % |"
 
 
 def test_a_comparison_goes_on_where_it_was(
@@ -105,7 +111,7 @@ def test_a_comparison_goes_on_where_it_was(
     def compare(*options: str) -> int:
         return run_command([*line, *options], compare_levers, "levers")
 
-    names = ["recipe", "hints of best.pt's features", "from a wider one, pruned", "pruned best.pt, from scratch"]
+    names = ["recipe", "hints of best.pt's features", "from a wider one, pruned", "best.pt pruned by 0.5, from scratch"]
     assert compare("--seeds", "1", *(word for name in names for word in ("--lever", name))) == 0
     written = tmp_path / "out" / "levers.json"
     rows = json.loads(written.read_text())["rows"]
@@ -116,6 +122,7 @@ def test_a_comparison_goes_on_where_it_was(
     assert again[:4] == rows and [row["seed"] for row in again] == [0, 0, 0, 0, 1]
     capsys.readouterr()
     assert compare("--crops", "48") == 2
+    assert compare("--seed", "1") == 2
     assert "compares other trainings" in capsys.readouterr().err
     assert compare("--lever", "magic") == 2
     assert "error: option '--lever': got 'magic'" in capsys.readouterr().err

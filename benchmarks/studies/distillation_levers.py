@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,7 +35,7 @@ from colorpress.config import (
 )
 from colorpress.console import set_quiet
 from colorpress.errors import ConfigError
-from colorpress.files import locked_folder, write_json
+from colorpress.files import locked_folder, read_json, sha256_source, with_nan, without_nan, write_json
 from colorpress.pipeline import adopt_checkpoint, find_photos
 from colorpress.run_folder import Run
 from colorpress.student_job import StudentJob
@@ -47,7 +45,7 @@ from compress.student import build_student
 from compress.student_plan import read_student_network
 from compress.yardstick import Score
 from training.colour_classes import CLASSES_PER_AXIS, class_loss
-from training.network import ColorNetwork
+from training.network import ColorNetwork, pad_to_multiple
 from training.task import Batch, Task
 from training.unet import UNet, UNetPlan, count_parameters
 
@@ -92,27 +90,36 @@ class _FeatureTask(DistilTask):
 class HintTask(_FeatureTask):
     """Hints: features of best.pt that have the student's output stride, told by a 1x1 convolution (FitNets, 2015).
 
-    Of all layers whose answer has that stride the one that is computed last is taken: it has seen most.
+    Args:
+        teacher: best.pt, on the device of the network.
+        layer, channels: whose answer is told, and how many it has.
     """
 
-    def __init__(self, network: ColorNetwork, teacher_weight: float, *, teacher: ColorNetwork) -> None:
+    def __init__(
+        self, network: ColorNetwork, teacher_weight: float, *, teacher: ColorNetwork, layer: nn.Module, channels: int
+    ) -> None:
         super().__init__(network, teacher_weight)
-        # In a list, so that it is no part of what is trained or saved.
-        self.teacher = [teacher.eval()]
-        layer, channels = find_layer_of_stride(teacher, network.output_stride)
-        self.heard: list[Tensor] = []
-        layer.register_forward_hook(lambda _, inputs, answer: self.heard.append(answer.detach()))
+        # In a tuple, so that they are no part of what is trained or saved.
+        self.asked = (teacher.eval(), layer)
         self.scale = nn.BatchNorm2d(channels, affine=False)
-        self.tell = nn.Conv2d(self.channels, channels, 1)
+        self.tell = _from_zero(nn.Conv2d(self.channels, channels, 1))
 
     def forward(self, lightness: Tensor) -> Any:
         answer, told = super().forward(lightness), self.tell(self._take_features())
-        self.heard.clear()
-        with torch.no_grad():
-            self.teacher[0](lightness)
+        teacher, layer = self.asked
+        # As far as the one of them that needs more.
+        padded = pad_to_multiple(lightness, max(teacher.size_multiple, self.network.size_multiple))
+        heard: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda _, inputs, features: heard.append(features))
+        try:
+            with torch.no_grad():
+                teacher.to(lightness.device)(padded)
+        finally:
+            hook.remove()
         # A layer that is called at several sizes is heard at each of them.
-        wanted = self.scale([heard for heard in self.heard if heard.shape[-2:] == told.shape[-2:]][-1].float())
-        return answer, F.mse_loss(told.float(), wanted)
+        side = padded.shape[-1] // self.network.output_stride
+        wanted = [features for features in heard if features.shape[-1] == side][-1]
+        return answer, F.mse_loss(told.float(), self.scale(wanted[..., : told.shape[-2], : told.shape[-1]].float()))
 
     def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         answer, hint = answered
@@ -125,7 +132,7 @@ class ClassTask(_FeatureTask):
 
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
         super().__init__(network, teacher_weight)
-        self.classes = nn.Conv2d(self.channels, CLASSES_PER_AXIS**2, 1)
+        self.classes = _from_zero(nn.Conv2d(self.channels, CLASSES_PER_AXIS**2, 1))
 
     def forward(self, lightness: Tensor) -> Any:
         answer = super().forward(lightness)
@@ -137,8 +144,18 @@ class ClassTask(_FeatureTask):
         return loss + _CLASS_WEIGHT * class_loss(logits, batch.ab, self.network.output_stride), l1
 
 
-def find_layer_of_stride(network: ColorNetwork, stride: int) -> tuple[nn.Module, int]:
-    """The layer computed last whose answer is at 1 / `stride` of the size, and its channels; no head of two."""
+def _from_zero(head: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with weights of zero: it knows nothing, and what comes after it draws the same random numbers."""
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def find_layer_of_stride(network: ColorNetwork, stride: int) -> tuple[nn.Module, int] | None:
+    """The layer that answers at 1 / `stride` of the size, and its channels: of several the last, which has seen most.
+
+    The answer's own layer, of two channels, is none; None where there is no other.
+    """
     side = network.size_multiple * 2 * stride
     found: list[tuple[nn.Module, int]] = []
 
@@ -159,11 +176,7 @@ def find_layer_of_stride(network: ColorNetwork, stride: int) -> tuple[nn.Module,
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
-        raise ConfigError(
-            "plan", None, f"best.pt has no layer at 1/{stride} of the size to give hints", "leave hints out"
-        )
-    return found[-1]
+    return found[-1] if found else None
 
 
 @dataclass(frozen=True)
@@ -184,9 +197,9 @@ class Lever:
     train_share: float = 1.0
 
 
-def list_levers(teacher: ColorNetwork) -> tuple[Lever, ...]:
-    """The recipe itself, and its changes."""
-    return (
+def list_levers(teacher: ColorNetwork, plan: UNetPlan, learning_rate: float) -> list[Lever]:
+    """The recipe itself, and its changes; hints only where best.pt has features of the student's stride."""
+    levers = [
         Lever("recipe"),
         Lever("truth alone", teacher_weight=0.0),
         Lever("best.pt's answer alone", teacher_weight=1.0),
@@ -194,18 +207,21 @@ def list_levers(teacher: ColorNetwork) -> tuple[Lever, ...]:
         Lever("one scale", recipe={"crop_share": 1.0}),
         Lever("last weights, no average", recipe={"ema_decay": 0.0}),
         Lever("constant learning rate", recipe={"schedule": "constant"}),
-        Lever("half the learning rate", recipe={"learning_rate": 4e-3}),
-        Lever("twice the learning rate", recipe={"learning_rate": 1.6e-2}),
+        Lever("half the learning rate", recipe={"learning_rate": learning_rate / 2}),
+        Lever("twice the learning rate", recipe={"learning_rate": learning_rate * 2}),
         Lever("half the photographs", train_share=0.5),
         Lever("loss at full size", make_task=FullSizeTask),
         Lever("colour classes too", make_task=ClassTask),
-        Lever("hints of best.pt's features", make_task=partial(HintTask, teacher=teacher)),
-    )
+    ]
+    if found := find_layer_of_stride(teacher, plan.output_stride):
+        hints = partial(HintTask, teacher=teacher, layer=found[0], channels=found[1])
+        levers.append(Lever("hints of best.pt's features", make_task=hints))
+    return levers
 
 
 @dataclass(frozen=True)
 class LeverJob(StudentJob):
-    """All trainings of a comparison, `crops` crops long each."""
+    """All trainings of a comparison, `crops` crops long each, in whole epochs."""
 
     crops: int
 
@@ -269,7 +285,13 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
 @click.argument("checkpoint", type=_PATH)
 @click.argument("plan", type=_PATH)
 @click.option("--output-dir", "-o", type=_PATH, default=Path("levers"), show_default=True, help="Where all of it goes.")
-@click.option("--crops", type=click.IntRange(min=1), default=12_000, show_default=True, help="Of each training.")
+@click.option(
+    "--crops",
+    type=click.IntRange(min=1),
+    default=16_000,
+    show_default=True,
+    help="Of each training, in epochs of 8,000.",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="How many trainings of each.")
 @click.option("--lever", "names", multiple=True, help="Only this one; repeatable.  [default: all]")
 @click.option("--pruned", type=click.FloatRange(0.01, 0.99), help="Also best.pt without this share of its channels.")
@@ -305,18 +327,17 @@ def compare_levers(
             "best.pt": job.best.sha256,
             "network": network.to_dict(),
             "crops": crops,
-            "pruned": pruned,
-            "student": {name: str(value) for name, value in vars(run.settings.student).items()},
+            "photographs": run.data_key(job.photos),
+            "settings": {name: str(value) for name, value in {**vars(run.settings.student), **run.arch_key()}.items()},
+            "code": sha256_source(["benchmarks/studies/distillation_levers.py", "training", "compress"]),
         }
         rows = read_rows(path, asked)
         known = {(row["lever"], row["seed"]) for row in rows}
         for seed, name in itertools.product(range(seeds), names or ways):
             if (name, seed) not in known:
-                started = time.monotonic()
                 learned, score = ways[name](seed)
-                seconds = round(time.monotonic() - started, 1)
-                params = count_parameters(learned)
-                rows.append({"lever": name, "seed": seed, "params": params, "seconds": seconds, **_finite(score)})
+                row = {"lever": name, "seed": seed, "params": count_parameters(learned)}
+                rows.append({**row, **without_nan(asdict(score))})
                 write_json(path, {"asked": asked, "rows": rows})
     click.echo(format_levers(rows))
 
@@ -329,31 +350,27 @@ def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
-    if found["asked"] != json.loads(json.dumps(asked)):
-        raise ConfigError("folder", path.parent, "compares other trainings", "choose another --output-dir")
+    hint = "choose another --output-dir"
+    found = read_json(path, "comparison", hint)
+    if not isinstance(found, dict) or found.get("asked") != json.loads(json.dumps(asked)):
+        raise ConfigError("folder", path.parent, "compares other trainings", hint)
     rows: list[dict[str, Any]] = found["rows"]
     return rows
 
 
-def _finite(score: Score) -> dict[str, float | None]:
-    """The score with None in the place of NaN, which JSON has none of."""
-    return {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
-
-
 def list_ways(job: LeverJob, plan: UNetPlan, pruned: float | None) -> dict[str, Way]:
     """Every training that is compared, by name: from a seed to a network and its score."""
-    teacher = job.best.build_network()
+    teacher, learning_rate = job.best.build_network(), job.run.settings.student.student_learning_rate
 
     def by_lever(lever: Lever) -> Way:
         return lambda seed: job.learn(lever, build_student(plan, seed), seed, job.crops)
 
-    ways = {lever.name: by_lever(lever) for lever in list_levers(teacher)}
+    ways = {lever.name: by_lever(lever) for lever in list_levers(teacher, plan, learning_rate)}
     wider = Lever("from a wider one, pruned")
     ways[wider.name] = lambda seed: job.learn_from_wider(wider, plan, seed)
     if pruned is not None:
         smaller = prune_evenly(teacher, pruned)
-        kept, fresh = Lever("pruned best.pt"), Lever("pruned best.pt, from scratch")
+        kept, fresh = (Lever(f"best.pt pruned by {pruned:g}{how}") for how in ("", ", from scratch"))
         ways[kept.name] = lambda seed: job.learn(kept, smaller, seed, job.crops)
         ways[fresh.name] = lambda seed: job.learn(fresh, forget_weights(smaller, seed), seed, job.crops)
     return ways
@@ -363,30 +380,16 @@ def format_levers(rows: Sequence[Mapping[str, Any]]) -> str:
     """The mean G of each lever over its seeds, how far they differ, and its mean difference to the recipe."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        known = {name: math.nan if value is None else value for name, value in row.items()}
-        by_name.setdefault(row["lever"], []).append(known)
+        by_name.setdefault(row["lever"], []).append(with_nan(row))
     recipe = {row["seed"]: row["retained_colour"] for row in by_name.get("recipe", [])}
-    lines = [
-        "| lever | parameters | seeds | G | range | to the recipe | dL1 | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| lever | parameters | seeds | G | range | to the recipe | dL1 |", "|---|---|---|---|---|---|---|"]
     for name, own in by_name.items():
         kept = [row["retained_colour"] for row in own]
         paired = [row["retained_colour"] - recipe[row["seed"]] for row in own if row["seed"] in recipe]
         change = f"{np.mean(paired):+.3f}" if paired and name != "recipe" else ""
-        spread = f"{min(kept):.3f}-{max(kept):.3f}"
-        l1, seconds = np.mean([row["l1_delta_pct"] for row in own]), np.mean([row["seconds"] for row in own])
-        cells = (
-            name,
-            f"{own[0]['params']:,}",
-            len(own),
-            f"{np.mean(kept):.3f}",
-            spread,
-            change,
-            f"{l1:+.2f} %",
-            f"{seconds:.0f}",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        l1_delta_pct = np.mean([row["l1_delta_pct"] for row in own])
+        cells = f"{np.mean(kept):.3f} | {min(kept):.3f}-{max(kept):.3f} | {change} | {l1_delta_pct:+.2f} %"
+        lines.append(f"| {name} | {own[0]['params']:,} | {len(own)} | {cells} |")
     return "\n".join(lines)
 
 

@@ -8,10 +8,10 @@ processor time spent on candidates, or go on as long as it took (a ladder ends w
 pruning takes best.pt and the same share of each layer's channels away, at several ratios, and fine-tunes with as many
 crops; it is not cut off. All are judged by the hypervolume of what they have by then (Optuna's own), over the
 logarithms of file size and latency and the lost colour, each from the best to the worst seen by anybody, grey at most.
-Then the same search by one
-and by two workers on this machine, and the wall time that 8 to 64 workers would need for the recorded times of its
-candidates: each takes the next candidate when it is free. That says nothing of what a sampler loses when it has to
-propose before others have answered. Options that are not known here, such as --arch, go to every command.
+Then the same search by one and by two workers on this machine, and the wall time that 8 to 64 workers would need for
+the recorded times of its candidates: each takes the next candidate when it is free. That says nothing of what a sampler
+loses when it has to propose before others have answered. Options that are not known here, such as --arch, go to every
+command.
 """
 
 from __future__ import annotations

@@ -66,12 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--config", type=Path, default=None, help="More options of search and pruning, as TOML.")
     parser.add_argument("--no-pruning", action="store_true", help="Leave out what takes longest.")
-    parser.add_argument("--no-scaling", action="store_true", help="Leave out the runs with one and two workers.")
+    parser.add_argument("--only", choices=("ways", "workers"), help="The comparison of ways, or one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on
-    worth = compare_ways(given)
-    print_worth(worth)
-    if not given.no_scaling:
+    worth: dict[str, Any] = {}
+    if given.only != "workers":
+        worth = compare_ways(given)
+        print_worth(worth)
+    if given.only != "ways":
         worth["scaling"] = measure_scaling(given)
         print_scaling(worth["scaling"])
     write_json(given.output_dir / "search_worth.json", worth)
@@ -236,6 +238,8 @@ def measure_scaling(given: argparse.Namespace) -> dict[str, Any]:
     for workers in (1, 2):
         folder = given.output_dir / f"workers-{workers}"
         shutil.rmtree(folder, ignore_errors=True)
+        for name in ("leader", *(f"other-{number}" for number in range(1, workers))):
+            _share_answers(given.output_dir, folder / name)
         journal = folder / "shared" / "journal.log"
         common = ("--study", str(journal), "--data", str(given.data))
         own = ("--seed", str(seed), "--search-trials", str(given.trials))

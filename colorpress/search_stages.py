@@ -52,6 +52,7 @@ from colorpress.search_front import (
     write_front,
 )
 from colorpress.search_study import (
+    STARTUP_TRIALS,
     NumberedSampler,
     create_study,
     is_database,
@@ -76,8 +77,6 @@ from training.unet import UNetPlan
 CANDIDATES, FULL = "candidates", "front"
 _JOURNAL = "journal.log"
 Answer = TypeVar("Answer")
-# A third of the candidates, at most this many, are a ladder of sizes; the sampler chooses the others.
-_MOST_RUNGS = 8
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
 _FAILS_A_TRIAL = (DivergedError, GateError)
@@ -275,7 +274,12 @@ def _begin(job: SearchJob, candidates: Study) -> None:
     if "speed" not in candidates.user_attrs:
         candidates.set_user_attr("speed", job.describe_speed())
     if not candidates.get_trials(deepcopy=False):
-        counts = {"tpe": max(1, min(_MOST_RUNGS, job.effort.trials // 3 + 1)), "random": 0, "ladder": job.effort.trials}
+        # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
+        counts = {
+            "tpe": max(1, min(STARTUP_TRIALS, job.effort.trials // 3 + 1)),
+            "random": 0,
+            "ladder": job.effort.trials,
+        }
         for point in ladder_points(job.space, job.limits, counts[job.run.settings.search.search_sampler]):
             candidates.enqueue_trial(point.parameters())
     # A ladder has as many rungs as it has, and nothing is drawn beside them.

@@ -35,8 +35,8 @@ Objective = Callable[[optuna.Trial], Sequence[float]]
 # Directions of every study here: bytes, milliseconds and lost colour all have to fall.
 OBJECTIVES = ("size_bytes", "latency_ms", "loss")
 _MOST_RETRIES = 1
-# As many as there are rungs at most to start from.
-_STARTUP_TRIALS = 8
+# Candidates that an estimator knows before it chooses one: the ladder that a search starts from, then chance.
+STARTUP_TRIALS = 8
 # Refused candidates cost microseconds, but a space where nothing else is left must end.
 _MOST_REFUSED = 200
 _POLL_SECONDS = 0.5
@@ -202,7 +202,7 @@ class NumberedSampler(BaseSampler):
     With `random` it draws by chance instead, for comparison.
     """
 
-    def __init__(self, seed: int, *, startup_trials: int = _STARTUP_TRIALS, random: bool = False) -> None:
+    def __init__(self, seed: int, *, startup_trials: int = STARTUP_TRIALS, random: bool = False) -> None:
         self.seed, self.startup_trials, self.random = seed, startup_trials, random
         self._sampler = self._seeded(seed)
 

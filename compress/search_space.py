@@ -300,11 +300,10 @@ def ladder_points(space: SearchSpace, limits: CostLimits, count: int) -> tuple[S
     take the output strides in turn, coarsest first, and have what earlier searches found best at every size: the finest
     patches that go with their stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
     """
-    smallest = next(
-        iter(sorted(_within(space, limits, space.narrow_points()), key=lambda each: space.cost(each).size_bytes)), None
-    )
-    if smallest is None:
+    narrow = _within(space, limits, space.narrow_points())
+    if not narrow:
         return ()
+    smallest = min(narrow, key=lambda point: space.cost(point).size_bytes)
     flat = [rungs for stride in reversed(space.output_strides) if (rungs := _flat_points(space, limits, stride))]
     sizes = {point: math.log(space.cost(point).size_bytes) for point in (smallest, *itertools.chain(*flat))}
     step = (max(sizes.values()) - sizes[smallest]) / max(1, count - 1)

@@ -55,7 +55,7 @@ Values = NDArray[np.float64]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print; everything is in search_worth.json too."""
+    """Measure and print; all of it is in ways.json and workers.json too, each written when it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True)
@@ -69,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("ways", "workers"), help="The comparison of ways, or one and two workers.")
     given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
     given.given_on = given_on
-    worth: dict[str, Any] = {}
     if given.only != "workers":
         worth = compare_ways(given)
+        write_json(given.output_dir / "ways.json", worth)
         print_worth(worth)
     if given.only != "ways":
-        worth["scaling"] = measure_scaling(given)
-        print_scaling(worth["scaling"])
-    write_json(given.output_dir / "search_worth.json", worth)
+        scaling = measure_scaling(given)
+        write_json(given.output_dir / "workers.json", scaling)
+        print_scaling(scaling)
 
 
 def compare_ways(given: argparse.Namespace) -> dict[str, Any]:

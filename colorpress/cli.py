@@ -23,6 +23,7 @@ from colorpress import __version__
 from colorpress.config import (
     ARCH_OPTIONS,
     CONFIGS,
+    NOT_OF_FINETUNING,
     ONE_STUDENT,
     ArchConfig,
     BenchmarkConfig,
@@ -358,7 +359,16 @@ def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@config_options(ArchConfig, DataConfig, PruneConfig, BudgetConfig, FinetuneConfig, TrainConfig, MachineConfig)
+@config_options(
+    ArchConfig,
+    DataConfig,
+    PruneConfig,
+    BudgetConfig,
+    FinetuneConfig,
+    TrainConfig,
+    MachineConfig,
+    leave_out=NOT_OF_FINETUNING,
+)
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
     current = _open_run(output_dir, force, options)

@@ -292,16 +292,32 @@ class FinetuneConfig(Config):
     finetune_epochs: int = option(
         5, "Passes over the training photographs after pruning; 0: none.", low=0, high=100_000
     )
-    finetune_learning_rate: float = option(1e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
+    # Whatever the original's crops were: of small ones a network unlearns what it knew of whole photographs.
+    finetune_imgsz: int = option(128, "Side of the square crop while fine-tuning, in pixels.", low=8, high=4096)
+    finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
     teacher_weight: float = option(
         0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
     )
 
-    def recipe(self, train: TrainConfig) -> TrainConfig:
-        """How the pruned network is fitted: as the original was, but for epochs and learning rate."""
-        # The teacher's answer says more of each pixel than a class of colour does.
-        epochs = max(1, self.finetune_epochs)
-        return replace(train, epochs=epochs, learning_rate=self.finetune_learning_rate, class_weight=0.0)
+    def recipe(self, train: TrainConfig, *, val_size: int) -> TrainConfig:
+        """How the pruned network is fitted: as the original was, but for what stands here.
+
+        Args:
+            val_size: short side of the photographs that choose the best epoch, in pixels: the size it is used at.
+        """
+        return replace(
+            train,
+            epochs=max(1, self.finetune_epochs),
+            learning_rate=self.finetune_learning_rate,
+            imgsz=self.finetune_imgsz,
+            val_size=val_size,
+            # The teacher's answer says more of each pixel than a class of colour does.
+            class_weight=0.0,
+        )
+
+
+# Options of training that fine-tuning does not read: what builds the network, and what it has values of its own for.
+NOT_OF_FINETUNING = ("base", "depth", "upsample", "epochs", "imgsz", "learning_rate", "class_weight")
 
 
 @dataclass(frozen=True)

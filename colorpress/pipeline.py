@@ -18,12 +18,12 @@ from benchmarks.report import write_report
 from benchmarks.suite import run_benchmark
 from benchmarks.variants import DERIVED_ENDINGS, Variant, describe_variant
 from colorpress import __version__
-from colorpress.config import NO_SEARCH
+from colorpress.config import NO_SEARCH, NOT_OF_FINETUNING
 from colorpress.console import say, warn
 from colorpress.deploy_stages import deploy, exported_variants
 from colorpress.errors import ConfigError, GateError, InputError
 from colorpress.export_stages import export, pack
-from colorpress.files import sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from colorpress.files import sha256_bytes, sha256_file, without_nan, write_bytes, write_json, write_text
 from colorpress.int8_stage import quantize_each
 from colorpress.layer_views import rank_views
 from colorpress.processes import is_main_process, share_answer
@@ -222,7 +222,9 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
                 teacher,
                 photos,
                 destination,
-                replace(settings.finetune, finetune_epochs=epochs).recipe(settings.train),
+                replace(settings.finetune, finetune_epochs=epochs).recipe(
+                    settings.train, val_size=settings.benchmark.eval_size
+                ),
                 teacher_weight=settings.finetune.teacher_weight,
                 answer_folder=run.answer_folder,
                 answer_size=settings.benchmark.eval_size,
@@ -243,12 +245,12 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         steps = 1 if given else settings.prune.prune_steps
         epochs = split_epochs(settings.finetune.finetune_epochs, steps)[-1]
         distilled = distil(pruned.network, folder / "model.pt", epochs)
-        result = {**pruned.figures(), "val_l1_before": distilled.val_l1_before, "val_l1_after": distilled.val_l1_after}
+        scores = {name: getattr(distilled, name) for name in ("val_l1_before", "val_l1_after", "retained_colour")}
+        result = {**pruned.figures(), **without_nan(scores)}
         return [folder / "plan.json", *distilled.paths], result
 
-    # What builds the original is inside the checkpoint, and fine-tuning has its own epochs and learning rate.
-    own = ("base", "depth", "upsample", "epochs", "learning_rate", "class_weight")
-    train = {name: value for name, value in vars(settings.train).items() if name not in own}
+    # What builds the original is inside the checkpoint.
+    train = {name: value for name, value in vars(settings.train).items() if name not in NOT_OF_FINETUNING}
     used = {**vars(settings.prune), **vars(settings.finetune), **train, "size": size}
     measured, measuring = prune_key(run)
     used |= {**run.arch_key(), **run.data_key(photos), **measured, "eval_size": settings.benchmark.eval_size}

@@ -218,7 +218,7 @@ def test_a_foreign_network_goes_through_every_command(
     torch.save({"net": scope["Net"](base=4).state_dict(), "epoch": 3}, "theirs.pt")  # type: ignore[operator]
     (tmp_path / "mine.toml").write_text('arch = "net.py:Net"\narch-arg = ["base=4"]\nab-scale = 110\n')
     tiny = [
-        "--imgsz", "16", "--val-size", "16", "--finetune-epochs", "1", "--round-to", "1", "--workers", "0",
+        "--val-size", "16", "--finetune-epochs", "1", "--finetune-imgsz", "16", "--round-to", "1", "--workers", "0",
         "--rank-size", "16", "--rank-photos", "1", "--rank-runs", "2",
         "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
         "--min-seconds", "0", "--eval-size", "24", "--calibration-size", "24", "--threads", "1",

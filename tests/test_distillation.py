@@ -32,7 +32,9 @@ def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
 
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
     pruned = prune_network(teacher.build_network(), PruneConfig(prune_ratio=0.5, round_to=1)).network
-    recipe = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3).recipe(TRAIN)
+    recipe = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3, finetune_imgsz=16).recipe(
+        TRAIN, val_size=24
+    )
     return distil_network(
         pruned, teacher, split, folder / "model.pt", recipe, teacher_weight=0.5,
         answer_folder=folder.parent / "answers", answer_size=64, data=DataConfig(), machine=MACHINE, tune=epochs > 0,
@@ -48,6 +50,11 @@ def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: P
     assert count_parameters(saved.build_network()) < 0.6 * count_parameters(teacher.build_network())
 
 
+def test_fine_tuning_sees_crops_of_its_own_and_is_judged_at_the_size_it_is_used_at() -> None:
+    recipe = FinetuneConfig(finetune_epochs=2, finetune_learning_rate=4e-3).recipe(TRAIN, val_size=256)
+    assert recipe == replace(TRAIN, epochs=2, learning_rate=4e-3, imgsz=128, val_size=256, class_weight=0.0)
+
+
 def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
     teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
 ) -> None:
@@ -61,7 +68,9 @@ def test_a_network_that_training_makes_worse_stays_as_it_was(
 ) -> None:
     network = teacher.build_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    recipe = FinetuneConfig(finetune_epochs=1, finetune_learning_rate=10.0).recipe(replace(TRAIN, ema_decay=0.0))
+    recipe = FinetuneConfig(finetune_epochs=1, finetune_learning_rate=10.0, finetune_imgsz=16).recipe(
+        replace(TRAIN, ema_decay=0.0), val_size=24
+    )
     result = distil_network(
         network, teacher, split, tmp_path / "same" / "model.pt", recipe, teacher_weight=0.5,
         answer_folder=tmp_path / "answers", answer_size=64, data=DataConfig(), machine=MACHINE,

@@ -12,6 +12,7 @@ from benchmarks.studies.distillation_levers import (
     ClassTask,
     FullSizeTask,
     HintTask,
+    LeverJob,
     compare_levers,
     find_layer_of_stride,
     forget_weights,
@@ -126,3 +127,18 @@ def test_a_comparison_goes_on_where_it_was(
     assert "compares other trainings" in capsys.readouterr().err
     assert compare("--lever", "magic") == 2
     assert "error: option '--lever': got 'magic'" in capsys.readouterr().err
+
+
+def test_what_is_left_of_an_interrupted_training_answers_no_other_question(
+    tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_student_plan(tmp_path / "plan.json", StudentPlan(STUDENT, "for a test"))
+    line = [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LeverJob, "learn", stop)
+    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 130
+    assert run_command([*line, "--crops", "48"], compare_levers, "levers") == 2
+    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 130

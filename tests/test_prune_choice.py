@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def prune(trained: tuple[Path, Path], output: Path, *options: str) -> tuple[int, dict[str, Any]]:
     photos, best = trained
     code = run_command([
-        "prune", "-c", str(best), "--data", str(photos), "--val-size", "16", "--imgsz", "16", "--round-to", "1",
-        "--largest-share", "1", "--finetune-epochs", "0", *TIMED, "-o", str(output), *options,
+        "prune", "-c", str(best), "--data", str(photos), "--val-size", "16", "--finetune-imgsz", "16",
+        "--round-to", "1", "--largest-share", "1", "--finetune-epochs", "0", *TIMED, "-o", str(output), *options,
     ])  # fmt: skip
     path = output / "pruned" / "plan.json"
     return code, json.loads(path.read_text()) if code == 0 else {}
@@ -177,3 +178,17 @@ def test_the_options_are_offered() -> None:
     text = CliRunner().invoke(cli, ["prune", "--help"]).output
     for option in ("--keep-params", "--keep-macs", "--target-size", "--target-latency-ms", "--scope", "--prune-steps"):
         assert option in text
+
+
+def test_the_result_scores_what_is_kept(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--json", "--eval-size", "24")
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)["prune"]
+    with (tmp_path / "pruned" / "distillation.csv").open(newline="") as table:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(table)]
+    best = min(rows, key=lambda row: row["val_l1"])
+    assert result["val_l1_after"] == pytest.approx(min(best["val_l1"], result["val_l1_before"]))
+    if best["val_l1"] < result["val_l1_before"]:
+        assert result["retained_colour"] == pytest.approx(best["retained_colour"])

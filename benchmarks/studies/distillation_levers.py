@@ -332,6 +332,8 @@ def compare_levers(
             "code": sha256_source(["benchmarks/studies/distillation_levers.py", "training", "compress"]),
         }
         rows = read_rows(path, asked)
+        # Before the first training, so that what is left of an interrupted one is not gone on with by another question.
+        write_json(path, {"asked": asked, "rows": rows})
         known = {(row["lever"], row["seed"]) for row in rows}
         for seed, name in itertools.product(range(seeds), names or ways):
             if (name, seed) not in known:

@@ -17,8 +17,8 @@ command.
 from __future__ import annotations
 
 import argparse
-import csv
 import heapq
+import json
 import math
 import os
 import shutil
@@ -135,11 +135,6 @@ def _share_answers(output_dir: Path, folder: Path) -> None:
             (shutil.copytree if known[-1].is_dir() else shutil.copy)(known[-1], folder / name)
 
 
-def run_command(command: str, folder: Path, given: argparse.Namespace, *options: str) -> None:
-    """Run a command of colorpress to its end."""
-    subprocess.run(make_command(command, folder, given, *options), check=True, env=_environment())
-
-
 def make_command(
     command: str, folder: Path, given: argparse.Namespace, *options: str, checkpoint: Path | None = None
 ) -> list[str]:
@@ -189,15 +184,16 @@ def prune_rungs(given: argparse.Namespace, seed: int) -> tuple[Values, Values]:
         folder = given.output_dir / f"{PRUNING}-{seed}-{ratio:g}"
         _share_answers(given.output_dir, folder)
         before = _children_s()
-        tuning = ("--epoch-crops", str(given.crops), "--finetune-epochs", "1", "--imgsz", "128", "--batch-size", "16")
-        pruning = ("--largest-share", "1", "--prune-ratio", str(ratio), "--round-to", "4", "--val-size", "256")
-        run_command("prune", folder, given, *photos, *pruning, *tuning)
+        tuning = ("--epoch-crops", str(given.crops), "--finetune-epochs", "1", "--batch-size", "16")
+        pruning = ("--largest-share", "1", "--prune-ratio", str(ratio), "--round-to", "4")
+        line = make_command("prune", folder, given, *photos, *pruning, *tuning, "--json")
+        pruned = subprocess.run(line, check=True, env=_environment(), stdout=subprocess.PIPE)
+        # Of the best epoch, or of what it was before them where none is better.
+        kept = float(json.loads(pruned.stdout)["prune"]["retained_colour"])
         network = folder / "pruned" / "model.pt"
         subprocess.run(make_command("export", folder, given, checkpoint=network), check=True, env=_environment())
         pack_onnx(folder / "pruned" / "model.onnx", packed := folder / "packed.onnx")
         seconds.append(_children_s() - before)
-        with (folder / "pruned" / "distillation.csv").open(newline="") as table:
-            kept = max(float(row["retained_colour"]) for row in csv.DictReader(table))
         latency_ms = time_quickly(packed, BenchmarkConfig(), threads=given.threads)
         values.append((packed.stat().st_size, latency_ms, 1.0 - kept))
         print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, G {kept:.3f}, "

@@ -57,7 +57,8 @@ def _choose_and_prune(
 ) -> tuple[PrunePlan, ColorNetwork]:
     settings, seed = run.settings, run.settings.data.seed
     config, size = settings.prune, settings.rank.rank_size
-    looked_at = photos.train[: config.importance_photos] if config.importance in DATA_DRIVEN else ()
+    looks = config.importance in DATA_DRIVEN or config.prune_strategy == "latency"
+    looked_at = photos.train[: config.importance_photos] if looks else ()
     pictures = load_pictures(looked_at, short_side=settings.train.val_size, data=settings.data)
     # Times differ from process to process, and all have to prune alike.
     plan = share_answer(

@@ -1,4 +1,4 @@
-"""Which channels to give up for time: every convolution is timed, and most importance kept per millisecond.
+"""Which channels to give up for time: every convolution is timed, and most of the answer kept per millisecond.
 
 Latency is no smooth function of channel counts, so none is assumed: each convolution is timed at the counts that it may
 come to have. Steps are taken greedily, which for many small items is near the best knapsack (Dantzig 1957); the idea
@@ -89,16 +89,18 @@ def trade_for_latency(
     network: ColorNetwork,
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, ChannelScores],
+    worth: Mapping[str, float],
     time_convolution: ConvTimer,
     *,
     round_to: int,
     height: int,
     width: int,
 ) -> Trade:
-    """Give up channels, always where least importance is lost per millisecond saved, until there is nothing left.
+    """Give up channels, always where least is lost per millisecond saved, until there is nothing left.
 
     Args:
         scores: of the channels, by the root of each group.
+        worth: what a unit of normalized importance is worth in each group, in a unit that all have in common.
         time_convolution: asked once for each shape.
         round_to: layers keep multiples of this many channels: runtimes compute whole vectors of 8 or 16 of them.
         height, width: of the picture, in pixels.
@@ -121,7 +123,7 @@ def trade_for_latency(
             if left:
                 _, low, loss = left[0]
                 saved = time_of(touched[root], keep) - time_of(touched[root], {**keep, root: low})
-                ways.append((loss / max(saved, _LEAST_MS), root, low))
+                ways.append((worth[root] * loss / max(saved, _LEAST_MS), root, low))
         _, root, low = min(ways)
         steps[root] = steps[root][1:]
         counts.append({**keep, root: low})

@@ -13,6 +13,7 @@ import torch
 from colorpress.config import PruneConfig
 from colorpress.console import warn
 from colorpress.errors import GateError, InputError
+from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
 from compress.importance import ChannelScores, Picture, score_groups
@@ -181,8 +182,9 @@ def plan_pruning(
 
     Strategy "largest": the largest layers that together hold `config.largest_share` of the parameters lose the share
     `config.prune_ratio` of their channels, each of its own or all together (`config.scope`). Strategy "latency": any
-    layer loses channels until that share of the measured time of all convolutions is gone. Those of least
-    `config.importance` go, counted over the channel's whole dependency group. A plan that removes nothing is warned
+    layer loses channels until that share of the measured time of all convolutions is gone, always where the answer
+    moves least per millisecond. Those of least `config.importance` go, counted over the channel's whole dependency
+    group. A plan that removes nothing is warned
     about, unless budgets are met without.
 
     The network's one input and two output channels always stay. A layer that cannot lose channels on its own is left
@@ -192,7 +194,8 @@ def plan_pruning(
     Args:
         seed: for `importance` "random" alone.
         height, width: of the picture that convolutions are timed for, in pixels.
-        pictures: photographs for the measures of importance that look at some.
+        pictures: photographs for the measures of importance that look at some, and for strategy "latency", which
+            without them takes the channels of all layers to be worth the same.
         limits: budgets; where there are any, the smallest prune ratio that meets them all replaces the config's, and
             the plan's settings say which.
         time_convolution: measures a convolution, for strategy "latency".
@@ -208,7 +211,14 @@ def plan_pruning(
         if time_convolution is None:
             raise ValueError("strategy 'latency' needs a way to time convolutions")
         trade = trade_for_latency(
-            network, free, scores, time_convolution, round_to=config.round_to, height=height, width=width
+            network,
+            free,
+            scores,
+            _measure_worth(prospect, pictures),
+            time_convolution,
+            round_to=config.round_to,
+            height=height,
+            width=width,
         )
 
     def plan_at(ratio: float) -> PrunePlan:
@@ -304,6 +314,38 @@ class _Prospect:
             reason=f"rank {layer.rank} with {layer.share_pct:.2f} % of the parameters; {what}",
             coupled=group.coupled if removed else (),
         )
+
+
+def _measure_worth(prospect: _Prospect, pictures: Sequence[Picture]) -> dict[str, float]:
+    """How far a unit of each group's normalized importance moves the answer, by the root of the group; 1 if unknown.
+
+    Measured without the less important half of the group's channels, as mean |change of ab / 128| over the pictures,
+    the batch norm statistics taken anew from them: importance alone says nothing of one layer against another, and
+    the deepest layers have the most channels but may matter least.
+    """
+    network, worth = prospect.network, {group.root: 1.0 for group in prospect.free}
+    # Of a smaller picture the deepest batch norm sees a single value.
+    seen = [lightness for lightness, _ in pictures if max(lightness.shape[-2:]) > network.size_multiple]
+    if not seen:
+        return worth
+    # With such statistics too, or their own change would count.
+    whole = copy_network(network)
+    recalibrate_batch_norm_(whole, seen)
+    with torch.no_grad():
+        answers = [whole(lightness) for lightness in seen]
+        for group in prospect.free:
+            half = group.channels // 2
+            plan = prospect.plan({group.root: group.channels - half})
+            lost = float(prospect.scores[group.root].normalized.sort().values[:half].sum())
+            if lost > 0 and any(each.removed for each in plan.groups):
+                smaller = apply_pruning(network, plan)
+                recalibrate_batch_norm_(smaller, seen)
+                moved = [
+                    float((smaller(lightness) - answer).abs().mean())
+                    for lightness, answer in zip(seen, answers, strict=True)
+                ]
+                worth[group.root] = sum(moved) / len(moved) / lost
+    return worth
 
 
 def _choose_channels(group: ChannelGroup, scores: ChannelScores, count: int) -> tuple[int, ...]:

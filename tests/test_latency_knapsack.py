@@ -38,7 +38,8 @@ def trade(network: UNet, time_convolution: Callable[[ConvShape], float], values:
         )
         for group in groups
     }
-    return trade_for_latency(network, groups, scores, time_convolution, round_to=2, height=16, width=16)
+    worth = dict.fromkeys(scores, 1.0)
+    return trade_for_latency(network, groups, scores, worth, time_convolution, round_to=2, height=16, width=16)
 
 
 def lost(before: Counts, after: Counts) -> set[str]:
@@ -91,7 +92,8 @@ def test_time_is_that_of_the_pruned_network(network: UNet) -> None:
     pruned = apply_pruning(network, plan)
     groups = find_groups(pruned, layer_widths(pruned))
     scores = score_groups(pruned, groups, "magnitude")
-    again = trade_for_latency(pruned, groups, scores, macs_ms, round_to=2, height=16, width=16)
+    worth = dict.fromkeys(scores, 1.0)
+    again = trade_for_latency(pruned, groups, scores, worth, macs_ms, round_to=2, height=16, width=16)
     before = trade(network, macs_ms, {}).times_ms[0]
     assert again.times_ms[0] <= 0.4 * before
     assert again.times_ms[0] > 0.3 * before  # and not much more than asked for
@@ -101,6 +103,25 @@ def test_time_is_that_of_the_pruned_network(network: UNet) -> None:
 def test_a_noisy_step_is_no_reason_to_stop() -> None:
     found = Trade(({"a": 8}, {"a": 6}, {"a": 4}, {"a": 2}), (10.0, 11.0, 5.0, 6.0))
     assert [found.keep(ratio)["a"] for ratio in (0.0, 0.3, 0.5, 0.9)] == [8, 4, 4, 2]
+
+
+def test_layers_that_the_answer_does_not_need_give_first(network: UNet) -> None:
+    # What the deepest level says is multiplied by nothing.
+    ups = [module for module in network.modules() if isinstance(module, torch.nn.ConvTranspose2d)]
+    deepest = max(ups, key=lambda module: module.in_channels)
+    torch.nn.init.zeros_(deepest.weight)
+    generator = torch.Generator().manual_seed(0)
+    pictures = [(torch.rand(1, 1, 24, 20, generator=generator), torch.zeros(1, 2, 24, 20)) for _ in range(2)]
+    config = PruneConfig(prune_strategy="latency", prune_ratio=0.1, round_to=2)
+
+    def pruned(looked_at: list[tuple[torch.Tensor, torch.Tensor]]) -> set[str]:
+        plan = plan_pruning(network, config, height=16, width=16, pictures=looked_at, time_convolution=macs_ms)
+        return {group.root for group in plan.groups if group.removed}
+
+    assert pruned(pictures) <= {"encoder.2.0", "encoder.2.3"}
+    assert not pruned([]) <= {"encoder.2.0", "encoder.2.3"}
+    # One pixel tells nothing of a layer.
+    assert pruned([(torch.rand(1, 1, 1, 1), torch.zeros(1, 2, 1, 1))]) == pruned([])
 
 
 def test_without_a_table_there_is_no_plan(network: UNet) -> None:

@@ -183,7 +183,7 @@ def test_the_options_are_offered() -> None:
 def test_the_result_scores_what_is_kept(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--json", "--eval-size", "24")
+    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--json")
     assert code == 0
     result = json.loads(capsys.readouterr().out)["prune"]
     with (tmp_path / "pruned" / "distillation.csv").open(newline="") as table:

@@ -277,7 +277,10 @@ class PruneConfig(Config):
         choices=("magnitude", "bn-scale", "fpgm", *DATA_DRIVEN, "random"),
     )
     importance_photos: int = option(
-        16, f"Training photographs that --importance {', '.join(DATA_DRIVEN)} look at.", low=1, high=100_000
+        16,
+        f"Training photographs that --importance {', '.join(DATA_DRIVEN)} and --prune-strategy latency look at.",
+        low=1,
+        high=100_000,
     )
     prune_steps: int = option(
         1, "Prune in this many steps, fine-tuning between them; they share --finetune-epochs.", low=1, high=100

@@ -184,8 +184,7 @@ def plan_pruning(
     `config.prune_ratio` of their channels, each of its own or all together (`config.scope`). Strategy "latency": any
     layer loses channels until that share of the measured time of all convolutions is gone, always where the answer
     moves least per millisecond. Those of least `config.importance` go, counted over the channel's whole dependency
-    group. A plan that removes nothing is warned
-    about, unless budgets are met without.
+    group. A plan that removes nothing is warned about, unless budgets are met without.
 
     The network's one input and two output channels always stay. A layer that cannot lose channels on its own is left
     whole, with the reason in the plan: one whose answer is added to the network's, or that its author's code reads

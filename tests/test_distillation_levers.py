@@ -20,6 +20,7 @@ from benchmarks.studies.distillation_levers import (
     prune_evenly,
 )
 from colorpress.cli import run_command
+from colorpress.errors import DivergedError
 from compress.distillation import DistilTask
 from compress.student_plan import StudentPlan, write_student_plan
 from tests.conftest import make_network
@@ -136,9 +137,9 @@ def test_what_is_left_of_an_interrupted_training_answers_no_other_question(
     line = [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise DivergedError("training", None, "was stopped", "go on")
 
     monkeypatch.setattr(LeverJob, "learn", stop)
-    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 130
+    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 6
     assert run_command([*line, "--crops", "48"], compare_levers, "levers") == 2
-    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 130
+    assert run_command([*line, "--crops", "32"], compare_levers, "levers") == 6

@@ -320,7 +320,7 @@ class FinetuneConfig(Config):
 
 
 # Options of training that fine-tuning does not read: what builds the network, and what it has values of its own for.
-NOT_OF_FINETUNING = ("base", "depth", "upsample", "epochs", "imgsz", "learning_rate", "class_weight")
+NOT_OF_FINETUNING = ("base", "depth", "upsample", "epochs", "imgsz", "val_size", "learning_rate", "class_weight")
 
 
 @dataclass(frozen=True)

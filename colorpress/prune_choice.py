@@ -59,7 +59,7 @@ def _choose_and_prune(
     config, size = settings.prune, settings.rank.rank_size
     looks = config.importance in DATA_DRIVEN or config.prune_strategy == "latency"
     looked_at = photos.train[: config.importance_photos] if looks else ()
-    pictures = load_pictures(looked_at, short_side=settings.train.val_size, data=settings.data)
+    pictures = load_pictures(looked_at, short_side=settings.benchmark.eval_size, data=settings.data)
     # Times differ from process to process, and all have to prune alike.
     plan = share_answer(
         lambda: plan_pruning(

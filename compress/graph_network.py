@@ -221,7 +221,8 @@ def _shuffle(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
 def _tensors(inputs: list[Any]) -> list[Tensor]:
     """Both sides of an operator, a constant among them, on the device of the other one."""
     device = next((each.device for each in inputs if isinstance(each, Tensor)), None)
-    return [torch.as_tensor(each, device=device) for each in inputs]
+    # A copy, since the graph's constants cannot be written to, which torch warns of where it shares them.
+    return [each if isinstance(each, Tensor) else torch.tensor(each, device=device) for each in inputs]
 
 
 def _resize(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.variants import Variant
-from colorpress.config import BenchmarkConfig
-from colorpress.console import progress
+from colorpress.core.config import BenchmarkPlan
+from colorpress.core.console import progress
 from export.predictors import open_predictor
 from export.torch_runtimes import uncompiled
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.metrics import (
     PhotoScores,
     ShownColours,
@@ -102,7 +102,7 @@ def choose_photos(photos: Sequence[Photo], count: int) -> tuple[Photo, ...]:
 def measure_accuracy(
     variants: Sequence[Variant],
     photos: Sequence[Photo],
-    config: BenchmarkConfig,
+    config: BenchmarkPlan,
     *,
     max_pixels: int,
     threads: int = 0,

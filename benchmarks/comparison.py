@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tables import Row, format_bytes, format_count, read_benchmark_json
-from colorpress.config import parse_size
-from colorpress.errors import ConfigError, InputError, printable
+from benchmarks.tables import Row, read_benchmark_json
+from colorpress.core.config import parse_size
+from colorpress.core.errors import ConfigError, InputError, printable
+from colorpress.core.text import format_bytes, format_count
 
 
 class Metric(NamedTuple):

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.latency import run_worker
+from benchmarks import roof_worker
 from benchmarks.roof_worker import KERNELS
-from colorpress.console import progress
+from colorpress.core.console import progress
+from export.timing import run_worker
 
 _TIMEOUT_S = 60.0
 # A picture has one channel on its way in and two on its way out, in float32.
@@ -54,7 +55,7 @@ def measure_roof(*, threads: int, seconds: float = 0.4) -> Roof:
     with progress("the machine's roof", len(KERNELS)) as bar:
         for name, (kind, _) in KERNELS.items():
             job = {"kernel": name, "threads": threads, "seconds": seconds}
-            answer = run_worker(job, threads=threads, timeout_s=_TIMEOUT_S, module="benchmarks.roof_worker")
+            answer = run_worker(job, threads=threads, timeout_s=_TIMEOUT_S, module=roof_worker)
             if answer["status"] == "ok":
                 rates.setdefault(kind, {})[name] = float(answer["rate"])
             bar.advance(note=name)

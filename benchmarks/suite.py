@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import AccuracyResult, measure_accuracy
-from benchmarks.charts import draw_pareto
 from benchmarks.latency import LatencyResult, time_variants
-from benchmarks.machine import describe_machine
-from benchmarks.pictures import write_picture_set
+from benchmarks.report.pareto import draw_pareto
+from benchmarks.report.pictures import write_picture_set
 from benchmarks.roof import Roof, measure_roof
 from benchmarks.tables import FORMAT_VERSION, Row, make_rows, write_benchmark_csv, write_benchmark_json
 from benchmarks.variants import Variant, in_runtimes
-from colorpress.config import BenchmarkConfig, DataConfig, MachineConfig
-from colorpress.errors import InputError
-from training.photos import Photo
+from colorpress.core.config import BenchmarkPlan, DataConfig, MachineConfig
+from colorpress.core.errors import GateError, InputError
+from colorpress.core.machine import describe_machine, machine_key
+from colorpress.core.stages import StageRecord, forget_stage
+from training.checkpoint import load_checkpoint
+from training.photos import Photo, PhotoSplit
+from training.run_folder import Run, warn_of_other_split
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BenchmarkResult:
 def run_benchmark(
     variants: Sequence[Variant],
     test_photos: Sequence[Photo],
-    config: BenchmarkConfig,
+    config: BenchmarkPlan,
     output_dir: Path,
     *,
     machine: MachineConfig,
@@ -100,7 +103,7 @@ def make_record(
     rows: Sequence[Row],
     latency: LatencyResult,
     accuracy: AccuracyResult,
-    config: BenchmarkConfig,
+    config: BenchmarkPlan,
     *,
     seed: int,
     roof: Roof | None = None,
@@ -131,3 +134,46 @@ def _raw_round(answer: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
         if key in answer
     }
+
+
+def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
+    """Time and score the first variant, best.pt, and every other: benchmark.csv, benchmark.json and the pictures.
+
+    Args:
+        photos: None measures time and size alone.
+    """
+    settings = run.settings
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        if photos and variants[0].runtime == "torch":
+            warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
+        measured = run_benchmark(
+            variants,
+            photos.test if photos else (),
+            settings.benchmark_plan,
+            run.folder,
+            machine=settings.machine,
+            data=settings.data,
+        )
+        failed = [str(row["model"]) for row in measured.rows if row["status"] != "ok"]
+        return measured.paths, {"rows": len(measured.rows), "failed": failed}
+
+    scored = PhotoSplit(train=(), val=(), test=photos.test if photos else (), skipped=())
+    used = {
+        **vars(settings.benchmark_plan),
+        **vars(settings.machine),
+        **run.arch_key(),
+        **run.data_key(scored),
+        "names": [variant.name for variant in variants],
+        "cautions": [variant.caution for variant in variants],
+        "machine": machine_key(),
+    }
+    return run.do("benchmark", action, inputs=[variant.path for variant in variants], settings=used)
+
+
+def require_measured(run: Run, measured: StageRecord) -> None:
+    """Raise GateError when a variant could not be measured, and let the benchmark run again the next time."""
+    if failed := measured.result["failed"]:
+        forget_stage(run.folder, "benchmark")
+        why = f"{', '.join(failed)} could not be measured"
+        raise GateError("benchmark", run.folder, why, "see status and error in benchmark.csv, and run it again")

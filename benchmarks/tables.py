@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
-from benchmarks.latency import Arm, LatencyResult, Timing
+from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof, format_roof, lower_bound_ms
-from colorpress.errors import InputError, printable
-from colorpress.files import write_csv, write_text
+from colorpress.core.errors import InputError, printable
+from colorpress.core.files import write_csv, write_text
+from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from export.timing import Timing
 
 FORMAT_VERSION = 2
 Row = dict[str, Any]
@@ -171,34 +173,3 @@ def format_conditions(record: Mapping[str, Any]) -> list[str]:
         for label, ratio in record["aa_ratios"].items()
     ]
     return [*lines, format_roof(Roof(**record["roof"]))] if record.get("roof") else lines
-
-
-def format_bytes(count: int) -> str:
-    """Bytes for people, in decimal units: "31.1 MB"."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{format_number(count / size)} {unit}"
-    return f"{count} B"
-
-
-def format_count(count: int | None) -> str:
-    """A large number for people: "7.76 M"; a dash where it is unknown."""
-    if not count:
-        return "-"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
-
-
-def format_number(value: float | None, unit: str = "") -> str:
-    """Three significant digits without an exponent; a dash for None."""
-    if value is None:
-        return "-"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}{unit}"
-
-
-def format_percent(value: float | None) -> str:
-    """A signed change with two decimals, never "-0.00 %"; a dash for None."""
-    return "-" if value is None else f"{round(value, 2) + 0.0:+.2f} %"

@@ -10,11 +10,8 @@ from math import prod
 from pathlib import Path
 
 from benchmarks.graph_macs import count_graph_macs
-from colorpress.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
-from colorpress.errors import ConfigError, InputError, MachineError
-
-# What the name of a variant ends in, after that of the float32 one it was made from: "pruned-int8" is "pruned" in int8.
-DERIVED_ENDINGS = ("-int8", "-w8", "-fp16")
+from colorpress.core.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
+from colorpress.core.errors import ConfigError, InputError, MachineError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.tables import Row, format_bytes, format_number
-from benchmarks.variants import DERIVED_ENDINGS
+from benchmarks.tables import Row
+from colorpress.core.text import format_bytes, format_number
+from compress.precisions import DERIVED_ENDINGS
 
 MAX_L1_INCREASE_PCT = 1.0
 MIN_RETAINED_COLOUR = 0.95

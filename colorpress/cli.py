@@ -13,58 +13,62 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from colorpress import __version__
-from colorpress.config import (
+from colorpress.core.config import (
     ARCH_OPTIONS,
     CONFIGS,
-    NOT_OF_FINETUNING,
-    ONE_STUDENT,
+    PATH_OPTIONS,
+    RESOLVED_OPTIONS,
     ArchConfig,
     BenchmarkConfig,
     BudgetConfig,
     Config,
+    CountConfig,
     DataConfig,
     DeployConfig,
+    DistilConfig,
     ExportConfig,
     FinetuneConfig,
+    FitConfig,
     GoalConfig,
     MachineConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     RankConfig,
+    ScoreConfig,
     SearchConfig,
     Settings,
     StudentConfig,
+    TimeConfig,
     TrainConfig,
+    UNetConfig,
+    WorkerConfig,
     field_type,
     is_comma_list,
     is_list,
     option_name,
     parse_quantity,
 )
-from colorpress.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
+from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 
 if TYPE_CHECKING:
-    from colorpress.run_folder import Run
-    from colorpress.stages import StageRecord
+    from colorpress.core.stages import StageRecord
+    from training.run_folder import Run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
-RESOLVED_OPTIONS = "config.resolved.toml"
-_PATH_OPTIONS = tuple(
-    each.name for config in CONFIGS.values() for each in fields(config) if field_type(config, each) is Path
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that `colorpress.errors` gives each outcome."""
+    """Run the command line and exit with the code that `colorpress.core.errors` gives each outcome."""
     sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -129,7 +133,7 @@ def cli(context: click.Context) -> None:
 
     `colorpress run` does everything; the other commands are its stages, on the same folder and with the same options.
     """
-    from colorpress.processes import require_one_process
+    from colorpress.core.processes import require_one_process
 
     if context.invoked_subcommand not in ("train", "prune", "compress", "worker"):
         require_one_process(str(context.invoked_subcommand))
@@ -165,52 +169,61 @@ class _Quantity(click.ParamType[float]):
         return float(value)
 
 
-# What people say for budgets, beside the names of the fields.
-_SPOKEN = {"target_size": "max-size", "target_latency_ms": "max-latency"}
-
-
 def config_options(
-    *configs: type[Config], short: Mapping[str, str] | None = None, leave_out: Sequence[str] = ()
+    *configs: type[Config], aliased: Sequence[type[Config]] = (), rare_hidden: bool = False
 ) -> Callable[[Function], Function]:
     """One command-line option per field: name, type, default, range and help come from the config itself.
 
+    A name belongs to the first config that claims it, by a field or by its alias.
+
     Args:
-        short: further names of fields on one command, where no other field of its configs may then use the name.
-        leave_out: fields that the command does not offer.
+        aliased: of them, those whose second names the command offers.
+        rare_hidden: the help shows common options only, and all of them with --help-all.
     """
-    short = short or {}
+    options = []
+    taken: set[str] = set()
+    for config in configs:
+        for each in fields(config):
+            if (name := option_name(each.name)) in taken:
+                continue
+            names = [name, *([each.metadata["alias"]] if each.metadata["alias"] and config in aliased else [])]
+            taken |= set(names)
+            hidden = rare_hidden and not each.metadata["common"]
+            options.append(_config_option(config, each, names, hidden))
 
     def decorate(function: Function) -> Function:
-        for config in reversed(configs):
-            for each in reversed(fields(config)):
-                kind: Any = field_type(config, each)
-                if choices := each.metadata["choices"]:
-                    kind = click.Choice(choices)
-                elif units := each.metadata["units"]:
-                    kind = _Quantity(units)
-                elif kind is Path:
-                    kind = _PATH
-                commas = is_comma_list(config, each)
-                name = option_name(each.name)
-                if name in short.values() or each.name in leave_out:
-                    continue
-                names = [f"--{name}/--no-{name}" if kind is bool else f"--{name}"]
-                names += [f"--{short[each.name]}"] if each.name in short else []
-                shown: Any = each.default not in (None, ())
-                if commas and shown:
-                    shown = ",".join(str(item) for item in each.default)
-                click.option(
-                    *names,
-                    each.name,
-                    type=_CommaList(field_type(config, each)) if commas else kind,
-                    default=each.default,
-                    multiple=is_list(each) and not commas,
-                    show_default=shown,
-                    help=each.metadata["help"],
-                )(function)
+        for option in reversed(options):
+            function = option(function)
         return function
 
     return decorate
+
+
+def _config_option(
+    config: type[Config], each: Field[Any], names: Sequence[str], hidden: bool
+) -> Callable[[Function], Function]:
+    kind: Any = field_type(config, each)
+    commas, is_flag = is_comma_list(config, each), kind is bool
+    if choices := each.metadata["choices"]:
+        kind = click.Choice(choices)
+    elif units := each.metadata["units"]:
+        kind = _Quantity(units)
+    elif kind is Path:
+        kind = _PATH
+    default: Any = each.default
+    shown: Any = default not in (None, ())
+    if commas and shown:
+        shown = ",".join(map(str, default))
+    return click.option(
+        *(f"--{name}/--no-{name}" if is_flag else f"--{name}" for name in names),
+        each.name,
+        type=_CommaList(field_type(config, each)) if commas else kind,
+        default=default,
+        multiple=is_list(each) and not commas,
+        show_default=shown,
+        hidden=hidden,
+        help=each.metadata["help"],
+    )
 
 
 _output_option = click.option(
@@ -249,13 +262,32 @@ def _common_options(function: Function) -> Function:
     return function
 
 
+def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        for each in context.command.params:
+            if isinstance(each, click.Option):
+                each.hidden = False
+        click.echo(context.get_help())
+        context.exit()
+
+
+_help_all_option = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show the options of all stages.",
+)
+
+
 _checkpoint_option = click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="A trained model; default: best.pt of the run folder."
 )
 
 
 def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    from colorpress.console import set_quiet
+    from colorpress.core.console import set_quiet
 
     set_quiet(value)
 
@@ -285,7 +317,7 @@ def _load_options(path: Path) -> dict[str, Any]:
     if path.name == RESOLVED_OPTIONS:
         # Part of a run folder, which may be somebody else's: it names no code to run.
         options = {name: value for name, value in options.items() if name not in ARCH_OPTIONS}
-    paths = [name for name in _PATH_OPTIONS if isinstance(options.get(name), str)]
+    paths = [name for name in PATH_OPTIONS if isinstance(options.get(name), str)]
     Settings.from_options({**options, **{name: Path(options[name]) for name in paths}})
     return options
 
@@ -294,10 +326,10 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
     """A run of one stage: its own options, and those of the other stages as the folder was made with."""
     resolved = output_dir / RESOLVED_OPTIONS
     others = _load_options(resolved) if resolved.is_file() else {}
-    for name in _PATH_OPTIONS:
+    for name in PATH_OPTIONS:
         others[name] = Path(others[name]) if name in others else None
     settings = Settings.from_options({**others, **options})
-    from colorpress.run_folder import Run
+    from training.run_folder import Run
 
     return Run(output_dir, settings, force)
 
@@ -306,16 +338,17 @@ def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
 @_output_option
 @_common_options
 @click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@config_options(*CONFIGS.values(), leave_out=("worker_timeout",))
+@config_options(*CONFIGS.values(), rare_hidden=True)
+@_help_all_option
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, distil a student, search, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
         raise ConfigError("option", "--arch", why, "give the trained --checkpoint of that network")
-    from colorpress.files import locked_folder
+    from colorpress.core.files import locked_folder
     from colorpress.pipeline import run_pipeline
-    from colorpress.run_folder import Run
+    from training.run_folder import Run
 
     current = Run(output_dir, settings, force)
 
@@ -328,29 +361,32 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
 
 @cli.command()
 @_stage_options
-@config_options(DataConfig, TrainConfig, MachineConfig)
+@config_options(DataConfig, UNetConfig, TrainConfig, FitConfig, MachineConfig)
 def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Train the original UNet: photographs to best.pt."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
+    from training.curve_prose import explain
+    from training.original import train
+    from training.run_folder import find_photos
 
-    _do(current, as_json, lambda: [pipeline.train(current, pipeline.find_photos(current)), *pipeline.explain(current)])
+    _do(current, as_json, lambda: [train(current, find_photos(current)), *explain(current)])
 
 
 @cli.command()
 @_stage_options
 @_checkpoint_option
-@config_options(ArchConfig, RankConfig, DataConfig, MachineConfig)
+@config_options(ArchConfig, RankConfig, CountConfig, DataConfig, MachineConfig)
 def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
-    from colorpress.layer_views import rank_views
+    from compress.layer_views import rank_views
+    from compress.ranking import rank
+    from training.run_folder import find_photos
 
     def steps() -> Iterable[StageRecord]:
         path = checkpoint or current.best_path
-        yield pipeline.rank(current, path)
-        photos = pipeline.find_photos(current) if current.settings.rank.rank_photos else None
+        yield rank(current, path)
+        photos = find_photos(current) if current.settings.rank.rank_photos else None
         yield rank_views(current, path, photos)
 
     _do(current, as_json, steps)
@@ -364,19 +400,20 @@ def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
     DataConfig,
     PruneConfig,
     BudgetConfig,
+    CountConfig,
+    TimeConfig,
+    ScoreConfig,
     FinetuneConfig,
-    TrainConfig,
+    FitConfig,
     MachineConfig,
-    leave_out=NOT_OF_FINETUNING,
 )
 def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
+    from compress.prune_stage import prune
+    from training.run_folder import find_photos
 
-    _do(current, as_json, lambda: [
-        pipeline.prune(current, checkpoint or current.best_path, pipeline.find_photos(current))
-    ])  # fmt: skip
+    _do(current, as_json, lambda: [prune(current, checkpoint or current.best_path, find_photos(current))])
 
 
 @cli.command()
@@ -390,20 +427,27 @@ def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None,
     DataConfig,
     GoalConfig,
     BudgetConfig,
+    CountConfig,
+    TimeConfig,
+    ScoreConfig,
     StudentConfig,
+    DistilConfig,
     ExportConfig,
     QuantizeConfig,
+    QatConfig,
     MachineConfig,
-    short=_SPOKEN,
+    aliased=(BudgetConfig,),
 )
 def student(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
     """One network that keeps best.pt's colour, trained for long: the smallest of a ladder, or that of a plan."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
+    from compress.students.student_stages import distil_student
+    from training.adoption import adopt_checkpoint
+    from training.run_folder import find_photos
 
     def steps() -> Iterable[StageRecord]:
-        pipeline.adopt_checkpoint(current, checkpoint)
-        return pipeline.distil_student(current, pipeline.find_photos(current), name)
+        adopt_checkpoint(current, checkpoint)
+        return distil_student(current, find_photos(current), name)
 
     _do(current, as_json, steps)
 
@@ -422,13 +466,16 @@ _study_help = "Shared storage: a journal file in a shared folder, or a URL such 
     DataConfig,
     GoalConfig,
     BudgetConfig,
+    CountConfig,
+    TimeConfig,
+    ScoreConfig,
     SearchConfig,
-    StudentConfig,
+    WorkerConfig,
+    DistilConfig,
     ExportConfig,
     QuantizeConfig,
     MachineConfig,
-    short=_SPOKEN,
-    leave_out=(*ONE_STUDENT, "qat_crops"),
+    aliased=(BudgetConfig,),
 )
 def compress(
     output_dir: Path,
@@ -447,8 +494,9 @@ def compress(
     if original is not None and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with BEST.PT", "give one of the two")
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
-    from colorpress.search_stages import describe_plan, lead_or_assist, result_lines, search, summarize
+    from compress.students.search_stages import describe_plan, lead_or_assist, result_lines, search, summarize
+    from training.adoption import adopt_checkpoint
+    from training.run_folder import find_photos
 
     def lead() -> None:
         if dry_run:
@@ -456,13 +504,13 @@ def compress(
             click.echo(json.dumps(planned, indent=2) if as_json else "\n".join(lines))
             return
         found = search(current, photos, study=study)
-        pipeline.write_settings(current)
+        current.write_settings()
         text = "\n".join(map(printable, result_lines(found)))
         click.echo(json.dumps(summarize(found), indent=2) if as_json else text)
 
     with _one_writer(output_dir):
-        pipeline.adopt_checkpoint(current, original or checkpoint)
-        photos = pipeline.find_photos(current)
+        adopt_checkpoint(current, original or checkpoint)
+        photos = find_photos(current)
         lead_or_assist(current, photos, study, lead)
 
 
@@ -476,11 +524,11 @@ def compress(
 @config_options(ArchConfig, MachineConfig)
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
     """Join a search on this or another machine; all other options are those of the search."""
-    from colorpress import pipeline
-    from colorpress.run_folder import Run
-    from colorpress.search_stages import lead_or_assist, read_worker_options, work
+    from compress.students.search_stages import lead_or_assist, read_worker_options, work
+    from training.adoption import adopt_checkpoint
+    from training.run_folder import Run, find_photos
 
-    shared = read_worker_options(study, SearchConfig().worker_timeout)
+    shared = read_worker_options(study, WorkerConfig().worker_timeout)
     current = Run(output_dir, Settings.from_options({**shared, **options}), force)
 
     def lead() -> None:
@@ -488,8 +536,8 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
 
     with _one_writer(output_dir):
-        pipeline.adopt_checkpoint(current, checkpoint)
-        photos = pipeline.find_photos(current)
+        adopt_checkpoint(current, checkpoint)
+        photos = find_photos(current)
         lead_or_assist(current, photos, study, lead)
 
 
@@ -500,9 +548,10 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
     current = _open_run(output_dir, force, options)
-    from colorpress.export_stages import export
+    from compress.export_stages import export
+    from compress.students.student_plan import list_students
 
-    made = [output_dir / name / "model.pt" for name in ("pruned", *current.students())]
+    made = [output_dir / name / "model.pt" for name in ("pruned", *list_students(output_dir))]
     given = [checkpoint] if checkpoint else _present([current.best_path, *made])
     _do(current, as_json, lambda: [export(current, path, _variant_name(path)) for path in given])
 
@@ -512,15 +561,17 @@ def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 @click.option(
     "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
 )
-@config_options(ArchConfig, DataConfig, GoalConfig, QuantizeConfig, MachineConfig)
+@config_options(
+    ArchConfig, DataConfig, GoalConfig, QuantizeConfig, QatConfig, CountConfig, ScoreConfig, DistilConfig, MachineConfig
+)
 def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
     current = _open_run(output_dir, force, options)
-    from colorpress import pipeline
-    from colorpress.int8_stage import quantize, quantize_each
+    from compress.int8.int8_stage import quantize, quantize_each
+    from training.run_folder import find_photos
 
     def steps() -> Iterable[StageRecord]:
-        photos = pipeline.find_photos(current)
+        photos = find_photos(current)
         if checkpoint is not None:
             return [quantize(current, checkpoint, f"{_variant_name(checkpoint)}-int8", photos)]
         return quantize_each(current, _present(_exported(current)), photos)
@@ -538,7 +589,7 @@ def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | No
 def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, pack_precision: str) -> None:
     """Store the weights of exported models in fewer bits; what is computed stays float."""
     current = _open_run(output_dir, force, {})
-    from colorpress.export_stages import pack
+    from compress.export_stages import pack
 
     given = [checkpoint] if checkpoint else _present(_exported(current))
     _do(current, as_json, lambda: [
@@ -554,13 +605,10 @@ def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, 
     ArchConfig,
     DataConfig,
     BenchmarkConfig,
+    TimeConfig,
+    ScoreConfig,
     MachineConfig,
-    short={
-        "bench_batch": "batch-size",
-        "bench_size": "imgsz",
-        "bench_threads": "threads",
-        "bench_runtime": "runtime",
-    },
+    aliased=(BenchmarkConfig, TimeConfig),
 )
 def benchmark(
     output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, models: tuple[Path, ...], **options: Any
@@ -572,17 +620,20 @@ def benchmark(
     if models and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
     current = _open_run(output_dir, force, options)
+    from benchmarks.run_variants import list_variants
+    from benchmarks.suite import benchmark, require_measured
     from benchmarks.variants import describe_models
-    from colorpress import pipeline
+    from training.adoption import adopt_checkpoint
+    from training.run_folder import find_photos
 
     def steps() -> Iterable[StageRecord]:
-        pipeline.adopt_checkpoint(current, checkpoint)
-        size = current.settings.benchmark.bench_size[0]
+        adopt_checkpoint(current, checkpoint)
+        size = current.settings.time.bench_size[0]
         given = describe_models(models, size=size, arch=current.settings.arch)
-        variants = given or pipeline.run_variants(current)
-        photos = pipeline.find_photos(current) if current.settings.benchmark.eval_photos else None
-        measured = pipeline.benchmark(current, variants, photos)
-        pipeline.require_measured(current, measured)
+        variants = given or list_variants(current)
+        photos = find_photos(current) if current.settings.benchmark.eval_photos else None
+        measured = benchmark(current, variants, photos)
+        require_measured(current, measured)
         return [measured]
 
     _do(current, as_json, steps)
@@ -593,9 +644,9 @@ def benchmark(
 def report(output_dir: Path, force: bool, as_json: bool) -> None:
     """Write report.html from what the run folder holds."""
     current = _open_run(output_dir, force, {})
-    from colorpress import pipeline
+    from benchmarks.report.page import report
 
-    _do(current, as_json, lambda: [pipeline.report(current)])
+    _do(current, as_json, lambda: [report(current)])
 
 
 @cli.command()
@@ -613,7 +664,7 @@ def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple
     Every metric of every row goes to standard output as JSON, a table to standard error.
     """
     from benchmarks.comparison import compare_benchmarks, format_comparison, parse_gate
-    from colorpress.console import say, warn
+    from colorpress.core.console import say, warn
 
     gates = [parse_gate(text) for text in fail_if]
     found = compare_benchmarks(before, after, gates, variants=variants)
@@ -634,10 +685,11 @@ def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple
 def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
     current = _open_run(output_dir, force, options)
-    from colorpress import deploy_stages, pipeline
+    from colorpress import deploy_stages
+    from training.run_folder import find_photos
 
     def steps() -> Iterable[StageRecord]:
-        photos = pipeline.find_photos(current).test
+        photos = find_photos(current).test
         return [deploy_stages.deploy(current, name, photos) for name in deploy_stages.exported_variants(current)]
 
     _do(current, as_json, steps)
@@ -649,10 +701,11 @@ def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None
 def verify(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
     current = _open_run(output_dir, force, options)
-    from colorpress import deploy_stages, pipeline
+    from colorpress import deploy_stages
+    from training.run_folder import find_photos
 
     _do(current, as_json, lambda: [
-        deploy_stages.verify(current, deploy_stages.exported_variants(current), pipeline.find_photos(current).test)
+        deploy_stages.verify(current, deploy_stages.exported_variants(current), find_photos(current).test)
     ])  # fmt: skip
 
 
@@ -675,12 +728,13 @@ def bundle(
     current = _open_run(output_dir, force, options)
     from dataclasses import asdict
 
-    from colorpress import deploy_stages, pipeline
-    from colorpress.files import locked_folder
+    from colorpress import deploy_stages
+    from colorpress.core.files import locked_folder
+    from training.run_folder import find_photos
 
     with locked_folder(output_dir):
         made = deploy_stages.bundle(
-            current, variant, destination or output_dir / "bundle", pipeline.find_photos(current), web=web
+            current, variant, destination or output_dir / "bundle", find_photos(current), web=web
         )
     if as_json:
         click.echo(json.dumps({"path": str(made.folder), **asdict(made)}, indent=2, default=str))
@@ -713,8 +767,8 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     from dataclasses import asdict
 
     from training.curve import read_curve
+    from training.curve_prose import ARTIFACTS, INFERENCE_NAME, write_inference
     from training.history import read_history
-    from training.inference import ARTIFACTS, INFERENCE_NAME, write_inference
 
     source = history or (output_dir or Path("reports")) / "history.csv"
     rows = read_history(source)
@@ -768,9 +822,9 @@ def colorize(
 ) -> None:
     """Colour photographs, or folders of them, with a model."""
     arch = ArchConfig(**options)
-    from colorpress.console import say
-    from colorpress.cores import usable_cores
-    from export.colorize import colorize_photos
+    from colorpress.core.console import say
+    from colorpress.core.cores import usable_cores
+    from export.colorize_folder import colorize_photos
     from export.colorizers import DEMONSTRATION_MODEL, open_colorizer
 
     if model is None:
@@ -817,22 +871,21 @@ def doctor(as_json: bool) -> None:
 
 def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
     """Run the steps of one command under the folder's lock and print what they found."""
-    from colorpress.pipeline import write_settings
-    from colorpress.processes import is_main_process
+    from colorpress.core.processes import is_main_process
 
     with _one_writer(current.folder):
         records = tuple(steps())
         if is_main_process():
-            write_settings(current)
+            current.write_settings()
             _print_table(current.folder, as_json, records)
 
 
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
     """Of the processes that torchrun started the main one alone locks the folder and speaks."""
-    from colorpress.console import set_quiet
-    from colorpress.files import locked_folder
-    from colorpress.processes import is_main_process, joined_processes
+    from colorpress.core.console import set_quiet
+    from colorpress.core.files import locked_folder
+    from colorpress.core.processes import is_main_process, joined_processes
 
     with joined_processes():
         if not is_main_process():
@@ -862,7 +915,9 @@ def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) ->
 
 def _exported(current: Run) -> list[Path]:
     """Where the float32 ONNX files of a run folder are, if they are."""
-    return [current.folder / name / "model.onnx" for name in ("best", "pruned", *current.students())]
+    from compress.students.student_plan import list_students
+
+    return [current.folder / name / "model.onnx" for name in ("best", "pruned", *list_students(current.folder))]
 
 
 def _present(paths: Sequence[Path]) -> list[Path]:

@@ -12,22 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tables import Row, read_benchmark_json
-from benchmarks.variants import DERIVED_ENDINGS
 from benchmarks.verdict import judge_rows
-from colorpress.console import progress, say
-from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.files import write_csv, write_json
-from colorpress.run_folder import Run
-from colorpress.search_front import list_front
-from colorpress.stages import StageRecord, run_stage
-from export.bundle import BundleResult, write_bundle
-from export.coloring import color_pixels
+from colorpress.core.console import progress, say
+from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.files import write_csv, write_json
+from colorpress.core.stages import StageRecord
+from compress.precisions import DERIVED_ENDINGS
+from compress.students.search_front import list_front
+from compress.students.student_plan import list_students
+from export.bundle.bundle import BundleResult, write_bundle
 from export.colorizers import OnnxColorizer
 from export.deployable import export_colorizer, write_ort
 from export.graph import read_metadata
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
+from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor, TorchPredictor
 from training.photos import Photo, PhotoSplit, load_rgb
+from training.run_folder import Run
 
 # Photographs that a picture graph is compared on before it is published.
 _COMPARED_PHOTOS = 3
@@ -42,7 +43,11 @@ def exported_variants(run: Run) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    made = [f"{name}{ending}" for name in ("best", "pruned", *run.students()) for ending in ("", *DERIVED_ENDINGS)]
+    made = [
+        f"{name}{ending}"
+        for name in ("best", "pruned", *list_students(run.folder))
+        for ending in ("", *DERIVED_ENDINGS)
+    ]
     found = [name for name in (*made, *list_front(run.folder)) if (run.folder / name / "model.onnx").is_file()]
     if not found:
         raise InputError("folder", run.folder, "holds no model.onnx", "run `colorpress export` first")
@@ -71,8 +76,7 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
         return files, {"size_bytes": made.size_bytes, **asdict(made.parity), "psnr_db": _finite(made.parity.psnr_db)}
 
     used = {**vars(config), "figures": figures, "photos": [photo.sha256 for photo in compared]}
-    key = run.stage(f"colorizer-{variant}", [source], used, ["training", "export", "colorpress/deploy_stages.py"])
-    return run_stage(run.folder, f"colorizer-{variant}", key, action, force=run.force)
+    return run.do(f"colorizer-{variant}", action, inputs=[source], settings=used)
 
 
 def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageRecord:
@@ -114,8 +118,7 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
 
     used = {**vars(run.settings.export), "variants": list(variants), "photos": [each.sha256 for each in compared]}
     used |= {"colorizers": [path.with_name("colorizer.onnx").is_file() for path in paths], **run.arch_key()}
-    code = ["training", "export", "colorpress/deploy_stages.py"]
-    record = run_stage(run.folder, "verify", run.stage("verify", paths, used, code), action, force=run.force)
+    record = run.do("verify", action, inputs=paths, settings=used)
     if record.result["failed"]:
         why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"
         raise GateError("parity", run.folder, why, "see parity.csv")

@@ -39,8 +39,8 @@ def _describe_processors() -> dict[str, Any]:
     import onnxruntime
     import torch
 
-    from benchmarks.machine import describe_machine
-    from compress.quantization import has_vnni
+    from colorpress.core.machine import describe_machine
+    from compress.int8.int8_choice import has_vnni
 
     # What is said of the machine beside its libraries, which stand below.
     machine = {key: value for key, value in describe_machine().items() if value and key not in ("python", "libraries")}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 
 
 def recalibrate_batch_norm_(network: nn.Module, batches: Iterable[Tensor]) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 from training.network import ColorNetwork
 from training.unet import UNet
 

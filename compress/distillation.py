@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colorpress.config import ArchConfig, DataConfig, MachineConfig, TrainConfig
-from colorpress.console import say
-from colorpress.files import sha256_source
-from colorpress.processes import is_main_process
+from colorpress.core.config import ArchConfig, DataConfig, MachineConfig, Recipe
+from colorpress.core.console import say
+from colorpress.core.processes import is_main_process
+from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.distillation_curve import write_distillation_curve
 from compress.teacher import ask_teacher
@@ -25,9 +25,10 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import validate_l1
 from training.fitting import fit_network, forget_fit
+from training.losses import Batch, Task, prepare_batch
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photos import PhotoSplit
-from training.task import Batch, Task, prepare_batch
+from training.run_folder import Run
 from training.unet import UNet
 
 _BATCH_NORM_BATCHES = 16
@@ -95,57 +96,72 @@ class DistilTask(Task):
         return loss, l1.detach()
 
 
-def distil_network(
-    network: ColorNetwork,
-    teacher: Checkpoint,
-    photos: PhotoSplit,
-    destination: Path,
-    recipe: TrainConfig,
-    *,
-    teacher_weight: float,
-    make_task: Callable[[ColorNetwork, float], Task] = DistilTask,
-    answer_folder: Path,
-    answer_size: int,
-    data: DataConfig,
-    machine: MachineConfig,
-    tune: bool = True,
-    label: str = "fine-tune",
-    reference_l1: tuple[float, float] | None = None,
-) -> DistillResult:
-    """Fit `network` (changed in place) to `teacher` and the truth; writes the best epoch to `destination`.
+@dataclass(frozen=True)
+class Lesson:
+    """What a network learns from, how long and how, and where.
 
-    Where no epoch is better than the network was, it is written as it was.
-
-    Batch norm statistics are re-estimated first, and kept where validation L1 says that they are better.
-
-    Args:
-        recipe: how long and how.
+    Attributes:
+        teacher: best.pt.
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
-        make_task: the loss, from the network and `teacher_weight`.
         answer_folder: where the answers of all teachers are kept.
-        answer_size: short side of the photographs that the teacher is asked about.
-        tune: False leaves the weights as they are.
+        answer_size: short side of the photographs that the teacher is asked about, in pixels.
+        make_loss: the loss, from the network and `teacher_weight`.
         reference_l1: validation L1 (ab/128) of the grey answer and of best.pt, where they are known; None asks best.pt,
             which takes longer than a short training of a small network.
+    """
+
+    teacher: Checkpoint
+    photos: PhotoSplit
+    recipe: Recipe
+    teacher_weight: float
+    answer_folder: Path
+    answer_size: int
+    data: DataConfig
+    machine: MachineConfig
+    make_loss: Callable[[ColorNetwork, float], Task] = DistilTask
+    reference_l1: tuple[float, float] | None = None
+
+    @staticmethod
+    def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, recipe: Recipe, *, teacher_weight: float) -> Lesson:
+        """As a run folder has it."""
+        settings = run.settings
+        return Lesson(
+            teacher, photos, recipe, teacher_weight,
+            run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
+        )  # fmt: skip
+
+    def validate(self, network: nn.Module, device: torch.device) -> float:
+        """The mean L1 (ab/128) of a network on `device` on the validation photographs."""
+        return validate_l1(
+            network,
+            self.photos.val,
+            short_side=self.recipe.val_size,
+            max_pixels=self.data.max_pixels,
+            device=device,
+        )
+
+
+def distil_network(
+    network: ColorNetwork, lesson: Lesson, destination: Path, *, tune: bool = True, label: str = "fine-tune"
+) -> DistillResult:
+    """Fit `network` (changed in place) to teacher and truth; writes the best epoch to `destination`.
+
+    Where no epoch is better than the network was, it is written as it was. Batch norm statistics are re-estimated
+    first, and kept where validation L1 says that they are better.
+
+    Args:
+        tune: False leaves the weights as they are.
+        label: what a person reads beside the progress bar.
     Raises: as `training.original.train_unet`.
     """
-    device = choose_device(machine.device)
-    with torch_threads(machine.threads):
+    teacher, recipe = lesson.teacher, lesson.recipe
+    device = choose_device(lesson.machine.device)
+    with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        grey_l1, best_l1 = reference_l1 or (
-            _validate(_Grey(), photos, recipe, data, device),
-            _validate(best, photos, recipe, data, device),
-        )
-        before = _settle_batch_norm_(network, photos, recipe, data, device)
+        grey_l1, best_l1 = lesson.reference_l1 or (lesson.validate(_Grey(), device), lesson.validate(best, device))
+        before = _settle_batch_norm_(network, lesson, device)
         last_path = destination.with_name("last.pt")
-        extra = {
-            **_origin(teacher),
-            "architecture": network.architecture.describe(),
-            "teacher_weight": teacher_weight,
-            "answer_size": answer_size,
-            "code": sha256_source(["compress/distillation.py", "compress/teacher.py", "training/foreign.py"]),
-        }
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         untuned = Checkpoint(
             network.architecture, start, val_l1=before, extra=_origin(teacher), arch=_arch_of(network, teacher)
@@ -156,23 +172,29 @@ def distil_network(
             return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
         answers = ask_teacher(
             best,
-            photos.train,
-            answer_folder / f"{teacher.sha256[:16]}-{answer_size}",
-            short_side=answer_size,
-            max_pixels=data.max_pixels,
+            lesson.photos.train,
+            lesson.answer_folder / f"{teacher.sha256[:16]}-{lesson.answer_size}",
+            short_side=lesson.answer_size,
+            max_pixels=lesson.data.max_pixels,
             device=device,
         )
         fitted = fit_network(
-            make_task(network, teacher_weight),
-            photos.train,
-            photos.val,
+            lesson.make_loss(network, lesson.teacher_weight),
+            lesson.photos.train,
+            lesson.photos.val,
             recipe,
-            data=replace(data, seed=data.seed + 1),
-            machine=machine,
+            data=replace(lesson.data, seed=lesson.data.seed + 1),
+            machine=lesson.machine,
             best_path=destination,
             last_path=last_path,
             label=label,
-            extra=extra,
+            extra={
+                **_origin(teacher),
+                "architecture": network.architecture.describe(),
+                "teacher_weight": lesson.teacher_weight,
+                "answer_size": lesson.answer_size,
+                "code": hash_code(__name__),
+            },
             answers=answers,
             restart=True,
         )
@@ -208,40 +230,32 @@ class _Grey(nn.Module):
         return lightness.new_zeros(len(lightness), 2, *lightness.shape[-2:])
 
 
-def _validate(
-    network: nn.Module, photos: PhotoSplit, recipe: TrainConfig, data: DataConfig, device: torch.device
-) -> float:
-    return validate_l1(network, photos.val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device)
-
-
-def _settle_batch_norm_(
-    network: ColorNetwork, photos: PhotoSplit, recipe: TrainConfig, data: DataConfig, device: torch.device
-) -> float:
+def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.device) -> float:
     """Re-estimate the batch norm statistics of `network` where that lowers validation L1; the L1 it then has.
 
     Pruning changes what a layer sees, so its statistics are stale; but those of a few crops can be worse than stale.
     """
-
     stale = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    stale_l1 = _validate(network, photos, recipe, data, device)
-    if not recalibrate_batch_norm_(network, _crops(photos, recipe, data, device)):
+    stale_l1 = lesson.validate(network, device)
+    if not recalibrate_batch_norm_(network, _crops(lesson, device)):
         return stale_l1
-    fresh_l1 = _validate(network, photos, recipe, data, device)
+    fresh_l1 = lesson.validate(network, device)
     if fresh_l1 < stale_l1:
         return fresh_l1
     network.load_state_dict(stale)
     return stale_l1
 
 
-def _crops(photos: PhotoSplit, recipe: TrainConfig, data: DataConfig, device: torch.device) -> Iterator[Tensor]:
-    """L of a few batches of training crops."""
+def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
+    """L (N, 1, S, S) of a few batches of training crops."""
+    recipe = lesson.recipe
     loader = CropLoader(
-        photos.train,
+        lesson.photos.train,
         imgsz=recipe.imgsz,
         batch_size=recipe.batch_size,
-        seed=data.seed,
+        seed=lesson.data.seed,
         workers=0,
-        max_pixels=data.max_pixels,
+        max_pixels=lesson.data.max_pixels,
         crop_share=recipe.crop_share,
     )
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):

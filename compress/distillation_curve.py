@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from colorpress.files import atomic_write, write_csv
+from colorpress.core.files import atomic_write, write_csv
 
 COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", "retained_colour")
 History = Sequence[Mapping[str, float]]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.config import DATA_DRIVEN, DataConfig
-from colorpress.errors import ConfigError
+from colorpress.core.config import DATA_DRIVEN, DataConfig
+from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, copy_network
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.network import ColorNetwork
 from training.photos import Photo
 

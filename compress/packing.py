@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from colorpress.files import sha256_bytes, write_bytes
-from compress.quantization import load_float_model
+from colorpress.core.files import sha256_bytes, write_bytes
+from compress.int8.int8_choice import load_float_model
 
 _LEVELS = 127  # symmetric int8; -128 is not used, so that the sign of a weight never changes its precision
 _SMALLEST_WEIGHT = 64  # with fewer elements, scale and nodes take more bytes than rounding saves

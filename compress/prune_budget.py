@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from colorpress.errors import ConfigError
+from colorpress.core.errors import ConfigError
 from compress.prune_plan import PrunePlan
 from training.network import ColorNetwork
 

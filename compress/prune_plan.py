@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colorpress.errors import InputError
-from colorpress.files import read_json, write_text
+from colorpress.core.errors import InputError
+from colorpress.core.files import read_json, write_text
 
 FORMAT_VERSION = 2
 _HINT = "make a plan with `colorpress prune`, or edit one: delete groups, or change their `removed` channels"

@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from colorpress.config import PruneConfig
-from colorpress.console import warn
-from colorpress.errors import GateError, InputError
+from colorpress.core.config import PruneConfig
+from colorpress.core.console import warn
+from colorpress.core.errors import GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
 from compress.importance import ChannelScores, Picture, score_groups
-from compress.latency_knapsack import ConvTimer, trade_for_latency
+from compress.knapsack import trade_for_latency
 from compress.prune_budget import Limit, plan_within_limits
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans, read_plan, write_plan
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
+from export.conv_latency import ConvTimer
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import atomic_write, write_csv, write_text
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.files import atomic_write, write_csv, write_text
+from colorpress.core.stages import StageRecord
 from training.network import ColorNetwork
+from training.run_folder import Run
 
 CSV_COLUMNS = ("rank", "name", "type", "params", "pct", "cum_pct", "bytes", "shape", "macs", "macs_pct", "output_bytes")
 
@@ -417,3 +419,17 @@ def join_words(words: Sequence[str]) -> str:
 
 def _percent(part: float, whole: float) -> float:
     return 100 * part / whole if whole else 0.0
+
+
+def rank(run: Run, checkpoint: Path) -> StageRecord:
+    """Rank the layers by parameters: model_summary.txt, layer_param_counts.csv, top20_layers.png."""
+    size = run.settings.count.rank_size
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        network = run.load(checkpoint).build_network()
+        ranked = write_ranking(
+            rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
+        )
+        return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
+
+    return run.do("rank", action, inputs=[checkpoint], settings={"size": size, **run.arch_key()})

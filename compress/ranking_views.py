@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from colorpress.errors import printable
-from colorpress.files import atomic_write, write_csv
+from colorpress.core.errors import printable
+from colorpress.core.files import atomic_write, write_csv
 from compress.ranking import LayerSize, join_words, shape_text
 from compress.sensitivity import Sensitivity
 

@@ -17,11 +17,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from colorpress.console import progress, warn
-from colorpress.errors import InputError
-from colorpress.files import write_json
-from compress.calibration import Floats, observe_activations
-from compress.int8_graph import (
+from colorpress.core.console import progress, warn
+from colorpress.core.errors import InputError
+from colorpress.core.files import write_json
+from compress.int8.calibration import Floats, observe_activations
+from compress.int8.int8_graph import (
     Range,
     insert_qdq,
     nodes_to_quantize,
@@ -29,8 +29,8 @@ from compress.int8_graph import (
     spread_ranges,
     tensors_to_observe,
 )
-from compress.layer_nodes import find_convolutions
 from compress.yardstick import Scoring
+from export.layer_nodes import find_convolutions
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from colorpress.console import progress
-from colorpress.processes import process_count, process_rank, sum_over_processes_
+from colorpress.core.console import progress
+from colorpress.core.processes import process_count, process_rank, sum_over_processes_
 from training.answers import AnswerFolder
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.network import ColorNetwork
 from training.photos import Photo
 

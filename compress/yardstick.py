@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colorpress.config import GoalConfig
-from colorpress.errors import InputError
+from colorpress.core.config import GoalConfig
+from colorpress.core.errors import InputError
+from export.predictors import OnnxPredictor
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.checkpoint import Checkpoint
+from training.device import choose_device
+from training.lab import rgb_to_l_ab
 from training.metrics import bootstrap_interval, mean_l1, retained_colour
 from training.network import ColorNetwork
 from training.photos import Photo
+from training.run_folder import Run
 
 # L (1, 1, H, W) in [0, 1] to ab (1, 2, H, W) in ab/128, any H and W.
 Answering = Callable[[Tensor], Tensor]
@@ -130,3 +135,20 @@ class Yardstick:
             low=low,
             high=high,
         )
+
+
+def make_yardstick(run: Run, best: Checkpoint, photos: Sequence[Photo], *, short_side: int) -> Yardstick:
+    """best.pt's answers to whole photographs, which candidates are scored by; `short_side` in pixels at most.
+
+    Raises:
+        InputError: no photograph can be read.
+    """
+    device = choose_device(run.settings.machine.device)
+    max_pixels, network = run.settings.data.max_pixels, best.build_network().to(device)
+    return Yardstick.of(network, photos, short_side=short_side, max_pixels=max_pixels, device=device)
+
+
+def score_onnx(yardstick: Yardstick, path: Path, *, threads: int) -> Score:
+    """What an ONNX file of this project is worth."""
+    predictor = OnnxPredictor(path, threads=threads)
+    return yardstick.score(lambda lightness: torch.from_numpy(predictor(lightness.numpy())))

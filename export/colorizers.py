@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colorpress.config import ArchConfig
-from colorpress.cores import usable_cores
-from colorpress.errors import InputError, MachineError
+from colorpress.core.config import ArchConfig
+from colorpress.core.cores import usable_cores
+from colorpress.core.errors import InputError, MachineError
 from export.picture_graph import (
     COLORIZED_NAME,
     DEFAULT_WORK_SIZE,
@@ -172,7 +172,7 @@ def open_colorizer(
             chosen = partial(OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=threads)
             return on_device(lambda provider: chosen(provider=provider), device)
     predictor = open_predictor(path, arch=arch, device=device, threads=threads, runtime=runtime, trusted=True)
-    from export.coloring import color_pixels
+    from export.picture_reference import color_pixels
 
     size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
     return lambda pixels: color_pixels(pixels, predictor, work_size=size, saturation=gain)

@@ -12,9 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import atomic_write, sha256_bytes, write_bytes
-from export.coloring import color_pixels
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.files import atomic_write, sha256_bytes, write_bytes
 from export.colorizers import OnnxColorizer
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
 from export.picture_graph import (
@@ -25,6 +24,7 @@ from export.picture_graph import (
     WORK_SIZE_NAME,
     build_picture_graph,
 )
+from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
 
 Pixels = NDArray[np.uint8]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from colorpress import __version__
-from colorpress.config import ExportConfig
-from colorpress.console import silence_libraries
-from colorpress.errors import InputError
-from colorpress.files import sha256_bytes, write_bytes
+from colorpress.core.config import ExportConfig
+from colorpress.core.console import silence_libraries
+from colorpress.core.errors import InputError
+from colorpress.core.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor, TorchPredictor
 from training.checkpoint import Checkpoint

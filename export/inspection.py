@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from colorpress.errors import printable
+from colorpress.core.errors import printable
 
 
 def format_inspection(path: Path, found: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colorpress.errors import ColorpressError, InputError
+from colorpress.core.errors import ColorpressError, InputError
 from export.colorizers import OnnxColorizer
 from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor, check_model_file

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from colorpress.errors import GateError
+from colorpress.core.errors import GateError
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]

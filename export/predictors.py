@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from colorpress.config import ArchConfig
-from colorpress.cores import usable_cores
-from colorpress.errors import ConfigError, InputError, MachineError
+from colorpress.core.config import ArchConfig
+from colorpress.core.cores import usable_cores
+from colorpress.core.errors import ConfigError, InputError, MachineError
 
 if TYPE_CHECKING:  # torch takes a second to import, and ONNX needs none of it
     from torch import nn

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from colorpress.config import GPU_RUNTIMES
-from colorpress.errors import MachineError
+from colorpress.core.config import GPU_RUNTIMES
+from colorpress.core.errors import MachineError
 
 Call = Callable[[Tensor], Tensor]
 

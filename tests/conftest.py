@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from colorpress.console import set_quiet
+from colorpress.core.console import set_quiet
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 

@@ -14,16 +14,16 @@ from conftest import make_network
 from benchmarks import accuracy
 from benchmarks.accuracy import choose_photos, measure_accuracy
 from benchmarks.variants import Variant, describe_variant
-from colorpress.config import BenchmarkConfig, ExportConfig
-from colorpress.files import sha256_file
+from colorpress.core.config import BenchmarkPlan, ExportConfig
+from colorpress.core.files import sha256_file
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.metrics import mean_l1
 from training.photos import Photo, load_rgb
 from training.unet import UNetPlan
 
-CONFIG = BenchmarkConfig(eval_size=32)
+CONFIG = BenchmarkPlan(eval_size=32)
 LIMIT = 10_000_000
 
 

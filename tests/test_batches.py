@@ -14,8 +14,8 @@ import torch
 from conftest import make_photo
 from PIL import Image
 
-from colorpress.config import DataConfig
-from colorpress.errors import MachineError
+from colorpress.core.config import DataConfig
+from colorpress.core.errors import MachineError
 from training import batches
 from training.answers import AnswerFolder
 from training.batches import CropDraw, CropLoader, crop_answer, crop_photo, whole_photos

@@ -24,10 +24,9 @@ from conftest import TINY_PLAN, make_network, make_photo
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.config import ExportConfig
-from colorpress.errors import ConfigError, InputError, MachineError
-from export import bundle, web_runtime
-from export.bundle import BundleResult, write_bundle
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import ConfigError, InputError, MachineError
+from export.bundle.bundle import BundleResult, bundle, web_runtime, write_bundle
 from export.graph import export_onnx
 from export.picture_graph import build_picture_graph
 from training.checkpoint import Checkpoint
@@ -181,7 +180,7 @@ def test_the_shipped_program_goes_on_after_a_bad_file_and_writes_over_nothing(mo
 
 
 def test_the_shipped_program_needs_three_packages_and_is_short() -> None:
-    text = (Path(bundle.__file__).with_name("bundle_templates") / "colorize.py").read_text()
+    text = (Path(bundle.__file__).with_name("templates") / "colorize.py").read_text()
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

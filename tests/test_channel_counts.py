@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colorpress.config import PruneConfig
+from colorpress.core.config import PruneConfig
 from compress.channel_counts import keep_of_all_layers, keep_of_each_layer, multiples_down, steps_down
 from compress.dependency_graph import ChannelGroup
 from compress.importance import ChannelScores

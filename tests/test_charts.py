@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from benchmarks import charts
-from benchmarks.charts import draw_pareto, find_front
+from benchmarks.report.page import charts
+from benchmarks.report.pareto import draw_pareto, find_front
 
 
 def row(model: str, size: int, ms: float | None, l1: float | None, status: str = "ok") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from colorpress.errors import ConfigError, InputError
+from colorpress.core.errors import ConfigError, InputError
 from training.checkpoint import FORMAT_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 

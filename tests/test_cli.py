@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from colorpress.cli import cli, run_command
-from colorpress.config import OPTION_NAMES, SearchConfig, option_name
+from colorpress.core.config import OPTION_NAMES, SearchConfig, option_name
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
@@ -265,7 +265,7 @@ def test_a_foreign_network_goes_through_every_command(
 def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.tables import COLUMNS, write_benchmark_json
     from colorpress.cli import _print_table
-    from colorpress.stages import StageRecord
+    from colorpress.core.stages import StageRecord
 
     best = {**dict.fromkeys(COLUMNS), "model": "best.pt", "status": "ok", "device": "cpu", "size_bytes": 9, "photos": 2}
     roof = {"threads": 2, "macs_per_s": {"int8": 4e11}, "kernels": {"int8": "QLinearConv"}, "bytes_per_s": 2e10}
@@ -284,7 +284,7 @@ def test_any_files_are_timed_in_lists_of_conditions(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.tables import read_benchmark_json
-    from colorpress.config import ExportConfig
+    from colorpress.core.config import ExportConfig
     from export.graph import export_onnx
     from training.checkpoint import load_checkpoint
 

@@ -7,7 +7,7 @@ import torch
 from skimage.color import lab2rgb, rgb2lab
 
 from training.cie import AB_SCALE
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from training.lab import l_ab_to_rgb, rgb_to_l_ab
 
 # The promise is 1e-4 of the tensors' own units; float32 keeps it with two digits to spare.
 TOLERANCE = 1e-4

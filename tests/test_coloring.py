@@ -10,10 +10,10 @@ from conftest import make_photo
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.errors import InputError
-from export import coloring
-from export.coloring import color_pixels, shrink_pixels, working_size
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from colorpress.core.errors import InputError
+from export import picture_reference as coloring
+from export.picture_reference import color_pixels, shrink_pixels, working_size
+from training.lab import l_ab_to_rgb, rgb_to_l_ab
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -12,8 +12,8 @@ from conftest import make_photo
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from colorpress.errors import ConfigError, InputError, MachineError
-from export.colorize import colorize_photos
+from colorpress.core.errors import ConfigError, InputError, MachineError
+from export.colorize_folder import colorize_photos
 from export.colorizers import open_colorizer
 
 Pixels = NDArray[np.uint8]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import make_network
-from training.colour_classes import CLASSES_PER_AXIS, ColourClassTask, class_loss
+from training.chroma_classes import CLASSES_PER_AXIS, ColourClassTask, class_loss
 from training.unet import UNetPlan
 
 

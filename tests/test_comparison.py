@@ -13,8 +13,8 @@ import pytest
 from benchmarks.comparison import METRICS, Gate, compare_benchmarks, format_comparison, format_figure, parse_gate
 from benchmarks.tables import COLUMNS, write_benchmark_json
 from colorpress.cli import run_command
-from colorpress.console import set_quiet
-from colorpress.errors import ConfigError, InputError
+from colorpress.core.console import set_quiet
+from colorpress.core.errors import ConfigError, InputError
 
 MACHINE = {
     "cpu": "EPYC", "cores_physical": 2, "cores_logical": 4, "cores_usable": 2, "memory_bytes": 1,

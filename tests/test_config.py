@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from colorpress.config import CONFIGS, OPTION_NAMES, Settings, TrainConfig, option_name
-from colorpress.errors import ConfigError
+from colorpress.core.config import CONFIGS, OPTION_NAMES, Settings, TrainConfig, option_name
+from colorpress.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.conv_latency import build_convolution, time_convolution
-from compress.latency_knapsack import ConvShape
+from export.conv_latency import ConvShape, build_convolution, time_convolution
 
 CONV = ConvShape(False, 8, 12, (3, 3), (1, 1), (1, 1), (1, 1), 1, 10, 14)
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colorpress.cli import run_command
-from colorpress.errors import ConfigError, InputError
+from colorpress.core.errors import ConfigError, InputError
 from training.curve import read_curve
+from training.curve_prose import RankedLayer, explain_curve, read_ranked_layers, write_inference
 from training.history import read_history, write_history
-from training.inference import RankedLayer, explain_curve, read_ranked_layers, write_inference
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "reports" / "example"
 NAN = math.nan

@@ -15,16 +15,16 @@ from onnx import numpy_helper
 
 from benchmarks.tables import FORMAT_VERSION
 from colorpress.cli import run_command
-from colorpress.config import ExportConfig, Settings
+from colorpress.core.config import ExportConfig, Settings
+from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
-from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.export_stages import pack
-from colorpress.run_folder import Run
+from compress.export_stages import pack
 from export import deployable
 from export.deployable import export_colorizer, write_ort
 from export.graph import export_onnx, read_metadata
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photos import Photo, PhotoSplit
+from training.run_folder import Run
 
 
 @pytest.fixture

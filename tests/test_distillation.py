@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colorpress.config import DataConfig, FinetuneConfig, MachineConfig, PruneConfig, TrainConfig
+from colorpress.core.config import DataConfig, FinetuneConfig, MachineConfig, PruneConfig, TrainConfig
 from compress.distillation import DistillResult, distil_network
 from compress.pruning import prune_network
 from training.checkpoint import Checkpoint, load_checkpoint

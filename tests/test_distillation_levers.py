@@ -20,11 +20,11 @@ from benchmarks.studies.distillation_levers import (
     prune_evenly,
 )
 from colorpress.cli import run_command
-from colorpress.errors import DivergedError
+from colorpress.core.errors import DivergedError
 from compress.distillation import DistilTask
-from compress.student_plan import StudentPlan, write_student_plan
+from compress.students.student_plan import StudentPlan, write_student_plan
 from tests.conftest import make_network
-from training.task import Batch
+from training.losses import Batch
 from training.unet import UNetPlan
 
 STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_stride=2)

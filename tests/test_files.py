@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from colorpress import files
-from colorpress.errors import MachineError
+from colorpress.core import files
+from colorpress.core.errors import MachineError
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -90,17 +90,12 @@ def test_names_with_lone_surrogates_can_be_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["name"].startswith("a")
 
 
-def test_source_hash_depends_on_the_sources_named() -> None:
-    assert files.sha256_source(["training"]) != files.sha256_source(["compress"])
-    assert files.sha256_source(["training/unet.py"]) == files.sha256_source(["training/unet.py"])
-
-
 def test_a_locked_folder_refuses_a_second_process_and_sweeps_temporaries(tmp_path: Path) -> None:
     stale = tmp_path / f".x.abcd{files._TEMPORARY}.png"
     stale.write_bytes(b"half")
     attempt = (
-        "import sys; from pathlib import Path; from colorpress.files import locked_folder\n"
-        "from colorpress.errors import MachineError\n"
+        "import sys; from pathlib import Path; from colorpress.core.files import locked_folder\n"
+        "from colorpress.core.errors import MachineError\n"
         "try:\n with locked_folder(Path(sys.argv[1])): print('entered')\n"
         "except MachineError as error: print(error)"
     )

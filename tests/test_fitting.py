@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
+from colorpress.core.config import DataConfig, MachineConfig, TrainConfig
+from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.colour_classes import ColourClassTask
+from training.chroma_classes import ColourClassTask
 from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit
+from training.losses import Batch, L1Task, Task
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
-from training.task import Batch, L1Task, Task
 from training.unet import UNet
 
 RECIPE = TrainConfig(

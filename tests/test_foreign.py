@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.latency import run_worker
 from benchmarks.variants import describe_variant
-from colorpress.config import (
+from colorpress.core.config import (
     ArchConfig,
     DataConfig,
     ExportConfig,
@@ -25,13 +24,14 @@ from colorpress.config import (
     PruneConfig,
     TrainConfig,
 )
-from colorpress.errors import ConfigError, InputError
+from colorpress.core.errors import ConfigError, InputError
 from compress.distillation import distil_network
 from compress.prune_plan import read_plan, write_plan
 from compress.pruning import apply_pruning, layer_widths, plan_pruning, prune_network
 from compress.ranking import rank_layers
 from export.graph import export_onnx, simplify_for_export
 from export.predictors import OnnxPredictor, TorchPredictor, open_predictor
+from export.timing import run_worker
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.foreign import AdaptedNetwork, adapt_network, parse_arguments
 from training.network import ColorNetwork
@@ -614,7 +614,7 @@ def test_a_batch_norm_is_folded_only_where_nothing_else_reads(source: Path) -> N
 
 def test_a_foreign_network_is_timed_in_a_process_of_its_own(source: Path, tmp_path: Path) -> None:
     from benchmarks.latency import Arm, Condition, _make_job
-    from colorpress.config import BenchmarkConfig
+    from colorpress.core.config import BenchmarkConfig
 
     arch = named(source)
     path = save_checkpoint(tmp_path / "best.pt", load_checkpoint(saved(source, theirs(source).net.state_dict()), arch))

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import export.graph
-from colorpress.config import ExportConfig
-from colorpress.errors import GateError
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import GateError
 from export.graph import build_graph, export_onnx, shuffle_from_transpose, simplify_for_export
 from export.predictors import OnnxPredictor, TorchPredictor
 from training.checkpoint import Checkpoint

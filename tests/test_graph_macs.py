@@ -8,10 +8,10 @@ import pytest
 from conftest import make_network
 
 from benchmarks.graph_macs import count_graph_macs
-from colorpress.config import ExportConfig
+from colorpress.core.config import ExportConfig
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
-from compress.student import student_ladder
+from compress.students.ladder import student_ladder
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint
 from training.unet import UNetPlan

@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 
-from colorpress.config import ExportConfig, QuantizeConfig
-from colorpress.errors import InputError
-from compress.graph_network import GraphNetwork
-from compress.int8_graph import spread_ranges, tensors_to_observe
-from compress.int8_tuning import correct_biases, equalize_channels
-from compress.quantization import _Quantizer, _starting_way, choose_layers
+from colorpress.core.config import ExportConfig, QuantizeConfig
+from colorpress.core.errors import InputError
+from compress.int8.graph_network import GraphNetwork
+from compress.int8.int8_choice import _Quantizer, _starting_way, choose_layers
+from compress.int8.int8_graph import spread_ranges, tensors_to_observe
+from compress.int8.int8_tuning import correct_biases, equalize_channels
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from colorpress.config import DATA_DRIVEN, PruneConfig
-from colorpress.errors import ConfigError
+from colorpress.core.config import DATA_DRIVEN, PruneConfig
+from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, find_groups, layer_widths
 from compress.importance import Picture, _by_channel, score_groups
 from compress.pruning import plan_pruning

@@ -10,10 +10,9 @@ import onnx
 import pytest
 import torch
 
-from colorpress.config import ExportConfig, QuantizeConfig
-from compress.graph_network import GraphNetwork
-from compress.int8_graph import weight_sizes
-from compress.quantization import (
+from colorpress.core.config import ExportConfig, QuantizeConfig
+from compress.int8.graph_network import GraphNetwork
+from compress.int8.int8_choice import (
     Int8Way,
     QuantizeResult,
     Scoring,
@@ -22,9 +21,10 @@ from compress.quantization import (
     describe_tries,
     quantize_onnx,
 )
+from compress.int8.int8_graph import weight_sizes
+from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
 from compress.yardstick import Score
 from export.graph import export_onnx
-from export.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
 from tests.test_quantization import smooth_pictures

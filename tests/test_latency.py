@@ -13,25 +13,16 @@ import pytest
 from conftest import TINY_PLAN, make_network
 
 from benchmarks import latency
-from benchmarks.latency import (
-    Arm,
-    Condition,
-    compute_statistics,
-    make_arms,
-    make_conditions,
-    pair_ratio,
-    run_worker,
-    summarize_rounds,
-    time_variants,
-)
-from benchmarks.machine import describe_machine
+from benchmarks.latency import Arm, make_arms, make_conditions, time_variants
 from benchmarks.variants import Variant, describe_variant
-from colorpress.config import BenchmarkConfig, ExportConfig
-from colorpress.cores import usable_cores
+from colorpress.core.config import BenchmarkConfig, BenchmarkPlan, ExportConfig
+from colorpress.core.cores import usable_cores
+from colorpress.core.machine import describe_machine
 from export.graph import export_onnx
+from export.timing import Condition, compute_statistics, pair_ratio, run_worker, summarize_rounds
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-QUICK = BenchmarkConfig(bench_size=(8,), rounds=2, runs=6, min_seconds=0.0, warmup=1)
+QUICK = BenchmarkPlan(bench_size=(8,), rounds=2, runs=6, min_seconds=0.0, warmup=1)
 # A worker that dies as a native library does when the model's name says so, and is the real one otherwise.
 STUB = """
 import io, json, os, runpy, sys, time
@@ -46,7 +37,7 @@ if "exit" in path:
     print("loading...")
     sys.exit(7)
 sys.stdin = io.StringIO(text)
-runpy.run_module("benchmarks.latency_worker", run_name="__main__")
+runpy.run_module("export.latency_worker", run_name="__main__")
 """
 
 

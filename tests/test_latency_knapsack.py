@@ -8,12 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from colorpress.config import PruneConfig
+from colorpress.core.config import PruneConfig
 from compress.channel_counts import Counts
 from compress.dependency_graph import find_groups, layer_widths
 from compress.importance import ChannelScores, score_groups
-from compress.latency_knapsack import ConvShape, Trade, trade_for_latency
+from compress.knapsack import Trade, trade_for_latency
 from compress.pruning import apply_pruning, plan_pruning
+from export.conv_latency import ConvShape
 from tests.conftest import make_network
 from training.unet import UNet, UNetPlan
 

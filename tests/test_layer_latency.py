@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import layer_latency
-from benchmarks.layer_latency import sum_layer_events, time_onnx_layers, time_torch_layers, warn_when_busy
-from compress.layer_nodes import assign_names, find_layer
 from compress.ranking_views import convolution_channels
+from export import layer_latency
 from export.graph import build_graph
+from export.layer_latency import sum_layer_events, time_onnx_layers, time_torch_layers, warn_when_busy
+from export.layer_nodes import assign_names, find_layer
 from tests.conftest import make_network
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.unet import UPSAMPLERS, UNetPlan
@@ -83,7 +83,7 @@ def test_layers_of_another_author_are_timed(theirs: AdaptedNetwork) -> None:
 
 def test_each_call_of_a_layer_adds_up(theirs: AdaptedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 1_000_000)  # a millisecond passes at each look
-    monkeypatch.setattr("benchmarks.layer_latency.time.perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr("export.layer_latency.time.perf_counter_ns", lambda: next(clock))
     times = time_torch_layers(theirs, convolution_channels(theirs), side=8, runs=3)
     assert times.by_layer == {"net.first": 1.0, "net.again": 2.0, "net.last": 1.0}
     assert times.call_ms == 9.0  # two looks for each of four calls, and its own

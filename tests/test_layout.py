@@ -1,4 +1,4 @@
-"""Imports run one way, and only where they may."""
+"""One floor a folder: imports run one way, in no circle, and outside libraries have one door each."""
 
 from __future__ import annotations
 
@@ -8,49 +8,86 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-ORDER = [
-    "colorpress.ground", "training", "compress", "export", "benchmarks", "colorpress.front", "benchmarks.peers",
+from colorpress.core.source_code import ROOT, imported_names
+
+# Each floor may import itself and those before it.
+FLOORS = (
+    "colorpress.core", "training", "export", "compress", "benchmarks", "colorpress", "benchmarks.peers",
     "benchmarks.studies",
-]  # fmt: skip
-PACKAGES = ("colorpress", "training", "compress", "export", "benchmarks", "benchmarks/peers", "benchmarks/studies")
-GROUND = {"errors", "files", "console", "config", "cores", "processes", "__init__"}
-MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
+)  # fmt: skip
+PACKAGES = ("colorpress", "training", "compress", "export", "benchmarks")
+# Templates of a bundle are code for the user's machine.
+MODULES = sorted(
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "templates" not in path.parts
+)
 
 
-def floor(package: str, module: str) -> int:
-    if package == "colorpress":
-        return ORDER.index("colorpress.ground" if module in GROUND else "colorpress.front")
-    return ORDER.index(package)
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in {path}"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+BY_NAME = {module_name(path): path for path in MODULES}
+
+
+def floor_of(module: str) -> int:
+    if module in ("colorpress", "benchmarks"):  # the packages themselves hold no more than a version and a docstring
+        return 0
+    return max(
+        (index for index, floor in enumerate(FLOORS) if f"{module}.".startswith(f"{floor}.")),
+        key=lambda index: len(FLOORS[index]),
+    )
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this project that a file imports, inside functions too."""
+    return {name for name in imported_names(path) if name in BY_NAME} - {module_name(path)}
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    done: set[str] = set()
+
+    def follow(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(imports.get(name, ())):
+            if circle := follow(other, [*way, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next(filter(None, (follow(name, []) for name in sorted(imports))), [])
 
 
 def test_the_tree_is_there() -> None:
     assert len(MODULES) > 25
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
-    here = floor(".".join(path.parent.relative_to(ROOT).parts), path.stem)
-    for name in imported(path):
-        package, _, rest = name.partition(".")
-        if package in PACKAGES:
-            module = rest.partition(".")[0] or "__init__"
-            if (ROOT / package / module / "__init__.py").exists():
-                package, module = f"{package}.{module}", "__init__"
-            elif not (ROOT / package / f"{module}.py").exists():
-                module = "__init__"
-            assert floor(package, module) <= here, f"{path.parent.name}/{path.name} imports {name}"
+    here = floor_of(module_name(path))
+    above = sorted(name for name in imports_of(path) if floor_of(name) > here)
+    assert not above, f"{path.relative_to(ROOT)} imports {above[0]}, which is on a floor above"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not (circle := find_circle({name: imports_of(path) for name, path in BY_NAME.items()})), " -> ".join(circle)
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_a_worker_is_imported_by_whoever_starts_it() -> None:
+    """Else its code would be missing from the keys of the stages that it works for."""
+    for path in MODULES:
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        started = {name for name in BY_NAME if "." in name and name in texts} - {module_name(path)}
+        assert started <= imports_of(path), f"{path.relative_to(ROOT)} names {started - imports_of(path)} in a text"
 
 
 def test_each_outside_library_has_its_one_door() -> None:
@@ -58,11 +95,11 @@ def test_each_outside_library_has_its_one_door() -> None:
         "click": {"colorpress/cli.py", "peers/__main__.py", "studies/distillation_levers.py"},
         # The second one shows the tool as its README does, to be compared with.
         "torch_pruning": {"compress/dependency_graph.py", "peers/torch_pruning_recipe.py"},
-        "jinja2": {"benchmarks/report.py"},
+        "jinja2": {"benchmarks/report/page.py"},
         **{tool: {f"peers/{tool}_recipe.py"} for tool in ("nncf", "olive", "modelopt")},
     }
     for path in MODULES:
-        for name in imported(path):
+        for name in imported_names(path):
             allowed = doors.get(name.partition(".")[0])
             here = f"{path.parent.name}/{path.name}"
             assert allowed is None or here in allowed, f"{here} imports {name}"

@@ -11,10 +11,10 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import loading
-from benchmarks.loading import main, measure_loading
-from colorpress.config import DataConfig
-from colorpress.errors import InputError
+from benchmarks.studies import loading
+from benchmarks.studies.loading import main, measure_loading
+from colorpress.core.config import DataConfig
+from colorpress.core.errors import InputError
 from training.batches import Crops
 from training.photos import Photo, scan_photos
 

@@ -10,7 +10,7 @@ import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.metrics import bootstrap_interval, colourfulness, retained_colour, score_photo, show_colours
 
 

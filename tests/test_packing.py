@@ -9,10 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from colorpress.config import ExportConfig
-from colorpress.errors import ConfigError, InputError
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import ConfigError, InputError
+from compress.int8.int8_choice import quantize_onnx
 from compress.packing import pack_onnx
-from compress.quantization import quantize_onnx
 from export.graph import export_onnx, read_metadata
 from export.predictors import OnnxPredictor, OpenVinoPredictor
 from tests.conftest import make_network

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from colorpress.errors import GateError
+from colorpress.core.errors import GateError
 from export.parity import (
     DEFAULT_SHAPES,
     check_parity,

@@ -25,13 +25,13 @@ from benchmarks.peers.peer_table import format_peers, write_peers_json
 from benchmarks.peers.torch_pruning_recipe import prune_channels
 from benchmarks.tables import COLUMNS, Row, read_benchmark_json
 from colorpress.cli import run_command
-from colorpress.config import Settings
-from colorpress.errors import ConfigError, MachineError
+from colorpress.core.config import Settings
+from colorpress.core.errors import ConfigError, MachineError
 from colorpress.pipeline import find_photos
-from colorpress.run_folder import Run
 from compress.dependency_graph import layer_widths
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photos import PhotoSplit
+from training.run_folder import Run
 from training.unet import UNetPlan
 
 PLAN = UNetPlan.classic(16, 1)

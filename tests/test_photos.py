@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from colorpress.config import DataConfig
-from colorpress.errors import ConfigError, GateError, InputError
+from colorpress.core.config import DataConfig
+from colorpress.core.errors import ConfigError, GateError, InputError
 from training.decoding import decode_photo
 from training.photos import (
     NO_COLOUR,

@@ -11,11 +11,10 @@ import torch
 from conftest import TINY_PLAN, make_network, make_photo
 from numpy.typing import NDArray
 
-from colorpress.config import ExportConfig
-from colorpress.errors import InputError
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import InputError
 from compress.packing import pack_onnx
 from export import picture_graph
-from export.coloring import color_pixels
 from export.colorizers import OnnxColorizer, OpenVinoColorizer
 from export.graph import export_onnx
 from export.picture_graph import (
@@ -25,6 +24,7 @@ from export.picture_graph import (
     SRGB_FROM_LINEAR,
     build_picture_graph,
 )
+from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
 from training.checkpoint import Checkpoint
 from training.cie import LAB_EPSILON, LAB_OFFSET, LAB_SLOPE

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.picture_speed import cut_graph, draw_photograph, make_steps, time_steps
+from benchmarks.studies.picture_speed import cut_graph, draw_photograph, make_steps, time_steps
 from export.colorizers import DEMONSTRATION_MODEL
 
 
@@ -33,6 +33,13 @@ def test_every_way_is_timed() -> None:
 
 
 def test_one_way_answers_json() -> None:
-    command = [sys.executable, "-m", "benchmarks.picture_speed", str(DEMONSTRATION_MODEL), "--megapixels", "0.05"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.studies.picture_speed",
+        str(DEMONSTRATION_MODEL),
+        "--megapixels",
+        "0.05",
+    ]
     answer = subprocess.run([*command, "--way", "jpeg"], capture_output=True, check=True).stdout
     assert set(json.loads(answer)) == {"decode", "encode, quality 95, 4:4:4"}

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from test_verdict import BEST, SMALL, row
 
-from benchmarks import sheets
 from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
-from benchmarks.colored_photos import ColoredPhoto, color_photos
-from benchmarks.difference_maps import bar_colours, choose_scale, map_difference, paint_map
-from benchmarks.pictures import choose_pictures, choose_sheet_photos, save_picture, write_picture_set
-from benchmarks.sheets import draw_comparison, draw_input_output, draw_outputs, shorten_label
+from benchmarks.report.difference_maps import bar_colours, choose_scale, map_difference, paint_map
+from benchmarks.report.page import sheets
+from benchmarks.report.pictures import choose_pictures, choose_sheet_photos, save_picture, write_picture_set
+from benchmarks.report.sample_photos import ColoredPhoto, color_photos
+from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, shorten_label
 from benchmarks.variants import Variant, describe_variant
-from colorpress.config import BenchmarkConfig
-from colorpress.files import sha256_file
+from colorpress.core.config import BenchmarkPlan
+from colorpress.core.files import sha256_file
 from training.metrics import PhotoScores
 from training.photos import Photo, load_rgb
 
@@ -210,7 +210,7 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     stale = tmp_path / "pictures" / "99-0.jpg"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
-    config = BenchmarkConfig(eval_size=32)
+    config = BenchmarkPlan(eval_size=32)
     paths = write_picture_set(variants, accuracy, photos, rows, config, tmp_path, 10_000_000, 1)
     folder = tmp_path / "pictures"
     assert {path.name for path in paths if path.parent == tmp_path} == {

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from colorpress.config import Settings
-from colorpress.errors import ConfigError, GateError
+from colorpress.core.config import Settings
+from colorpress.core.errors import ConfigError, GateError
+from colorpress.core.stages import run_stage
 from colorpress.pipeline import Run, RunResult, find_photos, require_measured, run_pipeline, run_variants
-from colorpress.search_front import list_front
-from colorpress.stages import run_stage
+from compress.students.search_front import list_front
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint, save_checkpoint
 

@@ -16,8 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import export.onnx_probe
-from colorpress.config import ExportConfig
-from colorpress.errors import ColorpressError, ConfigError, InputError, MachineError
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import ColorpressError, ConfigError, InputError, MachineError
 from compress.packing import pack_onnx
 from export.colorizers import open_colorizer
 from export.deployable import export_colorizer
@@ -77,7 +77,7 @@ def test_inspection_of_a_picture_graph_of_packed_weights_in_words(models, tmp_pa
 def test_onnx_predictor_imports_no_torch(models):
     code = (
         "import sys, numpy; from pathlib import Path; from export.predictors import open_predictor;"
-        "from export.colorizers import open_colorizer; import export.colorize;"
+        "from export.colorizers import open_colorizer; import export.colorize_folder;"
         "open_predictor(Path(sys.argv[1]), device='cpu', threads=1)(numpy.zeros((1, 1, 3, 3), numpy.float32));"
         "open_colorizer(Path(sys.argv[1]), threads=1)(numpy.zeros((3, 3, 3), numpy.uint8));"
         "sys.exit('torch' in sys.modules)"

@@ -14,8 +14,8 @@ from typing import IO
 import pytest
 import torch
 
-from colorpress.errors import InputError
-from colorpress.processes import is_main_process, process_count, share_answer, started_processes
+from colorpress.core.errors import InputError
+from colorpress.core.processes import is_main_process, process_count, share_answer, started_processes
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
 from training.shared_batch_norm import share_batch_norm_
@@ -111,7 +111,7 @@ def test_shared_batch_norm_keeps_names_weights_and_eval_answers(tmp_path: Path) 
 def test_shared_batch_norm_is_batch_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a group of one process its sums are those of torch's own: outputs, gradients and running statistics."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    monkeypatch.setattr("colorpress.processes._joined", True)
+    monkeypatch.setattr("colorpress.core.processes._joined", True)
     try:
         network, twin = make_network().train(), make_network().train()
         share_batch_norm_(network)

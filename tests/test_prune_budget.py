@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from colorpress.config import PruneConfig
-from colorpress.errors import ConfigError
+from colorpress.core.config import PruneConfig
+from colorpress.core.errors import ConfigError
 from compress.prune_budget import Limit
 from compress.prune_plan import read_plan, write_plan
 from compress.pruning import apply_pruning, plan_pruning, prune_in_steps

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from colorpress.cli import cli, run_command
-from colorpress.config import BudgetConfig, Settings
-from colorpress.prune_choice import prune_limits, split_epochs
-from colorpress.run_folder import Run
+from colorpress.core.config import BudgetConfig, Settings
+from compress.prune_choice import prune_limits, split_epochs
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
+from training.run_folder import Run
 from training.unet import count_parameters
 
 TINY = ["--base", "8", "--depth", "2", "--imgsz", "16", "--val-size", "16", "--epochs", "1"]
@@ -147,7 +147,7 @@ def test_a_given_plan_is_applied_and_a_missed_budget_said(
 def test_a_foreign_network_is_pruned_to_its_budgets(trained: tuple[Path, Path], tmp_path: Path) -> None:
     import torch
 
-    from colorpress.config import ArchConfig
+    from colorpress.core.config import ArchConfig
     from tests.test_cli import NETWORK
     from training.foreign import adapt_network
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from colorpress.config import PruneConfig
-from colorpress.errors import ConfigError, GateError, InputError
+from colorpress.core.config import PruneConfig
+from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import round_channels
 from compress.prune_plan import PrunePlan, read_plan, write_plan

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from colorpress.config import ExportConfig, QuantizeConfig
-from colorpress.errors import ConfigError, InputError
-from compress.calibration import METHODS, ActivationHistogram, observe_activations
-from compress.quantization import choose_layers, has_int8_layers, has_vnni, quantize_onnx
+from colorpress.core.config import ExportConfig, QuantizeConfig
+from colorpress.core.errors import ConfigError, InputError
+from compress.int8.calibration import METHODS, ActivationHistogram, observe_activations
+from compress.int8.int8_choice import choose_layers, has_int8_layers, has_vnni, quantize_onnx
+from compress.int8.int8_profile import profile_int8, summarize_profile
 from export.graph import export_onnx
-from export.int8_profile import profile_int8, summarize_profile
 from export.onnx_probe import inspect_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor

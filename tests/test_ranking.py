@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from colorpress.errors import ColorpressError, InputError
+from colorpress.core.errors import ColorpressError, InputError
 from compress.ranking import count_macs, describe_ranking, largest_layers, rank_layers, write_ranking
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters
 

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from colorpress import layer_views
 from colorpress.cli import run_command
-from colorpress.config import Settings
-from colorpress.errors import InputError
-from colorpress.layer_views import rank_views
-from colorpress.run_folder import Run
+from colorpress.core.config import Settings
+from colorpress.core.errors import InputError
+from compress import layer_views
+from compress.layer_views import rank_views
 from compress.ranking import rank_layers
 from compress.ranking_views import (
     VIEW_COLUMNS,
@@ -32,6 +31,7 @@ from compress.yardstick import Yardstick
 from tests.conftest import TINY_PLAN, make_network
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.photos import PhotoSplit, inspect_photo
+from training.run_folder import Run
 from training.unet import UNet, UNetPlan
 
 OPTIONS = {"rank_size": 16, "rank_photos": 2, "rank_runs": 2, "threads": 1, "device": "cpu"}

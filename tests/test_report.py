@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.report import make_bars, render_markdown, write_report
-from benchmarks.report_table import make_tables
+from benchmarks.report.page import make_bars, render_markdown, write_report
+from benchmarks.report.report_table import make_tables
 from benchmarks.tables import COLUMNS, write_benchmark_json
-from colorpress.config import PruneConfig
-from colorpress.errors import InputError
+from colorpress.core.config import PruneConfig
+from colorpress.core.errors import InputError
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
-from compress.student import student_ladder
-from compress.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
+from compress.students.ladder import student_ladder
+from compress.students.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
 from training.unet import UNet
 
 EVIL = '<script>alert("x")</script>'

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_report import ROOF, change_record, row, run_folder
 
-from benchmarks.report import write_report
+from benchmarks.report.page import write_report
 
 __all__ = ["run_folder"]
 pytestmark = pytest.mark.slow

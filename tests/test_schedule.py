@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from colorpress.config import TrainConfig
+from colorpress.core.config import TrainConfig
 from training.schedule import count_plateaus, has_stalled, learning_rate_at
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from colorpress.config import BudgetConfig, GoalConfig
-from colorpress.errors import InputError
-from colorpress.search_front import (
+from colorpress.core.config import BudgetConfig, GoalConfig
+from colorpress.core.errors import InputError
+from compress.students.search_front import (
     FRONT_FILES,
     STAGES,
     FrontRow,
@@ -24,7 +24,7 @@ from colorpress.search_front import (
     recommend,
     write_front,
 )
-from compress.search_space import StudentPoint
+from compress.students.search_space import StudentPoint
 from compress.yardstick import Score
 
 POINT = StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 100)

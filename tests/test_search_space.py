@@ -9,11 +9,10 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from colorpress.config import Settings
-from colorpress.errors import InputError
-from colorpress.student_stages import measure_stand_in
+from colorpress.core.config import Settings
+from colorpress.core.errors import InputError
 from compress.ranking import count_macs
-from compress.search_space import (
+from compress.students.search_space import (
     CostLimits,
     SearchSpace,
     StudentPoint,
@@ -22,7 +21,8 @@ from compress.search_space import (
     predict_cost,
     suggest,
 )
-from compress.student_plan import StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
+from compress.students.student_stages import measure_stand_in
 from training.unet import UNet, count_parameters
 
 SPACE = SearchSpace((1, 2, 4, 8, 16, 32), largest_base=64, crops=100, side=96)

@@ -18,17 +18,17 @@ from optuna.trial import TrialState
 
 from benchmarks.studies.search_worth import find_journal
 from colorpress.cli import run_command
-from colorpress.config import Settings, parse_quantity, parse_size
-from colorpress.errors import ConfigError, Interrupted
+from colorpress.core.config import Settings, parse_quantity, parse_size
+from colorpress.core.errors import ConfigError, Interrupted
 from colorpress.pipeline import find_photos, train, write_settings
-from colorpress.run_folder import Run
-from colorpress.search_stages import CANDIDATES, FULL, describe_plan, search
-from colorpress.search_study import NumberedSampler, join_study, open_storage
-from colorpress.search_trial import SearchJob
-from compress.student_plan import read_student_network
+from compress.students.search_stages import CANDIDATES, FULL, describe_plan, search
+from compress.students.search_study import NumberedSampler, join_study, open_storage
+from compress.students.search_trial import SearchJob
+from compress.students.student_plan import read_student_network
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.photos import PhotoSplit
+from training.run_folder import Run
 from training.unet import hash_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,8 +17,8 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from colorpress.errors import ConfigError, InputError, Interrupted, MachineError
-from colorpress.search_study import (
+from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError
+from compress.students.search_study import (
     NumberedSampler,
     create_study,
     hide_password,
@@ -34,7 +34,7 @@ IDENTITY = {"best.pt": "ab" * 32, "settings": {"crops": 100, "sizes": (1, 2)}}
 # A worker whose trials take long enough to be killed in; it says when each begins.
 WORKER = """
 import sys, time
-from colorpress.search_study import *
+from compress.students.search_study import *
 study = join_study(open_storage(sys.argv[1], timeout_s=2, create=False), "s", NumberedSampler(1))
 def objective(trial):
     trial.set_user_attr("worker", sys.argv[2])
@@ -115,7 +115,7 @@ def test_a_space_where_all_is_refused_ends(tmp_path: Path, monkeypatch: pytest.M
         trial.suggest_float("x", 0, 1)
         raise optuna.TrialPruned
 
-    monkeypatch.setattr("colorpress.search_study._MOST_REFUSED", 5)
+    monkeypatch.setattr("compress.students.search_study._MOST_REFUSED", 5)
     study = make_study(str(tmp_path / "journal.log"))
     work_through(study, refusing, wanted=1)
     assert {trial.state for trial in study.trials} == {TrialState.PRUNED}

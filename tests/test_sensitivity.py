@@ -13,11 +13,11 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from compress.layer_nodes import find_convolutions
 from compress.ranking_views import convolution_channels
 from compress.sensitivity import Sensitivity, measure_sensitivities, prune_layer
 from compress.yardstick import Score, Yardstick
 from export.graph import build_graph
+from export.layer_nodes import find_convolutions
 from tests.conftest import make_network
 from tests.test_layer_latency import Theirs
 from training.foreign import AdaptedNetwork, ForeignArchitecture
@@ -217,7 +217,7 @@ def test_another_key_measures_again(bench: Bench, tmp_path: Path, capsys: pytest
 
 
 def test_a_layer_that_the_runtime_refuses_leaves_its_cells_empty(bench: Bench, tmp_path: Path) -> None:
-    from colorpress.errors import InputError
+    from colorpress.core.errors import InputError
 
     bench.scored = 0
     plain = bench.score

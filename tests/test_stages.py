@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colorpress.files import write_text
-from colorpress.stages import RUN_RECORD, run_stage, stage_key
+from benchmarks.report.page import report
+from colorpress.core import source_code
+from colorpress.core.files import write_text
+from colorpress.core.source_code import ROOT
+from colorpress.core.stages import RUN_RECORD, make_key, run_stage
+from colorpress.deploy_stages import verify
+from compress.ranking import rank_layers
+from compress.students.student_stages import make_student
+from training.fitting import fit_network
+from training.original import train
 
 
 class Counter:
@@ -66,9 +75,56 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
 
 def test_the_key_depends_on_inputs_settings_and_code(tmp_path: Path) -> None:
     path = write_text(tmp_path / "in.txt", "one")
-    keys = [stage_key(inputs=[path], settings={"a": 1}, code=["training"])]
-    keys.append(stage_key(inputs=[path], settings={"a": 2}, code=["training"]))
-    keys.append(stage_key(inputs=[path], settings={"a": 1}, code=["compress"]))
+    keys = [make_key(fit_network, inputs=[path], settings={"a": 1})]
+    keys.append(make_key(fit_network, inputs=[path], settings={"a": 2}))
+    keys.append(make_key(rank_layers, inputs=[path], settings={"a": 1}))
     write_text(path, "two")
-    keys.append(stage_key(inputs=[path], settings={"a": 1}, code=["training"]))
+    keys.append(make_key(fit_network, inputs=[path], settings={"a": 1}))
     assert len(set(keys)) == 4
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project's code, which keys are then made of."""
+    root = tmp_path / "tree"
+    for package in ("colorpress", "training", "export", "compress", "benchmarks"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(source_code, "ROOT", root)
+    return root
+
+
+def append_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("changed", "again", "not_again"),
+    [
+        # What times candidates is a process of its own.
+        ("export/latency_worker.py", {"student"}, {"train"}),
+        ("benchmarks/report/report.html.j2", {"report"}, {"train", "student", "verify"}),
+        ("benchmarks/report/page.py", {"report"}, {"train", "student", "verify"}),
+        ("training/cie.py", {"train", "student", "verify"}, set()),
+        ("export/bundle/templates/colorize.py", set(), {"train", "student", "verify", "report"}),
+    ],
+)
+def test_a_stage_runs_again_when_code_that_it_reaches_changes(
+    tree: Path, tmp_path: Path, changed: str, again: set[str], not_again: set[str]
+) -> None:
+    stages = {"train": train, "student": make_student, "report": report, "verify": verify}
+    actions = dict.fromkeys(stages, 0)
+
+    def run_all() -> None:
+        for name, stage in stages.items():
+
+            def action(name: str = name) -> tuple[Sequence[Path], Mapping[str, Any]]:
+                actions[name] += 1
+                return [], {}
+
+            run_stage(tmp_path, name, make_key(stage, inputs=[], settings={}), action)
+
+    run_all()
+    append_byte(tree / changed)
+    run_all()
+    found = {name for name, times in actions.items() if times == 2}
+    assert again <= found and not found & not_again

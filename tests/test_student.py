@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from colorpress.errors import ConfigError, InputError
-from compress.student import (
+from colorpress.core.errors import ConfigError, InputError
+from compress.students.ladder import (
     LADDER_WIDTHS,
     Goal,
     build_student,
@@ -21,7 +21,7 @@ from compress.student import (
     score_strides,
     student_ladder,
 )
-from compress.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
 from compress.yardstick import Score, Yardstick
 from training.unet import UNetPlan, count_parameters
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.variants import describe_variant
-from colorpress.config import Settings
-from colorpress.errors import ConfigError
-from colorpress.export_stages import export, pack
-from colorpress.int8_stage import quantize
+from colorpress.core.config import Settings
+from colorpress.core.errors import ConfigError
 from colorpress.pipeline import find_photos, run_variants, train
-from colorpress.run_folder import Run
-from colorpress.student_job import with_unlabelled
-from colorpress.student_stages import make_student
-from compress.student import student_ladder
-from compress.student_plan import StudentPlan, read_student_network, write_student_plan
+from compress.export_stages import export, pack
+from compress.int8.int8_stage import quantize
+from compress.students.ladder import student_ladder
+from compress.students.student_job import with_unlabelled
+from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
+from compress.students.student_stages import make_student
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.photos import PhotoSplit
+from training.run_folder import Run
 from training.unet import count_parameters
 
 OPTIONS = {
@@ -192,6 +192,6 @@ def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains
 def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch) -> None:
     run, photos = trained
     forgotten: list[str] = []
-    monkeypatch.setattr("colorpress.student_stages.forget_fit", lambda path: forgotten.append(path.parent.name))
+    monkeypatch.setattr("compress.students.student_stages.forget_fit", lambda path: forgotten.append(path.parent.name))
     make_student(replace(run, force=True), run.best_path, photos)
     assert "auto" in forgotten and any(name.startswith("trial-") for name in forgotten)

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.report import write_report
+from benchmarks.report.page import write_report
 from benchmarks.suite import run_benchmark
 from benchmarks.variants import describe_variant
-from colorpress.config import BenchmarkConfig, DataConfig, ExportConfig, MachineConfig
-from colorpress.errors import InputError, MachineError
-from colorpress.files import sha256_file
+from colorpress.core.config import BenchmarkPlan, DataConfig, ExportConfig, MachineConfig
+from colorpress.core.errors import InputError, MachineError
+from colorpress.core.files import sha256_file
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
 from training.photos import Photo
 
-QUICK = BenchmarkConfig(bench_size=(8,), roof=False, rounds=1, runs=3, min_seconds=0.0, warmup=1, eval_size=32)
+QUICK = BenchmarkPlan(bench_size=(8,), roof=False, rounds=1, runs=3, min_seconds=0.0, warmup=1, eval_size=32)
 CPU = MachineConfig(device="cpu", threads=1)
 
 

@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
-from benchmarks.latency import Arm, Condition, LatencyResult, Ratio, Timing, compute_statistics
+from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof
 from benchmarks.suite import make_record
 from benchmarks.tables import (
     COLUMNS,
-    format_bytes,
-    format_count,
-    format_number,
-    format_percent,
     format_table,
     make_rows,
     read_benchmark_json,
@@ -26,10 +22,12 @@ from benchmarks.tables import (
     write_benchmark_json,
 )
 from benchmarks.variants import Variant
-from colorpress.config import BenchmarkConfig
-from colorpress.errors import InputError
+from colorpress.core.config import BenchmarkPlan
+from colorpress.core.errors import InputError
+from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from export.timing import Condition, Ratio, Timing, compute_statistics
 
-CONFIG = BenchmarkConfig(bench_size=(64,), bench_batch=(2,))
+CONFIG = BenchmarkPlan(bench_size=(64,), bench_batch=(2,))
 NAMES = ("best.pt", "=evil()\n", "gone")
 
 

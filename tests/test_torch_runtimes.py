@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import make_network
 
-from colorpress.config import TORCH_RUNTIMES
-from colorpress.errors import MachineError
+from colorpress.core.config import TORCH_RUNTIMES
+from colorpress.core.errors import MachineError
 from export.predictors import TorchPredictor
 from export.torch_runtimes import compute_precision, prepare_network, uncompiled
 

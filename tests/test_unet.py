@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 from tests.conftest import make_network
 from training.network import pad_to_multiple
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of, plan_of_weights

@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.variants import describe_models, describe_variant, in_runtimes
-from colorpress.config import ArchConfig, ExportConfig
-from colorpress.errors import ConfigError, InputError, MachineError
+from colorpress.core.config import ArchConfig, ExportConfig
+from colorpress.core.errors import ConfigError, InputError, MachineError
 from export.graph import export_onnx
 from export.predictors import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

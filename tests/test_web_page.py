@@ -22,9 +22,9 @@ from conftest import TINY_PLAN, make_network
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.config import ExportConfig
-from colorpress.errors import MachineError
-from export.bundle import write_bundle
+from colorpress.core.config import ExportConfig
+from colorpress.core.errors import MachineError
+from export.bundle.bundle import write_bundle
 from export.graph import export_onnx
 from export.picture_graph import build_picture_graph
 from training.checkpoint import Checkpoint

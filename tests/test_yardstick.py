@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from colorpress.config import DataConfig, GoalConfig
-from colorpress.errors import InputError
+from colorpress.core.config import DataConfig, GoalConfig
+from colorpress.core.errors import InputError
 from compress.yardstick import Yardstick
 from tests.conftest import make_network
 from training.evaluation import validate_l1

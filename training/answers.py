@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colorpress.errors import InputError
-from colorpress.files import write_bytes
+from colorpress.core.errors import InputError
+from colorpress.core.files import write_bytes
 from training.photos import Photo
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from colorpress.console import warn
-from colorpress.errors import InputError, MachineError
+from colorpress.core.console import warn
+from colorpress.core.errors import InputError, MachineError
 from training.answers import ANSWER_STRIDE, AnswerFolder
 from training.decoding import decode_photo, open_regular_file
 from training.photos import Photo, load_rgb

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colorpress.config import ArchConfig
-from colorpress.console import say, warn
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import sha256_bytes, write_bytes
+from colorpress.core.config import ArchConfig
+from colorpress.core.console import say, warn
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.files import sha256_bytes, write_bytes
 from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
 from training.network import Architecture, ColorNetwork, GraphArchitecture

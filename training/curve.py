@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Literal
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 
 # A loss beyond this has diverged as surely as NaN has, and sums of smaller ones cannot overflow.
 _MAX_LOSS = 1e30

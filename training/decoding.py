@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 
 # MPO, a JPEG with more pictures behind it, comes with JPEG.
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")

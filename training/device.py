@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from colorpress.console import warn
-from colorpress.cores import cpu_flags
-from colorpress.errors import ConfigError, MachineError
-from colorpress.processes import local_rank
+from colorpress.core.console import warn
+from colorpress.core.cores import cpu_flags
+from colorpress.core.errors import ConfigError, MachineError
+from colorpress.core.processes import local_rank
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from colorpress.errors import InputError
-from colorpress.processes import process_count, process_rank, sum_over_processes_
+from colorpress.core.errors import InputError
+from colorpress.core.processes import process_count, process_rank, sum_over_processes_
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.metrics import mean_l1
 from training.photos import Photo
 

@@ -22,35 +22,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.console import progress, say, warn
-from colorpress.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
-from colorpress.files import sha256_source
-from colorpress.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
+from colorpress.core.config import DataConfig, MachineConfig, Recipe
+from colorpress.core.console import progress, say, warn
+from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
+from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
+from colorpress.core.source_code import hash_code
 from training.answers import AnswerFolder
 from training.batches import CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.evaluation import validate_l1
+from training.losses import Task, prepare_batch
 from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
 from training.stopping import held_signals
-from training.task import Task, prepare_batch
 from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
-# What decides the weights: a fit by other code is another fit.
-_CODE = tuple(
-    f"training/{name}.py"
-    for name in (
-        "answers", "batches", "color", "colour_classes", "decoding", "fitting", "network", "photos", "schedule", "task",
-        "unet",
-    )
-)  # fmt: skip
-# Decided by the starting weights, or not deciding weights at all.
-_NOT_OF_A_FIT = ("base", "depth", "upsample", "compile")
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def fit_network(
     task: Task,
     train: Sequence[Photo],
     val: Sequence[Photo],
-    recipe: TrainConfig,
+    recipe: Recipe,
     *,
     data: DataConfig,
     machine: MachineConfig,
@@ -148,7 +138,7 @@ def fit_network(
     Args:
         task: the network, whose starting weights are part of what makes a fit the same fit, and its loss; the
             history's `train_l1` is the L1 to the truth whatever the loss is.
-        recipe: all but what builds the network. `data` gives seed and size limit, `machine` device and workers.
+        recipe: how long and how. `data` gives seed and size limit, `machine` device and workers.
         label: what a person reads beside the progress bar.
         extra: primitives kept inside both checkpoints; other ones make another fit.
         answers: what a teacher answered to the training photographs, for a task that learns from it.
@@ -165,11 +155,12 @@ def fit_network(
         raise ConfigError("option", "--batch-size", why, "give each process at least one crop")
     device = choose_device(machine.device)
     identity = {
-        **{name: value for name, value in vars(recipe).items() if name not in _NOT_OF_A_FIT},
+        # Compiled or not, the weights are the same.
+        **{name: value for name, value in vars(recipe).items() if name != "compile"},
         "seed": data.seed,
         "photographs": hash_photos(train, val),
         "starting weights": hash_weights(task.network),
-        "code": sha256_source(_CODE),
+        "code": hash_code(__name__, type(task).__module__),
         **extra,
     }
     found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
@@ -240,7 +231,7 @@ class _Trainer:
         self,
         state: _FitState,
         loader: CropLoader,
-        recipe: TrainConfig,
+        recipe: Recipe,
         device: torch.device,
         seed: int,
     ) -> None:
@@ -383,7 +374,7 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def _make_optimizer(network: nn.Module, recipe: TrainConfig) -> torch.optim.AdamW:
+def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     # Norms and biases have one dimension: pulling them to zero only shifts activations.
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [

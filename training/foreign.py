@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.config import ArchConfig
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import sha256_bytes
+from colorpress.core.config import ArchConfig
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.files import sha256_bytes
 from training.cie import AB_SCALE
 from training.network import ColorNetwork
 

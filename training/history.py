@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from colorpress.errors import ConfigError, InputError
-from colorpress.files import atomic_write, write_csv
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.files import atomic_write, write_csv
 
 HISTORY_COLUMNS = ("epoch", "train_l1", "val_l1", "learning_rate", "seconds", "images_per_s")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.cie import AB_SCALE
-from training.color import l_ab_to_rgb, rgb_to_l_ab
+from training.lab import l_ab_to_rgb, rgb_to_l_ab
 
 Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from colorpress.config import DataConfig, MachineConfig, TrainConfig
-from colorpress.processes import is_main_process
-from training.colour_classes import ColourClassTask
-from training.device import torch_threads
-from training.fitting import fit_network
+from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
+from colorpress.core.processes import is_main_process
+from colorpress.core.stages import StageRecord
+from training.chroma_classes import ColourClassTask
+from training.device import choose_device, torch_threads
+from training.fitting import fit_network, forget_fit
 from training.history import plot_history, write_history
+from training.losses import L1Task
 from training.photos import PhotoSplit
-from training.task import L1Task
+from training.run_folder import Run
 from training.unet import UNet, UNetPlan, count_parameters
+
+
+def train(run: Run, photos: PhotoSplit) -> StageRecord:
+    """Train the original: best.pt, last.pt, history.csv, training_loss.png."""
+    settings = run.settings
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        choose_device(settings.machine.device)
+        if run.force and is_main_process():
+            forget_fit(run.folder / "last.pt")
+        trained = train_unet(
+            photos,
+            run.folder,
+            settings.unet,
+            settings.train.recipe(settings.fit),
+            data=settings.data,
+            machine=settings.machine,
+            restart=run.force,
+        )
+        files = [trained.best_path, trained.history_path, trained.plot_path]
+        return files, {"epoch": trained.epoch, "val_l1": trained.val_l1, "params": trained.params}
+
+    used = {**vars(settings.unet), **vars(settings.train), **vars(settings.fit), **run.data_key(photos)}
+    return run.do("train", action, settings=used)
 
 
 @dataclass(frozen=True)
@@ -34,7 +62,8 @@ class TrainResult:
 def train_unet(
     photos: PhotoSplit,
     output_dir: Path,
-    config: TrainConfig,
+    unet: UNetConfig,
+    recipe: Recipe,
     *,
     data: DataConfig,
     machine: MachineConfig,
@@ -52,16 +81,16 @@ def train_unet(
     """
     with torch.random.fork_rng(devices=[]), torch_threads(machine.threads):
         torch.manual_seed(data.seed)
-        network = UNet(UNetPlan.classic(config.base, config.depth, config.upsample))
-        network.dropout.p = config.dropout
+        network = UNet(UNetPlan.classic(unet.base, unet.depth, unet.upsample))
+        network.dropout.p = recipe.dropout
         # It starts from grey, the best answer that knows nothing, instead of having to unlearn random colours.
         for parameter in network.head.parameters():
             nn.init.zeros_(parameter)
         fitted = fit_network(
-            ColourClassTask(network, config.class_weight) if config.class_weight else L1Task(network),
+            ColourClassTask(network, recipe.class_weight) if recipe.class_weight else L1Task(network),
             photos.train,
             photos.val,
-            config,
+            recipe,
             data=data,
             machine=machine,
             best_path=output_dir / "best.pt",

@@ -17,10 +17,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.config import DataConfig
-from colorpress.console import progress, warn
-from colorpress.errors import ConfigError, GateError, InputError
-from colorpress.files import write_csv, write_json
+from colorpress.core.config import DataConfig
+from colorpress.core.console import progress, warn
+from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.files import write_csv, write_json
 from training.decoding import decode_photo, open_regular_file
 
 NO_COLOUR = "no colour (grey photograph)"

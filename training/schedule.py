@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from colorpress.config import TrainConfig
+from colorpress.core.config import Recipe
 
 # At each plateau the learning rate falls to this share.
 PLATEAU_FACTOR = 0.3
@@ -17,7 +17,7 @@ _WARMUP_START = 0.05
 History = Sequence[Mapping[str, float]]
 
 
-def learning_rate_at(recipe: TrainConfig, done_share: float, history: History) -> float:
+def learning_rate_at(recipe: Recipe, done_share: float, history: History) -> float:
     """The learning rate of the next step.
 
     Args:

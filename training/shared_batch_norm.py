@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.processes import sum_over_processes_
+from colorpress.core.processes import sum_over_processes_
 
 
 def share_batch_norm_(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from colorpress.errors import InputError
+from colorpress.core.errors import InputError
 from training.network import ColorNetwork
 
 UPSAMPLERS = ("transpose", "bilinear", "nearest")

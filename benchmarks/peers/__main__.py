@@ -11,8 +11,17 @@ from typing import Any
 import click
 
 from colorpress.cli import config_options, run_command
-from colorpress.config import ArchConfig, BenchmarkConfig, DataConfig, ExportConfig, MachineConfig, Settings
-from colorpress.errors import ConfigError
+from colorpress.core.config import (
+    ArchConfig,
+    BenchmarkConfig,
+    DataConfig,
+    ExportConfig,
+    MachineConfig,
+    ScoreConfig,
+    Settings,
+    TimeConfig,
+)
+from colorpress.core.errors import ConfigError
 
 _NAME = "python -m benchmarks.peers"
 _PATH = click.Path(path_type=Path)
@@ -32,9 +41,11 @@ _PATH = click.Path(path_type=Path)
     ArchConfig,
     DataConfig,
     BenchmarkConfig,
+    TimeConfig,
+    ScoreConfig,
     MachineConfig,
     ExportConfig,
-    short={"bench_batch": "batch-size", "bench_size": "imgsz", "bench_threads": "threads", "bench_runtime": "runtime"},
+    aliased=(BenchmarkConfig, TimeConfig),
 )
 def compare_peers(
     checkpoint: Path,
@@ -60,18 +71,18 @@ def compare_peers(
         raise ConfigError("option", "--bench-runtime", why, "leave it out, or give --openvino")
     from benchmarks.peers.making import make_peers
     from benchmarks.peers.peer_table import format_peers, write_peers_json, write_peers_table
-    from benchmarks.report import write_report
+    from benchmarks.report.page import write_report
     from benchmarks.suite import run_benchmark
     from benchmarks.tables import Row
     from benchmarks.variants import describe_models, describe_variant
-    from colorpress.console import set_quiet
-    from colorpress.files import locked_folder
-    from colorpress.pipeline import adopt_checkpoint, find_photos, write_settings
-    from colorpress.run_folder import Run, warn_of_other_split
+    from colorpress.core.console import set_quiet
+    from colorpress.core.files import locked_folder
+    from training.adoption import adopt_checkpoint
+    from training.run_folder import Run, find_photos, warn_of_other_split
 
     set_quiet(quiet)
     run = Run(output_dir, settings, force)
-    size = settings.benchmark.bench_size[0]
+    size = settings.time.bench_size[0]
     own = describe_models(ours, size=size, arch=settings.arch)
     for variant in own:
         if variant.name in {"best.pt", *(peer.name for peer in PEERS)}:
@@ -96,11 +107,11 @@ def compare_peers(
             ]
             variants = [first, *own, *in_openvino, *(row for each in made for row in each.describe(run))]
             measured = run_benchmark(
-                variants, photos.test, settings.benchmark, output_dir, machine=settings.machine, data=settings.data
+                variants, photos.test, settings.benchmark_plan, output_dir, machine=settings.machine, data=settings.data
             )
             rows = measured.rows
         write_peers_table(output_dir / "peers.md", made, rows)
-        write_settings(run)
+        run.write_settings()
         if measure:
             write_report(output_dir, command=shlex.join([*_NAME.split(), *sys.argv[1:]]))
     click.echo(format_peers(made, rows))

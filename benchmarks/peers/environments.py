@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from colorpress.console import say
-from colorpress.errors import MachineError
-from colorpress.files import write_json, write_text
+from colorpress.core.console import say
+from colorpress.core.errors import MachineError
+from colorpress.core.files import write_json, write_text
 
 _LONGEST_INSTALL_S = 3600.0
 _VERSIONS = (

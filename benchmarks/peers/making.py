@@ -21,16 +21,15 @@ from benchmarks.peers.environments import Environment, find_environment, name_of
 from benchmarks.peers.peer_list import BEST, Peer, with_parents
 from benchmarks.peers.torch_pruning_recipe import make_pruned
 from benchmarks.variants import Variant, describe_variant
-from colorpress.console import say, warn
-from colorpress.errors import ColorpressError, MachineError
-from colorpress.export_stages import export
-from colorpress.files import write_bytes, write_json, write_text
-from colorpress.run_folder import Run
-from colorpress.stages import run_stage, stage_key
+from colorpress.core.console import say, warn
+from colorpress.core.errors import ColorpressError, MachineError
+from colorpress.core.files import sha256_file, write_bytes, write_json, write_text
+from compress.export_stages import export
 from compress.ranking import count_macs
 from training.batches import whole_photos
-from training.color import rgb_to_l_ab
+from training.lab import rgb_to_l_ab
 from training.photos import Photo, PhotoSplit
+from training.run_folder import Run
 from training.unet import count_parameters
 
 CALIBRATION_PHOTOS = 300
@@ -77,8 +76,8 @@ class MadePeer:
                 runtime=runtime,
                 params=self.params or None,
                 macs=self.macs,
-                macs_size=run.settings.benchmark.bench_size[0],
-                arch=run.arch_of(self.path),
+                macs_size=run.settings.time.bench_size[0],
+                arch=run.load(self.path).arch if self.path.suffix == ".pt" else None,
                 peer=self.peer.name != BEST,
             )
             for row_name, runtime in zip([self.peer.name, *others], self.peer.runtimes, strict=True)
@@ -93,7 +92,7 @@ def make_peers(run: Run, photos: PhotoSplit, peers: Sequence[Peer]) -> list[Made
     Returns:
         What became of `peers`, in their order.
     """
-    size = run.settings.benchmark.bench_size[0]
+    size = run.settings.time.bench_size[0]
     network = run.load(run.best_path).build_network()
     params, macs = count_parameters(network), count_macs(network, height=size, width=size)
     exported = export(run, run.best_path, BEST)
@@ -119,7 +118,7 @@ def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
 
     All recipes calibrate on these.
     """
-    size, max_pixels = run.settings.benchmark.eval_size, run.settings.data.max_pixels
+    size, max_pixels = run.settings.score.eval_size, run.settings.data.max_pixels
     folder = run.folder / ".peers" / "calibration"
 
     def action() -> tuple[list[Path], Mapping[str, Any]]:
@@ -133,8 +132,7 @@ def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
         return paths, {"photos": len(paths)}
 
     settings = {"size": size, "max_pixels": max_pixels, "photos": [photo.sha256 for photo in photos]}
-    key = stage_key(inputs=[], settings=settings, code=["training/color.py", "training/decoding.py"])
-    run_stage(run.folder, "peer-calibration", key, action)
+    run.do("peer-calibration", action, settings=settings)
     return folder
 
 
@@ -157,29 +155,28 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, calib
             return [folder / "model.pt"], result
         return run_recipe(peer, graph, calibration, folder, environment), {}
 
-    key = stage_key(
+    stage = run.do(
+        f"peer-{peer.name}",
+        action,
         inputs=[run.best_path if trained else graph],
         settings={
+            # Run by its path, so that no import leads to it.
+            "recipe": sha256_file(_HERE / f"{peer.recipe}.py"),
             "options": dict(peer.options),
             "versions": dict(environment.versions),
             "calibration": sorted(path.name for path in calibration.glob("*.npy")),
-            "eval_size": run.settings.benchmark.eval_size,
+            **vars(run.settings.score),
             **(run.arch_key() if trained else {}),
             **run.data_key(PhotoSplit(photos.train, photos.val if trained else (), (), ())),
         },
-        code=[f"benchmarks/peers/{peer.recipe}.py", *(_TRAINING if trained else ())],
     )
-    stage = run_stage(run.folder, f"peer-{peer.name}", key, action, force=run.force)
     seconds = stage.result.get("seconds", stage.seconds) + (0.0 if peer.parent == BEST else parent.seconds or 0.0)
     made = replace(made, path=folder / peer.files[0], seconds=round(seconds, 1))
     if not trained:
         return made
     export(run, folder / "model.pt", peer.name)
-    network, size = run.load(folder / "model.pt").build_network(), run.settings.benchmark.bench_size[0]
+    network, size = run.load(folder / "model.pt").build_network(), run.settings.time.bench_size[0]
     return replace(made, params=count_parameters(network), macs=count_macs(network, height=size, width=size))
-
-
-_TRAINING = ("compress/dependency_graph.py", "training/batches.py", "training/fitting.py", "training/task.py")
 
 
 def _make_here(run: Run, photos: PhotoSplit, peer: Peer, folder: Path) -> dict[str, Any]:

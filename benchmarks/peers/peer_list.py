@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from colorpress.errors import ConfigError
+from colorpress.core.errors import ConfigError
 
 BEST = "best"
 _ORT_DOCS = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"

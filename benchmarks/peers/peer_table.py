@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
 from benchmarks.peers.making import CALIBRATION_PHOTOS, MadePeer
 from benchmarks.peers.peer_list import UNMEASURED
-from benchmarks.tables import Row, format_bytes, format_number, format_percent
+from benchmarks.tables import Row
 from benchmarks.verdict import base_rows
-from colorpress.errors import printable
-from colorpress.files import write_json, write_text
+from colorpress.core.errors import printable
+from colorpress.core.files import write_json, write_text
+from colorpress.core.machine import describe_machine
+from colorpress.core.text import format_bytes, format_number, format_percent
 
 _HEADER = (
     "name", "made by", "as its documentation recommends", "making", "file", "p50", "runtime", "speed-up", "dL1",

@@ -16,16 +16,16 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from colorpress.config import TrainConfig
-from colorpress.console import silence_libraries
-from colorpress.run_folder import Run
+from colorpress.core.config import Recipe
+from colorpress.core.console import silence_libraries
 from compress.dependency_graph import copy_network, layer_widths
 from training.checkpoint import save_checkpoint
 from training.device import torch_threads
 from training.fitting import fit_network, forget_fit
+from training.losses import L1Task
 from training.network import ColorNetwork
 from training.photos import PhotoSplit
-from training.task import L1Task
+from training.run_folder import Run
 
 _EXAMPLE_SIDE = 256
 _NO_CLIPPING = 1e9
@@ -64,9 +64,9 @@ def prune_channels(network: ColorNetwork, ratio: float) -> ColorNetwork:
     return network.with_weights(pruned.state_dict())
 
 
-def finetune_recipe(epochs: int, eval_size: int) -> TrainConfig:
+def finetune_recipe(epochs: int, eval_size: int) -> Recipe:
     """AdamW at 1e-3 that falls to zero by a cosine, batches of 16 random-resized crops of 128 pixels; nothing else."""
-    return TrainConfig(
+    return Recipe(
         epochs=epochs,
         batch_size=16,
         imgsz=128,
@@ -95,7 +95,7 @@ def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str
             L1Task(network),
             photos.train,
             photos.val,
-            finetune_recipe(options["epochs"], settings.benchmark.eval_size),
+            finetune_recipe(options["epochs"], settings.score.eval_size),
             data=settings.data,
             machine=settings.machine,
             best_path=folder / "model.pt",

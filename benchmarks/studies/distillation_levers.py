@@ -25,28 +25,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colorpress.cli import config_options, run_command
-from colorpress.config import (
+from colorpress.core.config import (
     ArchConfig,
     DataConfig,
+    DistilConfig,
     MachineConfig,
     PruneConfig,
+    ScoreConfig,
     Settings,
-    StudentConfig,
 )
-from colorpress.console import set_quiet
-from colorpress.errors import ConfigError
-from colorpress.files import locked_folder, read_json, sha256_source, with_nan, without_nan, write_json
-from colorpress.pipeline import adopt_checkpoint, find_photos
-from colorpress.run_folder import Run
-from colorpress.student_job import StudentJob
-from compress.distillation import DistilTask, distil_network
+from colorpress.core.console import set_quiet
+from colorpress.core.errors import ConfigError
+from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
+from colorpress.core.source_code import hash_code
+from compress.distillation import DistilTask, Lesson, distil_network
 from compress.pruning import prune_network
-from compress.student import build_student
-from compress.student_plan import read_student_network
+from compress.students.ladder import build_student
+from compress.students.student_job import StudentJob
+from compress.students.student_plan import read_student_network
 from compress.yardstick import Score
-from training.colour_classes import CLASSES_PER_AXIS, class_loss
+from training.adoption import adopt_checkpoint
+from training.chroma_classes import CLASSES_PER_AXIS, class_loss
+from training.losses import Batch, Task
 from training.network import ColorNetwork, pad_to_multiple
-from training.task import Batch, Task
+from training.run_folder import Run, find_photos
 from training.unet import UNet, UNetPlan, count_parameters
 
 _NAME = "python -m benchmarks.studies.distillation_levers"
@@ -229,25 +231,22 @@ class LeverJob(StudentJob):
         """Distil a copy of a network, and score it."""
         settings = self.run.settings
         train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
-        recipe = settings.student.recipe(
-            settings.train, crops=crops, photos=len(train), val_size=settings.benchmark.eval_size
-        )
-        weight = settings.student.student_teacher_weight if lever.teacher_weight is None else lever.teacher_weight
-        distilled = distil_network(
-            copy.deepcopy(start),
-            self.best,
-            replace(self.photos, train=train),
-            self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt",
-            replace(recipe, **lever.recipe),
-            teacher_weight=weight,
-            make_task=lever.make_task,
-            answer_folder=self.run.answer_folder,
-            answer_size=settings.benchmark.eval_size,
+        recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=settings.score.eval_size)
+        weight = settings.distil.student_teacher_weight if lever.teacher_weight is None else lever.teacher_weight
+        lesson = replace(
+            Lesson.of(
+                self.run,
+                self.best,
+                replace(self.photos, train=train),
+                replace(recipe, **lever.recipe),
+                teacher_weight=weight,
+            ),
+            make_loss=lever.make_task,
             data=replace(settings.data, seed=seed),
-            machine=settings.machine,
-            label=f"{lever.name}, seed {seed}",
             reference_l1=self.reference_l1(len(self.given.val)),
         )
+        destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
+        distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
         network = distilled.checkpoint.build_network()
         return network, self.yardstick.score(network)
 
@@ -297,7 +296,7 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
 @click.option("--pruned", type=click.FloatRange(0.01, 0.99), help="Also best.pt without this share of its channels.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-@config_options(ArchConfig, DataConfig, StudentConfig, MachineConfig)
+@config_options(ArchConfig, DataConfig, DistilConfig, ScoreConfig, MachineConfig)
 def compare_levers(
     checkpoint: Path,
     plan: Path,
@@ -328,8 +327,8 @@ def compare_levers(
             "network": network.to_dict(),
             "crops": crops,
             "photographs": run.data_key(job.photos),
-            "settings": {name: str(value) for name, value in {**vars(run.settings.student), **run.arch_key()}.items()},
-            "code": sha256_source(["benchmarks/studies/distillation_levers.py", "training", "compress"]),
+            "settings": {name: str(value) for name, value in {**vars(run.settings.distil), **run.arch_key()}.items()},
+            "code": hash_code("benchmarks.studies.distillation_levers"),
         }
         rows = read_rows(path, asked)
         # Before the first training, so that what is left of an interrupted one is not gone on with by another question.
@@ -362,7 +361,7 @@ def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def list_ways(job: LeverJob, plan: UNetPlan, pruned: float | None) -> dict[str, Way]:
     """Every training that is compared, by name: from a seed to a network and its score."""
-    teacher, learning_rate = job.best.build_network(), job.run.settings.student.student_learning_rate
+    teacher, learning_rate = job.best.build_network(), job.run.settings.distil.student_learning_rate
 
     def by_lever(lever: Lever) -> Way:
         return lambda seed: job.learn(lever, build_student(plan, seed), seed, job.crops)

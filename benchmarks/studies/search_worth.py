@@ -37,10 +37,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.latency import time_quickly
-from colorpress.config import BenchmarkConfig
-from colorpress.files import write_json
+from colorpress.core.files import write_json
 from compress.packing import pack_onnx
+from export.timing import time_quickly
 
 WAYS = ("tpe", "random", "ladder")
 PRUNING = "pruning"
@@ -194,7 +193,7 @@ def prune_rungs(given: argparse.Namespace, seed: int) -> tuple[Values, Values]:
         subprocess.run(make_command("export", folder, given, checkpoint=network), check=True, env=_environment())
         pack_onnx(folder / "pruned" / "model.onnx", packed := folder / "packed.onnx")
         seconds.append(_children_s() - before)
-        latency_ms = time_quickly(packed, BenchmarkConfig(), threads=given.threads)
+        latency_ms = time_quickly(packed, size=256, threads=given.threads)
         values.append((packed.stat().st_size, latency_ms, 1.0 - kept))
         print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, G {kept:.3f}, "
               f"{seconds[-1]:.0f} s of processor time", flush=True)  # fmt: skip

@@ -1,0 +1,1 @@
+"""The report of a benchmark: page, tables, pictures and charts."""

@@ -1,0 +1,250 @@
+"""report.html: one file without links that says what to use, and shows why."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.budget_lines import BudgetLine, judge_budgets
+from benchmarks.report.report_pictures import Slot, embed_picture, read_picture_set
+from benchmarks.report.report_table import MAX_CV_PCT, NOISY_MARK, format_ms, make_tables
+from benchmarks.tables import Row, read_benchmark_json
+from benchmarks.verdict import (
+    MAX_L1_INCREASE_PCT,
+    MIN_RETAINED_COLOUR,
+    base_rows,
+    fair_size,
+    judge_peers,
+    judge_rows,
+)
+from colorpress.core.errors import InputError, printable
+from colorpress.core.files import read_json, write_text
+from colorpress.core.stages import StageRecord
+from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.prune_plan import read_plan
+from compress.students.student_plan import is_student_plan
+from training.run_folder import Run
+
+_SHEETS = ("comparison.png", "sample_input_output.png", "sample_output.png")
+_SLOTS = {
+    "comparison.png": Slot(
+        "Photographs as grey input, truth and each variant's colours",
+        "Grey input, the photograph itself, and each variant with its L1. "
+        "Of many photographs, the last two rows are those that compression hurts most.",
+        widest=2400,
+    ),
+    "sample_input_output.png": Slot("Grey input, truth and best.pt's colours", "best.pt: input, truth, answer.", 1400),
+    "sample_output.png": Slot("Photographs coloured by best.pt", "best.pt's colours for held-out photographs.", 1400),
+    "pareto.png": Slot(
+        "Scatter charts of file size and of latency against L1 and retained colour",
+        "What each variant costs against the colour it keeps; up and left is better, and nothing beats those that the "
+        "line joins in both.",
+        widest=1800,
+        is_drawing=True,
+    ),
+    "front.png": Slot(
+        "Scatter charts of file size and of latency against the colour that students lost, by how far each learned",
+        "What the search found, on the validation photographs: down and left is better.",
+        widest=1800,
+        is_drawing=True,
+    ),
+    "training_loss.png": Slot("Training and validation loss by epoch", "Training of best.pt.", 1400, is_drawing=True),
+    "top20_layers.png": Slot(
+        "Bar chart of the layers with most parameters", "Where the parameters are.", 1400, is_drawing=True
+    ),
+    "layer_ranking.png": Slot(
+        "Bar charts of each layer's share of parameters, work, memory and time, and of the colour it is worth",
+        "Where parameters, work, memory and time are, and what each layer alone costs in colour when half of it is "
+        "pruned, and when it is in int8.",
+        widest=2200,
+        is_drawing=True,
+    ),
+}
+
+_AGAIN = "delete it, and make it again"
+_DISTILLATION = Slot(
+    "Line chart of retained colour by minutes of training",
+    "Colour kept on the validation photographs, by minutes of training.",
+    widest=1400,
+    is_drawing=True,
+)
+
+
+def write_report(output_dir: Path, *, command: str | None = None) -> Path:
+    """Write report.html from benchmark.json and what else the run folder holds; nothing is measured again.
+
+    Args:
+        command: the command line that led here, shown as the way to reproduce it; None or empty: not shown.
+    Raises:
+        InputError: there is no benchmark.json, or it, a plan, an int8 record, the options or a picture is damaged.
+        ConfigError: a budget among the options is outside its range.
+        MachineError: the file cannot be written.
+    """
+    import jinja2
+
+    record = read_benchmark_json(output_dir / "benchmark.json")
+    plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
+    explanation = output_dir / "training_inference.md"
+    rows: list[Row] = record["rows"]
+    base = base_rows(rows)
+    measured = {row["variant"] for row in rows}
+    verdict = judge_rows(rows, record["aa_ratios"])
+    results, others = make_tables(rows, verdict.recommended)
+    options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
+    # A benchmark of time alone leaves the pictures of an earlier one where they are.
+    scored = bool(rows and rows[0]["photos"])
+    picture_set = read_picture_set(output_dir) if scored else None
+    # The sliders show what the sheets do, larger.
+    left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
+    slots = {name: slot for name, slot in _SLOTS.items() if name not in left_out}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=format_bytes,
+        count=format_count,
+        ms=format_ms,
+        number=format_number,
+        percent=format_percent,
+        printable=printable,
+    )
+    page = environment.get_template("report.html.j2").render(
+        verdict=verdict,
+        rows=rows,
+        best=rows[0] if rows else None,
+        chosen=next((row for row in rows if row["model"] == verdict.recommended), None),
+        headline=make_headline(rows, verdict.recommended),
+        budgets=_judge_options(options, options_path, rows, verdict.recommended),
+        results=results,
+        others=others,
+        peers=judge_peers(rows),
+        bars=[
+            make_bars(_one_per_file(base), "size_bytes", "File size", format_bytes),
+            make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
+            make_bars(base, "retained_colour", "Retained colour G", "{:.3f}".format),
+        ],
+        pictures=dict.fromkeys(_SLOTS) | {name: embed_picture(output_dir / name, slot) for name, slot in slots.items()},
+        picture_set=picture_set,
+        explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
+        plan=read_plan(plan_path).groups if plan_path.is_file() else (),
+        front=_read_front(output_dir, measured),
+        students=_read_students(output_dir, measured),
+        quantized=[
+            (path.parent.name, read_json(path, "int8 record", _AGAIN))
+            for path in sorted(output_dir.glob("*/int8.json"))
+            if path.parent.name in measured
+        ],
+        record=record,
+        command=command,
+        options=options,
+        limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR, "cv": MAX_CV_PCT},
+        noisy_mark=NOISY_MARK,
+    )
+    return write_text(output_dir / "report.html", page)
+
+
+def render_markdown(text: str) -> str:
+    """Markdown as HTML: paragraphs, lists, tables, headings two levels down; markup, links and pictures stay text."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+    tokens = parser.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
+    return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
+    try:
+        options = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("options", path, f"is not TOML ({error})", _AGAIN) from error
+    return judge_budgets(options, rows, recommended)
+
+
+def _one_per_file(rows: Sequence[Row]) -> list[Row]:
+    """Another runtime does not change a file's size."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["variant"], row)
+    return list(first.values())
+
+
+def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | None:
+    """What front.json says of the search whose files were measured; None without one."""
+    path = output_dir / "front.json"
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = read_json(path, "front", _AGAIN)
+    try:
+        files = [row["file"] for row in record["rows"] if row["on_front"] and row["file"]]
+        shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("front", path, f"is damaged: {error!r}", _AGAIN) from error
+    return shown if any(Path(file).parent.as_posix() in measured for file in files) else None
+
+
+def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str, Any]]:
+    """Name, plan and chart of the training of every student in a run folder that was measured."""
+    return [
+        {
+            "name": path.parent.name,
+            "plan": read_json(path, "student plan", _AGAIN),
+            "chart": embed_picture(path.with_name("distillation.png"), _DISTILLATION),
+        }
+        for path in sorted(output_dir.glob("*/plan.json"))
+        if f"{path.parent.name}.pt" in measured and is_student_plan(path)
+    ]
+
+
+def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:
+    """Four figures of the recommended row, value and label; empty without one."""
+    row = next((row for row in rows if row["model"] == recommended), None)
+    if row is None:
+        return []
+    return [
+        (f"{format_number(fair_size(rows[0]) / fair_size(row))}x", "smaller file"),
+        (f"{format_number(row['speedup'])}x", "speed of best.pt"),
+        (format_percent(row["l1_delta_pct"]), "L1 against best.pt"),
+        (f"{row['retained_colour']:.3f}", "colour retained (G)"),
+    ]
+
+
+def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[str, Any]:
+    """A bar for each finished row: name, label, length in percent of the longest, and whether it is a peer."""
+    finished = [row for row in rows if row["status"] == "ok" and row[column]]
+    longest = max((row[column] for row in finished), default=1)
+    bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest), row["peer"]) for row in finished]
+    return {"title": title, "bars": bars}
+
+
+# What the report shows beside benchmark.json.
+_REPORTED = (
+    *("*.png", "front.json", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
+    *("training_inference.md", "config.resolved.toml"),
+)
+
+
+def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
+    """Write report.html from what the run folder holds.
+
+    Raises:
+        InputError: there is no benchmark.json to report on.
+    """
+    source = run.folder / "benchmark.json"
+    if not source.is_file():
+        raise InputError("folder", run.folder, "holds no benchmark.json", "run `colorpress benchmark` first")
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        return [write_report(run.folder, command=shlex.join(argv))], {}
+
+    shown = [path for pattern in _REPORTED for path in sorted(run.folder.glob(pattern))]
+    return run.do("report", action, inputs=[source, *shown])

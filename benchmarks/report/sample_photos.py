@@ -1,0 +1,101 @@
+"""What each variant makes of a photograph, as pixels to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.variants import Variant
+from export.predictors import open_predictor
+from export.torch_runtimes import uncompiled
+from training.batches import whole_photos
+from training.lab import l_ab_to_rgb, rgb_to_l_ab
+from training.metrics import mean_l1
+from training.photos import Photo
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ColoredPhoto:
+    """One photograph and the variants' answers, all uint8 RGB (H, W, 3) of one size.
+
+    Attributes:
+        name: the file's name.
+        grey: the luminance, the network's input.
+        truth: the photograph itself.
+        answers: by variant name; a failed variant is missing.
+        l1: of each answer (ab/128), and of the grey one under "grey".
+        ab: (2, H, W), ab/128, of each answer, and of the photograph under "truth"; empty where it was not kept.
+        sha256: of the photograph's file.
+    """
+
+    name: str
+    grey: Pixels
+    truth: Pixels
+    answers: Mapping[str, Pixels]
+    l1: Mapping[str, float]
+    ab: Mapping[str, Floats] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def color_photos(
+    variants: Sequence[Variant],
+    photos: Sequence[Photo],
+    *,
+    short_side: int,
+    max_pixels: int,
+    threads: int = 0,
+    keep_ab: bool = False,
+) -> list[ColoredPhoto]:
+    """Let every variant colour every photograph; variants that fail are left out."""
+    predictors = {}
+    for variant in variants:
+        try:
+            # The benchmark has looked at the file in a child process before.
+            predictors[variant.name] = open_predictor(
+                variant.path,
+                arch=variant.arch,
+                device=variant.device,
+                threads=threads,
+                runtime=uncompiled(variant.runtime),
+                trusted=True,
+            )
+        except Exception:  # its row in the benchmark says how it failed
+            continue
+    colored = []
+    with torch.inference_mode():
+        for photo, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels):
+            lightness, truth = rgb_to_l_ab(rgb)
+            answered: dict[str, Tensor] = {}
+            for name, predictor in predictors.items():
+                try:
+                    answer = np.ascontiguousarray(predictor(lightness.numpy()), dtype=np.float32)
+                    if answer.shape == tuple(truth.shape):
+                        answered[name] = torch.from_numpy(answer)
+                except Exception:  # as above
+                    continue
+            grey = torch.zeros_like(truth)
+            colored.append(
+                ColoredPhoto(
+                    name=photo.path.name,
+                    grey=_to_pixels(l_ab_to_rgb(lightness, grey)),
+                    truth=np.ascontiguousarray(rgb[0].permute(1, 2, 0).numpy()),
+                    answers={name: _to_pixels(l_ab_to_rgb(lightness, ab)) for name, ab in answered.items()},
+                    l1={name: mean_l1(ab, truth) for name, ab in {"grey": grey, **answered}.items()},
+                    ab={name: ab[0].numpy() for name, ab in {"truth": truth, **answered}.items()} if keep_ab else {},
+                    sha256=photo.sha256,
+                )
+            )
+    return colored
+
+
+def _to_pixels(rgb: Tensor) -> Pixels:
+    pixels = (rgb[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.cpu().numpy())

@@ -1,0 +1,82 @@
+"""The variants that a run folder holds: best.pt and every file made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.variants import Variant, describe_variant
+from colorpress.core.console import warn
+from colorpress.core.errors import ConfigError
+from compress.precisions import DERIVED_ENDINGS
+from compress.ranking import count_macs
+from compress.students.search_front import list_front
+from compress.students.student_plan import list_students
+from export.graph import read_metadata
+from training.checkpoint import Checkpoint
+from training.run_folder import Run
+from training.unet import count_parameters
+
+
+def list_variants(run: Run) -> tuple[Variant, ...]:
+    """best.pt and every variant of it that the run folder holds, in the order of the pipeline.
+
+    Files that were made from another best.pt than the folder's are left out with a warning.
+
+    Raises:
+        ConfigError: there is no best.pt.
+    """
+    if not run.best_path.exists():
+        raise ConfigError(
+            "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"
+        )
+    best = run.load(run.best_path)
+    variants = _variants_of(run, "best", run.best_path, best)
+    for name in ("pruned", *list_students(run.folder)):
+        path = run.folder / name / "model.pt"
+        if not path.exists():
+            continue
+        made = run.load(path)
+        if made.extra.get("teacher_sha256") == best.sha256:
+            variants += _variants_of(run, name, path, made)
+        else:
+            again = "prune" if name == "pruned" else f"student --name {name}"
+            warn(f"{name}/model.pt is of another best.pt and is left out: run `colorpress {again}` again")
+    return (*variants, *_front_variants(run, best))
+
+
+def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
+    """Files of the front of a search."""
+    variants = []
+    for name in list_front(run.folder):
+        exported = run.folder / name / "model.onnx"
+        stem = next((name.removesuffix(each) for each in DERIVED_ENDINGS if name.endswith(each)), name)
+        origin = run.folder / stem / "model.pt"
+        if not (exported.is_file() and origin.is_file()):
+            warn(f"{name} of the front is not there any more and is left out: run `colorpress compress` again")
+            continue
+        made, metadata = run.load(origin), read_metadata(exported)
+        if (made.extra.get("teacher_sha256"), metadata.get("checkpoint_sha256")) != (best.sha256, made.sha256):
+            warn(f"{name} is not of this best.pt and is left out: run `colorpress compress` again")
+            continue
+        size, network = run.settings.time.bench_size[0], made.build_network()
+        params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+        precision = metadata.get("precision", "fp32")
+        variants.append(describe_variant(name, exported, precision=precision, params=params, macs=macs))
+    return variants
+
+
+def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
+    size, network = run.settings.time.bench_size[0], checkpoint.build_network()
+    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
+    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=checkpoint.arch)]
+    for variant in (name, *(f"{name}{ending}" for ending in DERIVED_ENDINGS)):
+        exported = run.folder / variant / "model.onnx"
+        if not exported.exists():
+            continue
+        metadata = read_metadata(exported)
+        if metadata.get("checkpoint_sha256") == checkpoint.sha256:
+            precision = metadata.get("precision", "fp32")
+            variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
+        else:
+            warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
+    return variants

@@ -1,0 +1,28 @@
+"""What charts of all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from colorpress.core.text import format_bytes, format_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def format_cost(column: str) -> Callable[[float], str]:
+    """How "size_bytes" or "p50_ms" is written on an axis."""
+    if column == "size_bytes":
+        return lambda value: format_bytes(int(value))
+    return lambda value: format_number(value, " ms")
+
+
+def number_log_axis(axes: Axes, values: Sequence[float], show: Callable[[float], str]) -> None:
+    """Number the logarithmic x axis of some values, each tick as `show` writes it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    # Less than two decades have too few powers of ten to read a value by.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) / min(values) < 100 else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,801 @@
+"""Every knob of colorpress: one frozen dataclass per stage, read by the command line, TOML files and Python alike.
+
+They live together and import nothing heavy, so that the command line can build its options (names, ranges, help
+and defaults) from them without loading torch. Each value is checked when a config is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from colorpress.core.errors import ConfigError, printable
+
+# The effective options of a run folder.
+RESOLVED_OPTIONS = "config.resolved.toml"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    units: Mapping[str, float] | None = None,
+    alias: str = "",
+    common: bool = False,
+) -> Any:
+    """A config field: its default, one line of help, and the values it allows (`low` and `high` included).
+
+    A default that is a tuple makes it a list, and what is allowed holds for each item. On the command line a number may
+    carry one of `units`, each with its factor.
+
+    Args:
+        alias: a second name, such as "max-size", on commands where it is free.
+        common: among the options that people set first, which `colorpress run --help` shows.
+    """
+    allowed = {"low": low, "high": high, "choices": choices, "units": units}
+    return field(default=default, metadata={"help": help, "alias": alias, "common": common, **allowed})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all configs: checks every field against the values its `option` allows.
+
+    Raises:
+        ConfigError: a value is outside its range; the message names the option, the value and the range.
+    """
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check_value(type(self), each, getattr(self, each.name))
+
+
+def option_name(field_name: str) -> str:
+    """The name of a field on the command line and in TOML: `batch_size` is `batch-size`."""
+    return field_name.replace("_", "-")
+
+
+def check_value(config: type[Config], each: Field[Any], value: Any) -> None:
+    """Refuse a value that is of another type than the field's, or outside the values its `option` allows.
+
+    Raises:
+        ConfigError: with the option's name, the value and what is allowed.
+    """
+    if value is None and each.default is None:
+        return
+    if not is_list(each):
+        _check_item(config, each, value)
+        return
+    name = f"--{option_name(each.name)}"
+    if not isinstance(value, tuple):
+        raise ConfigError("option", name, f"got {value!r}", "give a list")
+    for item in value:
+        _check_item(config, each, item)
+    if each.default and not value:
+        raise ConfigError("option", name, "got an empty list", "give one value at least")
+    if is_comma_list(config, each) and len(set(value)) < len(value):
+        raise ConfigError("option", name, f"got {list(value)}", "give each value once")
+
+
+def _check_item(config: type[Config], each: Field[Any], value: Any) -> None:
+    low, high, choices = (each.metadata.get(key) for key in ("low", "high", "choices"))
+    name, kind = f"--{option_name(each.name)}", field_type(config, each)
+    if choices:
+        if value not in choices:
+            raise ConfigError("option", name, f"got {value!r}", f"choose one of: {', '.join(choices)}")
+        return
+    if kind not in (int, float):
+        if not isinstance(value, kind):
+            raise ConfigError("option", name, f"got {value!r}", "give true or false" if kind is bool else "give a text")
+        return
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    noun = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or math.isnan(value):
+        raise ConfigError("option", name, f"got {value!r}", f"give {noun} {bounds}")
+    if (low is not None and value < low) or (high is not None and value > high) or math.isinf(value):
+        raise ConfigError("option", name, f"got {value}", f"give {noun} {bounds}")
+
+
+def field_type(config: type[Config], each: Field[Any]) -> Any:
+    """The type of a field's values: `X` also for `X | None`, and for each item of a list."""
+    hint = get_type_hints(config)[each.name]
+    return next((kind for kind in get_args(hint) if kind not in (NoneType, ...)), hint)
+
+
+def is_list(each: Field[Any]) -> bool:
+    """Whether a field is a tuple of values rather than one."""
+    return isinstance(each.default, tuple)
+
+
+def is_comma_list(config: type[Config], each: Field[Any]) -> bool:
+    """Whether a list is written with commas (`1,8`); one of free texts is given by repeating its option."""
+    return is_list(each) and (field_type(config, each) is not str or bool(each.metadata["choices"]))
+
+
+@dataclass(frozen=True)
+class MachineConfig(Config):
+    """Where work runs. Results do not depend on it beyond rounding."""
+
+    device: str = option("auto", "Where to train and evaluate: auto, cpu, cuda or cuda:N.")
+    threads: int = option(0, "CPU threads for training and for every timed runtime; 0: one per core.", low=0, high=1024)
+    workers: int = option(
+        1, "Processes (training) or threads (scanning) that decode photographs; 0: none.", low=0, high=256
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Which photographs, and how they are split: by file content, never by crop."""
+
+    data: Path | None = option(
+        None, "Folder of photographs, searched recursively; default: scikit-image's own photographs."
+    )
+    seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1)
+    val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.001, high=0.5)
+    test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.001, high=0.5)
+    max_pixels: int = option(89_478_485, "Larger photographs are refused unread.", low=1)
+    max_bad_share: float = option(
+        0.01, "Fail when more than this share of the files cannot be used.", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """The original UNet."""
+
+    base: int = option(32, "Channels of the first level; each deeper level has twice as many.", low=1, high=512)
+    depth: int = option(4, "Number of times the picture is halved.", low=1, high=6)
+    upsample: str = option("transpose", "How the decoder up-samples.", choices=("transpose", "bilinear", "nearest"))
+
+
+@dataclass(frozen=True)
+class FitConfig(Config):
+    """How a network is fitted, the original and a pruned one alike."""
+
+    batch_size: int = option(8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536)
+    epoch_crops: int = option(
+        64, "Crops of an epoch at least: of fewer photographs each is cropped several times.", low=1, high=10**9
+    )
+    crop_share: float = option(
+        0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
+    )
+    tone_jitter: float = option(
+        0.0, "Training crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
+    )
+    dropout: float = option(
+        0.0, "Share of the deepest level's channels that is dropped at random while training.", low=0.0, high=0.9
+    )
+    schedule: str = option(
+        "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "plateau", "constant")
+    )
+    warmup_share: float = option(0.1, "Share of all steps in which the learning rate rises.", low=0.0, high=0.9)
+    plateau_patience: int = option(
+        2, "Epochs without progress before --schedule plateau lowers the learning rate.", low=1, high=100_000
+    )
+    weight_decay: float = option(1e-2, "Decoupled weight decay of convolution weights.", low=0.0, high=10.0)
+    gradient_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e9)
+    ema_decay: float = option(
+        0.998,
+        "Validated and kept is this running average of the weights; 0: the weights themselves.",
+        low=0.0,
+        high=0.99999,
+    )
+    patience: int = option(0, "Stop after this many epochs without progress; 0: never.", low=0, high=100_000)
+    min_delta: float = option(0.0, "Validation L1 must fall by more than this to be progress.", low=0.0, high=1.0)
+    precision: str = option(
+        "auto",
+        "Arithmetic of training; auto: bf16 where the processor has it, else fp32. Validation is always fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: bool = option(False, "Compile the network with torch.compile (needs a C++ compiler on a CPU).")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """How long and on what the original is trained: L to ab, L1 loss, best epoch by validation L1."""
+
+    epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
+    imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096)
+    val_size: int = option(
+        128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
+    )
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0)
+    class_weight: float = option(
+        0.05, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
+    )
+
+    def recipe(self, fit: FitConfig) -> Recipe:
+        """How the original is fitted."""
+        return Recipe(**vars(self), **vars(fit))
+
+
+@dataclass(frozen=True)
+class Recipe(FitConfig, TrainConfig):
+    """All that decides how one network is fitted: the options of a stage, and what the stage itself says."""
+
+
+@dataclass(frozen=True)
+class ArchConfig(Config):
+    """A network that colorpress did not make. It names code to run, so it is never read from a run folder."""
+
+    arch: str | None = option(
+        None, "FILE.py:NAME of the class or function that makes the checkpoint's network; not for colorpress' own UNet."
+    )
+    arch_arg: tuple[str, ...] = option(
+        (), "NAME=VALUE, a keyword argument of --arch; repeatable; default: those of the checkpoint."
+    )
+    ab_scale: float | None = option(
+        None,
+        "The network of --arch answers a*b* divided by this; default: the checkpoint's, else 128.",
+        low=1e-3,
+        high=1e4,
+    )
+    state_key: str | None = option(
+        None, "Where the weights are in a foreign checkpoint, such as state_dict; default: found where there is one."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch is None and (self.arch_arg or self.ab_scale is not None):
+            name = "--arch-arg" if self.arch_arg else "--ab-scale"
+            raise ConfigError("option", name, "says nothing without --arch", "give --arch FILE.py:NAME too")
+
+    def as_arguments(self) -> str:
+        """The options as one would type them."""
+        values: list[tuple[str, Any]] = [("--arch", self.arch), *(("--arch-arg", each) for each in self.arch_arg)]
+        scale = None if self.ab_scale is None else f"{self.ab_scale:g}"
+        values += [("--ab-scale", scale), ("--state-key", self.state_key)]
+        return shlex.join(str(word) for name, value in values if value is not None for word in (name, value))
+
+
+@dataclass(frozen=True)
+class CountConfig(Config):
+    """What work is counted at."""
+
+    rank_size: int = option(
+        256,
+        "Side of the square picture that MACs are counted at and layers are timed at, in pixels.",
+        low=16,
+        high=8192,
+    )
+
+
+@dataclass(frozen=True)
+class TimeConfig(Config):
+    """What networks are timed at."""
+
+    bench_size: tuple[int, ...] = option(
+        (256,),
+        "Side of the square input that is timed, in pixels; several: 256,512. Candidates are timed at the first.",
+        low=8,
+        high=8192,
+        alias="imgsz",
+    )
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Config):
+    """What networks are scored at, whoever scores: pruning, students, searches, int8 and the benchmark."""
+
+    eval_size: int = option(
+        256,
+        "Short side of the whole photographs that networks are scored on (never enlarged), in pixels.",
+        low=8,
+        high=4096,
+    )
+
+
+@dataclass(frozen=True)
+class RankConfig(Config):
+    """The layer ranking."""
+
+    rank_photos: int = option(
+        8, "Validation photographs that sensitivities are measured on; 0: no sensitivities.", low=0, high=100_000
+    )
+    rank_runs: int = option(10, "Timed calls that each layer's latency is the median of.", low=1, high=100_000)
+
+
+# Measures of importance that look at photographs.
+DATA_DRIVEN = ("taylor", "hessian", "activation")
+
+
+@dataclass(frozen=True)
+class PruneConfig(Config):
+    """Which layers lose channels, how many, and which ones."""
+
+    prune_strategy: str = option(
+        "largest",
+        "Whose channels go: the largest layers' (the user's recipe), or those that take most time for their worth.",
+        choices=("largest", "latency"),
+    )
+    largest_share: float = option(
+        0.98, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
+    )
+    prune_ratio: float = option(
+        0.5,
+        "Share of channels (with --prune-strategy latency: of the time) that goes; with a budget it is found instead.",
+        low=0.01,
+        high=0.99,
+    )
+    scope: str = option(
+        "layer",
+        "Each of the largest layers loses the ratio, or the least important channels of all of them go.",
+        choices=("layer", "global"),
+    )
+    round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
+    importance: str = option(
+        "magnitude",
+        "Which channels go first: those of least importance by this measure.",
+        choices=("magnitude", "bn-scale", "fpgm", *DATA_DRIVEN, "random"),
+    )
+    importance_photos: int = option(
+        16,
+        f"Training photographs that --importance {', '.join(DATA_DRIVEN)} and --prune-strategy latency look at.",
+        low=1,
+        high=100_000,
+    )
+    prune_steps: int = option(
+        1, "Prune in this many steps, fine-tuning between them; they share --finetune-epochs.", low=1, high=100
+    )
+    prune_plan: Path | None = option(None, "Apply this plan.json, perhaps edited, instead of making one.")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Distillation of the pruned network from best.pt."""
+
+    finetune_epochs: int = option(
+        5, "Passes over the training photographs after pruning; 0: none.", low=0, high=100_000
+    )
+    # Whatever the original's crops were: of small ones a network unlearns what it knew of whole photographs.
+    finetune_imgsz: int = option(128, "Side of the square crop while fine-tuning, in pixels.", low=8, high=4096)
+    finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
+    teacher_weight: float = option(
+        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+    )
+
+    def recipe(self, fit: FitConfig, *, val_size: int) -> Recipe:
+        """How the pruned network is fitted.
+
+        Args:
+            val_size: short side of the photographs that choose the best epoch, in pixels: the size it is used at.
+        """
+        return Recipe(
+            **vars(fit),
+            epochs=max(1, self.finetune_epochs),
+            learning_rate=self.finetune_learning_rate,
+            imgsz=self.finetune_imgsz,
+            val_size=val_size,
+            # The teacher's answer says more of each pixel than a class of colour does.
+            class_weight=0.0,
+        )
+
+
+@dataclass(frozen=True)
+class GoalConfig(Config):
+    """How much of best.pt's accuracy a variant has to keep, on the validation photographs."""
+
+    min_retained_colour: float | None = option(
+        None,
+        "Colour G to keep; a student is the smallest that keeps it (default there: 1), int8 goes back to float for it.",
+        low=-10.0,
+        high=10.0,
+    )
+    max_l1_increase: float | None = option(
+        None,
+        "The same in other words: percent that the L1 may be above best.pt's.",
+        low=-100.0,
+        high=1000.0,
+        units={"%": 1.0},
+    )
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Config):
+    """What a pruned network or a student may cost; each that is given has to be met."""
+
+    keep_params: float | None = option(None, "Share of best.pt's parameters to keep at most.", low=1e-6, high=1.0)
+    keep_macs: float | None = option(
+        None, "Share of best.pt's multiply-accumulates to keep at most.", low=1e-6, high=1.0
+    )
+    target_size: str | None = option(None, "Largest ONNX file, such as 310KB (1 KB is 1000 bytes).", alias="max-size")
+    target_latency_ms: float | None = option(
+        None,
+        "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.",
+        low=1e-3,
+        high=1e6,
+        units={"ms": 1.0, "us": 1e-3, "s": 1e3},
+        alias="max-latency",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_size is not None:
+            parse_size(self.target_size)
+
+    def given(self) -> dict[str, float]:
+        """The budgets that were given, by name; `target_size` in bytes."""
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: parse_size(value) if name == "target_size" else value for name, value in values.items()}
+
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 310KB, 1.5 MB or 64KiB.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _SIZE_UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or float(found[1]) * unit < 1:
+        hint = "give a size of at least 1 byte such as 310KB or 1.5MB; units are B, KB, MB, GB, KiB, MiB and GiB"
+        raise ConfigError("option", "--target-size", f"got {text!r}", hint)
+    return int(float(found[1]) * unit)
+
+
+def parse_quantity(text: str, name: str, units: Mapping[str, float]) -> float:
+    """The number in a text such as `2ms` or `1 %`, times the factor of its unit; without a unit as it stands.
+
+    Args:
+        name: of the option, for the error.
+    Raises:
+        ConfigError: it is no number, or its unit is none of `units`.
+    """
+    found = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*", text)
+    if found is None or (found[2] and found[2].lower() not in units):
+        raise ConfigError("option", name, f"got {text!r}", f"give a number, or one in {', '.join(units)}")
+    return float(found[1]) * (units[found[2].lower()] if found[2] else 1.0)
+
+
+@dataclass(frozen=True)
+class DistilConfig(Config):
+    """How students learn from best.pt, whoever chooses them."""
+
+    student_imgsz: int = option(128, "Side of the square crops, in pixels.", low=16, high=4096)
+    student_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)
+    student_crop_share: float = option(
+        0.12, "Smallest share of a photograph's area that a crop shows; the largest is 1.", low=0.01, high=1.0
+    )
+    student_tone_jitter: float = option(
+        0.2, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
+    )
+    student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
+    student_teacher_weight: float = option(
+        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+    )
+    unlabelled: Path | None = option(
+        None, "Folder of further photographs to learn from; those among the validation or test ones are left out."
+    )
+
+    def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
+        """How a student is fitted to `crops` crops of `photos` photographs, validated at the size it is used at."""
+        epoch_crops = min(crops, max(photos, _STUDENT_EPOCH))
+        own = {
+            "epoch_crops": epoch_crops,
+            "batch_size": self.student_batch_size,
+            "crop_share": self.student_crop_share,
+            "tone_jitter": self.student_tone_jitter,
+            "schedule": "cosine",
+            "warmup_share": 0.05,
+            "dropout": 0.0,
+            "ema_decay": 0.999,
+            "patience": 0,
+        }
+        return Recipe(
+            **{**vars(fit), **own},
+            epochs=max(1, round(crops / max(photos, epoch_crops))),
+            imgsz=self.student_imgsz,
+            learning_rate=self.student_learning_rate,
+            class_weight=0.0,
+            val_size=val_size,
+        )
+
+
+# Crops of a student's epoch at least: validation after each should be a small part of the work.
+_STUDENT_EPOCH = 8_000
+
+
+@dataclass(frozen=True)
+class StudentConfig(Config):
+    """A network of another shape, chosen by measurement within goal and budgets."""
+
+    student_effort: str = option(
+        "default",
+        "How long the student trains: a quarter, once, or four times its crops.",
+        choices=("fast", "default", "long"),
+    )
+    student_crops: int = option(96_000, "Crops that the student learns from.", low=1, high=10**12)
+    student_trial_crops: int = option(
+        24_000, "Crops that each candidate learns from before one is chosen.", low=1, high=10**12
+    )
+    student_plan: Path | None = option(
+        None, "Train the network of this plan.json, perhaps edited, instead of choosing."
+    )
+
+    @property
+    def crops(self) -> int:
+        """Crops that the student learns from, by effort; trials do not shrink with it, or none would reach the goal."""
+        return max(1, round(self.student_crops * _EFFORTS[self.student_effort]))
+
+
+_EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
+
+
+@dataclass(frozen=True)
+class SearchEffort:
+    """How much a search does: candidates, crops of each, crops of those of the front, how many those are, and int8."""
+
+    trials: int
+    crops: int
+    full_crops: int
+    front: int
+    int8: bool
+
+
+NO_SEARCH = "none"
+SEARCH_EFFORTS = {
+    "demo": SearchEffort(trials=8, crops=400, full_crops=1_600, front=8, int8=False),
+    "default": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=10, int8=True),
+    "long": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=12, int8=True),
+    "longest": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),
+}
+
+
+@dataclass(frozen=True)
+class SearchConfig(Config):
+    """A search for the Pareto front of students: file size, latency and colour."""
+
+    search_effort: str = option(
+        "default",
+        "How much is tried, and for how long; the options below go ahead. none: `run` searches for nothing.",
+        choices=(*SEARCH_EFFORTS, NO_SEARCH),
+    )
+    search_trials: int | None = option(None, "Candidates that learn for a short while.", low=1, high=1_000_000)
+    search_crops: int | None = option(None, "Crops that each of them learns from.", low=1, high=10**12)
+    search_full_crops: int | None = option(
+        None, "Crops that each student of the front learns from in the end.", low=1, high=10**12
+    )
+    search_front: int | None = option(
+        None, "Students of the front that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
+    )
+    search_int8: bool | None = option(None, "Quantize each student of the front to int8 too.")
+    search_sampler: str = option(
+        "tpe",
+        "What chooses candidates: Optuna's tree-structured Parzen estimator, chance, or a ladder of uniform widths.",
+        choices=("tpe", "random", "ladder"),
+    )
+
+    def effort(self) -> SearchEffort:
+        """What the preset says, and the options that were given instead. In place of none it is the default."""
+        preset = SEARCH_EFFORTS["default" if self.search_effort == NO_SEARCH else self.search_effort]
+        given = {name: getattr(self, f"search_{name}") for name in vars(preset)}
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class WorkerConfig(Config):
+    """Processes that share a search."""
+
+    worker_timeout: int = option(
+        120, "Seconds without a sign of life after which a worker's candidate goes to another.", low=2, high=86_400
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """ONNX export and its check against PyTorch."""
+
+    opset: int = option(18, "ONNX operator set.", low=18, high=23)
+    atol: float = option(1e-4, "Largest absolute difference to PyTorch (ab/128) that is published.", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class DeployConfig(Config):
+    """The picture graph, colorizer.onnx."""
+
+    work_size: int = option(256, "Short side that the network sees of a picture, in pixels.", low=16, high=8192)
+    saturation: float = option(
+        1.0,
+        "What the network's chroma is multiplied by; above 1 for one that learned to be careful.",
+        low=0.0,
+        high=4.0,
+    )
+    ort: bool = option(False, "Write ONNX Runtime's own format, colorizer.ort, as well.")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(Config):
+    """Static int8 by ONNX Runtime: QDQ, per-channel weights, calibrated on training photographs."""
+
+    quantize_share: float = option(
+        1.0, "Quantize the largest layers that together hold this share of the weights.", low=0.01, high=1.0
+    )
+    calibration_photos: int = option(64, "Training photographs that set the activation ranges.", low=1, high=100_000)
+    calibration_size: int = option(
+        256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
+    )
+    calibration_method: str = option(
+        "auto",
+        "How ranges are chosen; auto: the one that keeps most colour on validation photographs.",
+        choices=("auto", "minmax", "percentile", "entropy", "mse"),
+    )
+    calibration_percentile: float = option(
+        99.5, "Percent of the values that a range covers, for --calibration-method percentile.", low=90.0, high=100.0
+    )
+    equalize: str = option(
+        "auto", "Scale channels to more even ranges first; auto: where it keeps colour.", choices=("auto", "on", "off")
+    )
+    correct_bias: str = option(
+        "auto", "Take back the shift of rounding; auto: where it keeps colour.", choices=("auto", "on", "off")
+    )
+    activation_type: str = option(
+        "auto", "Bytes of activations; auto: int8 on ARM, else uint8.", choices=("auto", "uint8", "int8")
+    )
+    choosing_photos: int = option(48, "Validation photographs that choose between int8 files.", low=1, high=100_000)
+    int8_loss: float = option(
+        0.01,
+        "Colour G that int8 may lose against its float parent, or more where a goal allows it, before it is trained.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class QatConfig(Config):
+    """Training of int8 files that lose too much."""
+
+    qat_crops: int = option(
+        32_000, "Crops of quantization-aware training, where int8 loses more; 0: none.", low=0, high=10**9
+    )
+    qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
+
+
+# What a checkpoint can be run by, eager float32 first, and what an ONNX file can be run by.
+GPU_RUNTIMES = ("torch-fp16", "torch-cuda-graph", "onnxruntime-tensorrt")
+TORCH_RUNTIMES = (
+    *("torch", "torch-channels-last", "torch-bf16", "torch-compile", "torch-compile-bf16"),
+    *("torch-fp16", "torch-cuda-graph"),
+)
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-tensorrt", "openvino")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(Config):
+    """Latency, accuracy and size of best.pt and every variant."""
+
+    bench_batch: tuple[int, ...] = option(
+        (1,), "Pictures per timed call; several: 1,8.", low=1, high=4096, alias="batch-size"
+    )
+    bench_threads: tuple[int, ...] = option(
+        (),
+        "CPU threads of every timed runtime alike; several: 1,2. Default: --threads.",
+        low=1,
+        high=1024,
+        alias="threads",
+    )
+    bench_runtime: tuple[str, ...] = option(
+        (),
+        "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; default: PyTorch and ONNX Runtime.",
+        choices=TORCH_RUNTIMES + ONNX_RUNTIMES,
+        alias="runtime",
+    )
+    rounds: int = option(3, "Fresh processes per variant, interleaved in random order.", low=1, high=100)
+    runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)
+    min_seconds: float = option(3.0, "Timed seconds per variant at least, over all rounds.", low=0.0, high=3600.0)
+    warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
+    roof: bool = option(True, "Measure what this machine can compute at most (8 s), and each variant's share of it.")
+    eval_photos: int = option(500, "Test photographs measured at most; 0: time only.", low=0, high=10_000_000)
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan(BenchmarkConfig, ScoreConfig, TimeConfig):
+    """All that decides what a benchmark measures."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configs of all stages together: one flat name space of options."""
+
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    arch: ArchConfig = field(default_factory=ArchConfig)
+    count: CountConfig = field(default_factory=CountConfig)
+    time: TimeConfig = field(default_factory=TimeConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    qat: QatConfig = field(default_factory=QatConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+
+    @property
+    def benchmark_plan(self) -> BenchmarkPlan:
+        """What is measured, at which sizes."""
+        return BenchmarkPlan(**vars(self.benchmark), **vars(self.score), **vars(self.time))
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> Settings:
+        """Settings with the given values by field name, such as {"batch_size": 8}; the rest are defaults.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is outside its range.
+        """
+        for name in options:
+            if name not in OPTION_NAMES:
+                raise unknown_option(option_name(name))
+        configs: dict[str, Any] = {
+            stage: config(
+                **{each.name: _frozen(each, options[each.name]) for each in fields(config) if each.name in options}
+            )
+            for stage, config in CONFIGS.items()
+        }
+        return Settings(**configs)
+
+    def to_toml(self) -> str:
+        """The effective options as TOML that `--config` reads back; options that are unset are left out.
+
+        Those of `arch` are a comment: they name code to run, and the file may be somebody else's.
+        """
+        lines = []
+        for stage, config in CONFIGS.items():
+            if config is ArchConfig:
+                if self.arch.arch:
+                    lines.append(f"# {stage}, to be given again each time: {printable(self.arch.as_arguments())}")
+                continue
+            lines.append(f"# {stage}")
+            values = {each.name: getattr(getattr(self, stage), each.name) for each in fields(config)}
+            lines += [f"{option_name(name)} = {_toml(value)}" for name, value in values.items() if value is not None]
+        return "\n".join(lines) + "\n"
+
+
+CONFIGS: dict[str, type[Config]] = get_type_hints(Settings)
+PATH_OPTIONS = tuple(
+    each.name for config in CONFIGS.values() for each in fields(config) if field_type(config, each) is Path
+)
+OPTION_NAMES = tuple(each.name for config in CONFIGS.values() for each in fields(config))
+ARCH_OPTIONS = tuple(each.name for each in fields(ArchConfig))
+
+
+def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> ConfigError:
+    """The error for an option that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, [option_name(each) for each in allowed], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see `colorpress run --help` for all options"
+    return ConfigError("option", name, "is unknown", hint)
+
+
+def _frozen(each: Field[Any], value: Any) -> Any:
+    """TOML has lists where configs have tuples; of numbers and of choices one will do for a list of one."""
+    if isinstance(value, list):
+        return tuple(value)
+    alone = isinstance(value, int) or (isinstance(value, str) and each.metadata["choices"])
+    return (value,) if is_list(each) and alone else value
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers and booleans are TOML's too; surrogates of odd file names are not.
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -1,0 +1,248 @@
+"""An exported ONNX graph as a torch network that can be trained, with its values rounded as int8 would round them.
+
+What is tuned is the very graph that is shipped: batch norm folded, transposed convolutions rewritten, and 8-bit values
+exactly where the file has them. So nothing about a network's own code needs to be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from colorpress.core.errors import InputError
+from training.network import ColorNetwork, GraphArchitecture
+
+_COARSE_INPUT, _COARSE_OUTPUT = "pad", "ab.padded"
+_CANNOT = "leave out what needs it: --equalize off --correct-bias off --qat-crops 0"
+
+
+class GraphNetwork(ColorNetwork):
+    """The part of an exported graph between padding and up-sampling or cropping.
+
+    Its parameters are the weights and biases of the convolutions and, where values are rounded, the bounds of their
+    ranges. Parameter names are those of the graph with "/" for ".".
+
+    Args:
+        model: as `export_onnx` writes it; it is not changed.
+        rounded: values that are represented in 8 bits, with the range that they start with; none computes in float.
+        rounded_layers: convolutions whose weights are in 8 bits.
+        weight_levels: the largest integer of a weight, 127 or 63.
+    Raises:
+        InputError: the graph holds an operator that is not known here.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        rounded: Mapping[str, tuple[float, float]] | None = None,
+        rounded_layers: frozenset[str] = frozenset(),
+        weight_levels: int = 127,
+    ) -> None:
+        super().__init__()
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        outputs = {name for node in model.graph.node for name in node.output}
+        padded = _COARSE_INPUT in outputs
+        self._source = _COARSE_INPUT if padded else model.graph.input[0].name
+        self._target = _COARSE_OUTPUT if padded else model.graph.output[0].name
+        self.size_multiple = int(constants["size.multiple"][0]) if padded else 1
+        self.output_stride = round(1 / float(constants["up.step"])) if "up.step" in constants else 1
+        self._source_sha256 = metadata.get("source_sha256", "")
+        self._nodes = _nodes_between(model.graph, self._source, self._target)
+        self._attributes = {node.name: {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+                            for node in self._nodes}  # fmt: skip
+        self.constants: dict[str, Any] = {}
+        self.weights = nn.ParameterDict()
+        for node in self._nodes:
+            if unknown := _find_unknown(node, constants, self._attributes[node.name]):
+                raise InputError("graph", None, f"{node.name} is {unknown}, which is not known here", _CANNOT)
+            for place, name in enumerate(node.input):
+                if name not in constants:
+                    continue
+                if node.op_type in ("Conv", "ConvTranspose") and place > 0:
+                    self.weights[_key(name)] = nn.Parameter(torch.from_numpy(constants[name].copy()))
+                else:
+                    self.constants[name] = constants[name]
+        self.ranges = nn.ParameterDict(
+            {_key(name): nn.Parameter(torch.tensor(bounds)) for name, bounds in (rounded or {}).items()}
+        )
+        self.rounded_layers, self.weight_levels = rounded_layers, weight_levels
+
+    @property
+    def architecture(self) -> GraphArchitecture:
+        """Of which file it is; the graph itself is there."""
+        return GraphArchitecture(self._source_sha256, self.size_multiple)
+
+    def with_weights(self, state_dict: Mapping[str, Tensor]) -> ColorNetwork:
+        raise InputError("graph", None, "a graph keeps its channels", "prune the checkpoint, before it is exported")
+
+    def forward_coarse(self, lightness: Tensor) -> Tensor:
+        return self.forward_values(lightness, frozenset({self._target}))[self._target]
+
+    def forward_values(self, lightness: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        """The values of the graph that are named `wanted`, for L (N, 1, H, W) of whole multiples; before rounding."""
+        values: dict[str, Any] = {**self.constants, "": None, self._source: self._round(self._source, lightness)}
+        found: dict[str, Tensor] = {}
+        for node in self._nodes:
+            inputs = [self._read(name, values) for name in node.input]
+            if node.name in self.rounded_layers:
+                inputs[1] = _round_weight(inputs[1], 0 if node.op_type == "Conv" else 1, self.weight_levels)
+            answer = _OPERATORS[node.op_type](inputs, self._attributes[node.name])
+            name = node.output[0]
+            if name in wanted:
+                found[name] = answer
+                if len(found) == len(wanted):
+                    break
+            values[name] = self._round(name, answer)
+        return found
+
+    def write_weights_(self, model: onnx.ModelProto) -> None:
+        """Put the weights and biases into `model`, the graph that this network was made of."""
+        for tensor in model.graph.initializer:
+            if _key(tensor.name) in self.weights:
+                value = self.weights[_key(tensor.name)].detach().cpu().numpy()
+                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+    def read_ranges(self) -> dict[str, tuple[float, float]]:
+        """The (low, high) of every value that is rounded, zero included."""
+        bounds = {name: value.detach().tolist() for name, value in self.ranges.items()}
+        return {key.replace("/", "."): (min(0.0, low), max(0.0, high)) for key, (low, high) in bounds.items()}
+
+    def _read(self, name: str, values: Mapping[str, Any]) -> Any:
+        return self.weights[_key(name)] if _key(name) in self.weights else values[name]
+
+    def _round(self, name: str, value: Tensor) -> Tensor:
+        key = _key(name)
+        return _round_activation(value, self.ranges[key]) if key in self.ranges else value
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # torch keeps "." for modules inside modules
+
+
+def _nodes_between(graph: onnx.GraphProto, source: str, target: str) -> list[onnx.NodeProto]:
+    """The nodes that `target` needs and that come after `source`, in their order."""
+    needed, nodes = {target}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output) and source not in node.output:
+            needed |= {name for name in node.input if name != source}
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def _find_unknown(node: onnx.NodeProto, constants: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    """What of a node cannot be computed here, in words; empty where all can."""
+    if node.op_type not in _OPERATORS:
+        return node.op_type
+    if node.op_type == "Resize":
+        if len(node.input) != 3 or node.input[2] not in constants:
+            return "Resize to a size"
+        # Whole factors give the same nearest pixels in every mode of coordinates; between pixels modes differ.
+        mode, where = (
+            attributes.get("mode", b"nearest"),
+            attributes.get("coordinate_transformation_mode", b"half_pixel"),
+        )
+        if any(float(each) != int(each) for each in constants[node.input[2]]):
+            return "Resize by a broken factor"
+        if mode == b"cubic" or (mode == b"linear" and where not in (b"half_pixel", b"pytorch_half_pixel")):
+            return f"Resize in mode {mode.decode()}, {where.decode()}"
+    if node.op_type == "MaxPool":
+        top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+        if (top, left) != (bottom, right) or any(each != 1 for each in attributes.get("dilations", [1, 1])):
+            return "MaxPool with uneven pads or dilations"
+    return ""
+
+
+def _round_activation(value: Tensor, bounds: Tensor) -> Tensor:
+    """`value` in 256 levels between two bounds, zero among them; gradients pass as if it were only clipped.
+
+    Clipped values teach the bounds. Source: PACT (Choi et al. 2018), with both bounds learned.
+    """
+    low, high = bounds[0].clamp(max=0.0), bounds[1].clamp(min=0.0)
+    clipped = torch.minimum(torch.maximum(value, low), high)
+    with torch.no_grad():
+        step = ((high - low) / 255.0).clamp(min=1e-12)
+        zero = torch.round(-low / step)
+        levels = (torch.round(value / step) + zero).clamp(0.0, 255.0)
+        rounded = (levels - zero) * step
+    return clipped + (rounded - clipped).detach()
+
+
+def _round_weight(weight: Tensor, axis: int, levels: int) -> Tensor:
+    """`weight` in symmetric levels per output channel; gradients pass straight through."""
+    with torch.no_grad():
+        others = [each for each in range(weight.ndim) if each != axis]
+        step = (weight.abs().amax(dim=others, keepdim=True) / levels).clamp(min=1e-12)
+        rounded = torch.round(weight / step) * step
+    return weight + (rounded - weight).detach()
+
+
+# What follows computes each operator of an exported graph: inputs and attributes to the answer.
+_Operator = Callable[[list[Any], Mapping[str, Any]], Tensor]
+
+
+def _convolve(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    value, weight, bias = (*inputs, None)[:3]
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    if (top, left) != (bottom, right):
+        value, top, left = F.pad(value, (left, right, top, bottom)), 0, 0
+    stride, dilation = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    return F.conv2d(value, weight, bias, stride, (top, left), dilation, attributes.get("group", 1))
+
+
+def _convolve_transposed(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    value, weight, bias = (*inputs, None)[:3]
+    stride, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
+    extra, groups = attributes.get("output_padding", [0, 0]), attributes.get("group", 1)
+    return F.conv_transpose2d(value, weight, bias, stride, pads[:2], extra, groups, attributes.get("dilations", [1, 1]))
+
+
+def _pool(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    size, stride, pads = attributes["kernel_shape"], attributes["strides"], attributes.get("pads", [0, 0, 0, 0])
+    return F.max_pool2d(inputs[0], size, stride, pads[:2], ceil_mode=bool(attributes.get("ceil_mode", 0)))
+
+
+def _shuffle(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    value, size = inputs[0], attributes["blocksize"]
+    if attributes.get("mode", b"DCR") == b"DCR":
+        count, channels, height, width = value.shape
+        value = value.reshape(count, size * size, channels // size**2, height, width).transpose(1, 2)
+        value = value.reshape(count, channels, height, width)
+    return F.pixel_shuffle(value, size)
+
+
+def _tensors(inputs: list[Any]) -> list[Tensor]:
+    """Both sides of an operator, a constant among them, on the device of the other one."""
+    device = next((each.device for each in inputs if isinstance(each, Tensor)), None)
+    # A copy, since the graph's constants cannot be written to, which torch warns of where it shares them.
+    return [each if isinstance(each, Tensor) else torch.tensor(each, device=device) for each in inputs]
+
+
+def _resize(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    factors = tuple(float(each) for each in inputs[2][2:])
+    if attributes.get("mode", b"nearest") == b"nearest":
+        return F.interpolate(inputs[0], scale_factor=factors, mode="nearest")
+    return F.interpolate(inputs[0], scale_factor=factors, mode="bilinear", align_corners=False)
+
+
+_OPERATORS: dict[str, _Operator] = {
+    "Conv": _convolve,
+    "ConvTranspose": _convolve_transposed,
+    "MaxPool": _pool,
+    "DepthToSpace": _shuffle,
+    "Resize": _resize,
+    "Concat": lambda inputs, attributes: torch.cat(inputs, dim=attributes["axis"]),
+    "Relu": lambda inputs, _: F.relu(inputs[0]),
+    "LeakyRelu": lambda inputs, attributes: F.leaky_relu(inputs[0], attributes.get("alpha", 0.01)),
+    "Tanh": lambda inputs, _: torch.tanh(inputs[0]),
+    "Sigmoid": lambda inputs, _: torch.sigmoid(inputs[0]),
+    "Add": lambda inputs, _: torch.add(*_tensors(inputs)),
+    "Mul": lambda inputs, _: torch.mul(*_tensors(inputs)),
+}

@@ -1,0 +1,214 @@
+"""The int8 stage: ways to quantize are judged by best.pt's colour, what loses too much is trained, and then explained.
+
+Beside each int8 file lies int8.json: every way that was tried with its score, and every node with its share of time and
+the reason why it computes in float.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from colorpress.core.console import say
+from colorpress.core.errors import GateError
+from colorpress.core.files import write_bytes, write_json
+from colorpress.core.machine import machine_key
+from colorpress.core.stages import StageRecord
+from compress.distillation import Lesson, distil_network
+from compress.int8.graph_network import GraphNetwork
+from compress.int8.int8_choice import QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
+from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
+from compress.ranking import count_macs
+from compress.yardstick import Score, Yardstick, make_yardstick, score_onnx
+from export.parity import check_parity
+from export.predictors import OnnxPredictor
+from training.batches import whole_photos
+from training.checkpoint import Checkpoint
+from training.lab import rgb_to_l_ab
+from training.photos import Photo, PhotoSplit
+from training.run_folder import Run
+
+# Multiply-accumulates forward that training in 8 bits takes at most: about five minutes of two cores.
+_MOST_TUNING_MACS = 2 * 10**12
+_PARTLY_FLOAT = 0.5
+_MANY_CONVERSIONS = 0.15
+
+
+def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageRecord:
+    """Quantize an exported model to <variant>/model.onnx, and say in <variant>/int8.json what was tried and is int8.
+
+    Ranges are from training photographs, choices by validation photographs. Without a best.pt in the run folder
+    nothing is there to judge by, and the defaults are taken.
+    """
+    settings, destination = run.settings, run.folder / variant / "model.onnx"
+    config = settings.quantize
+    calibrating, choosing = photos.train[: config.calibration_photos], photos.val[: config.choosing_photos]
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as folder:
+            trial = Path(folder) / "model.onnx"
+            pictures = _calibration(run, calibrating)
+            judge = _Judge(run, source, replace(photos, val=choosing), Path(folder)) if run.best_path.exists() else None
+            quantized = quantize_onnx(
+                source,
+                trial,
+                pictures,
+                config,
+                scoring=judge.score if judge else None,
+                most_l1=judge.most_l1 if judge else None,
+                tuning=judge.tune if judge and settings.qat.qat_crops else None,
+                threads=settings.machine.threads,
+            )
+            # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
+            parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
+            if not math.isfinite(parity.max_abs):
+                raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-method")
+            profile = profile_int8(trial, side=settings.count.rank_size, threads=settings.machine.threads)
+            write_bytes(destination, trial.read_bytes())
+        record = _describe(source, quantized, profile)
+        layers = len(quantized.quantized) + len(quantized.kept_float)
+        say(
+            f"{variant}: {quantized.size_bytes:,} bytes, {quantized.way.describe()}, {len(quantized.quantized)} of "
+            f"{layers} convolutions and {quantized.weight_share:.1%} of their weights in int8, "
+            f"{profile.int8_share:.0%} of the time, mean difference to float {parity.mean_abs:.1e}"
+        )
+        return [destination, write_json(destination.with_name("int8.json"), record)], {
+            "size_bytes": quantized.size_bytes,
+            "way": quantized.way.describe(),
+            "int8_layers": len(quantized.quantized),
+            "int8_weight_share": quantized.weight_share,
+            "int8_time_share": profile.int8_share,
+            "reduce_range": quantized.reduce_range,
+            "mean_abs_diff": parity.mean_abs,
+            "max_abs_diff": parity.max_abs,
+        }
+
+    used_photos = PhotoSplit(
+        train=photos.train if settings.qat.qat_crops else calibrating, val=choosing, test=(), skipped=()
+    )
+    used = {
+        **vars(config),
+        **vars(settings.goal),
+        **vars(settings.qat),
+        "training": [vars(settings.distil), vars(settings.fit)] if settings.qat.qat_crops else [],
+        "machine": machine_key(),
+        "threads": settings.machine.threads,
+        "eval_size": settings.score.eval_size,
+        "profile_size": settings.count.rank_size,
+        **run.data_key(used_photos),
+        **run.arch_key(),
+    }
+    inputs = [source, run.best_path] if run.best_path.exists() else [source]
+    return run.do(f"quantize-{variant}", action, inputs=inputs, settings=used)
+
+
+def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list[StageRecord]:
+    """`quantize` each exported model of the run folder to <its folder>-int8, but for those with nothing to quantize."""
+    stages = []
+    for source in sources:
+        name = source.parent.relative_to(run.folder).as_posix()
+        if has_int8_layers(source):
+            stages.append(quantize(run, source, f"{name}-int8", photos))
+        else:
+            say(f"{name}: no convolution between the first and the last, so nothing to compute in int8")
+    return stages
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Scores int8 files by best.pt on the photographs that choose, and trains what loses too much."""
+
+    run: Run
+    source: Path
+    photos: PhotoSplit
+    folder: Path
+
+    @cached_property
+    def _best(self) -> Checkpoint:
+        return self.run.load(self.run.best_path)
+
+    @cached_property
+    def _yardstick(self) -> Yardstick:
+        return make_yardstick(self.run, self._best, self.photos.val, short_side=self.run.settings.score.eval_size)
+
+    def score(self, content: bytes) -> Score:
+        """Of an int8 file."""
+        return self._score_file(write_bytes(self.folder / "candidate.onnx", content))
+
+    def _score_file(self, path: Path) -> Score:
+        return score_onnx(self._yardstick, path, threads=self.run.settings.machine.threads)
+
+    @cached_property
+    def most_l1(self) -> float | None:
+        """The L1 that is good enough: the goal's, or a little above the float model's; None: there is no colour."""
+        parent = self._score_file(self.source)
+        if math.isnan(parent.retained_colour):
+            return None
+        enough = parent.retained_colour - self.run.settings.quantize.int8_loss
+        floor = self._yardstick.floor_of(self.run.settings.goal)
+        # A goal that the float model itself misses is not for int8 to reach.
+        return self._yardstick.l1_at(enough if floor is None else min(floor, enough))
+
+    def tune(self, network: GraphNetwork) -> None:
+        """Train the rounded graph on best.pt's answers and the truth."""
+        settings = self.run.settings
+        distil = settings.distil
+        crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // self._macs_of_a_crop()))
+        photos = replace(self.photos, train=self.photos.train[:crops])
+        recipe = distil.recipe(settings.fit, crops=crops, photos=len(photos.train), val_size=settings.score.eval_size)
+        # bf16 would round what int8 is to round.
+        recipe = replace(recipe, learning_rate=settings.qat.qat_learning_rate, precision="fp32")
+        lesson = Lesson.of(self.run, self._best, photos, recipe, teacher_weight=distil.student_teacher_weight)
+        distilled = distil_network(network, lesson, self.folder / "tuned.pt", label="int8 training")
+        network.load_state_dict(distilled.checkpoint.state_dict)
+
+    def _macs_of_a_crop(self) -> int:
+        side = self.run.settings.distil.student_imgsz
+        checkpoint = self.source.with_name("model.pt")
+        origin = self.run.load(checkpoint) if checkpoint.exists() else self._best
+        return count_macs(origin.build_network(), height=side, width=side)
+
+
+def _describe(source: Path, quantized: QuantizeResult, profile: Int8Profile) -> dict[str, Any]:
+    """What int8.json holds."""
+    reasons = why_float(onnx.load(source).graph, quantized, profile)
+    return {
+        "way": quantized.way.describe(),
+        "tries": describe_tries(quantized.tries),
+        "int8_time_share": profile.int8_share,
+        "conversion_time_share": profile.conversion_share,
+        "caution": _what_slows(quantized, profile),
+        "operators": [asdict(each) for each in profile.operators],
+        "nodes": [{**asdict(node), "why_float": reasons.get(node.name, "")} for node in profile.nodes],
+    }
+
+
+def _what_slows(quantized: QuantizeResult, profile: Int8Profile) -> str:
+    """What may make an int8 file slower than its float parent, as the rest of a sentence; empty where nothing does."""
+    causes = []
+    if quantized.reduce_range:
+        causes.append("this processor has no VNNI")
+    if profile.conversion_share > _MANY_CONVERSIONS:
+        causes.append(f"{profile.conversion_share:.0%} of its time is conversions between int8 and float")
+    if profile.int8_share < _PARTLY_FLOAT:
+        slowest = max((node for node in profile.nodes if not node.int8), key=lambda node: node.share)
+        causes.append(
+            f"only {profile.int8_share:.0%} of its time is in int8 ({slowest.operator} {slowest.name} in float takes "
+            f"{slowest.share:.0%})"
+        )
+    return ", and ".join(causes)
+
+
+def _calibration(run: Run, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
+    size, max_pixels = run.settings.quantize.calibration_size, run.settings.data.max_pixels
+    for _, rgb in whole_photos(photos, short_side=size, max_pixels=max_pixels):
+        yield rgb_to_l_ab(rgb)[0].numpy()

@@ -1,0 +1,133 @@
+"""The stage that ranks layers by all that is known of them: size, work, time, and what they mean for the colour."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from colorpress.core.console import say
+from colorpress.core.errors import InputError
+from colorpress.core.machine import machine_key
+from colorpress.core.stages import StageRecord, make_key
+from compress.int8.int8_choice import has_vnni
+from compress.ranking import rank_layers
+from compress.ranking_views import convolution_channels, join_views, write_views
+from compress.sensitivity import Sensitivity, measure_sensitivities
+from compress.yardstick import Score, make_yardstick, score_onnx
+from export.graph import build_graph
+from export.layer_latency import LayerTimes, time_onnx_layers, time_torch_layers, warn_when_busy
+from training.checkpoint import Checkpoint
+from training.network import ColorNetwork
+from training.photos import Photo, PhotoSplit
+from training.run_folder import Run, warn_of_other_split
+
+
+def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRecord:
+    """Rank the convolutions by size, work, time and sensitivity: layer_ranking.csv and layer_ranking.png.
+
+    Args:
+        photos: sensitivities are measured on the first of `val`; None where `rank_photos` is 0.
+    """
+    settings = run.settings
+    chosen = () if photos is None else photos.val[: settings.rank.rank_photos]
+    sensitivity_settings = {
+        "size": settings.count.rank_size,
+        "opset": settings.export.opset,
+        "vnni": has_vnni(),
+        **run.arch_key(),
+        **run.data_key(PhotoSplit(train=(), val=chosen, test=(), skipped=())),
+    }
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        found = run.load(checkpoint)
+        network = found.build_network()
+        size, machine = settings.count.rank_size, settings.machine
+        convolutions = convolution_channels(network)
+        timing = {"side": size, "runs": settings.rank.rank_runs, "threads": machine.threads}
+        model = _export(run, network)
+        with warn_when_busy():
+            in_torch = time_torch_layers(network, convolutions, **timing)
+            in_ort = time_onnx_layers(model, convolutions, **timing) if model else LayerTimes({}, 0.0)
+        sensitivities: Mapping[str, Sensitivity] = {}
+        if model and photos is not None and chosen:
+            warn_of_other_split(found, photos)
+            content = make_key(measure_sensitivities, inputs=[checkpoint], settings=sensitivity_settings)
+            sensitivities = _measure(run, found, model, convolutions, chosen, content)
+        views = join_views(
+            rank_layers(network, height=size, width=size),
+            convolutions,
+            ort_ms=in_ort.by_layer,
+            torch_ms=in_torch.by_layer,
+            sensitivities=sensitivities,
+        )
+        title = f"Convolutions of {network.title} at {size} x {size} pixels, in the order they are computed"
+        written = write_views(views, list(in_torch.by_layer), run.folder, title=title)
+        say(written.finding)
+        return [written.csv_path, written.chart_path], {
+            "finding": written.finding,
+            "convolutions": len(views),
+            "ort_ms": round(in_ort.call_ms, 4),
+            "torch_ms": round(in_torch.call_ms, 4),
+            "sensitivity_photos": len(chosen) if sensitivities else 0,
+        }
+
+    used = {
+        **sensitivity_settings,
+        **vars(settings.count),
+        **vars(settings.rank),
+        "threads": settings.machine.threads,
+        "machine": machine_key(),
+    }
+    return run.do("rank-views", action, inputs=[checkpoint], settings=used)
+
+
+def _export(run: Run, network: ColorNetwork) -> onnx.ModelProto | None:
+    """The float graph; None, said in a line, for a network that cannot be exported."""
+    try:
+        return build_graph(network, opset=run.settings.export.opset)
+    except InputError as error:
+        say(f"no time in ONNX Runtime and no sensitivities: {error}")
+        return None
+
+
+def _measure(
+    run: Run,
+    best: Checkpoint,
+    model: onnx.ModelProto,
+    convolutions: Mapping[str, int],
+    chosen: Sequence[Photo],
+    key: str,
+) -> Mapping[str, Sensitivity]:
+    settings = run.settings
+    yardstick = make_yardstick(run, best, chosen, short_side=settings.count.rank_size)
+    grey_l1, best_l1 = float(yardstick.grey_l1.mean()), float(yardstick.best_l1.mean())
+    count = len(yardstick.pictures)
+    noun = "photograph" if count == 1 else "photographs"
+    if grey_l1 <= best_l1:
+        say(f"no sensitivities: best.pt is no better than grey on the {count} validation {noun}")
+        return {}
+    say(f"sensitivities: on {count} validation {noun}, best.pt {1 - best_l1 / grey_l1:.1%} better than grey")
+    cache_path = run.folder / ".sensitivity.json"
+    if run.force:
+        cache_path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="colorpress-sensitivity-") as folder:
+        trial = Path(folder) / "model.onnx"
+
+        def score(content: bytes) -> Score:
+            trial.write_bytes(content)
+            return score_onnx(yardstick, trial, threads=settings.machine.threads)
+
+        return measure_sensitivities(
+            model,
+            convolutions,
+            [lightness.numpy() for lightness, _ in yardstick.pictures],
+            score,
+            cache_path,
+            key=key,
+            reduce_range=not has_vnni(),
+            threads=settings.machine.threads,
+        )

@@ -1,0 +1,134 @@
+"""How long a search will take on this machine, from a few timed training steps whose weights are thrown away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.samplers import RandomSampler
+
+from colorpress.core.console import muted
+from compress.students.ladder import build_student
+from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
+from compress.students.search_study import quiet_optuna
+from compress.students.search_trial import SearchJob
+from compress.students.student_stages import measure_stand_in
+from training.batches import CropLoader
+from training.device import choose_device, choose_precision, torch_threads
+
+_DRAWN = 64
+_STEPS = 3
+_BATCHES = 4
+# Candidates that are timed, by their place in the order of multiply-accumulates.
+_TIMED = (0.0, 0.5, 0.9, 1.0)
+# Export, 8-bit weights, int8 and three measurements of a student, in exports of one.
+_EXPORTS_OF_A_STUDENT = 4
+
+
+def estimate_search(job: SearchJob) -> dict[str, Any]:
+    """Seconds that one worker needs on this machine, and what they are made of; nothing is kept.
+
+    A crop costs what loading it takes, or learning from it where that is longer, which follows from the
+    multiply-accumulates between the candidates that are timed.
+    """
+    candidates = _draw_candidates(job)
+    side = job.run.settings.distil.student_imgsz
+    macs = {point: predict_cost(point.network(), side=side).macs for point in candidates}
+    ordered = sorted(candidates, key=lambda point: macs[point])
+    timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
+    with muted():
+        # The first export loads what the others use.
+        measure_stand_in(timed[0].network(), job.run.settings, job.time_alone)
+        started = time.monotonic()
+        measure_stand_in(timed[1].network(), job.run.settings, job.time_alone)
+        measuring_s = time.monotonic() - started
+        loading_s = _time_loading(job)
+        learning_s = [_time_learning(job, point) for point in timed]
+    known = [macs[point] for point in timed]
+    crop_s = float(np.mean([max(loading_s, np.interp(macs[point], known, learning_s)) for point in candidates]))
+    effort = job.effort
+    short_s = effort.crops * crop_s + measuring_s
+    full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
+    return {
+        "candidates": effort.trials,
+        "crops_of_each": effort.crops,
+        "students": effort.front,
+        "crops_of_each_student": effort.full_crops,
+        "crops_per_s": round(1 / crop_s, 1),
+        "seconds_for_a_candidate": round(short_s, 1),
+        "seconds_for_a_student": round(full_s, 1),
+        "seconds": round(effort.trials * short_s + effort.front * full_s),
+    }
+
+
+def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
+    """Points of the space that are within the limits, some of them at random."""
+    drawn = list(ladder_points(job.space, job.limits, 4))
+    quiet_optuna()
+    study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
+    for _ in range(_DRAWN):
+        point = suggest(study.ask(), job.space)
+        if job.limits.are_met(**vars(job.space.cost(point))):
+            drawn.append(point)
+    return drawn
+
+
+def _time_loading(job: SearchJob) -> float:
+    """Seconds a crop, by as many processes as training has."""
+    settings = job.run.settings
+    with CropLoader(
+        job.photos.train,
+        imgsz=settings.distil.student_imgsz,
+        batch_size=settings.distil.student_batch_size,
+        seed=settings.data.seed,
+        workers=0,
+        max_pixels=settings.data.max_pixels,
+        crop_share=settings.distil.student_crop_share,
+    ) as loader:
+        started, crops = time.monotonic(), 0
+        for batch in islice(loader.epoch(0), _BATCHES):
+            crops += len(batch)
+    return (time.monotonic() - started) / max(1, crops) / max(1, settings.machine.workers)
+
+
+def _time_learning(job: SearchJob, point: StudentPoint) -> float:
+    """Seconds a crop, of a training step."""
+    settings = job.run.settings
+    device = choose_device(settings.machine.device)
+    network = build_student(point.network(), settings.data.seed).to(device).train()
+    side, batch = settings.distil.student_imgsz, settings.distil.student_batch_size
+    padded = -(-side // network.size_multiple) * network.size_multiple
+    lightness = torch.rand(batch, 1, padded, padded, device=device)
+    dtype = choose_precision(settings.fit.precision, device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+    with torch_threads(settings.machine.threads):
+        for step in range(_STEPS + 1):
+            if step == 1:  # the first one prepares what the others use
+                started = time.monotonic()
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss = network.forward_coarse(lightness).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()  # waits for a GPU
+    return (time.monotonic() - started) / _STEPS / batch
+
+
+def format_estimate(estimate: Mapping[str, Any]) -> list[str]:
+    """The estimate in lines."""
+    minutes = estimate["seconds"] / 60
+    return [
+        f"candidates: {estimate['candidates']}, each learns from {estimate['crops_of_each']:,} crops",
+        f"students of the front: {estimate['students']}, each with {estimate['crops_of_each_student']:,} crops",
+        f"speed: {estimate['crops_per_s']:,} crops a second",
+        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, a student of the front "
+        f"{estimate['seconds_for_a_student']:.0f} s",
+        f"time: about {minutes:.0f} minutes with one worker like this machine"
+        if minutes >= 2
+        else f"time: about {estimate['seconds']} seconds with one worker like this machine",
+    ]

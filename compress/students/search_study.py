@@ -1,0 +1,383 @@
+"""The study that a search's workers share: where it is kept, who may join it, and what becomes of a worker's trial.
+
+Optuna does the searching: its samplers choose, its storages keep, its heartbeats notice a worker that died. This is the
+one door to it.
+
+A study holds what its answers depend on: the hashes of best.pt, of the photographs and of the code, the space and the
+settings. A worker that has others is refused. A finished trial is in the storage and stays there; one whose worker
+died is tried once more.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import BaseHeartbeat  # no public name; made for storages to inherit from
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from colorpress.core.console import warn
+from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError
+from colorpress.core.files import as_machine_error
+
+Objective = Callable[[optuna.Trial], Sequence[float]]
+# Directions of every study here: bytes, milliseconds and lost colour all have to fall.
+OBJECTIVES = ("size_bytes", "latency_ms", "loss")
+_MOST_RETRIES = 1
+# Candidates that an estimator knows before it chooses one: the ladder that a search starts from, then chance.
+STARTUP_TRIALS = 8
+# Refused candidates cost microseconds, but a space where nothing else is left must end.
+_MOST_REFUSED = 200
+_POLL_SECONDS = 0.5
+_REPEATS = "repeats"
+
+
+class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
+    """Optuna's journal file, with the heartbeats that Optuna gives to databases only.
+
+    A trial's heartbeat is the modification time of a file beside the journal, and the time now is that of a file
+    written just now, so that both come from the clock of the machine that keeps the folder.
+    """
+
+    def __init__(self, path: Path, timeout_s: int) -> None:
+        super().__init__(JournalFileBackend(str(path)))
+        self._beats, self._timeout_s = path.with_name(f"{path.name}.beats"), timeout_s
+        self._beats.mkdir(exist_ok=True)
+        self._retry = _make_retry()
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the trial's worker is alive."""
+        _beat(self._beats / str(trial_id))
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        if not running:
+            return []
+        now = _beat(self._beats / f"now-{os.getpid()}")
+        return [trial._trial_id for trial in running if now - self._last_beat(trial._trial_id) > self._timeout_s]
+
+    def _last_beat(self, trial_id: int) -> float:
+        path = self._beats / str(trial_id)
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:
+            # Its worker died before the first beat, or is about to make it: time runs from now on.
+            return _beat(path)
+
+    def get_heartbeat_interval(self) -> int:
+        """Seconds between two heartbeats."""
+        return _heartbeat_interval(self._timeout_s)
+
+    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None]:
+        """What gives the trial of a dead worker to another."""
+        return self._retry
+
+
+def _beat(path: Path) -> float:
+    path.write_bytes(b"")
+    return path.stat().st_mtime
+
+
+def _heartbeat_interval(timeout_s: int) -> int:
+    return max(1, timeout_s // 4)
+
+
+def _make_retry() -> RetryHeartbeatStaleTrialCallback:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
+
+
+def quiet_optuna() -> None:
+    """Keep what Optuna logs from the terminal: what matters of it is said elsewhere, and errors are raised."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def is_database(url: str) -> bool:
+    """Whether a --study is a database, and not the path of a journal file."""
+    return "://" in url
+
+
+def open_storage(url: str, *, timeout_s: int, create: bool) -> BaseStorage:
+    """The storage of a --study.
+
+    Args:
+        url: of a database that SQLAlchemy knows (postgresql+psycopg://..., sqlite:///...), or the path of a journal
+            file, which several machines can share in a folder of a network file system.
+        timeout_s: without a heartbeat, after which a trial is given to another worker.
+        create: a journal file that is not there is begun; otherwise it is an error.
+    Raises:
+        ConfigError: the path of a study that is not there, or an unknown kind of database.
+        InputError: the journal is damaged.
+        MachineError: no such server, no driver for it, or the folder cannot be written.
+    """
+    quiet_optuna()
+    return _open_database(url, timeout_s) if is_database(url) else _open_journal(Path(url), timeout_s, create)
+
+
+def _open_journal(path: Path, timeout_s: int, create: bool) -> BaseStorage:
+    # Absolute, since the lock is a link to the journal, and a relative one would lead elsewhere.
+    path = path.expanduser().absolute()
+    if not create and not path.is_file():
+        raise ConfigError("study", path, "no such file", "begin it by `colorpress compress --study`")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        return JournalWithHeartbeat(path, timeout_s)
+    except OSError as error:
+        raise as_machine_error(error, path) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("study", path, f"is no journal of a study: {error}", "give another path") from error
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off the half line of a machine that lost power while it wrote: whatever follows it could not be read."""
+    if not path.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _open_database(url: str, timeout_s: int) -> BaseStorage:
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    shown = hide_password(url)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url,
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=_heartbeat_interval(timeout_s),
+                grace_period=timeout_s,
+                heartbeat_stale_trial_callback=_make_retry(),
+            )
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        hint = "give the path of a journal file, or a URL such as postgresql+psycopg://user@host/name"
+        raise ConfigError("study", shown, "is no database that is known", hint) from error
+    except ImportError as error:
+        why = f"its driver is not installed: {error}"
+        raise MachineError("study", shown, why, "pip install 'psycopg[binary]' for PostgreSQL") from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        why = f"cannot be opened: {' '.join(str(error.__cause__ or error).split())[:200]}"
+        raise MachineError("study", shown, why, "check the server, the name and the password") from error
+
+
+def hide_password(url: str) -> str:
+    """A --study that may be shown."""
+    if not is_database(url):
+        return url
+    head, at, tail = url.rpartition("@")
+    scheme, _, credentials = head.partition("://")
+    return f"{scheme}://{credentials.partition(':')[0]}@{tail}" if at else url
+
+
+def is_repeat(trial: FrozenTrial) -> bool:
+    """Whether a trial does again what an earlier one was stopped in, by a signal or by the death of its worker."""
+    return _REPEATS in trial.user_attrs or "failed_trial" in trial.system_attrs
+
+
+class NumberedSampler(BaseSampler):
+    """Optuna's tree-structured Parzen estimator, seeded anew for each trial by the trial's number.
+
+    So a candidate depends on the seed, its number and the trials finished before it, and on nothing else: a search that
+    was interrupted goes on with the candidates it would have had, and workers do not all start with the same ones.
+    With `random` it draws by chance instead, for comparison.
+    """
+
+    def __init__(self, seed: int, *, startup_trials: int = STARTUP_TRIALS, random: bool = False) -> None:
+        self.seed, self.startup_trials, self.random = seed, startup_trials, random
+        self._sampler = self._seeded(seed)
+
+    def _seeded(self, seed: int) -> BaseSampler:
+        if self.random:
+            return RandomSampler(seed)
+        # Multivariate: strides, width and convolutions, which all candidates have, are chosen together.
+        return TPESampler(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Seed the estimator by the trial's number."""
+        earlier = study.get_trials(deepcopy=False)[: trial.number]
+        # A trial that was stopped and queued again has two numbers, and must not shift those behind it.
+        order = trial.number - sum(map(is_repeat, earlier))
+        # A prime factor, so that the streams of neighbouring seeds do not meet.
+        seed = (self.seed * 1_000_003 + order) % 2**32
+        self._sampler = self._seeded(seed)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the estimator does."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the estimator does."""
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the estimator does."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the estimator does."""
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def create_study(storage: BaseStorage, name: str, sampler: BaseSampler, identity: Mapping[str, Any]) -> Study:
+    """A new study of this name, or the one that is there if it is about the same.
+
+    Raises:
+        ConfigError: the one that is there is about something else.
+    """
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        sampler=sampler,
+        directions=["minimize"] * len(OBJECTIVES),
+        load_if_exists=True,
+    )
+    if "identity" not in study.user_attrs:
+        study.set_user_attr("identity", dict(identity))
+    require_same(study, identity)
+    return study
+
+
+def join_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:
+    """The study of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+    except KeyError:
+        raise ConfigError(
+            "study", name, "is not in this storage", "begin it by `colorpress compress --study`"
+        ) from None
+    if "identity" not in study.user_attrs:
+        raise ConfigError("study", name, "is not ready yet", "start the worker again when the search has begun")
+    return study
+
+
+def require_same(study: Study, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study that is about something else.
+
+    Raises:
+        ConfigError: with everything that differs.
+    """
+    if different := list(_differences(study.user_attrs["identity"], identity)):
+        why = f"was begun with something else: {'; '.join(different)}"
+        raise ConfigError(
+            "study",
+            study.study_name,
+            why,
+            "give what it was begun with, or begin another one by another --study",
+        )
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for name in sorted({*first, *second}):
+        own, other = _plain(first.get(name)), _plain(second.get(name))
+        if isinstance(own, Mapping) and isinstance(other, Mapping):
+            yield from _differences(own, other, f"{where}{name} ")
+        elif own != other:
+            yield f"{where}{name} {_short(own)}, here {_short(other)}"
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def own_name(folder: Path) -> str:
+    """What a worker is called in the study: machine and run folder, so that a worker started again is the same."""
+    return f"{socket.gethostname()}:{folder.resolve()}"
+
+
+def retire_own_trials(study: Study, worker: str) -> int:
+    """Give up the trials that an earlier process of this run folder left running, and queue each once more.
+
+    It must hold the folder's lock, so that there is no such process any more. The number of them.
+    """
+    left = [
+        trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if trial.user_attrs.get("worker") == worker
+    ]
+    for trial in left:
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        _make_retry()(study, trial)
+    return len(left)
+
+
+def work_through(
+    study: Study,
+    objective: Objective,
+    *,
+    wanted: int,
+    catch: tuple[type[Exception], ...] = (),
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Run trials until `wanted` are complete and none waits or runs, here or at another worker.
+
+    Args:
+        objective: gives the values of `OBJECTIVES`; raises `optuna.TrialPruned` for a candidate over its limits.
+        catch: errors that fail a trial and not the search.
+        after: called after each trial.
+    """
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        complete, running, waiting = (
+            states.count(state) for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+        )
+        refused = len(states) - complete - running - waiting
+        room = refused <= _MOST_REFUSED + 20 * wanted
+        if waiting or (complete + running < wanted and room):
+            try:
+                study.optimize(_queued_again_when_interrupted(study, objective), n_trials=1, catch=catch)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                warn("this worker was taken for dead, its candidate went to another: a longer --worker-timeout helps")
+            after()
+        elif running:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _queued_again_when_interrupted(study: Study, objective: Objective) -> Objective:
+    """The objective, whose trial is queued once more where a signal stopped it: that is no failure of its own."""
+
+    def run(trial: optuna.Trial) -> Sequence[float]:
+        try:
+            return objective(trial)
+        except Interrupted:
+            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, _REPEATS: trial.number})
+            raise
+
+    return run

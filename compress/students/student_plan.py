@@ -1,0 +1,142 @@
+"""The plan of a student: a network of another shape than best.pt, as data one can read, edit and apply again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colorpress.core.errors import InputError
+from colorpress.core.files import read_json, write_text
+from training.unet import UNetPlan
+
+FORMAT = "colorpress student plan"
+FORMAT_VERSION = 1
+_HINT = "make a plan with `colorpress student`, or edit the channel counts in one"
+_NOTE = (
+    "To train another student, edit 'network': channels of each level, encoder fine to deep, decoder deep to fine, "
+    "each decoder level starting with its up-sampling convolution. The rest says how it was chosen and is not read."
+)
+
+
+@dataclass(frozen=True)
+class StrideScore:
+    """What best.pt's own answer is worth when it is averaged to 1 / `stride` of the size and up-sampled again."""
+
+    stride: int
+    l1_delta_pct: float
+    retained_colour: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that was looked at: what it costs and, where it was tried, what it kept after a short distillation.
+
+    Attributes:
+        network: its channel plan.
+        params, macs: of one picture of the size that MACs are counted at.
+        size_bytes, latency_ms: of its ONNX file with packed weights, and of one picture of the timed size in ONNX
+            Runtime; None where no budget asked for it.
+        l1_delta_pct: L1 above best.pt's on the validation photographs, in percent; None where it was not tried.
+        retained_colour, low, high: G there with its 95 % interval; None where it was not tried, or cannot be told.
+        verdict: why it was taken or not, in words.
+    """
+
+    network: UNetPlan
+    params: int
+    macs: int
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    l1_delta_pct: float | None = None
+    retained_colour: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The candidate as JSON-ready primitives."""
+        return {**asdict(self), "network": self.network.to_dict()}
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """The student's network, and what led to it.
+
+    Attributes:
+        network: the channel plan that is trained.
+        reason: why this one, in a sentence.
+        strides: the oracle that chose the output stride.
+        candidates: what was looked at, smallest first.
+        control: the score of the same network trained as briefly without a teacher, the fields of `Score`.
+        settings: the options that led to the plan.
+    """
+
+    network: UNetPlan
+    reason: str
+    strides: tuple[StrideScore, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    control: Mapping[str, float | None] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready primitives."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "note": _NOTE,
+            "reason": self.reason,
+            "network": self.network.to_dict(),
+            "output_stride": self.network.output_stride,
+            "strides": [{**asdict(each), "retained_colour": _known(each.retained_colour)} for each in self.strides],
+            "candidates": [each.to_dict() for each in self.candidates],
+            "control_without_teacher": dict(self.control),
+            "settings": dict(self.settings),
+        }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN
+
+
+def write_student_plan(path: Path, plan: StudentPlan) -> Path:
+    """Write a plan as JSON, atomically."""
+    return write_text(path, json.dumps(plan.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def is_student_plan(path: Path) -> bool:
+    """Whether a file says that it is a student plan."""
+    try:
+        return bool(json.loads(path.read_bytes()).get("format") == FORMAT)
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
+def list_students(folder: Path) -> tuple[str, ...]:
+    """Names of the students in a run folder, in alphabetical order."""
+    return tuple(plan.parent.name for plan in sorted(folder.glob("*/plan.json")) if is_student_plan(plan))
+
+
+def read_student_network(path: Path) -> UNetPlan:
+    """The network of a plan that `write_student_plan` wrote and perhaps somebody edited.
+
+    Raises:
+        ConfigError: there is no such file.
+        InputError: it is not JSON, no student plan, newer than this program, or its channel counts cannot be.
+    """
+    values = read_json(path, "student plan", _HINT)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError("student plan", path, "is something else than a student plan", _HINT)
+    version, network = values.get("format_version"), values.get("network")
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise InputError(
+            "student plan", path, f"format {version!r} is newer than {FORMAT_VERSION}", "update colorpress"
+        )
+    if not isinstance(network, dict):
+        raise InputError("student plan", path, "holds no 'network'", _HINT)
+    try:
+        return UNetPlan.from_dict(network)
+    except InputError as error:
+        raise InputError("student plan", path, error.why, error.hint) from error

@@ -1,0 +1,110 @@
+"""What a single convolution costs in ONNX Runtime: the table that pruning for latency chooses by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from colorpress.core.cores import usable_cores
+
+_OPSET = 18
+_WARMUP = 3
+_RUNS, _SECONDS = 5, 0.03
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """All that the time of a convolution depends on.
+
+    Attributes:
+        transposed: whether it is a ConvTranspose2d.
+        inputs, outputs: channels.
+        height, width: of its input, in pixels.
+    """
+
+    transposed: bool
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    height: int
+    width: int
+
+
+# Milliseconds of one call for one picture.
+ConvTimer = Callable[[ConvShape], float]
+
+
+@cache
+def time_convolution(shape: ConvShape, threads: int = 0) -> float:
+    """Milliseconds of one call on this machine: the shortest of several, since noise only ever adds.
+
+    The graph is what export makes of the layer: a transposed convolution of 2x2 and stride 2 is a 1x1 convolution and
+    DepthToSpace. Alone it also pays for changing the layout of its input and output, which in a whole network
+    neighbours share: times of different counts can be compared, but do not add up to the network's.
+
+    Args:
+        threads: of the CPU; 0: one per core.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 4
+    content = build_convolution(shape).SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    picture = np.random.default_rng(0).random((1, shape.inputs, shape.height, shape.width), dtype=np.float32)
+    for _ in range(_WARMUP):
+        session.run(None, {"x": picture})
+    times_ns: list[int] = []
+    end = time.perf_counter_ns() + int(_SECONDS * 1e9)
+    while len(times_ns) < _RUNS or time.perf_counter_ns() < end:
+        started = time.perf_counter_ns()
+        session.run(None, {"x": picture})
+        times_ns.append(time.perf_counter_ns() - started)
+    return min(times_ns) / 1e6
+
+
+def build_convolution(shape: ConvShape) -> onnx.ModelProto:
+    """An ONNX model `x` (1, inputs, height, width) -> `y` of one convolution with random weights."""
+    outputs, kernel, operator = shape.outputs, shape.kernel, "ConvTranspose" if shape.transposed else "Conv"
+    attributes: dict[str, Any] = {
+        "strides": list(shape.stride),
+        "pads": [*shape.padding, *shape.padding],
+        "dilations": list(shape.dilation),
+        "group": shape.groups,
+    }
+    exported_as_1x1 = shape.transposed and shape.kernel == shape.stride == (2, 2) and shape.groups == 1
+    if exported_as_1x1:
+        outputs, kernel, operator, attributes = 4 * shape.outputs, (1, 1), "Conv", {}
+    sides = (
+        (shape.inputs, outputs // shape.groups)
+        if operator == "ConvTranspose"
+        else (outputs, shape.inputs // shape.groups)
+    )
+    weight = np.random.default_rng(1).standard_normal((*sides, *kernel)).astype(np.float32)
+    answer = "wide" if exported_as_1x1 else "y"
+    nodes = [helper.make_node(operator, ["x", "weight", "bias"], [answer], **attributes)]
+    if exported_as_1x1:
+        nodes.append(helper.make_node("DepthToSpace", [answer], ["y"], blocksize=2))
+    graph = helper.make_graph(
+        nodes,
+        "convolution",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, shape.inputs, shape.height, shape.width])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.zeros(outputs, np.float32), "bias")],
+    )
+    imports = [helper.make_opsetid("", _OPSET)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))

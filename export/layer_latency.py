@@ -1,0 +1,156 @@
+"""Where the time of a call goes, layer by layer: in ONNX Runtime by its own profile, in PyTorch by hooks.
+
+Both add some overhead to every layer, so shares are what to read: `export.timing` says how long a call takes.
+What a runtime does to be fast (fused operators, other memory layouts, threads) stays on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from colorpress.core.console import warn
+from export.layer_nodes import assign_names
+from export.ort_profile import find_kernels, original_name, profile_calls
+from training.device import torch_threads
+from training.network import ColorNetwork
+
+# Untimed calls first.
+_WARMUP = 2
+# A process that has its cores to itself is interrupted a few times a second.
+_BUSY_PER_S = 50.0
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Time of each layer in one call, medians over calls, in milliseconds.
+
+    Attributes:
+        by_layer: layer name to its time, in the order of the call; layers that were not seen are missing.
+        call_ms: of the whole call: all its kernels in ONNX Runtime, the clock in PyTorch.
+    """
+
+    by_layer: Mapping[str, float]
+    call_ms: float
+
+
+def time_torch_layers(
+    network: ColorNetwork, layers: Collection[str], *, side: int, runs: int, threads: int = 0
+) -> LayerTimes:
+    """Time layers in eager PyTorch on the CPU: each by itself, so without the batch norm and activation behind it.
+
+    Every run goes through all layers, so that a slow moment of the machine meets them all alike.
+
+    Args:
+        network: on the CPU, in eval mode; it stays as it is.
+        layers: names as in `named_modules`.
+        side: of the square input, in pixels.
+        runs: timed calls after two that are not.
+        threads: CPU threads; 0: torch's own number.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    started: dict[str, int] = {}
+    by_layer: dict[str, list[float]] = {}
+    calls: list[float] = []
+
+    def start(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            started[name] = time.perf_counter_ns()
+
+        return hook
+
+    def stop(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            spent[name] += (time.perf_counter_ns() - started[name]) / 1e6
+
+        return hook
+
+    picture = torch.linspace(0.0, 1.0, side * side).reshape(1, 1, side, side)
+    handles = []
+    for name in layers:
+        module: nn.Module = network.get_submodule(name)
+        handles += [module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name))]
+    try:
+        with torch_threads(threads), torch.inference_mode():
+            for run in range(_WARMUP + runs):
+                spent.clear()
+                before = time.perf_counter_ns()
+                network(picture)
+                if run >= _WARMUP:
+                    calls.append((time.perf_counter_ns() - before) / 1e6)
+                    for name, value in spent.items():
+                        by_layer.setdefault(name, []).append(value)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return LayerTimes({name: float(np.median(each)) for name, each in by_layer.items()}, float(np.median(calls)))
+
+
+def time_onnx_layers(
+    model: onnx.ModelProto, layers: Collection[str], *, side: int, runs: int, threads: int = 0
+) -> LayerTimes:
+    """Time the layers of an exported graph in ONNX Runtime on the CPU, each with the activation that is fused with it.
+
+    Args:
+        model: as `build_graph` makes it.
+        layers: names as in the network.
+        side: of the square input, in pixels.
+        runs: timed calls after one that is not.
+        threads: CPU threads; 0: one per usable core.
+    Raises:
+        InputError: ONNX Runtime refuses the graph.
+    """
+    with tempfile.TemporaryDirectory(prefix="colorpress-layers-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        events = profile_calls(path, side=side, calls=1 + runs, threads=threads)
+    return sum_layer_events(events, assign_names(model.graph, layers), runs=runs)
+
+
+@contextmanager
+def warn_when_busy() -> Iterator[None]:
+    """Warn after the block where other work took the processor from it: threads then wait for each other.
+
+    Every layer comes to take about the same time in that case, whatever it computes.
+    """
+    import psutil
+
+    process = psutil.Process()
+    before, started = process.num_ctx_switches().involuntary, time.monotonic()
+    yield
+    rate = (process.num_ctx_switches().involuntary - before) / max(time.monotonic() - started, 1e-3)
+    if rate > _BUSY_PER_S:
+        warn(f"timing was interrupted {rate:.0f} times a second by other work: do not trust the times of layers")
+
+
+def sum_layer_events(events: list[Mapping[str, Any]], names: Mapping[str, str], *, runs: int) -> LayerTimes:
+    """The times of layers from profile events of `runs` equal calls and an untimed one before them.
+
+    Args:
+        names: the layer of each node and value name.
+    """
+    kernels = find_kernels(events)
+    each_call = len(kernels) // (1 + runs)
+    by_layer: dict[str, list[float]] = {}
+    calls = []
+    for run in range(1, 1 + runs):
+        spent: dict[str, float] = defaultdict(float)
+        call = kernels[run * each_call : (run + 1) * each_call]
+        for event in call:
+            if (layer := names.get(original_name(event["name"]))) is not None:
+                spent[layer] += event["dur"] / 1e3
+        calls.append(sum(event["dur"] for event in call) / 1e3)
+        for layer, value in spent.items():
+            by_layer.setdefault(layer, []).append(value)
+    return LayerTimes({name: float(np.median(each)) for name, each in by_layer.items()}, float(np.median(calls)))

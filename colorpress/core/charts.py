@@ -1,14 +1,36 @@
-"""What charts of all stages share."""
+"""The one door to matplotlib: figures that are written atomically, and what charts of all stages share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colorpress.core.files import atomic_write
 from colorpress.core.text import format_bytes, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@contextmanager
+def drawn(path: Path, *, width: float, height: float, dpi: int = 110) -> Iterator[Figure]:
+    """Yield an empty figure of `width` x `height` inches, which is written to `path` when the block ends.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    # Without pyplot: no window system is looked for, and nothing stays in memory.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    yield figure
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
 
 
 def format_cost(column: str) -> Callable[[float], str]:

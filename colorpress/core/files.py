@@ -114,6 +114,20 @@ def read_json(path: Path, what: str, hint: str) -> Any:
         raise InputError(what, path, "is not JSON text", hint) from error
 
 
+def find_impostor(start: bytes) -> str:
+    """Why the first bytes of a file are plainly none of a picture, checkpoint or model; empty where they may be.
+
+    Args:
+        start: 64 bytes at least, or all there are.
+    """
+    if not start:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer; what it stands for was not fetched"
+    page = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower()
+    return "is an HTML page" if page.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) else ""
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write `rows` under the header `columns`, atomically; None becomes an empty cell.
 

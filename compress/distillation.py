@@ -25,7 +25,7 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.evaluation import validate_l1
 from training.fitting import fit_network, forget_fit
-from training.losses import Batch, Task, prepare_batch
+from training.losses import Batch, Loss, prepare_batch
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photos import PhotoSplit
 from training.run_folder import Run
@@ -66,7 +66,7 @@ class DistillResult:
         return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{kept}"
 
 
-class DistilTask(Task):
+class DistilLoss(Loss):
     """weight * L1 to the teacher's answer + (1 - weight) * L1 to the truth.
 
     A network that answers at a quarter of the size or coarser is compared at a quarter: up-sampling to every pixel
@@ -118,7 +118,7 @@ class Lesson:
     answer_size: int
     data: DataConfig
     machine: MachineConfig
-    make_loss: Callable[[ColorNetwork, float], Task] = DistilTask
+    make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
     reference_l1: tuple[float, float] | None = None
 
     @staticmethod

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.studies.distillation_levers import (
-    ClassTask,
-    FullSizeTask,
-    HintTask,
+    ClassLoss,
+    FullSizeLoss,
+    HintLoss,
     LeverJob,
     compare_levers,
     find_layer_of_stride,
@@ -21,7 +21,7 @@ from benchmarks.studies.distillation_levers import (
 )
 from colorpress.cli import run_command
 from colorpress.core.errors import DivergedError
-from compress.distillation import DistilTask
+from compress.distillation import DistilLoss
 from compress.students.student_plan import StudentPlan, write_student_plan
 from tests.conftest import make_network
 from training.losses import Batch
@@ -52,31 +52,31 @@ def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
     layer, channels = find_layer_of_stride(teacher, STUDENT.output_stride) or (teacher, 0)
     for lever in (kind, "recipe"):
         network = make_network(STUDENT).train()
-        task = {
-            "recipe": lambda net: DistilTask(net, 0.5),
-            "full size": lambda net: FullSizeTask(net, 0.5),
-            "classes": lambda net: ClassTask(net, 0.5),
-            "hints": lambda net: HintTask(net, 0.5, teacher=teacher, layer=layer, channels=channels),
+        criterion = {
+            "recipe": lambda net: DistilLoss(net, 0.5),
+            "full size": lambda net: FullSizeLoss(net, 0.5),
+            "classes": lambda net: ClassLoss(net, 0.5),
+            "hints": lambda net: HintLoss(net, 0.5, teacher=teacher, layer=layer, channels=channels),
         }[lever](network)
-        for head in (getattr(task, "tell", None), getattr(task, "classes", None)):
+        for head in (getattr(criterion, "tell", None), getattr(criterion, "classes", None)):
             # From zero it teaches the network nothing yet.
             if head is not None:
                 torch.nn.init.normal_(head.weight)
-        loss, l1 = task.loss(task(batch().lightness), batch())
+        loss, l1 = criterion.loss(criterion(batch().lightness), batch())
         loss.backward()
         assert 0 < l1 < 1
         gradients.append(network.encoder[0][0].weight.grad.clone())
         if lever == "hints":
-            assert task.tell.weight.grad.abs().sum() > 0
+            assert criterion.tell.weight.grad.abs().sum() > 0
             assert all(weight.grad is None for weight in teacher.parameters())
-            assert not any(name.startswith("asked") for name in task.state_dict()) and not layer._forward_hooks
+            assert not any(name.startswith("asked") for name in criterion.state_dict()) and not layer._forward_hooks
     assert not torch.allclose(gradients[0], gradients[1])
 
 
 def test_validation_leaves_no_features_behind() -> None:
-    task = ClassTask(make_network(STUDENT), 0.5)
-    task.network(batch().lightness)
-    assert task.features == []
+    criterion = ClassLoss(make_network(STUDENT), 0.5)
+    criterion.network(batch().lightness)
+    assert criterion.features == []
 
 
 def test_from_scratch_means_other_weights_in_the_same_channels() -> None:

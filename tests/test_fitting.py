@@ -17,9 +17,8 @@ from colorpress.core.config import DataConfig, MachineConfig, TrainConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.chroma_classes import ColourClassTask
 from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit
-from training.losses import Batch, L1Task, Task
+from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
@@ -39,15 +38,15 @@ def split(photo_folder: Path) -> PhotoSplit:
 Losses = Callable[[Tensor, Tensor], Tensor]
 
 
-def watch_(task: Task, watch: Losses) -> None:
-    """Send each loss of `task` by way of a function of the test's own: (what was answered, loss) -> loss."""
-    loss_of = task.loss
+def watch_(criterion: Loss, watch: Losses) -> None:
+    """Send each loss of `criterion` by way of a function of the test's own: (what was answered, loss) -> loss."""
+    loss_of = criterion.loss
 
     def watched(answered: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, l1 = loss_of(answered, batch)
         return watch(answered, loss), l1
 
-    task.loss = watched  # type: ignore[method-assign]
+    criterion.loss = watched  # type: ignore[method-assign]
 
 
 def fit(
@@ -64,10 +63,10 @@ def fit(
     }  # fmt: skip
     network = network or make_network()
     network.dropout.p = recipe.dropout
-    task = ColourClassTask(network, recipe.class_weight) if recipe.class_weight else L1Task(network)
+    criterion = ChromaClassLoss(network, recipe.class_weight) if recipe.class_weight else L1Loss(network)
     if watch is not None:
-        watch_(task, watch)
-    return fit_network(task, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
+        watch_(criterion, watch)
+    return fit_network(criterion, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
 
 
 def weights(path: Path) -> list[Tensor]:

@@ -32,7 +32,7 @@ from training.batches import CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.evaluation import validate_l1
-from training.losses import Task, prepare_batch
+from training.losses import Loss, prepare_batch
 from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
@@ -56,7 +56,7 @@ class FitResult:
 class _FitState:
     """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
 
-    task: Task
+    criterion: Loss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -75,7 +75,7 @@ class _FitState:
     @property
     def network(self) -> ColorNetwork:
         """What is trained and, perhaps averaged, kept."""
-        return self.task.network
+        return self.criterion.network
 
     def kept(self) -> nn.Module:
         """What is validated and kept."""
@@ -95,7 +95,7 @@ class _FitState:
     def training_state(self) -> dict[str, Any]:
         """What `last.pt` holds beyond a checkpoint, tensors and primitives."""
         return {
-            "trained": _tensors_of(self.task),
+            "trained": _tensors_of(self.criterion),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
@@ -105,7 +105,7 @@ class _FitState:
         """Go back to the state that `last` holds; changes the network."""
         assert last.training_state is not None
         saved = dict(last.training_state)
-        self.task.load_state_dict(saved["trained"])
+        self.criterion.load_state_dict(saved["trained"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
@@ -117,7 +117,7 @@ class _FitState:
 
 
 def fit_network(
-    task: Task,
+    criterion: Loss,
     train: Sequence[Photo],
     val: Sequence[Photo],
     recipe: Recipe,
@@ -131,17 +131,17 @@ def fit_network(
     answers: AnswerFolder | None = None,
     restart: bool = False,
 ) -> FitResult:
-    """Fit the network of `task` in place; writes `best_path` and `last_path` after each epoch that earns it.
+    """Fit the network of `criterion` in place; writes `best_path` and `last_path` after each epoch that earns it.
 
     Of `last_path` two generations are kept, the older as `last.prev.pt`; it serves when the newer is damaged.
 
     Args:
-        task: the network, whose starting weights are part of what makes a fit the same fit, and its loss; the
+        criterion: the network, whose starting weights are part of what makes a fit the same fit, and its loss; the
             history's `train_l1` is the L1 to the truth whatever the loss is.
         recipe: how long and how. `data` gives seed and size limit, `machine` device and workers.
         label: what a person reads beside the progress bar.
         extra: primitives kept inside both checkpoints; other ones make another fit.
-        answers: what a teacher answered to the training photographs, for a task that learns from it.
+        answers: what a teacher answered to the training photographs, for a loss that learns from it.
         restart: start over where the files are of another fit, instead of refusing.
     Raises:
         ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing;
@@ -159,19 +159,19 @@ def fit_network(
         **{name: value for name, value in vars(recipe).items() if name != "compile"},
         "seed": data.seed,
         "photographs": hash_photos(train, val),
-        "starting weights": hash_weights(task.network),
-        "code": hash_code(__name__, type(task).__module__),
+        "starting weights": hash_weights(criterion.network),
+        "code": hash_code(__name__, type(criterion).__module__),
         **extra,
     }
     found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
-    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_count() > 1:
-        share_batch_norm_(task.network)
+        share_batch_norm_(criterion.network)
     state = _FitState(
-        task=task,
-        optimizer=_make_optimizer(task, recipe),
+        criterion=criterion,
+        optimizer=_make_optimizer(criterion, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
-        average=AveragedModel(task.network, use_buffers=True) if recipe.ema_decay else None,
+        average=AveragedModel(criterion.network, use_buffers=True) if recipe.ema_decay else None,
     )
     if found is not None:
         state.restore_(found)
@@ -238,10 +238,10 @@ class _Trainer:
         self.state, self.loader, self.recipe = state, loader, recipe
         self.device, self.seed = device, seed
         self.dtype = choose_precision(recipe.precision, device)
-        self.forward: Callable[[Tensor], Any] = state.task
+        self.forward: Callable[[Tensor], Any] = state.criterion
         if process_count() > 1:
             self.forward = nn.parallel.DistributedDataParallel(
-                state.task,
+                state.criterion,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # all processes have the same ones already
                 gradient_as_bucket_view=True,
@@ -324,13 +324,13 @@ class _Trainer:
         batch = prepare_batch(crops, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             answered = self.forward(batch.lightness)
-        loss, l1 = state.task.loss(answered, batch)
+        loss, l1 = state.criterion.loss(answered, batch)
         # Gradients are averaged over processes: a larger part of the batch counts for more.
         loss = loss * share
         state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(state.scaler.scale(loss))
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.task.parameters(), recipe.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(state.criterion.parameters(), recipe.gradient_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:

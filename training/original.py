@@ -13,11 +13,10 @@ from torch import nn
 from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.processes import is_main_process
 from colorpress.core.stages import StageRecord
-from training.chroma_classes import ColourClassTask
 from training.device import choose_device, torch_threads
 from training.fitting import fit_network, forget_fit
 from training.history import plot_history, write_history
-from training.losses import L1Task
+from training.losses import ChromaClassLoss, L1Loss
 from training.photos import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNet, UNetPlan, count_parameters
@@ -87,7 +86,7 @@ def train_unet(
         for parameter in network.head.parameters():
             nn.init.zeros_(parameter)
         fitted = fit_network(
-            ColourClassTask(network, recipe.class_weight) if recipe.class_weight else L1Task(network),
+            ChromaClassLoss(network, recipe.class_weight) if recipe.class_weight else L1Loss(network),
             photos.train,
             photos.val,
             recipe,

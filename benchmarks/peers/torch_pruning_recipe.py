@@ -22,7 +22,7 @@ from compress.dependency_graph import copy_network, layer_widths
 from training.checkpoint import save_checkpoint
 from training.device import torch_threads
 from training.fitting import fit_network, forget_fit
-from training.losses import L1Task
+from training.losses import L1Loss
 from training.network import ColorNetwork
 from training.photos import PhotoSplit
 from training.run_folder import Run
@@ -92,7 +92,7 @@ def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str
     settings, last_path = run.settings, folder / "last.pt"
     with torch_threads(settings.machine.threads):
         fitted = fit_network(
-            L1Task(network),
+            L1Loss(network),
             photos.train,
             photos.val,
             finetune_recipe(options["epochs"], settings.score.eval_size),

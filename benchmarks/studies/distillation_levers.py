@@ -38,15 +38,14 @@ from colorpress.core.console import set_quiet
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
 from colorpress.core.source_code import hash_code
-from compress.distillation import DistilTask, Lesson, distil_network
+from compress.distillation import DistilLoss, Lesson, distil_network
 from compress.pruning import prune_network
 from compress.students.ladder import build_student
 from compress.students.student_job import StudentJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import Score
 from training.adoption import adopt_checkpoint
-from training.chroma_classes import CLASSES_PER_AXIS, class_loss
-from training.losses import Batch, Task
+from training.losses import CLASSES_PER_AXIS, Batch, Loss, class_cross_entropy
 from training.network import ColorNetwork, pad_to_multiple
 from training.run_folder import Run, find_photos
 from training.unet import UNet, UNetPlan, count_parameters
@@ -57,7 +56,7 @@ Way = Callable[[int], tuple[ColorNetwork, Score]]
 _HINT_WEIGHT, _CLASS_WEIGHT = 0.02, 0.05
 
 
-class FullSizeTask(DistilTask):
+class FullSizeLoss(DistilLoss):
     """The same loss, but on every pixel of an answer that is up-sampled to the size of the crop."""
 
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
@@ -65,7 +64,7 @@ class FullSizeTask(DistilTask):
         self.stride = 1
 
 
-class _FeatureTask(DistilTask):
+class _FeatureLoss(DistilLoss):
     """Beside the loss, something is asked of the features that the student's head reads, at its output stride."""
 
     network: UNet
@@ -89,7 +88,7 @@ class _FeatureTask(DistilTask):
         return self.features.pop()
 
 
-class HintTask(_FeatureTask):
+class HintLoss(_FeatureLoss):
     """Hints: features of best.pt that have the student's output stride, told by a 1x1 convolution (FitNets, 2015).
 
     Args:
@@ -129,8 +128,8 @@ class HintTask(_FeatureTask):
         return loss + _HINT_WEIGHT * hint, l1
 
 
-class ClassTask(_FeatureTask):
-    """The second task of the original's training, at the student's output stride."""
+class ClassLoss(_FeatureLoss):
+    """The second loss of the original's training, at the student's output stride."""
 
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
         super().__init__(network, teacher_weight)
@@ -143,7 +142,7 @@ class ClassTask(_FeatureTask):
     def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         answer, logits = answered
         loss, l1 = super().loss(answer, batch)
-        return loss + _CLASS_WEIGHT * class_loss(logits, batch.ab, self.network.output_stride), l1
+        return loss + _CLASS_WEIGHT * class_cross_entropy(logits, batch.ab, self.network.output_stride), l1
 
 
 def _from_zero(head: nn.Conv2d) -> nn.Conv2d:
@@ -188,14 +187,14 @@ class Lever:
     Attributes:
         recipe: other values of the recipe.
         teacher_weight: another one than that of the recipe.
-        make_task: another loss; what beside the network has weights is trained too and thrown away.
+        make_loss: another loss; what beside the network has weights is trained too and thrown away.
         train_share: of the training photographs that are looked at.
     """
 
     name: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     teacher_weight: float | None = None
-    make_task: Callable[[ColorNetwork, float], Task] = DistilTask
+    make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
     train_share: float = 1.0
 
 
@@ -212,12 +211,12 @@ def list_levers(teacher: ColorNetwork, plan: UNetPlan, learning_rate: float) -> 
         Lever("half the learning rate", recipe={"learning_rate": learning_rate / 2}),
         Lever("twice the learning rate", recipe={"learning_rate": learning_rate * 2}),
         Lever("half the photographs", train_share=0.5),
-        Lever("loss at full size", make_task=FullSizeTask),
-        Lever("colour classes too", make_task=ClassTask),
+        Lever("loss at full size", make_loss=FullSizeLoss),
+        Lever("colour classes too", make_loss=ClassLoss),
     ]
     if found := find_layer_of_stride(teacher, plan.output_stride):
-        hints = partial(HintTask, teacher=teacher, layer=found[0], channels=found[1])
-        levers.append(Lever("hints of best.pt's features", make_task=hints))
+        hints = partial(HintLoss, teacher=teacher, layer=found[0], channels=found[1])
+        levers.append(Lever("hints of best.pt's features", make_loss=hints))
     return levers
 
 
@@ -241,7 +240,7 @@ class LeverJob(StudentJob):
                 replace(recipe, **lever.recipe),
                 teacher_weight=weight,
             ),
-            make_loss=lever.make_task,
+            make_loss=lever.make_loss,
             data=replace(settings.data, seed=seed),
             reference_l1=self.reference_l1(len(self.given.val)),
         )

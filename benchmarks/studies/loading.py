@@ -22,7 +22,7 @@ from colorpress.core.errors import ColorpressError, InputError
 from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
-from training.losses import L1Task, prepare_batch
+from training.losses import L1Loss, prepare_batch
 from training.photos import Photo, scan_photos
 from training.unet import UNet, UNetPlan
 
@@ -136,9 +136,9 @@ class _Trainer:
     def __init__(self, base: int, device: torch.device) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.task = L1Task(UNet(UNetPlan.classic(base)))
-        self.task.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.task.parameters(), lr=1e-4, fused=True)
+            self.criterion = L1Loss(UNet(UNetPlan.classic(base)))
+        self.criterion.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(self.criterion.parameters(), lr=1e-4, fused=True)
         self.device, self.dtype = device, choose_precision("auto", device)
 
     def run(self, batches: Iterable[Crops]) -> float:
@@ -148,8 +148,8 @@ class _Trainer:
         for crops in batches:
             batch = prepare_batch(crops, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                answered = self.task(batch.lightness)
-            loss, _ = self.task.loss(answered, batch)
+                answered = self.criterion(batch.lightness)
+            loss, _ = self.criterion.loss(answered, batch)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self.optimizer.step()

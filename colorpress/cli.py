@@ -1,30 +1,38 @@
-"""The command line: options to configs, one call into the pipeline, results to standard output, exit codes.
+"""The command line: options to configs, one call into a stage, results to standard output, exit codes.
 
 Nothing heavy is imported before a command runs, so `colorpress --help` is quick.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import sys
-import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from colorpress import __version__
+from colorpress.command_options import (
+    PATH,
+    checkpoint_option,
+    common_options,
+    config_options,
+    debug_option,
+    json_option,
+    make_settings,
+    output_option,
+    quiet_option,
+)
 from colorpress.core.config import (
-    ARCH_OPTIONS,
     CONFIGS,
-    PATH_OPTIONS,
-    RESOLVED_OPTIONS,
+    OPTION_NAMES,
     ArchConfig,
     BenchmarkConfig,
     BudgetConfig,
@@ -50,11 +58,6 @@ from colorpress.core.config import (
     TrainConfig,
     UNetConfig,
     WorkerConfig,
-    field_type,
-    is_comma_list,
-    is_list,
-    option_name,
-    parse_quantity,
 )
 from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 
@@ -62,9 +65,8 @@ if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
     from training.run_folder import Run
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_PATH = click.Path(path_type=Path)
+_THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
+_THE_EXPORT = "An exported .onnx; default: those of the run folder."
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -139,207 +141,60 @@ def cli(context: click.Context) -> None:
         require_one_process(str(context.invoked_subcommand))
 
 
-class _CommaList(click.ParamType[tuple[Any, ...]]):
-    """Values with commas between them, such as 1,8; the config checks each."""
+def stage_command(
+    *configs: type[Config], checkpoint: str = "", aliased: Sequence[type[Config]] = ()
+) -> Callable[[Callable[..., Iterable[StageRecord]]], click.Command]:
+    """Make a function the command of one or several stages: from the run to their records.
 
-    name = "list"
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        try:
-            return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
-        except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers, such as 1,8", param, ctx)
-
-
-class _Quantity(click.ParamType[float]):
-    """A number that may carry a unit, such as 2ms; the config checks its range."""
-
-    name = "float"
-
-    def __init__(self, units: Mapping[str, float]) -> None:
-        self.units = units
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, str):
-            return parse_quantity(value, param.opts[0] if param else "option", self.units)
-        return float(value)
-
-
-def config_options(
-    *configs: type[Config], aliased: Sequence[type[Config]] = (), rare_hidden: bool = False
-) -> Callable[[Function], Function]:
-    """One command-line option per field: name, type, default, range and help come from the config itself.
-
-    A name belongs to the first config that claims it, by a field or by its alias.
+    The command holds the folder's lock, writes the effective options to it, and prints what the stages wrote.
 
     Args:
-        aliased: of them, those whose second names the command offers.
-        rare_hidden: the help shows common options only, and all of them with --help-all.
+        configs: whose options the command has. `aliased`: as `config_options`.
+        checkpoint: what --checkpoint says; empty where there is none.
     """
-    options = []
-    taken: set[str] = set()
-    for config in configs:
-        for each in fields(config):
-            if (name := option_name(each.name)) in taken:
-                continue
-            names = [name, *([each.metadata["alias"]] if each.metadata["alias"] and config in aliased else [])]
-            taken |= set(names)
-            hidden = rare_hidden and not each.metadata["common"]
-            options.append(_config_option(config, each, names, hidden))
 
-    def decorate(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
+    def decorate(function: Callable[..., Iterable[StageRecord]]) -> click.Command:
+        @functools.wraps(function)
+        def command(output_dir: Path, force: bool, as_json: bool, **given: Any) -> None:
+            current = _open_run(output_dir, force, given)
+            from colorpress.core.processes import is_main_process
+
+            with _one_writer(output_dir):
+                records = tuple(function(current, **_without_options(given)))
+                if is_main_process():
+                    current.write_settings()
+                    _print_records(output_dir, as_json, records)
+
+        return _as_stage(command, *configs, checkpoint=checkpoint, aliased=aliased)
 
     return decorate
 
 
-def _config_option(
-    config: type[Config], each: Field[Any], names: Sequence[str], hidden: bool
-) -> Callable[[Function], Function]:
-    kind: Any = field_type(config, each)
-    commas, is_flag = is_comma_list(config, each), kind is bool
-    if choices := each.metadata["choices"]:
-        kind = click.Choice(choices)
-    elif units := each.metadata["units"]:
-        kind = _Quantity(units)
-    elif kind is Path:
-        kind = _PATH
-    default: Any = each.default
-    shown: Any = default not in (None, ())
-    if commas and shown:
-        shown = ",".join(map(str, default))
-    return click.option(
-        *(f"--{name}/--no-{name}" if is_flag else f"--{name}" for name in names),
-        each.name,
-        type=_CommaList(field_type(config, each)) if commas else kind,
-        default=default,
-        multiple=is_list(each) and not commas,
-        show_default=shown,
-        hidden=hidden,
-        help=each.metadata["help"],
-    )
+def _as_stage(
+    function: Callable[..., None], *configs: type[Config], checkpoint: str = "", aliased: Sequence[type[Config]] = ()
+) -> click.Command:
+    """A command with what all stages have: run folder, common options, perhaps --checkpoint, and those of `configs`."""
+    function = config_options(*configs, aliased=aliased)(function)
+    function = checkpoint_option(checkpoint)(function) if checkpoint else function
+    return cli.command()(output_option(is_stage=True)(common_options(function)))
 
 
-_output_option = click.option(
-    "--output-dir", "-o", type=_PATH, default=Path("reports"), show_default=True, help="The run folder."
-)
-
-
-def _stage_options(function: Function) -> Function:
-    """`_common_options` of a stage's own command: the options that its run folder was made with are its defaults."""
-    output_option = click.option(
-        "--output-dir",
-        "-o",
-        type=_PATH,
-        default=Path("reports"),
-        show_default=True,
-        is_eager=True,
-        callback=_use_folder_options,
-        help="The run folder; the options it was made with are the defaults of the others.",
-    )
-    return output_option(_common_options(function))
-
-
-def _common_options(function: Function) -> Function:
-    """Options that every stage has beside its run folder."""
-    decorators = [
-        click.option("--force", is_flag=True, help="Redo what is up to date, and replace what is in the way."),
-        click.option(
-            "--config", type=_PATH, is_eager=True, expose_value=False, callback=_read_config, help="Options as TOML."
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
-        click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet, help="No progress."),
-        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
-    ]
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
-
-
-def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        for each in context.command.params:
-            if isinstance(each, click.Option):
-                each.hidden = False
-        click.echo(context.get_help())
-        context.exit()
-
-
-_help_all_option = click.option(
-    "--help-all",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_all,
-    help="Show the options of all stages.",
-)
-
-
-_checkpoint_option = click.option(
-    "--checkpoint", "-c", type=_PATH, default=None, help="A trained model; default: best.pt of the run folder."
-)
-
-
-def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    from colorpress.core.console import set_quiet
-
-    set_quiet(value)
-
-
-def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Make the values of a TOML file the defaults of this command: flags and the environment win over them."""
-    if path is not None:
-        context.default_map = {**(context.default_map or {}), **_load_options(path)}
-
-
-def _use_folder_options(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
-    resolved = folder / RESOLVED_OPTIONS
-    if resolved.is_file():
-        context.default_map = {**_load_options(resolved), **(context.default_map or {})}
-    return folder
-
-
-def _load_options(path: Path) -> dict[str, Any]:
-    """The options of a TOML file by field name, each checked as the configs check theirs."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("configuration", path, "no such file", "give a TOML file with --config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("configuration", path, f"is not TOML: {error}", "write lines such as `epochs = 15`") from None
-    options = {name.replace("-", "_"): value for name, value in values.items()}
-    if path.name == RESOLVED_OPTIONS:
-        # Part of a run folder, which may be somebody else's: it names no code to run.
-        options = {name: value for name, value in options.items() if name not in ARCH_OPTIONS}
-    paths = [name for name in PATH_OPTIONS if isinstance(options.get(name), str)]
-    Settings.from_options({**options, **{name: Path(options[name]) for name in paths}})
-    return options
-
-
-def _open_run(output_dir: Path, force: bool, options: Mapping[str, Any]) -> Run:
-    """A run of one stage: its own options, and those of the other stages as the folder was made with."""
-    resolved = output_dir / RESOLVED_OPTIONS
-    others = _load_options(resolved) if resolved.is_file() else {}
-    for name in PATH_OPTIONS:
-        others[name] = Path(others[name]) if name in others else None
-    settings = Settings.from_options({**others, **options})
+def _open_run(output_dir: Path, force: bool, given: dict[str, Any]) -> Run:
+    settings = make_settings(output_dir, {name: value for name, value in given.items() if name in OPTION_NAMES})
     from training.run_folder import Run
 
     return Run(output_dir, settings, force)
 
 
+def _without_options(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in OPTION_NAMES}
+
+
 @cli.command()
-@_output_option
-@_common_options
-@click.option("--checkpoint", "-c", type=_PATH, default=None, help="A trained model to start from; default: train one.")
-@config_options(*CONFIGS.values(), rare_hidden=True)
-@_help_all_option
+@output_option(is_stage=False)
+@common_options
+@checkpoint_option("A trained model to start from; default: train one.")
+@config_options(*CONFIGS.values(), common_first=True)
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, distil a student, search, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
@@ -350,133 +205,71 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
     from colorpress.pipeline import run_pipeline
     from training.run_folder import Run
 
-    current = Run(output_dir, settings, force)
-
     with locked_folder(output_dir):
+        current = Run(output_dir, settings, force)
         finished = run_pipeline(current, checkpoint=checkpoint, argv=["colorpress", *sys.argv[1:]])
-    _print_table(output_dir, as_json, finished.stages)
+    _print_records(output_dir, as_json, finished.stages)
     if not as_json:
         click.echo(f"\nreport: {finished.report_path}")
 
 
-@cli.command()
-@_stage_options
-@config_options(DataConfig, UNetConfig, TrainConfig, FitConfig, MachineConfig)
-def train(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+@stage_command(DataConfig, UNetConfig, TrainConfig, FitConfig, MachineConfig)
+def train(current: Run) -> Iterable[StageRecord]:
     """Train the original UNet: photographs to best.pt."""
-    current = _open_run(output_dir, force, options)
     from training.curve_prose import explain
     from training.original import train
     from training.run_folder import find_photos
 
-    _do(current, as_json, lambda: [train(current, find_photos(current)), *explain(current)])
+    return [train(current, find_photos(current)), *explain(current)]
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
-@config_options(ArchConfig, RankConfig, CountConfig, DataConfig, MachineConfig)
-def rank(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+@stage_command(ArchConfig, RankConfig, CountConfig, DataConfig, MachineConfig, checkpoint=_THE_CHECKPOINT)
+def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
-    current = _open_run(output_dir, force, options)
     from compress.layer_views import rank_views
     from compress.ranking import rank
     from training.run_folder import find_photos
 
-    def steps() -> Iterable[StageRecord]:
-        path = checkpoint or current.best_path
-        yield rank(current, path)
-        photos = find_photos(current) if current.settings.rank.rank_photos else None
-        yield rank_views(current, path, photos)
-
-    _do(current, as_json, steps)
+    path = checkpoint or current.best_path
+    yield rank(current, path)
+    yield rank_views(current, path, find_photos(current) if current.settings.rank.rank_photos else None)
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
-@config_options(
-    ArchConfig,
-    DataConfig,
-    PruneConfig,
-    BudgetConfig,
-    CountConfig,
-    TimeConfig,
-    ScoreConfig,
-    FinetuneConfig,
-    FitConfig,
-    MachineConfig,
-)
-def prune(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+@stage_command(
+    ArchConfig, DataConfig, PruneConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, FinetuneConfig, FitConfig,
+    MachineConfig, checkpoint=_THE_CHECKPOINT,
+)  # fmt: skip
+def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
-    current = _open_run(output_dir, force, options)
     from compress.prune_stage import prune
     from training.run_folder import find_photos
 
-    _do(current, as_json, lambda: [prune(current, checkpoint or current.best_path, find_photos(current))])
+    return [prune(current, checkpoint or current.best_path, find_photos(current))]
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
+@stage_command(
+    ArchConfig, DataConfig, GoalConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, StudentConfig, DistilConfig,
+    ExportConfig, QuantizeConfig, QatConfig, MachineConfig, checkpoint=_THE_CHECKPOINT, aliased=(BudgetConfig,),
+)  # fmt: skip
 @click.option(
     "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
 )
-@config_options(
-    ArchConfig,
-    DataConfig,
-    GoalConfig,
-    BudgetConfig,
-    CountConfig,
-    TimeConfig,
-    ScoreConfig,
-    StudentConfig,
-    DistilConfig,
-    ExportConfig,
-    QuantizeConfig,
-    QatConfig,
-    MachineConfig,
-    aliased=(BudgetConfig,),
-)
-def student(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, name: str, **options: Any) -> None:
+def student(current: Run, checkpoint: Path | None, name: str) -> Iterable[StageRecord]:
     """One network that keeps best.pt's colour, trained for long: the smallest of a ladder, or that of a plan."""
-    current = _open_run(output_dir, force, options)
     from compress.students.student_stages import distil_student
     from training.adoption import adopt_checkpoint
     from training.run_folder import find_photos
 
-    def steps() -> Iterable[StageRecord]:
-        adopt_checkpoint(current, checkpoint)
-        return distil_student(current, find_photos(current), name)
-
-    _do(current, as_json, steps)
+    adopt_checkpoint(current, checkpoint)
+    return distil_student(current, find_photos(current), name)
 
 
 _study_help = "Shared storage: a journal file in a shared folder, or a URL such as postgresql+psycopg://user@host/name"
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
-@click.argument("original", metavar="[BEST.PT]", required=False, type=_PATH)
+@click.argument("original", metavar="[BEST.PT]", required=False, type=PATH)
 @click.option("--study", default=None, help=f"{_study_help}; default: in the run folder.")
 @click.option("--dry-run", is_flag=True, help="Show space, budgets and the estimated time; train nothing.")
-@config_options(
-    ArchConfig,
-    DataConfig,
-    GoalConfig,
-    BudgetConfig,
-    CountConfig,
-    TimeConfig,
-    ScoreConfig,
-    SearchConfig,
-    WorkerConfig,
-    DistilConfig,
-    ExportConfig,
-    QuantizeConfig,
-    MachineConfig,
-    aliased=(BudgetConfig,),
-)
 def compress(
     output_dir: Path,
     force: bool,
@@ -500,13 +293,12 @@ def compress(
 
     def lead() -> None:
         if dry_run:
-            lines, planned = describe_plan(current, photos, study=study)
-            click.echo(json.dumps(planned, indent=2) if as_json else "\n".join(lines))
-            return
-        found = search(current, photos, study=study)
-        current.write_settings()
-        text = "\n".join(map(printable, result_lines(found)))
-        click.echo(json.dumps(summarize(found), indent=2) if as_json else text)
+            lines, answer = describe_plan(current, photos, study=study)
+        else:
+            found = search(current, photos, study=study)
+            current.write_settings()
+            lines, answer = result_lines(found), summarize(found)
+        click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(map(printable, lines)))
 
     with _one_writer(output_dir):
         adopt_checkpoint(current, original or checkpoint)
@@ -514,13 +306,20 @@ def compress(
         lead_or_assist(current, photos, study, lead)
 
 
+_as_stage(
+    compress, ArchConfig, DataConfig, GoalConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, SearchConfig,
+    WorkerConfig, DistilConfig, ExportConfig, QuantizeConfig, MachineConfig, checkpoint=_THE_CHECKPOINT,
+    aliased=(BudgetConfig,),
+)  # fmt: skip
+
+
 @cli.command()
-@_output_option
-@_common_options
-@_checkpoint_option
+@output_option(is_stage=False)
+@common_options
+@checkpoint_option(_THE_CHECKPOINT)
 @click.option("--study", required=True, help=f"{_study_help}; that of the search to join.")
-@click.option("--data", type=_PATH, default=None, help="Folder of the same photographs as the search's.")
-@click.option("--unlabelled", type=_PATH, default=None, help="Folder of the same further photographs, if it has some.")
+@click.option("--data", type=PATH, default=None, help="Folder of the same photographs as the search's.")
+@click.option("--unlabelled", type=PATH, default=None, help="Folder of the same further photographs, if it has some.")
 @config_options(ArchConfig, MachineConfig)
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
     """Join a search on this or another machine; all other options are those of the search."""
@@ -541,123 +340,89 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         lead_or_assist(current, photos, study, lead)
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
-@config_options(ArchConfig, ExportConfig)
-def export(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+@stage_command(ArchConfig, ExportConfig, checkpoint=_THE_CHECKPOINT)
+def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
-    current = _open_run(output_dir, force, options)
     from compress.export_stages import export
     from compress.students.student_plan import list_students
 
-    made = [output_dir / name / "model.pt" for name in ("pruned", *list_students(output_dir))]
+    made = [current.folder / name / "model.pt" for name in ("pruned", *list_students(current.folder))]
     given = [checkpoint] if checkpoint else _present([current.best_path, *made])
-    _do(current, as_json, lambda: [export(current, path, _variant_name(path)) for path in given])
+    return [export(current, path, _variant_name(path)) for path in given]
 
 
-@cli.command()
-@_stage_options
-@click.option(
-    "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
-)
-@config_options(
-    ArchConfig, DataConfig, GoalConfig, QuantizeConfig, QatConfig, CountConfig, ScoreConfig, DistilConfig, MachineConfig
-)
-def quantize(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
+@stage_command(
+    ArchConfig, DataConfig, GoalConfig, QuantizeConfig, QatConfig, CountConfig, ScoreConfig, DistilConfig,
+    MachineConfig, checkpoint=_THE_EXPORT,
+)  # fmt: skip
+def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
-    current = _open_run(output_dir, force, options)
     from compress.int8.int8_stage import quantize, quantize_each
+    from compress.precisions import variant_name
     from training.run_folder import find_photos
 
-    def steps() -> Iterable[StageRecord]:
-        photos = find_photos(current)
-        if checkpoint is not None:
-            return [quantize(current, checkpoint, f"{_variant_name(checkpoint)}-int8", photos)]
-        return quantize_each(current, _present(_exported(current)), photos)
-
-    _do(current, as_json, steps)
+    photos = find_photos(current)
+    if checkpoint is not None:
+        return [quantize(current, checkpoint, variant_name(_variant_name(checkpoint), "int8"), photos)]
+    return quantize_each(current, _present(_exported(current)), photos)
 
 
-@cli.command()
-@_stage_options
-@click.option(
-    "--checkpoint", "-c", type=_PATH, default=None, help="An exported .onnx; default: those of the run folder."
-)
+@stage_command(checkpoint=_THE_EXPORT)
 @click.option("--pack-precision", type=click.Choice(["w8", "fp16"]), default="w8", show_default=True,
               help="8 bits with a scale per channel, or half precision.")  # fmt: skip
-def pack(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, pack_precision: str) -> None:
+def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable[StageRecord]:
     """Store the weights of exported models in fewer bits; what is computed stays float."""
-    current = _open_run(output_dir, force, {})
     from compress.export_stages import pack
+    from compress.precisions import variant_name
 
     given = [checkpoint] if checkpoint else _present(_exported(current))
-    _do(current, as_json, lambda: [
-        pack(current, path, f"{_variant_name(path)}-{pack_precision}", pack_precision) for path in given
-    ])  # fmt: skip
+    return [pack(current, path, variant_name(_variant_name(path), pack_precision), pack_precision) for path in given]
 
 
-@cli.command()
-@_stage_options
-@_checkpoint_option
-@click.argument("models", type=_PATH, nargs=-1)
-@config_options(
-    ArchConfig,
-    DataConfig,
-    BenchmarkConfig,
-    TimeConfig,
-    ScoreConfig,
-    MachineConfig,
+@stage_command(
+    ArchConfig, DataConfig, BenchmarkConfig, TimeConfig, ScoreConfig, MachineConfig, checkpoint=_THE_CHECKPOINT,
     aliased=(BenchmarkConfig, TimeConfig),
-)
-def benchmark(
-    output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, models: tuple[Path, ...], **options: Any
-) -> None:
+)  # fmt: skip
+@click.argument("models", type=PATH, nargs=-1)
+def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -> Iterable[StageRecord]:
     """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder.
 
     Or of MODELS, any .pt, .onnx and OpenVINO .xml files, the first of which the others are compared with.
     """
     if models and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
-    current = _open_run(output_dir, force, options)
     from benchmarks.run_variants import list_variants
     from benchmarks.suite import benchmark, require_measured
     from benchmarks.variants import describe_models
     from training.adoption import adopt_checkpoint
     from training.run_folder import find_photos
 
-    def steps() -> Iterable[StageRecord]:
-        adopt_checkpoint(current, checkpoint)
-        size = current.settings.time.bench_size[0]
-        given = describe_models(models, size=size, arch=current.settings.arch)
-        variants = given or list_variants(current)
-        photos = find_photos(current) if current.settings.benchmark.eval_photos else None
-        measured = benchmark(current, variants, photos)
-        require_measured(current, measured)
-        return [measured]
-
-    _do(current, as_json, steps)
+    adopt_checkpoint(current, checkpoint)
+    given = describe_models(models, size=current.settings.time.bench_size[0], arch=current.settings.arch)
+    variants = given or list_variants(current)
+    photos = find_photos(current) if current.settings.benchmark.eval_photos else None
+    measured = benchmark(current, variants, photos)
+    require_measured(current, measured)
+    return [measured]
 
 
-@cli.command()
-@_stage_options
-def report(output_dir: Path, force: bool, as_json: bool) -> None:
+@stage_command()
+def report(current: Run) -> Iterable[StageRecord]:
     """Write report.html from what the run folder holds."""
-    current = _open_run(output_dir, force, {})
     from benchmarks.report.page import report
 
-    _do(current, as_json, lambda: [report(current)])
+    return [report(current)]
 
 
 @cli.command()
-@click.argument("before", metavar="A", type=_PATH)
-@click.argument("after", metavar="B", type=_PATH)
+@click.argument("before", metavar="A", type=PATH)
+@click.argument("after", metavar="B", type=PATH)
 @click.option("--fail-if", multiple=True, metavar="METRIC:LIMIT",
               help="End with 5 where a row's metric became worse by more than LIMIT: p50:5%, g:0.01, size:1KB. "
               "Repeat it for more.")  # fmt: skip
 @click.option("--variant", "variants", multiple=True, help="A row to look at; repeat it for more. Default: all.")
-@click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet, help="No table, only warnings.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@quiet_option
+@debug_option
 def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple[str, ...]) -> None:
     """Compare two benchmarks, A before and B after: benchmark.json files, or run folders.
 
@@ -679,42 +444,28 @@ def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple
         raise GateError("comparison", after, why, "see `failures` on standard output, or allow more with --fail-if")
 
 
-@cli.command()
-@_stage_options
-@config_options(ArchConfig, DataConfig, DeployConfig)
-def deploy(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+@stage_command(ArchConfig, DataConfig, DeployConfig)
+def deploy(current: Run) -> Iterable[StageRecord]:
     """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
-    current = _open_run(output_dir, force, options)
-    from colorpress import deploy_stages
+    from colorpress.deploy_stages import deploy, exported_variants
     from training.run_folder import find_photos
 
-    def steps() -> Iterable[StageRecord]:
-        photos = find_photos(current).test
-        return [deploy_stages.deploy(current, name, photos) for name in deploy_stages.exported_variants(current)]
-
-    _do(current, as_json, steps)
+    photos = find_photos(current).test
+    return [deploy(current, name, photos) for name in exported_variants(current)]
 
 
-@cli.command()
-@_stage_options
-@config_options(ArchConfig, DataConfig, ExportConfig)
-def verify(output_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+@stage_command(ArchConfig, DataConfig, ExportConfig)
+def verify(current: Run) -> Iterable[StageRecord]:
     """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
-    current = _open_run(output_dir, force, options)
-    from colorpress import deploy_stages
+    from colorpress.deploy_stages import exported_variants, verify
     from training.run_folder import find_photos
 
-    _do(current, as_json, lambda: [
-        deploy_stages.verify(current, deploy_stages.exported_variants(current), find_photos(current).test)
-    ])  # fmt: skip
+    return [verify(current, exported_variants(current), find_photos(current).test)]
 
 
-@cli.command()
-@_stage_options
 @click.option("--variant", default=None, help="Which one to ship, such as auto-w8; default: the recommended one.")
-@click.option("--to", "destination", type=_PATH, default=None, help="Where to; default: bundle in the run folder.")
+@click.option("--to", "destination", type=PATH, default=None, help="Where to; default: bundle in the run folder.")
 @click.option("--web/--no-web", default=True, show_default=True, help="With a page that colours in the browser.")
-@config_options(DataConfig, DeployConfig)
 def bundle(
     output_dir: Path,
     force: bool,
@@ -733,9 +484,8 @@ def bundle(
     from training.run_folder import find_photos
 
     with locked_folder(output_dir):
-        made = deploy_stages.bundle(
-            current, variant, destination or output_dir / "bundle", find_photos(current), web=web
-        )
+        target, photos = destination or output_dir / "bundle", find_photos(current)
+        made = deploy_stages.bundle(current, variant, target, photos, web=web)
     if as_json:
         click.echo(json.dumps({"path": str(made.folder), **asdict(made)}, indent=2, default=str))
     else:
@@ -743,10 +493,13 @@ def bundle(
         click.echo(f"{made.size_bytes:,} bytes in {printable(str(made.folder))}")
 
 
+_as_stage(bundle, DataConfig, DeployConfig)
+
+
 @cli.command()
-@click.argument("model", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.argument("model", type=PATH)
+@json_option
+@debug_option
 def inspect(model: Path, as_json: bool) -> None:
     """Say what is in an .onnx file: its contract, metadata, layers, sizes, operators and precisions."""
     from export.inspection import format_inspection
@@ -757,11 +510,11 @@ def inspect(model: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("history", required=False, type=_PATH)
-@click.option("--output-dir", "-o", type=_PATH, default=None,
+@click.argument("history", required=False, type=PATH)
+@click.option("--output-dir", "-o", type=PATH, default=None,
               help="Where training_inference.md goes; default: beside HISTORY, or the run folder reports.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@json_option
+@debug_option
 def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> None:
     """Explain a training curve: history.csv of a run folder (-o), or any CSV of epochs and losses."""
     from dataclasses import asdict
@@ -780,12 +533,12 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
 
 
 @cli.command()
-@click.argument("photos", nargs=-1, required=True, type=_PATH)
-@click.option("--output-dir", "-o", type=_PATH, default=Path("colorized"), show_default=True, help="Where they go.")
+@click.argument("photos", nargs=-1, required=True, type=PATH)
+@click.option("--output-dir", "-o", type=PATH, default=Path("colorized"), show_default=True, help="Where they go.")
 @click.option(
     "--model",
     "-m",
-    type=_PATH,
+    type=PATH,
     default=None,
     help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch; default: one that comes along.",
 )
@@ -803,8 +556,8 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
               help="Photographs at a time; 0: one per core.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
               help="Of each photograph; 0: the cores shared out among the workers.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@json_option
+@debug_option
 def colorize(
     photos: tuple[Path, ...],
     output_dir: Path,
@@ -860,24 +613,13 @@ def colorize(
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine has: versions, processor, runtimes, and what is missing."""
     from colorpress.doctor import describe_environment, format_environment
 
     found = describe_environment()
     click.echo(json.dumps(found, indent=2) if as_json else format_environment(found))
-
-
-def _do(current: Run, as_json: bool, steps: Callable[[], Iterable[StageRecord]]) -> None:
-    """Run the steps of one command under the folder's lock and print what they found."""
-    from colorpress.core.processes import is_main_process
-
-    with _one_writer(current.folder):
-        records = tuple(steps())
-        if is_main_process():
-            current.write_settings()
-            _print_table(current.folder, as_json, records)
 
 
 @contextmanager
@@ -894,7 +636,7 @@ def _one_writer(folder: Path) -> Iterator[None]:
             yield
 
 
-def _print_table(folder: Path, as_json: bool, records: Sequence[StageRecord]) -> None:
+def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) -> None:
     if as_json:
         click.echo(json.dumps({record.name: {"skipped": record.skipped, "seconds": record.seconds,
                                              "files": list(record.outputs), **record.result}

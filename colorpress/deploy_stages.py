@@ -17,7 +17,7 @@ from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.core.files import write_csv, write_json
 from colorpress.core.stages import StageRecord
-from compress.precisions import DERIVED_ENDINGS
+from compress.precisions import find_precision, origin_of, variant_names
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
 from export.bundle.bundle import BundleResult, write_bundle
@@ -33,7 +33,6 @@ from training.run_folder import Run
 # Photographs that a picture graph is compared on before it is published.
 _COMPARED_PHOTOS = 3
 _LONGEST_SIDE = 1024
-_EXACT = ("fp32",)
 _PARITY_COLUMNS = ("variant", "precision", "batch", "height", "width", "max_abs", "mean_abs", "p999_abs", "psnr_db")
 
 
@@ -43,11 +42,7 @@ def exported_variants(run: Run) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    made = [
-        f"{name}{ending}"
-        for name in ("best", "pruned", *list_students(run.folder))
-        for ending in ("", *DERIVED_ENDINGS)
-    ]
+    made = [each for name in ("best", "pruned", *list_students(run.folder)) for each in variant_names(name)]
     found = [name for name in (*made, *list_front(run.folder)) if (run.folder / name / "model.onnx").is_file()]
     if not found:
         raise InputError("folder", run.folder, "holds no model.onnx", "run `colorpress export` first")
@@ -157,12 +152,10 @@ def _verify_variant(
 ) -> tuple[str, ParityResult, dict[str, dict[str, Any]]]:
     path = run.folder / variant / "model.onnx"
     precision = read_metadata(path).get("precision", "fp32")
-    origin = variant
-    for ending in DERIVED_ENDINGS:
-        origin = origin.removesuffix(ending)
+    origin = origin_of(variant)
     checkpoint = run.best_path if origin == "best" else run.folder / origin / "model.pt"
     reference, candidate = TorchPredictor(run.load(checkpoint).build_network()), OnnxPredictor(path)
-    atol = run.settings.export.atol if precision in _EXACT else None
+    atol = run.settings.export.atol if find_precision(precision).exact else None
     net = check_parity(reference, candidate, shapes=matrix_shapes(), atol=atol)
     colorizer, pictures = path.with_name("colorizer.onnx"), {}
     if colorizer.is_file():

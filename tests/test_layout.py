@@ -92,7 +92,10 @@ def test_a_worker_is_imported_by_whoever_starts_it() -> None:
 
 def test_each_outside_library_has_its_one_door() -> None:
     doors = {
-        "click": {"colorpress/cli.py", "peers/__main__.py", "studies/distillation_levers.py"},
+        "click": {
+            *("colorpress/cli.py", "colorpress/command_options.py"),
+            *("peers/__main__.py", "studies/distillation_levers.py"),
+        },
         # The second one shows the tool as its README does, to be compared with.
         "torch_pruning": {"compress/dependency_graph.py", "peers/torch_pruning_recipe.py"},
         "jinja2": {"benchmarks/report/page.py"},

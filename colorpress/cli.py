@@ -60,6 +60,7 @@ from colorpress.core.config import (
     WorkerConfig,
 )
 from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
+from compress.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
 _THE_EXPORT = "An exported .onnx; default: those of the run folder."
+_PACKED = {each.name: each.describe for each in PRECISIONS.values() if each.made_by == "pack"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -368,8 +370,8 @@ def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(checkpoint=_THE_EXPORT)
-@click.option("--pack-precision", type=click.Choice(["w8", "fp16"]), default="w8", show_default=True,
-              help="8 bits with a scale per channel, or half precision.")  # fmt: skip
+@click.option("--pack-precision", type=click.Choice(list(_PACKED)), default="w8", show_default=True,
+              help=f"{', or '.join(_PACKED.values())}.")  # fmt: skip
 def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable[StageRecord]:
     """Store the weights of exported models in fewer bits; what is computed stays float."""
     from compress.export_stages import pack

@@ -126,8 +126,10 @@ def is_comma_list(config: type[Config], each: Field[Any]) -> bool:
 class MachineConfig(Config):
     """Where work runs. Results do not depend on it beyond rounding."""
 
-    device: str = option("auto", "Where to train and evaluate: auto, cpu, cuda or cuda:N.")
-    threads: int = option(0, "CPU threads for training and for every timed runtime; 0: one per core.", low=0, high=1024)
+    device: str = option("auto", "Where to train and evaluate: auto, cpu, cuda or cuda:N.", common=True)
+    threads: int = option(
+        0, "CPU threads for training and for every timed runtime; 0: one per core.", low=0, high=1024, common=True
+    )
     workers: int = option(
         1, "Processes (training) or threads (scanning) that decode photographs; 0: none.", low=0, high=256
     )
@@ -138,9 +140,11 @@ class DataConfig(Config):
     """Which photographs, and how they are split: by file content, never by crop."""
 
     data: Path | None = option(
-        None, "Folder of photographs, searched recursively; default: scikit-image's own photographs."
+        None,
+        "Folder of photographs, searched recursively; default: scikit-image's own photographs.",
+        common=True,
     )
-    seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1)
+    seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1, common=True)
     val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.001, high=0.5)
     test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.001, high=0.5)
     max_pixels: int = option(89_478_485, "Larger photographs are refused unread.", low=1)
@@ -153,7 +157,9 @@ class DataConfig(Config):
 class UNetConfig(Config):
     """The original UNet."""
 
-    base: int = option(32, "Channels of the first level; each deeper level has twice as many.", low=1, high=512)
+    base: int = option(
+        32, "Channels of the first level; each deeper level has twice as many.", low=1, high=512, common=True
+    )
     depth: int = option(4, "Number of times the picture is halved.", low=1, high=6)
     upsample: str = option("transpose", "How the decoder up-samples.", choices=("transpose", "bilinear", "nearest"))
 
@@ -162,7 +168,9 @@ class UNetConfig(Config):
 class FitConfig(Config):
     """How a network is fitted, the original and a pruned one alike."""
 
-    batch_size: int = option(8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536)
+    batch_size: int = option(
+        8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536, common=True
+    )
     epoch_crops: int = option(
         64, "Crops of an epoch at least: of fewer photographs each is cropped several times.", low=1, high=10**9
     )
@@ -204,12 +212,12 @@ class FitConfig(Config):
 class TrainConfig(Config):
     """How long and on what the original is trained: L to ab, L1 loss, best epoch by validation L1."""
 
-    epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000)
-    imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096)
+    epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000, common=True)
+    imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096, common=True)
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
     )
-    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0)
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0, common=True)
     class_weight: float = option(
         0.05, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
     )
@@ -229,10 +237,14 @@ class ArchConfig(Config):
     """A network that colorpress did not make. It names code to run, so it is never read from a run folder."""
 
     arch: str | None = option(
-        None, "FILE.py:NAME of the class or function that makes the checkpoint's network; not for colorpress' own UNet."
+        None,
+        "FILE.py:NAME of the class or function that makes the checkpoint's network; not for colorpress' own UNet.",
+        common=True,
     )
     arch_arg: tuple[str, ...] = option(
-        (), "NAME=VALUE, a keyword argument of --arch; repeatable; default: those of the checkpoint."
+        (),
+        "NAME=VALUE, a keyword argument of --arch; repeatable; default: those of the checkpoint.",
+        common=True,
     )
     ab_scale: float | None = option(
         None,
@@ -326,6 +338,7 @@ class PruneConfig(Config):
         "Share of channels (with --prune-strategy latency: of the time) that goes; with a budget it is found instead.",
         low=0.01,
         high=0.99,
+        common=True,
     )
     scope: str = option(
         "layer",
@@ -355,7 +368,11 @@ class FinetuneConfig(Config):
     """Distillation of the pruned network from best.pt."""
 
     finetune_epochs: int = option(
-        5, "Passes over the training photographs after pruning; 0: none.", low=0, high=100_000
+        5,
+        "Passes over the training photographs after pruning; 0: none.",
+        low=0,
+        high=100_000,
+        common=True,
     )
     # Whatever the original's crops were: of small ones a network unlearns what it knew of whole photographs.
     finetune_imgsz: int = option(128, "Side of the square crop while fine-tuning, in pixels.", low=8, high=4096)
@@ -390,6 +407,7 @@ class GoalConfig(Config):
         "Colour G to keep; a student is the smallest that keeps it (default there: 1), int8 goes back to float for it.",
         low=-10.0,
         high=10.0,
+        common=True,
     )
     max_l1_increase: float | None = option(
         None,
@@ -397,6 +415,7 @@ class GoalConfig(Config):
         low=-100.0,
         high=1000.0,
         units={"%": 1.0},
+        common=True,
     )
 
 
@@ -408,7 +427,9 @@ class BudgetConfig(Config):
     keep_macs: float | None = option(
         None, "Share of best.pt's multiply-accumulates to keep at most.", low=1e-6, high=1.0
     )
-    target_size: str | None = option(None, "Largest ONNX file, such as 310KB (1 KB is 1000 bytes).", alias="max-size")
+    target_size: str | None = option(
+        None, "Largest ONNX file, such as 310KB (1 KB is 1000 bytes).", alias="max-size", common=True
+    )
     target_latency_ms: float | None = option(
         None,
         "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.",
@@ -416,6 +437,7 @@ class BudgetConfig(Config):
         high=1e6,
         units={"ms": 1.0, "us": 1e-3, "s": 1e3},
         alias="max-latency",
+        common=True,
     )
 
     def __post_init__(self) -> None:
@@ -516,6 +538,7 @@ class StudentConfig(Config):
         "default",
         "How long the student trains: a quarter, once, or four times its crops.",
         choices=("fast", "default", "long"),
+        common=True,
     )
     student_crops: int = option(96_000, "Crops that the student learns from.", low=1, high=10**12)
     student_trial_crops: int = option(
@@ -562,6 +585,7 @@ class SearchConfig(Config):
         "default",
         "How much is tried, and for how long; the options below go ahead. none: `run` searches for nothing.",
         choices=(*SEARCH_EFFORTS, NO_SEARCH),
+        common=True,
     )
     search_trials: int | None = option(None, "Candidates that learn for a short while.", low=1, high=1_000_000)
     search_crops: int | None = option(None, "Crops that each of them learns from.", low=1, high=10**12)
@@ -691,6 +715,7 @@ class BenchmarkConfig(Config):
         "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; default: PyTorch and ONNX Runtime.",
         choices=TORCH_RUNTIMES + ONNX_RUNTIMES,
         alias="runtime",
+        common=True,
     )
     rounds: int = option(3, "Fresh processes per variant, interleaved in random order.", low=1, high=100)
     runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)

@@ -23,9 +23,9 @@ from training.answers import ANSWER_STRIDE
 from training.batches import CropLoader
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
-from training.evaluation import validate_l1
 from training.fitting import fit_network, forget_fit
 from training.losses import Batch, Loss, prepare_batch
+from training.metrics import validate_l1
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photos import PhotoSplit
 from training.run_folder import Run

@@ -14,7 +14,7 @@ from colorpress.core.config import DataConfig, GoalConfig
 from colorpress.core.errors import InputError
 from compress.yardstick import Yardstick
 from tests.conftest import make_network
-from training.evaluation import validate_l1
+from training.metrics import validate_l1
 from training.photos import Photo, scan_photos
 from training.unet import UNet
 

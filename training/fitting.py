@@ -31,8 +31,8 @@ from training.answers import AnswerFolder
 from training.batches import CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
-from training.evaluation import validate_l1
 from training.losses import Loss, prepare_batch
+from training.metrics import validate_l1
 from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at

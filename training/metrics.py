@@ -1,16 +1,23 @@
-"""How close an answer is to the truth, one whole photograph at a time."""
+"""How close answers are to the truth, on whole photographs."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from colorpress.core.errors import InputError
+from colorpress.core.processes import process_count, process_rank, sum_over_processes_
+from training.batches import whole_photos
 from training.cie import AB_SCALE
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
+from training.photos import Photo
 
 Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
@@ -66,7 +73,7 @@ def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
     from skimage.metrics import structural_similarity
 
     squared_error = (truth.rgb - answer.rgb).square().mean().item()
-    ssim = float("nan")
+    ssim = math.nan
     if min(truth.rgb.shape[-2:]) >= _SSIM_WINDOW:
         pictures = [each.rgb[0].permute(1, 2, 0).cpu().numpy() for each in (truth, answer)]
         ssim = float(structural_similarity(*pictures, win_size=_SSIM_WINDOW, channel_axis=2, data_range=1.0))
@@ -77,6 +84,35 @@ def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
         ssim=ssim,
         delta_e=float(np.mean(deltaE_ciede2000(truth.lab, answer.lab))),
     )
+
+
+@torch.inference_mode()
+def validate_l1(
+    network: nn.Module, photos: Sequence[Photo], *, short_side: int, max_pixels: int, device: torch.device
+) -> float:
+    """The mean over photographs of each one's L1 (ab/128), whole photographs at a short side of `short_side` pixels.
+
+    Puts the network into eval mode for the call and restores its mode. Several processes share the photographs, and
+    all get the mean over all of them.
+
+    Raises:
+        InputError: no photograph can be read.
+    """
+    was_training = network.training
+    network.eval()
+    own = photos[process_rank() :: process_count()]
+    try:
+        errors = [
+            mean_l1(network(lightness), ab)
+            for _, rgb in whole_photos(own, short_side=short_side, max_pixels=max_pixels)
+            for lightness, ab in [rgb_to_l_ab(rgb.to(device))]
+        ]
+    finally:
+        network.train(was_training)
+    total, count = sum_over_processes_(torch.tensor([sum(errors), len(errors)], dtype=torch.float64)).tolist()
+    if not count:
+        raise InputError("data set", None, "no validation photograph could be read", "check the folder of --data")
+    return float(total / count)
 
 
 def mean_l1(answer: Tensor, truth: Tensor) -> float:
@@ -93,29 +129,32 @@ def retained_colour(l1_grey: Floats, l1_model: Floats, l1_best: Floats) -> float
     Returns:
         G of the means; NaN where best.pt is no better than grey, since then there is no colour to retain.
     """
-    gained = float(np.mean(l1_grey) - np.mean(l1_best))
-    return float(np.mean(l1_grey) - np.mean(l1_model)) / gained if gained > 0 else float("nan")
+    return float(_retained_colours(l1_grey, l1_model, l1_best))
 
 
-def bootstrap_interval(
-    l1_grey: Floats, l1_model: Floats, l1_best: Floats, *, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile-bootstrap interval of G, photographs resampled in pairs (Efron 1979).
+def _retained_colours(l1_grey: Floats, l1_model: Floats, l1_best: Floats, axis: int = -1) -> Floats:
+    """`retained_colour` of many draws at once: (draws, photographs) to (draws,)."""
+    grey, model, best = (np.mean(l1, axis) for l1 in (l1_grey, l1_model, l1_best))
+    gained = np.where(grey > best, grey - best, np.nan)
+    return np.asarray((grey - model) / gained)
+
+
+def bootstrap_interval(l1_grey: Floats, l1_model: Floats, l1_best: Floats, *, draws: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of G, photographs resampled in pairs (Efron 1979), the same each time.
 
     Returns:
         The lower and upper bound; NaN twice for fewer than two photographs, or where a draw has no colour to retain.
     """
-    count = len(l1_grey)
-    if count < 2:
-        return float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    values = np.empty(draws)
-    for draw in range(draws):
-        chosen = generator.integers(0, count, count)
-        values[draw] = retained_colour(l1_grey[chosen], l1_model[chosen], l1_best[chosen])
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(values, (tail, 1.0 - tail))
-    return float(low), float(high)
+    if len(l1_grey) < 2:
+        return math.nan, math.nan
+    from scipy.stats import bootstrap
+
+    with warnings.catch_warnings(action="ignore"):  # of draws without colour: the answer says so
+        interval = bootstrap(
+            (l1_grey, l1_model, l1_best), _retained_colours, n_resamples=draws, batch=100, paired=True,
+            method="percentile", rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    return float(interval.low), float(interval.high)
 
 
 def colourfulness(rgb: Tensor) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError
-from compress.precisions import DERIVED_ENDINGS
+from compress.precisions import origin_of, variant_names
 from compress.ranking import count_macs
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
@@ -49,8 +49,7 @@ def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
     variants = []
     for name in list_front(run.folder):
         exported = run.folder / name / "model.onnx"
-        stem = next((name.removesuffix(each) for each in DERIVED_ENDINGS if name.endswith(each)), name)
-        origin = run.folder / stem / "model.pt"
+        origin = run.folder / origin_of(name) / "model.pt"
         if not (exported.is_file() and origin.is_file()):
             warn(f"{name} of the front is not there any more and is left out: run `colorpress compress` again")
             continue
@@ -69,7 +68,7 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
     size, network = run.settings.time.bench_size[0], checkpoint.build_network()
     params, macs = count_parameters(network), count_macs(network, height=size, width=size)
     variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=checkpoint.arch)]
-    for variant in (name, *(f"{name}{ending}" for ending in DERIVED_ENDINGS)):
+    for variant in variant_names(name):
         exported = run.folder / variant / "model.onnx"
         if not exported.exists():
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.graph_macs import count_graph_macs
 from colorpress.core.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
+from compress.precisions import recognize_precision
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Variant:
         path: the .pt checkpoint, .onnx file or OpenVINO .xml file.
         runtime: one of config.TORCH_RUNTIMES or config.ONNX_RUNTIMES.
         device: "cpu", "cuda" or "cuda:N".
-        precision: of the weights: "fp32", "int8", "w8" (stored in 8 bits, computed with in float) or "fp16".
+        precision: of the weights, a name of `compress.precisions.PRECISIONS`.
         params: weights and biases of the network; quantization scales and zero points are not counted. 0: unknown.
         macs: multiply-accumulates of one picture of `macs_size` squared; 0: unknown.
         size_bytes: the file as it is on disk, with the external data files of an ONNX graph.
@@ -244,21 +245,10 @@ def _read_graph(path: Path) -> _FileSizes:
         if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
     ]
     counts = [prod(tensor.dims) for tensor in weights]
-    widths = [onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in weights]
+    types = [onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type) for tensor in weights]
     return _FileSizes(
         external_bytes,
         sum(counts),
-        sum(n * width for n, width in zip(counts, widths, strict=True)),
-        _graph_precision({node.op_type for node in graph.node}, {tensor.data_type for tensor in weights}),
+        sum(count * each.itemsize for count, each in zip(counts, types, strict=True)),
+        recognize_precision({node.op_type for node in graph.node}, {each.name for each in types}).name,
     )
-
-
-def _graph_precision(operators: Collection[str], types: Collection[int]) -> str:
-    """Of a graph that does not say: activations that are quantized mean int8, weights alone mean w8."""
-    import onnx
-
-    if any(each == "QuantizeLinear" or each.startswith("QLinear") for each in operators):
-        return "int8"
-    if "DequantizeLinear" in operators:
-        return "w8"
-    return "fp16" if onnx.TensorProto.FLOAT16 in types else "fp32"

@@ -27,6 +27,7 @@ from compress.distillation import Lesson, distil_network
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
+from compress.precisions import variant_name
 from compress.ranking import count_macs
 from compress.yardstick import Score, Yardstick, make_yardstick, score_onnx
 from export.parity import check_parity
@@ -117,7 +118,7 @@ def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list
     for source in sources:
         name = source.parent.relative_to(run.folder).as_posix()
         if has_int8_layers(source):
-            stages.append(quantize(run, source, f"{name}-int8", photos))
+            stages.append(quantize(run, source, variant_name(name, "int8"), photos))
         else:
             say(f"{name}: no convolution between the first and the last, so nothing to compute in int8")
     return stages

@@ -38,6 +38,7 @@ from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_bytes, format_count, format_number
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
+from compress.precisions import variant_name
 from compress.students.ladder import list_output_strides
 from compress.students.search_estimate import estimate_search, format_estimate
 from compress.students.search_front import (
@@ -373,13 +374,13 @@ class _Leader:
                     write_bytes(target, weights.read_bytes())
                 export(run, target, folder)
                 source = target.with_name("model.onnx")
-                pack(run, source, f"{folder}-w8")
-                made = {"": "fp32", "-w8": "w8"}
+                pack(run, source, variant_name(folder, "w8"))
+                made = ["fp32", "w8"]
                 if job.effort.int8 and quantize_each(run, [source], job.given):
-                    made["-int8"] = "int8"
+                    made.append("int8")
                 self.files[row.name] = [
-                    self._measure(run, row, run.folder / f"{folder}{ending}" / "model.onnx", precision)
-                    for ending, precision in made.items()
+                    self._measure(run, row, run.folder / variant_name(folder, precision) / "model.onnx", precision)
+                    for precision in made
                 ]
 
     def _is_alone(self) -> bool:

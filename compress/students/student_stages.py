@@ -26,7 +26,7 @@ from compress.distillation import DistillResult, Lesson, distil_network
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.packing import pack_onnx
-from compress.precisions import DERIVED_ENDINGS
+from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students.ladder import (
     Goal,
@@ -62,7 +62,7 @@ def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STU
         ConfigError: no student fits the budgets, or the name cannot be used.
         ColorpressError: as the training does.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _TAKEN or name.endswith(DERIVED_ENDINGS):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _TAKEN or origin_of(name) != name:
         raise ConfigError("option", "--name", f"got {name!r}", "give letters and digits, such as smallest")
     choice = _Choice(run, checkpoint, photos, name)
     given = run.settings.student.student_plan
@@ -319,7 +319,7 @@ def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[St
     stages = make_student(run, run.best_path, photos, name)
     source = run.folder / name / "model.onnx"
     stages += [export(run, run.folder / name / "model.pt", name), *quantize_each(run, [source], photos)]
-    packed = pack(run, source, f"{name}-w8")
+    packed = pack(run, source, variant_name(name, "w8"))
     most, size_bytes = run.settings.budget.given().get("target_size"), packed.result["size_bytes"]
     if most is not None and size_bytes > most:
         warn(f"{name}-w8 has {size_bytes:,} bytes, more than the --target-size")

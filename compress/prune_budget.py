@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
 from colorpress.core.errors import ConfigError
+from compress.budgets import Limit
 from compress.prune_plan import PrunePlan
 from training.network import ColorNetwork
+
+# Budgets, each with what measures its figure of a pruned network; the quick ones first.
+MeasuredLimits = Mapping[Limit, Callable[[ColorNetwork], float]]
 
 # The ratio is found to a thousandth.
 _FINEST = 1000
 _LARGEST = 0.99
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A budget: `measure` of the pruned network may be `most` at most.
-
-    Attributes:
-        option: as on the command line, for the reader. `unit`: of both, such as "parameters".
-    """
-
-    option: str
-    most: float
-    unit: str
-    measure: Callable[[ColorNetwork], float]
-
-
 def plan_within_limits(
-    plan_at: Callable[[float], PrunePlan], apply: Callable[[PrunePlan], ColorNetwork], limits: Sequence[Limit]
+    plan_at: Callable[[float], PrunePlan], apply: Callable[[PrunePlan], ColorNetwork], limits: MeasuredLimits
 ) -> tuple[PrunePlan, float]:
     """The plan of the smallest prune ratio whose network meets all limits, and that ratio; 0 where all are met already.
 
     Args:
         plan_at: the plan of a ratio; larger ones have to remove at least as much.
         apply: the network of a plan.
-        limits: measured in this order until one is missed, so the quick ones first.
+        limits: measured in this order until one is missed.
     Raises:
         ConfigError: the largest ratio misses one.
     """
@@ -45,8 +34,7 @@ def plan_within_limits(
     def miss(plan: PrunePlan) -> str:
         widths = tuple(plan.result.values())
         if widths not in answers:
-            network = apply(plan)
-            answers[widths] = next(filter(None, (why_missed(limit, network) for limit in limits)), "")
+            answers[widths] = next(iter(misses(limits, apply(plan))), "")
         return answers[widths]
 
     low, high = 0, round(_LARGEST * _FINEST)
@@ -59,7 +47,9 @@ def plan_within_limits(
     return plan_at(low / _FINEST), low / _FINEST
 
 
-def why_missed(limit: Limit, network: ColorNetwork) -> str:
-    """How a network misses a limit, in words; empty where it meets it."""
-    value = limit.measure(network)
-    return f"{value:,.4g} {limit.unit}, {limit.option} allows {limit.most:,.4g}" if value > limit.most else ""
+def misses(limits: MeasuredLimits, network: ColorNetwork) -> Iterator[str]:
+    """How a network misses each limit that it misses, in words; measured when it is asked for."""
+    for limit, measure in limits.items():
+        value = measure(network)
+        if not limit.is_met({limit.figure: value}):
+            yield f"{limit.count(value)}, {limit.option} allows {limit.bound:,.4g}"

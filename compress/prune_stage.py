@@ -15,9 +15,10 @@ from colorpress.core.files import without_nan
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
+from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.importance import load_pictures
-from compress.prune_budget import Limit, why_missed
+from compress.prune_budget import MeasuredLimits, misses
 from compress.prune_plan import PrunePlan, read_plan, write_plan
 from compress.pruning import PruneResult, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
@@ -90,13 +91,13 @@ def prune_checkpoint(run: Run, teacher: Checkpoint, photos: PhotoSplit, tune: St
         else:
             plan = read_plan(config.prune_plan)
             pruned = apply_pruning(network, plan)
-            for why in filter(None, (why_missed(limit, pruned) for limit in limits)):
+            for why in misses(limits, pruned):
                 warn(f"the plan of --prune-plan misses a budget: {why}")
     return measure_pruning(network, pruned, plan, height=size, width=size)
 
 
 def _choose_and_prune(
-    run: Run, network: ColorNetwork, photos: PhotoSplit, limits: Sequence[Limit], tune: StepTuning
+    run: Run, network: ColorNetwork, photos: PhotoSplit, limits: MeasuredLimits, tune: StepTuning
 ) -> tuple[PrunePlan, ColorNetwork]:
     settings, seed = run.settings, run.settings.data.seed
     config, size = settings.prune, settings.count.rank_size
@@ -129,14 +130,13 @@ def split_epochs(epochs: int, steps: int) -> list[int]:
     return [epochs * (step + 1) // steps - epochs * step // steps for step in range(steps)]
 
 
-def prune_limits(run: Run, original: Checkpoint, folder: Path) -> list[Limit]:
-    """The budgets as limits of the pruned network, the quick ones first.
+def prune_limits(run: Run, original: Checkpoint, folder: Path) -> MeasuredLimits:
+    """The budgets of the pruned network, and how each is measured.
 
     Args:
         folder: where networks are exported to be weighed and timed.
     """
-    settings, budgets = run.settings, run.settings.budget.given()
-    size = settings.count.rank_size
+    settings, size = run.settings, run.settings.count.rank_size
 
     def macs(network: ColorNetwork) -> int:
         return count_macs(network, height=size, width=size)
@@ -151,18 +151,15 @@ def prune_limits(run: Run, original: Checkpoint, folder: Path) -> list[Limit]:
     def latency_ms(network: ColorNetwork) -> float:
         return time_quickly(exported(network).path, size=settings.time.bench_size[0], threads=settings.machine.threads)
 
-    network = original.build_network()
-    measures: dict[str, tuple[float, str, Callable[[ColorNetwork], float]]] = {
-        "keep_params": (count_parameters(network), "parameters", count_parameters),
-        "keep_macs": (macs(network), "multiply-accumulates", macs),
-        "target_size": (1, "bytes", lambda network: exported(network).size_bytes),
-        "target_latency_ms": (1, "ms", latency_ms),
+    measures: dict[str, Callable[[ColorNetwork], float]] = {
+        "params": count_parameters,
+        "macs": macs,
+        "size_bytes": lambda network: exported(network).size_bytes,
+        "latency_ms": latency_ms,
     }
-    return [
-        Limit(f"--{name.replace('_', '-')}", budgets[name] * whole, unit, measure)
-        for name, (whole, unit, measure) in measures.items()
-        if name in budgets
-    ]
+    network = original.build_network()
+    limits = read_limits(settings.budget, params=count_parameters(network), macs=macs(network))
+    return {limit: measures[limit.figure] for limit in limits}
 
 
 def _measured_key(run: Run) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_lay
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
 from compress.importance import ChannelScores, Picture, score_groups
 from compress.knapsack import trade_for_latency
-from compress.prune_budget import Limit, plan_within_limits
+from compress.prune_budget import MeasuredLimits, plan_within_limits
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans, read_plan, write_plan
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
 from export.conv_latency import ConvTimer
@@ -176,7 +176,7 @@ def plan_pruning(
     height: int = 256,
     width: int = 256,
     pictures: Sequence[Picture] = (),
-    limits: Sequence[Limit] = (),
+    limits: MeasuredLimits | None = None,
     time_convolution: ConvTimer | None = None,
 ) -> PrunePlan:
     """Decide which output channels of which convolutions go; `network` stays as it is.
@@ -237,7 +237,7 @@ def plan_pruning(
             )
         return plan
     plan, ratio = plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)
-    found = {"prune_ratio": ratio, "budgets": {limit.option: f"{limit.most:g} {limit.unit}" for limit in limits}}
+    found = {"prune_ratio": ratio, "budgets": {limit.option: f"{limit.bound:g} {limit.unit}" for limit in limits}}
     return replace(plan, settings={**plan.settings, **found})
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from colorpress.core.config import PruneConfig
 from colorpress.core.errors import ConfigError
-from compress.prune_budget import Limit
+from compress.budgets import Limit
+from compress.prune_budget import MeasuredLimits
 from compress.prune_plan import read_plan, write_plan
 from compress.pruning import apply_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
@@ -30,11 +31,11 @@ def macs(network: ColorNetwork) -> int:
     return count_macs(network, height=16, width=16)
 
 
-def limits(network: ColorNetwork, params: float = 1.0, work: float = 1.0) -> list[Limit]:
-    return [
-        Limit("--keep-params", params * count_parameters(network), "parameters", count_parameters),
-        Limit("--keep-macs", work * macs(network), "multiply-accumulates", macs),
-    ]
+def limits(network: ColorNetwork, params: float = 1.0, work: float = 1.0) -> MeasuredLimits:
+    return {
+        Limit("keep_params", params * count_parameters(network)): count_parameters,
+        Limit("keep_macs", work * macs(network)): macs,
+    }
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -75,8 +76,8 @@ def test_what_takes_long_to_measure_is_asked_only_where_the_rest_is_met(network:
         weighed.append(count_parameters(pruned))
         return 4.0 * count_parameters(pruned)
 
-    slow = Limit("--target-size", 4 * 0.6 * count_parameters(network), "bytes", weigh)
-    plan = plan_pruning(network, _ALL, limits=[*limits(network, 0.5), slow])
+    slow = Limit("target_size", 4 * 0.6 * count_parameters(network))
+    plan = plan_pruning(network, _ALL, limits={**limits(network, 0.5), slow: weigh})
     assert max(weighed) <= 0.5 * count_parameters(network)
     assert len(weighed) == len(set(weighed))
     assert plan.result == plan_pruning(network, _ALL, limits=limits(network, 0.5)).result

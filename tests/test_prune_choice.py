@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from colorpress.cli import cli, run_command
 from colorpress.core.config import BudgetConfig, Settings
-from compress.prune_choice import prune_limits, split_epochs
+from compress.prune_stage import prune_limits, split_epochs
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
 from training.run_folder import Run
@@ -67,9 +67,9 @@ def test_a_file_is_as_small_as_its_budget_says(
 def test_a_size_is_that_of_the_file_to_be_published(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run = Run(tmp_path, Settings(budget=BudgetConfig(target_size="1MB")))
     best = load_checkpoint(trained[1])
-    (limit,) = prune_limits(run, best, tmp_path)
+    (measure,) = prune_limits(run, best, tmp_path).values()
     published = export_onnx(best, tmp_path / "best" / "model.onnx", run.settings.export)
-    assert 0 <= limit.measure(best.build_network()) - published.size_bytes <= 8  # digits of its validation L1
+    assert 0 <= measure(best.build_network()) - published.size_bytes <= 8  # digits of its validation L1
 
 
 def test_another_budget_is_another_plan(

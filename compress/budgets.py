@@ -1,0 +1,148 @@
+"""Goals and budgets: what the options ask of a network or of a file, as numbers. Nothing else reads them.
+
+Figures of a network or a file go by name: "params", "macs", "size_bytes", "latency_ms", "retained_colour" (G) and
+"l1_delta_pct". One that is missing or None is unknown. A goal has to hold on other photographs than those that choose;
+whoever makes the figures of a candidate subtracts the margin (`compress.yardstick.Score.likely_figures`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from colorpress.core.config import BudgetConfig, GoalConfig, option_name
+from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an option limits: the figure, the unit it is counted in, and how a value is shown to people."""
+
+    figure: str
+    unit: str
+    show: Callable[[float], str]
+    is_floor: bool = False
+
+
+_KINDS = {
+    "min_retained_colour": _Kind("retained_colour", "G", "G {:.3f}".format, is_floor=True),
+    "max_l1_increase": _Kind("l1_delta_pct", "%", lambda value: f"ΔL1 {format_percent(value)}"),
+    "keep_params": _Kind("params", "parameters", lambda value: f"{format_count(int(value))} parameters"),
+    "keep_macs": _Kind(
+        "macs", "multiply-accumulates", lambda value: f"{format_count(int(value))} multiply-accumulates"
+    ),
+    "target_size": _Kind("size_bytes", "bytes", lambda value: format_bytes(int(value))),
+    "target_latency_ms": _Kind("latency_ms", "ms", lambda value: f"{format_number(value)} ms a picture"),
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One goal or budget.
+
+    Attributes:
+        name: of the option, such as "target_size".
+        bound: the most of the figure that is allowed; the least where `is_floor`.
+        given: the value as it was given, such as "200KB"; empty for a limit that nobody asked for.
+        whole: best.pt's figure, where the option is a share of it.
+    """
+
+    name: str
+    bound: float
+    given: str = ""
+    whole: float | None = None
+
+    @property
+    def option(self) -> str:
+        """As on the command line, such as "--target-size"."""
+        return f"--{option_name(self.name)}"
+
+    @property
+    def figure(self) -> str:
+        """The name of what is limited."""
+        return _KINDS[self.name].figure
+
+    @property
+    def unit(self) -> str:
+        """What the figure is counted in, such as "bytes"."""
+        return _KINDS[self.name].unit
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether the figure has to be large."""
+        return _KINDS[self.name].is_floor
+
+    def is_met(self, figures: Figures) -> bool | None:
+        """Whether the figure is good enough, which NaN never is; None where it is unknown."""
+        value = figures.get(self.figure)
+        if value is None:
+            return None
+        return bool(value >= self.bound if self.is_floor else value <= self.bound)
+
+    def excess(self, figures: Figures) -> float | None:
+        """How far the figure is beyond the bound, as a share of it: above 0 is too far, NaN infinitely; None: unknown."""
+        value = figures.get(self.figure)
+        if value is None or math.isnan(value):
+            return None if value is None else math.inf
+        if self.bound > 0 and not self.is_floor:
+            return float(value / self.bound - 1.0)
+        beyond = self.bound - value if self.is_floor else value - self.bound
+        return float(beyond / abs(self.bound) if self.bound else beyond)
+
+    def count(self, value: float) -> str:
+        """A value of the figure in its unit, such as "3e+05 bytes"."""
+        return f"{value:,.4g} {self.unit}"
+
+    def show(self, value: float) -> str:
+        """A value of the figure for people, such as "300 kB"."""
+        return _KINDS[self.name].show(value)
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.given}"
+
+
+def read_limits(
+    budget: BudgetConfig,
+    goal: GoalConfig | None = None,
+    *,
+    params: float | None,
+    macs: float | None,
+    otherwise: Mapping[str, float] | None = None,
+) -> tuple[Limit, ...]:
+    """What the options ask for, goals first, budgets from the quickest to measure to the slowest.
+
+    Args:
+        goal: None leaves goals out.
+        params, macs: of best.pt. A share of what is None or 0 is left out.
+        otherwise: bounds by the name of an option, for budgets that were not given.
+    """
+    wholes = {"keep_params": params, "keep_macs": macs}
+    asked = {**(vars(goal) if goal else {}), **vars(budget)}
+    limits = []
+    for name, value in asked.items():
+        whole = wholes.get(name)
+        if value is None:
+            if otherwise and name in otherwise:
+                limits.append(Limit(name, otherwise[name], whole=whole))
+        elif name == "target_size":
+            limits.append(Limit(name, budget.given()[name], value))
+        elif name not in wholes:
+            limits.append(Limit(name, value, f"{value:g}{'%' if name == 'max_l1_increase' else ''}"))
+        elif whole:
+            limits.append(Limit(name, value * whole, f"{value:g}", whole))
+    return tuple(limits)
+
+
+def find_excess(limits: Sequence[Limit], figures: Figures) -> dict[str, float]:
+    """How far each known figure is beyond its limit, by its name."""
+    found = {limit.figure: limit.excess(figures) for limit in limits}
+    return {name: share for name, share in found.items() if share is not None}
+
+
+def fits(limits: Sequence[Limit], figures: Figures) -> bool:
+    """Whether no known figure is beyond its limit."""
+    return all(share <= 0 for share in find_excess(limits, figures).values())

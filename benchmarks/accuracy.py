@@ -17,8 +17,7 @@ from torch import Tensor
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
-from export.predictors import open_predictor
-from export.torch_runtimes import uncompiled
+from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
 from training.metrics import (
@@ -69,6 +68,11 @@ class Accuracy:
     colourfulness: float | None = None
     colourfulness_ratio: float | None = None
     scores: tuple[PhotoScores, ...] = ()
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether every photograph was coloured."""
+        return self.status == "ok"
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def _open_tally(variant: Variant, threads: int) -> _Tally:
             arch=variant.arch,
             device=variant.device,
             threads=threads,
-            runtime=uncompiled(variant.runtime),
+            runtime=RUNTIMES[variant.runtime].uncompiled,
         )
         return _Tally(predictor=predictor)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tables import Row, read_benchmark_json
+from benchmarks.rows import Row, read_benchmark_json
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.text import format_bytes, format_count
@@ -198,7 +198,7 @@ def _read_benchmark(path: Path) -> _Benchmark:
         machine, per_photo = record.get("machine") or {}, record.get("per_photo") or {}
         found = _Benchmark(
             path=path,
-            rows={str(row["model"]): dict(row) for row in record["rows"]},
+            rows={row.model: row for row in record["rows"]},
             aa_ratios={
                 str(label): {end: _finite(ratio[end]) for end in ("median", "low", "high")}
                 for label, ratio in (record.get("aa_ratios") or {}).items()
@@ -209,8 +209,6 @@ def _read_benchmark(path: Path) -> _Benchmark:
             grey_l1=[_finite(value) for value in per_photo.get("grey_l1") or ()],
             eval_size=(record.get("config") or {}).get("eval_size"),
         )
-        if len(found.rows) < len(record["rows"]):
-            raise ValueError("two rows have one name")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"is damaged ({type(error).__name__}: {error})"
         raise InputError("benchmark", path, why, "run `colorpress benchmark` again") from error
@@ -231,32 +229,30 @@ def _match_rows(a: _Benchmark, b: _Benchmark, variants: Sequence[str]) -> Pairs:
     rows = [*a.rows.values(), *b.rows.values()]
     for variant in variants:
         if not any(_is_one_of(row, [variant]) for row in rows):
-            known = list(dict.fromkeys(str(row.get("variant") or row["model"]) for row in rows))
+            known = list(dict.fromkeys(row.variant for row in rows))
             near = difflib.get_close_matches(variant, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
             raise ConfigError("option", "--variant", f"got {variant!r}, and neither benchmark has such a row", hint)
-    chosen = dict.fromkeys(str(row["model"]) for row in rows if not variants or _is_one_of(row, variants))
+    chosen = dict.fromkeys(row.model for row in rows if not variants or _is_one_of(row, variants))
     return {model: (a.rows.get(model), b.rows.get(model)) for model in chosen}
 
 
 def _is_one_of(row: Row, variants: Sequence[str]) -> bool:
-    return row["model"] in variants or row.get("variant") in variants
+    return row.model in variants or row.variant in variants
 
 
 def _figure(row: Row | None, name: str) -> float | None:
     """The figure of a metric; None for what is missing, no number, or not finite."""
-    value = None if row is None else row.get(METRICS[name].column)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) < _ENDLESS else None
+    value: float | None = getattr(row, METRICS[name].column, None)
+    return value
 
 
 def _compare_row(model: str, old: Row | None, new: Row | None) -> dict[str, Any]:
     return {
         "model": model,
         "state": "new" if old is None else "lost" if new is None else "both",
-        "status_before": old and old.get("status"),
-        "status_after": new and new.get("status"),
+        "status_before": old and old.status,
+        "status_after": new and new.status,
         "metrics": {name: _compare_figures(name, _figure(old, name), _figure(new, name)) for name in METRICS},
     }
 
@@ -286,11 +282,11 @@ def _judge_row(
     not_judged: list[dict[str, Any]],
 ) -> None:
     """Judge one row by every gate; adds to `failures` and `not_judged`."""
-    if old.get("status") != "ok":
+    if not old.is_ok:
         not_judged += [{"model": model, "gate": gate.text, "why": "had failed before"} for gate in gates]
         return
-    if new is None or new.get("status") != "ok":
-        said = () if new is None else ("failed now", new.get("status"), new.get("error"))
+    if new is None or not new.is_ok:
+        said = () if new is None else ("failed now", new.status, new.error)
         gone = ": ".join(str(part) for part in said if part) or "is missing now"
         nothing = dict.fromkeys(("gate", "metric", "before", "after", "worse_by", "allowed"))
         failures.append({"model": model, **nothing, "why": gone})
@@ -345,9 +341,9 @@ def _warn_of_conditions(pairs: Pairs) -> list[str]:
     warnings = []
     for name in ("device", "batch", "height", "width", "threads"):
         differing = [
-            f"{model} {old.get(name)} / {new.get(name)}"
+            f"{model} {getattr(old, name)} / {getattr(new, name)}"
             for model, (old, new) in pairs.items()
-            if old is not None and new is not None and old.get(name) != new.get(name)
+            if old is not None and new is not None and getattr(old, name) != getattr(new, name)
         ]
         if differing:
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""

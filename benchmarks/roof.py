@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import roof_worker
 from benchmarks.roof_worker import KERNELS
+from benchmarks.rows import Row
 from colorpress.core.console import progress
 from export.timing import run_worker
 
@@ -69,7 +70,7 @@ def measure_roof(*, threads: int, seconds: float = 0.4) -> Roof:
     )
 
 
-def lower_bound_ms(row: Mapping[str, Any], roof: Roof) -> float | None:
+def lower_bound_ms(row: Row, roof: Roof) -> float | None:
     """The least time of one call on this machine, in milliseconds, if nothing but arithmetic and memory cost any.
 
     The roofline model: the larger of the time that the multiply-accumulates take at the highest rate of their
@@ -79,18 +80,17 @@ def lower_bound_ms(row: Mapping[str, Any], roof: Roof) -> float | None:
     from call to call cost less than is counted; they are small beside the arithmetic.
 
     Args:
-        row: `compute` ("fp32", "bf16", "int8"), `macs` of one picture, `batch`, `height`, `width`, `weights_bytes`, as
-            in a row of the benchmark. The call has to be one of the CPU on `roof.threads` threads.
+        row: of a call of the CPU on `roof.threads` threads.
     Returns:
         None where the multiply-accumulates, or the rate of what it computes in, are unknown.
     Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model for multicore
         architectures", CACM 52(4), 2009.
     """
-    macs, rate = row.get("macs"), roof.macs_per_s.get(row.get("compute") or "")
-    if not macs or not rate:
+    rate = roof.macs_per_s.get(row.compute or "")
+    if not row.macs or not rate:
         return None
-    arithmetic_s = macs * row["batch"] / rate
-    moved_bytes = (row.get("weights_bytes") or 0) + row["batch"] * row["height"] * row["width"] * _BYTES_PER_PIXEL
+    arithmetic_s = row.macs * row.batch / rate
+    moved_bytes = (row.weights_bytes or 0) + row.batch * row.height * row.width * _BYTES_PER_PIXEL
     memory_s = moved_bytes / roof.bytes_per_s if roof.bytes_per_s else 0.0
     return float(1000.0 * max(arithmetic_s, memory_s))
 

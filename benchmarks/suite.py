@@ -13,7 +13,8 @@ from benchmarks.latency import LatencyResult, time_variants
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.report.pictures import write_picture_set
 from benchmarks.roof import Roof, measure_roof
-from benchmarks.tables import FORMAT_VERSION, Row, make_rows, write_benchmark_csv, write_benchmark_json
+from benchmarks.rows import FORMAT_VERSION, Row, write_benchmark_json
+from benchmarks.tables import make_rows, write_benchmark_csv
 from benchmarks.variants import Variant, in_runtimes
 from colorpress.core.config import BenchmarkPlan, DataConfig, MachineConfig
 from colorpress.core.errors import GateError, InputError
@@ -29,7 +30,7 @@ class BenchmarkResult:
     """A benchmark's figures and the files it wrote.
 
     Attributes:
-        rows: one dictionary per variant, see tables.COLUMNS.
+        rows: best.pt first.
         grey_l1: the L1 of a grey answer on the same photographs.
         aa_ratios: per device, best.pt's p50 over best.pt's p50 timed as a second arm: "median", "low", "high".
         paths: benchmark.csv, benchmark.json and the pictures.
@@ -118,7 +119,7 @@ def make_record(
         "grey_l1": accuracy.mean_grey_l1,
         "aa_ratios": {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()},
         "roof": roof.as_record() if roof else None,
-        "rows": list(rows),
+        "rows": [asdict(row) for row in rows],
         "per_photo": {
             "photos": [photo.path.name for photo in accuracy.photos],
             "grey_l1": list(accuracy.grey_l1),
@@ -155,7 +156,7 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) 
             machine=settings.machine,
             data=settings.data,
         )
-        failed = [str(row["model"]) for row in measured.rows if row["status"] != "ok"]
+        failed = [row.model for row in measured.rows if not row.is_ok]
         return measured.paths, {"rows": len(measured.rows), "failed": failed}
 
     scored = PhotoSplit(train=(), val=(), test=photos.test if photos else (), skipped=())

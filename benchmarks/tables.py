@@ -14,6 +14,7 @@ from benchmarks.rows import COLUMNS, Row
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.precisions import find_precision
 from export.timing import Timing
 
 _HEADER = (
@@ -43,7 +44,7 @@ def _make_row(arm: Arm, timing: Timing, measured: Accuracy, photos: int, roof: R
         "model": arm.name,
         "variant": variant.file_name,
         # Where weights and activations are in 8 bits the float layers around them do not count.
-        "compute": "int8" if variant.precision == "int8" else timing.compute or None,
+        "compute": find_precision(variant.precision).computes or timing.compute or None,
         "macs": round(variant.macs * (condition.size / variant.macs_size) ** 2) or None,
         "batch": condition.batch,
         "height": condition.size,

@@ -646,7 +646,8 @@ def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) 
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.tables import format_conditions, format_table, read_benchmark_json
+            from benchmarks.rows import read_benchmark_json
+            from benchmarks.tables import format_conditions, format_table
             from benchmarks.verdict import judge_rows
 
             measured = read_benchmark_json(folder / "benchmark.json")

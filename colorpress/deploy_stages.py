@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tables import Row, read_benchmark_json
+from benchmarks.rows import read_benchmark_json
 from benchmarks.verdict import judge_rows
 from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
@@ -181,22 +181,22 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
     if not source.is_file():
         return {}
     measured = read_benchmark_json(source)
-    row = next((each for each in measured["rows"] if each["variant"] == variant), None)
+    row = next((each for each in measured["rows"] if each.variant == variant), None)
     # Another file may have taken the place of the one that was measured.
-    if row is None or row["l1"] is None or row["size_bytes"] != path.stat().st_size:
+    if row is None or row.l1 is None or row.size_bytes != path.stat().st_size:
         return {}
     figures = {
-        "measured_photos": row["photos"],
-        "l1": f"{row['l1']:.6f}",
-        "l1_change_pct": f"{row['l1_delta_pct']:.3f}",
-        "retained_colour": None if row["retained_colour"] is None else f"{row['retained_colour']:.4f}",
+        "measured_photos": row.photos,
+        "l1": f"{row.l1:.6f}",
+        "l1_change_pct": f"{row.l1_delta_pct:.3f}",
+        "retained_colour": None if row.retained_colour is None else f"{row.retained_colour:.4f}",
     }
     return {key: str(value) for key, value in figures.items() if value is not None}
 
 
 def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit) -> dict[str, Any]:
     """What the card of a bundle says of a variant: its row, and under which conditions it was measured."""
-    row: Row = next((each for each in measured["rows"] if each["variant"] == variant), {})
+    row = next((vars(each) for each in measured["rows"] if each.variant == variant), {})
     counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
     return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
 

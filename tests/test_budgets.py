@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from colorpress.core.errors import ConfigError
 
 WORK = {"params": 8_000_000, "macs": 12_000_000_000}
 ROWS = [
-    {**BEST, **WORK},
+    replace(BEST, **WORK),
     row("pruned", **SMALL, params=2_000_000, macs=6_000_000_000, retained_colour=0.97, l1_delta_pct=0.3),
     row("auto", **{**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}, params=60_000, macs=2_000_000_000,
         retained_colour=0.95, l1_delta_pct=0.8),
@@ -52,16 +53,16 @@ def test_without_a_recommendation_the_variant_that_meets_it_is_named() -> None:
 
 
 def test_a_batch_is_divided() -> None:
-    rows = [{**each, "batch": 8} for each in ROWS]
+    rows = [replace(each, batch=8) for each in ROWS]
     (line,) = judge_budgets({"target-latency-ms": 0.3}, rows, "auto")
     assert (line.met, line.sentence) == (True, "auto: 0.25 ms a picture.")
 
 
 def test_an_unknown_figure_is_no_answer() -> None:
-    unknown = [ROWS[0], {**ROWS[2], "params": 0}]
+    unknown = [ROWS[0], replace(ROWS[2], params=0)]
     (line,) = judge_budgets({"keep-params": 0.5}, unknown, "auto")
     assert (line.met, line.sentence) == (None, "auto has no such figure; no variant meets it.")
-    (line,) = judge_budgets({"keep-macs": 0.5}, [{**ROWS[0], "macs": None}, ROWS[2]], "auto")
+    (line,) = judge_budgets({"keep-macs": 0.5}, [replace(ROWS[0], macs=None), ROWS[2]], "auto")
     assert (line.met, line.sentence) == (None, "best.pt has no figure.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from benchmarks.report.page import charts
 from benchmarks.report.pareto import draw_pareto, find_front
+from benchmarks.rows import Row
 
 
-def row(model: str, size: int, ms: float | None, l1: float | None, status: str = "ok") -> dict[str, Any]:
+def row(model: str, size: int, ms: float | None, l1: float | None, status: str = "ok") -> Row:
     runtime = "torch" if model.endswith(".pt") else "onnxruntime"
     figures = {"model": model, "variant": model.partition(" @ ")[0], "peer": False, "runtime": runtime, "device": "cpu"}
     condition = {"batch": 1, "height": 256, "width": 256, "threads": 2}
-    return {**figures, **condition, "size_bytes": size, "weights_bytes": size, "p50_ms": ms, "l1": l1, "status": status}
+    return Row(**figures, **condition, size_bytes=size, weights_bytes=size, p50_ms=ms, l1=l1, status=status)
 
 
 ROWS = [
@@ -44,7 +45,7 @@ def test_front_is_what_nothing_beats() -> None:
 MANY = [
     ROWS[0],
     *(
-        {**row(f"{name}{suffix}", size, ms * speed, l1), "runtime": runtime}
+        replace(row(f"{name}{suffix}", size, ms * speed, l1), runtime=runtime)
         for name, size, ms, l1 in (
             ("best", 31_000_000, 59.0, 0.1), ("best-int8", 7_900_000, 27.0, 0.10001),
             ("pruned", 8_100_000, 20.0, 0.1004), ("pruned-int8", 2_200_000, 19.0, 0.1004),
@@ -53,13 +54,13 @@ MANY = [
         )
         for suffix, runtime, speed in (("", "onnxruntime", 1.0), (" @ openvino", "openvino", 0.8))
     ),
-    {**row("nncf-int8 made elsewhere", 8_000_000, 16.0, 0.1004), "peer": True, "runtime": "openvino"},
-    {**row("default-int8", 7_900_000, 27.0, 0.1071), "peer": True},
-    {**row("auto, batch 8", 280_000, 2.0, 0.0994), "batch": 8},
+    replace(row("nncf-int8 made elsewhere", 8_000_000, 16.0, 0.1004), peer=True, runtime="openvino"),
+    replace(row("default-int8", 7_900_000, 27.0, 0.1071), peer=True),
+    replace(row("auto, batch 8", 280_000, 2.0, 0.0994), batch=8),
 ]  # fmt: skip
 
 
-def drawn(rows: list[dict[str, Any]], grey_l1: float | None, path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+def drawn(rows: list[Row], grey_l1: float | None, path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
     figures: list[Figure] = []
     original = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), original(self, *a, **k))[1])
@@ -74,7 +75,7 @@ def boxes_of(axes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("rows", [ROWS, MANY], ids=["few", "many"])
 @pytest.mark.parametrize("grey_l1", [None, 0.1100, 0.5])
 def test_no_label_covers_another_and_none_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], grey_l1: float | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Row], grey_l1: float | None
 ) -> None:
     figure = drawn(rows, grey_l1, tmp_path / "pareto.png", monkeypatch)
     with Image.open(tmp_path / "pareto.png") as picture:
@@ -97,7 +98,7 @@ def test_no_label_covers_another_and_none_is_cut(
 def test_few_points_have_names_and_failed_rows_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = drawn(ROWS, None, tmp_path / "pareto.png", monkeypatch)
     for axes in figure.axes[:2]:
-        assert set(boxes_of(axes)) == {each["model"] for each in ROWS[:6]}
+        assert set(boxes_of(axes)) == {each.model for each in ROWS[:6]}
 
 
 def test_of_many_points_the_front_best_and_peers_have_names_the_others_numbers(

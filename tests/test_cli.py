@@ -263,16 +263,17 @@ def test_a_foreign_network_goes_through_every_command(
 
 
 def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.tables import COLUMNS, write_benchmark_json
-    from colorpress.cli import _print_table
+    from benchmarks.rows import write_benchmark_json
+    from colorpress.cli import _print_records
     from colorpress.core.stages import StageRecord
 
-    best = {**dict.fromkeys(COLUMNS), "model": "best.pt", "status": "ok", "device": "cpu", "size_bytes": 9, "photos": 2}
+    best = {"model": "best.pt", "variant": "best.pt", "runtime": "torch", "status": "ok", "device": "cpu",
+            "size_bytes": 9, "photos": 2, "batch": 1, "height": 8, "width": 8, "threads": 2}  # fmt: skip
     roof = {"threads": 2, "macs_per_s": {"int8": 4e11}, "kernels": {"int8": "QLinearConv"}, "bytes_per_s": 2e10}
     aa_ratios = {"cpu, batch 8": {"median": 1.01, "low": 0.9, "high": 1.1}}
     record = {"format_version": 2, "rows": [best], "aa_ratios": aa_ratios, "roof": roof}
     write_benchmark_json(tmp_path / "benchmark.json", record)
-    _print_table(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
+    _print_records(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
     printed = capsys.readouterr().out
     assert "only best.pt was measured" in printed
     assert "2 photographs show the machinery, not colour quality" in printed
@@ -283,7 +284,7 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
 def test_any_files_are_timed_in_lists_of_conditions(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks.tables import read_benchmark_json
+    from benchmarks.rows import read_benchmark_json
     from colorpress.core.config import ExportConfig
     from export.graph import export_onnx
     from training.checkpoint import load_checkpoint
@@ -295,10 +296,10 @@ def test_any_files_are_timed_in_lists_of_conditions(
     command = ["benchmark", str(tiny_checkpoint), str(exported), *out, *quick, *lists]
     assert run_command(command) == 0, capsys.readouterr().err
     record = read_benchmark_json(tmp_path / "out" / "benchmark.json")
-    models = [row["model"] for row in record["rows"]]
+    models = [row.model for row in record["rows"]]
     assert models[:4] == ["tiny.pt", "tiny.pt @ torch-channels-last", "small", "tiny.pt, batch 2"]
     assert len(models) == 12 and models[-1] == "small, batch 2, 1 thread"
-    assert {(row["status"], row["l1"], row["height"]) for row in record["rows"]} == {("ok", None, 8)}
+    assert {(row.status, row.l1, row.height) for row in record["rows"]} == {("ok", None, 8)}
     assert set(record["aa_ratios"]) == {"cpu", "cpu, batch 2", "cpu, 1 thread", "cpu, batch 2, 1 thread"}
     assert not (tmp_path / "out" / "pareto.png").exists()
     printed = capsys.readouterr().out
@@ -306,7 +307,7 @@ def test_any_files_are_timed_in_lists_of_conditions(
     # The folder keeps the lists; what is given again wins.
     assert run_command(["benchmark", str(tiny_checkpoint), *out, "--batch-size", "2", "--force"]) == 0
     rows = read_benchmark_json(tmp_path / "out" / "benchmark.json")["rows"]
-    assert [(row["batch"], row["threads"]) for row in rows] == [(2, 2), (2, 2), (2, 1), (2, 1)]
+    assert [(row.batch, row.threads) for row in rows] == [(2, 2), (2, 2), (2, 1), (2, 1)]
 
 
 def test_bad_lists_and_files_of_a_benchmark_are_refused(
@@ -341,7 +342,7 @@ def test_an_internal_error_is_two_lines_and_1(
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("colorpress.pipeline.scan_photos", fail)
+    monkeypatch.setattr("training.run_folder.scan_photos", fail)
     assert "internal: ZeroDivisionError" in fails_with(1, capsys, "train", "-o", tmp_path / "out")
 
 

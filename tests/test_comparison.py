@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.comparison import METRICS, Gate, compare_benchmarks, format_comparison, format_figure, parse_gate
-from benchmarks.tables import COLUMNS, write_benchmark_json
+from benchmarks.rows import COLUMNS, write_benchmark_json
 from colorpress.cli import run_command
 from colorpress.core.console import set_quiet
 from colorpress.core.errors import ConfigError, InputError
@@ -21,7 +21,8 @@ MACHINE = {
     "libraries": {"torch": "2.13.0"},
 }  # fmt: skip
 FIGURES = {
-    "status": "ok", "error": "", "device": "cpu", "batch": 1, "height": 256, "width": 256, "threads": 2,
+    "status": "ok", "error": "", "runtime": "onnxruntime",
+    "device": "cpu", "batch": 1, "height": 256, "width": 256, "threads": 2,
     "p50_ms": 10.0, "p90_ms": 11.0, "mean_ms": 10.2, "images_per_s": 98.0, "speedup": 4.0, "size_bytes": 310_000,
     "params": 70_000, "peak_rss_mb": 90.0, "l1": 0.1, "retained_colour": 0.97, "psnr_db": 22.0, "ssim": 0.9,
 }  # fmt: skip

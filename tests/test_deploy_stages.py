@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY_PLAN, make_network, make_photo
 from onnx import numpy_helper
 
-from benchmarks.tables import FORMAT_VERSION
+from benchmarks.rows import FORMAT_VERSION
 from colorpress.cli import run_command
 from colorpress.core.config import ExportConfig, Settings
 from colorpress.core.errors import ConfigError, GateError, InputError

@@ -147,11 +147,11 @@ def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(pho
         row("auto, batch 8", **{**small, "speedup": 9e9}, batch=8),
         row("failed", status="error", speedup=None),
     ]
-    names = [each["model"] for each in rows if each["status"] == "ok" and each["batch"] == 1]
+    names = [each.model for each in rows if each.is_ok and each.batch == 1]
     variants = [variant(name, peer="peer" in name) for name in names]
     choice = choose_pictures(variants, measured(names, photos), photos, rows)
     assert [each.name for each in choice.variants] == ["best.pt", "auto", "tiny", "pruned-int8", "good peer"]
-    without = [each for each in rows if not each["peer"]]
+    without = [each for each in rows if not each.peer]
     ours = choose_pictures(variants, measured(names, photos), photos, without)
     assert [each.name for each in ours.variants] == ["best.pt", "auto", "tiny", "pruned-int8"]
     alone = choose_pictures(variants[:1], measured(["best.pt"], photos), photos, rows[:1])
@@ -162,14 +162,14 @@ def test_the_worst_photographs_are_those_of_the_recommended_variant(photos: list
     rows = [BEST, row("auto", **SMALL), row("other", **SMALL, l1_delta_pct=3.0)]
     hurt, elsewhere = [0.1] * 10, [0.1] * 10
     hurt[3], hurt[7], elsewhere[0] = 0.2, 0.3, 0.9
-    variants = [variant(each["model"]) for each in rows]
+    variants = [variant(each.model) for each in rows]
     accuracy = measured(["best.pt", "auto", "other"], photos, auto=hurt, other=elsewhere)
     choice = choose_pictures(variants, accuracy, photos, rows)
     assert choice.judged == "auto"
     assert choice.worst == (accuracy.photos[7], accuracy.photos[3])  # no worse ones than there are
     assert choice.typical == tuple(accuracy.photos[index] for index in (0, 1, 2, 4))
     # Where nothing is recommended, the mean of ours tells.
-    lost = [{**each, "retained_colour": 0.5} for each in rows]
+    lost = [replace(each, retained_colour=0.5) for each in rows]
     choice = choose_pictures(variants, accuracy, photos, [BEST, *lost[1:]])
     assert choice.judged is None
     assert choice.worst == tuple(accuracy.photos[index] for index in (0, 7, 3))

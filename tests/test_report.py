@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.report.page import make_bars, render_markdown, write_report
 from benchmarks.report.report_table import make_tables
-from benchmarks.tables import COLUMNS, write_benchmark_json
+from benchmarks.rows import COLUMNS, Row, write_benchmark_json
 from colorpress.core.config import PruneConfig
 from colorpress.core.errors import InputError
 from compress.prune_plan import write_plan
@@ -37,6 +37,10 @@ def row(model: str, **changes: Any) -> dict[str, Any]:
         "retained_low": 0.97, "retained_high": 1.03, "psnr_db": 23.0, "ssim": 0.91, "status": "ok", "error": "",
     }  # fmt: skip
     return {**dict.fromkeys(COLUMNS), **figures, **changes}
+
+
+def typed(rows: list[dict[str, Any]]) -> list[Row]:
+    return [Row.from_record(each) for each in rows]
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def test_missing_or_damaged_files_are_named(run_folder: Path, tmp_path: Path) ->
 
 def test_bars_are_shares_of_the_longest() -> None:
     rows = [row("a", size_bytes=400), row("b", size_bytes=100, peer=True), row("c", size_bytes=1, status="error")]
-    assert make_bars(rows, "size_bytes", "Size", str)["bars"] == [
+    assert make_bars(typed(rows), "size_bytes", "Size", str)["bars"] == [
         ("a", "400", 100.0, False), ("b", "100", 25.0, True),
     ]  # fmt: skip
 
@@ -249,7 +253,7 @@ def test_budgets_are_judged_where_they_were_given(run_folder: Path) -> None:
 def test_rows_of_other_conditions_have_a_table_of_their_own(run_folder: Path) -> None:
     others = [row("pruned, batch 8", batch=8), row("best.pt @ cuda", runtime="torch", device="cuda", compute_ms=1.25)]
     record = change_record(run_folder, rows=others)
-    results, elsewhere = make_tables(record["rows"], "pruned")
+    results, elsewhere = make_tables(typed(record["rows"]), "pruned")
     assert [line.name for line in results.lines] == ["best.pt", "pruned", EVIL, "best"]
     assert [(line.name, line.note) for line in elsewhere.lines] == [
         ("pruned, batch 8", "ONNX Runtime fp32; batch 8, 256x256, 2 threads"),
@@ -262,7 +266,7 @@ def test_rows_of_other_conditions_have_a_table_of_their_own(run_folder: Path) ->
 
 
 def test_a_failed_row_says_how_and_keeps_its_size(run_folder: Path) -> None:
-    results, _ = make_tables(change_record(run_folder)["rows"], "pruned")
+    results, _ = make_tables(typed(change_record(run_folder)["rows"]), "pruned")
     failed = results.lines[2]
     assert failed.failure == f"crashed(SIGSEGV): {EVIL}"
     assert [cell.text for cell in failed.cells] == ["31.1 MB"]
@@ -272,18 +276,18 @@ def test_a_failed_row_says_how_and_keeps_its_size(run_folder: Path) -> None:
 
 
 def test_cells_are_sorted_by_figures_not_texts(run_folder: Path) -> None:
-    columns = make_tables(change_record(run_folder)["rows"], None)[0].columns
+    columns = make_tables(typed(change_record(run_folder)["rows"]), None)[0].columns
     (time,) = (column for column in columns if column.key == "p50_ms")
-    cell = time.show(row("x", p50_ms=2.5, cv_pct=2.6))
+    cell = time.show(*typed([row("x", p50_ms=2.5, cv_pct=2.6)]))
     assert (cell.text, cell.note, cell.value) == ("2.50 ms †", "110 ms", 2.5)
-    assert time.show(row("x", cv_pct=2.5)).text == "100 ms"  # no mark up to the limit
+    assert time.show(*typed([row("x", cv_pct=2.5)])).text == "100 ms"  # no mark up to the limit
     html = write_report(run_folder).read_text()
     assert re.search(r'<td data-value="20\.0">20\.0 ms<br><small>110 ms</small></td>', html)
     assert '<th scope="col" data-first="descending">Speed-up' in html
 
 
 def test_columns_without_a_figure_are_left_out_and_most_are_extra(run_folder: Path) -> None:
-    results, _ = make_tables(change_record(run_folder)["rows"], None)
+    results, _ = make_tables(typed(change_record(run_folder)["rows"]), None)
     keys = [column.key for column in results.columns]
     assert "delta_e" not in keys and "roof_share" not in keys
     shown = ["size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params"]
@@ -291,8 +295,8 @@ def test_columns_without_a_figure_are_left_out_and_most_are_extra(run_folder: Pa
     assert {"l1", "provider", "threads", "batch", "height"} <= set(keys[results.shown :])
     figures = {"delta_e": 9.5, "p95_ms": 1.0, "p99_ms": 2.0, "cv_pct": 1.0, "load_ms": 3.0, "first_ms": 4.0}
     figures |= {"roof_share": 0.2, "roof_ms": 0.0123, "colourfulness": 20.0, "colourfulness_ratio": 0.4}
-    full, _ = make_tables([row("best.pt", agreement_l1=0.0, **figures)], None)
-    by_key = {column.key: column.show(row("x", agreement_l1=0.0, **figures)) for column in full.columns}
+    full, _ = make_tables(typed([row("best.pt", agreement_l1=0.0, **figures)]), None)
+    by_key = {column.key: column.show(*typed([row("x", agreement_l1=0.0, **figures)])) for column in full.columns}
     assert {"delta_e", "p95_ms", "cv_pct", "load_ms", "first_ms", "colourfulness", "agreement_l1"} <= set(by_key)
     assert (by_key["roof_share"].text, by_key["roof_share"].note) == ("20 %", "12.3 µs")
     assert (by_key["p95_ms"].text, by_key["p95_ms"].note) == ("1.00 ms", "2.00 ms")

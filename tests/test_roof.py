@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytest
 from benchmarks import roof, roof_worker
 from benchmarks.roof import Roof, format_roof, lower_bound_ms, measure_roof
 from benchmarks.roof_worker import KERNELS, run_job
+from benchmarks.rows import Row
 
 ROOF = Roof(2, {"fp32": 1e11, "int8": 4e11}, {"fp32": "torch.mm", "int8": "MatMulInteger"}, bytes_per_s=2e10)
-ROW = {
-    "compute": "fp32", "macs": 500_000_000, "batch": 2, "height": 100, "width": 50, "weights_bytes": 4_000_000,
-}  # fmt: skip
+ROW = Row(
+    model="x", variant="x", runtime="onnxruntime", device="cpu", status="ok", size_bytes=5_000_000, threads=2,
+    compute="fp32", macs=500_000_000, batch=2, height=100, width=50, weights_bytes=4_000_000,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -120,16 +123,16 @@ def test_the_fastest_kernel_of_each_kind_counts(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_bound_is_the_larger_of_arithmetic_and_memory() -> None:
     assert lower_bound_ms(ROW, ROOF) == pytest.approx(10.0)  # 2 * 5e8 / 1e11 s
-    assert lower_bound_ms({**ROW, "compute": "int8"}, ROOF) == pytest.approx(2.5)
+    assert lower_bound_ms(replace(ROW, compute="int8"), ROOF) == pytest.approx(2.5)
     # 4e6 bytes of weights and 2 pictures of 100 * 50 pixels of three float32: 4.12e6 / 2e10 s
-    assert lower_bound_ms({**ROW, "macs": 1000}, ROOF) == pytest.approx(0.206)
-    assert lower_bound_ms({**ROW, "macs": 1000, "weights_bytes": None}, ROOF) == pytest.approx(0.006)
+    assert lower_bound_ms(replace(ROW, macs=1000), ROOF) == pytest.approx(0.206)
+    assert lower_bound_ms(replace(ROW, macs=1000, weights_bytes=None), ROOF) == pytest.approx(0.006)
     assert lower_bound_ms(ROW, Roof(2, {"fp32": 1e11}, {}, None)) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("unknown", [{"compute": "bf16"}, {"compute": None}, {"macs": None}, {"macs": 0}])
 def test_there_is_no_bound_where_work_or_rate_is_unknown(unknown: dict[str, Any]) -> None:
-    assert lower_bound_ms({**ROW, **unknown}, ROOF) is None
+    assert lower_bound_ms(replace(ROW, **unknown), ROOF) is None
 
 
 def test_a_roof_for_people() -> None:

@@ -49,13 +49,12 @@ def test_a_benchmark_writes_its_files_and_the_report(
     beside = {path.name for path in result.paths if path.parent == output}
     assert {path.name for path in output.iterdir()} == beside | {"pictures"} == written | {"pictures"}
     assert set((output / "pictures").iterdir()) <= set(result.paths)
-    assert [(row["model"], row["status"]) for row in result.rows] == [
+    assert [(row.model, row.status) for row in result.rows] == [
         ("best.pt", "ok"), ("best", "ok"), ("best @ openvino", "ok"), ("gone", "error"), ("gone @ openvino", "error"),
     ]  # fmt: skip
     in_ort, in_openvino = result.rows[1], result.rows[2]
-    assert in_openvino["provider"].startswith("OpenVINO 20") and in_openvino["l1"] == pytest.approx(
-        in_ort["l1"], abs=1e-3
-    )
+    assert in_openvino.provider.startswith("OpenVINO 20")
+    assert in_openvino.l1 == pytest.approx(in_ort.l1, abs=1e-3)
     assert result.grey_l1 is not None and result.grey_l1 > 0
     assert set(result.aa_ratios) == {"cpu"}
     record = json.loads((output / "benchmark.json").read_text())

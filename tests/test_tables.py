@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,9 @@ import pytest
 from benchmarks.accuracy import Accuracy, AccuracyResult
 from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof
+from benchmarks.rows import COLUMNS, read_benchmark_json, write_benchmark_json
 from benchmarks.suite import make_record
-from benchmarks.tables import (
-    COLUMNS,
-    format_table,
-    make_rows,
-    read_benchmark_json,
-    write_benchmark_csv,
-    write_benchmark_json,
-)
+from benchmarks.tables import format_table, make_rows, write_benchmark_csv
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import InputError
@@ -56,15 +50,15 @@ def results() -> tuple[LatencyResult, AccuracyResult]:
 def test_rows_hold_every_column() -> None:
     latency, accuracy = results()
     rows = make_rows(latency, accuracy)
-    assert all(tuple(row) == COLUMNS for row in rows)
+    assert all(tuple(asdict(row)) == COLUMNS for row in rows) and len(COLUMNS) == 53
     first, _, gone = rows
-    assert (first["p50_ms"], first["images_per_s"], first["batch"], first["height"]) == (10.0, 200.0, 2, 64)
-    assert (first["threads"], first["warmup"], first["runs"], first["macs"]) == (2, 12, 3, None)
-    assert (first["speedup"], first["speedup_low"], first["retained_colour"], first["status"]) == (1.0, 0.9, 0.97, "ok")
-    assert (gone["status"], gone["error"], gone["p50_ms"], gone["l1"]) == ("crashed(SIGSEGV)", "died", None, None)
-    assert gone["size_bytes"] == 31_100_000
-    assert (first["variant"], first["peer"], gone["peer"], first["compute"]) == ("best.pt", False, True, "bf16")
-    assert (first["delta_e"], first["roof_ms"], first["roof_share"]) == (7.5, None, None)
+    assert (first.p50_ms, first.images_per_s, first.batch, first.height) == (10.0, 200.0, 2, 64)
+    assert (first.threads, first.warmup, first.runs, first.macs) == (2, 12, 3, None)
+    assert (first.speedup, first.speedup_low, first.retained_colour, first.status) == (1.0, 0.9, 0.97, "ok")
+    assert (gone.status, gone.error, gone.p50_ms, gone.l1) == ("crashed(SIGSEGV)", "died", None, None)
+    assert gone.size_bytes == 31_100_000
+    assert (first.variant, first.peer, gone.peer, first.compute) == ("best.pt", False, True, "bf16")
+    assert (first.delta_e, first.roof_ms, first.roof_share) == (7.5, None, None)
 
 
 def test_macs_go_with_the_size_and_the_roof_with_both() -> None:
@@ -75,17 +69,17 @@ def test_macs_go_with_the_size_and_the_roof_with_both() -> None:
     timings = dict.fromkeys((arm.name for arm in arms), latency.timings["best.pt"])
     roof = Roof(threads=2, macs_per_s={"int8": 1e11, "fp32": 1e10}, kernels={}, bytes_per_s=1e12)
     first, second = make_rows(LatencyResult(arms, timings, {}), accuracy, roof)
-    assert (first["macs"], first["compute"]) == (250_000_000, "int8")
-    assert first["roof_ms"] == pytest.approx(5.0)  # 2 x 0.25 G at 100 G a second
-    assert first["roof_share"] == pytest.approx(0.5)
-    assert second["roof_ms"] is None  # measured for two threads, not for one
+    assert (first.macs, first.compute) == (250_000_000, "int8")
+    assert first.roof_ms == pytest.approx(5.0)  # 2 x 0.25 G at 100 G a second
+    assert first.roof_share == pytest.approx(0.5)
+    assert second.roof_ms is None  # measured for two threads, not for one
 
 
 def test_a_failed_measurement_of_colours_fails_the_row() -> None:
     latency, accuracy = results()
     broken = AccuracyResult({**accuracy.variants, NAMES[0]: Accuracy("error", error="NaN")}, (), ())
     row = make_rows(latency, broken)[0]
-    assert (row["status"], row["error"], row["p50_ms"]) == ("error", "NaN", 10.0)
+    assert (row.status, row.error, row.p50_ms) == ("error", "NaN", 10.0)
 
 
 def test_csv_is_rounded_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from benchmarks.verdict import dominates, fair_size, judge_peers, judge_rows, parent_name, why_rejected
+from benchmarks.rows import Row
+from benchmarks.verdict import dominates, judge_peers, judge_rows, parent_name, why_rejected
 
 
-def row(model: str, **changes: Any) -> dict[str, Any]:
+def row(model: str, **changes: Any) -> Row:
     """A finished row on the CPU, equal to best.pt but for `changes`."""
     standard = {
         "model": model, "variant": model.partition(" @ ")[0].partition(", ")[0], "peer": False,
@@ -19,7 +21,7 @@ def row(model: str, **changes: Any) -> dict[str, Any]:
         "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0, "retained_low": 0.99, "retained_high": 1.01,
         "status": "ok", "error": "",
     }  # fmt: skip
-    return {**standard, **changes}
+    return Row(**{**standard, **changes})
 
 
 BEST = row("best.pt")
@@ -39,11 +41,18 @@ def test_the_sentence_holds_the_figures() -> None:
 
 def test_the_training_state_of_a_checkpoint_is_no_compression() -> None:
     heavy = row("best.pt", size_bytes=93_000_000)
-    assert fair_size(heavy) == 31_000_000
+    assert heavy.fair_size_bytes == 31_000_000
     assert (
         "10.0 times smaller than best.pt (3.10 MB instead of 31.0 MB)"
         in judge_rows([heavy, row("pruned", **SMALL)]).sentence
     )
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch-bf16", "torch-channels-last", "torch-compile"])
+def test_a_checkpoint_counts_its_weights_alone_whatever_in_pytorch_runs_it(runtime: str) -> None:
+    assert row("best.pt @ x", size_bytes=93_000_000, runtime=runtime).fair_size_bytes == 31_000_000
+    assert row("best", size_bytes=93_000_000).fair_size_bytes == 93_000_000  # of a graph the file is what is shipped
+    assert row("best.pt", weights_bytes=None).fair_size_bytes == 31_100_000
 
 
 def test_the_largest_product_of_size_and_speed_wins() -> None:
@@ -59,11 +68,11 @@ def test_an_int8_variant_slower_than_its_parent_is_never_recommended() -> None:
     assert judge_rows([BEST, parent, child]).recommended == "pruned"
     assert "1.25 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child])
     # Not even alone: its parent lost the colour, so nothing is left.
-    lost = {**parent, "retained_colour": 0.5}
+    lost = replace(parent, retained_colour=0.5)
     assert judge_rows([BEST, lost, child]).recommended is None
     # A tie within what noise explains goes to the smaller file.
     for speedup in (4.95, 6.0):
-        assert judge_rows([BEST, parent, {**child, "speedup": speedup}]).recommended == "pruned-int8"
+        assert judge_rows([BEST, parent, replace(child, speedup=speedup)]).recommended == "pruned-int8"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def test_another_condition_is_neither_recommended_nor_a_parent(condition: dict[s
     elsewhere = row("auto, elsewhere", **{**SMALL, "speedup": 99.0}, **condition)
     assert judge_rows([BEST, elsewhere]).recommended is None
     int8 = row("auto-int8", **{**SMALL, "size_bytes": 800_000})
-    parent = {**elsewhere, "model": "auto", "variant": "auto"}
+    parent = replace(elsewhere, model="auto", variant="auto")
     assert judge_rows([BEST, parent, int8]).recommended == "auto-int8"
 
 

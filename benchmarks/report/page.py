@@ -11,12 +11,10 @@ from typing import Any
 from benchmarks.budget_lines import BudgetLine, judge_budgets
 from benchmarks.report.report_pictures import Slot, embed_picture, read_picture_set
 from benchmarks.report.report_table import MAX_CV_PCT, NOISY_MARK, format_ms, make_tables
-from benchmarks.tables import Row, read_benchmark_json
+from benchmarks.rows import Row, base_rows, read_benchmark_json
 from benchmarks.verdict import (
     MAX_L1_INCREASE_PCT,
     MIN_RETAINED_COLOUR,
-    base_rows,
-    fair_size,
     judge_peers,
     judge_rows,
 )
@@ -90,12 +88,12 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     explanation = output_dir / "training_inference.md"
     rows: list[Row] = record["rows"]
     base = base_rows(rows)
-    measured = {row["variant"] for row in rows}
+    measured = {row.variant for row in rows}
     verdict = judge_rows(rows, record["aa_ratios"])
     results, others = make_tables(rows, verdict.recommended)
     options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
     # A benchmark of time alone leaves the pictures of an earlier one where they are.
-    scored = bool(rows and rows[0]["photos"])
+    scored = bool(rows and rows[0].photos)
     picture_set = read_picture_set(output_dir) if scored else None
     # The sliders show what the sheets do, larger.
     left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
@@ -119,7 +117,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         verdict=verdict,
         rows=rows,
         best=rows[0] if rows else None,
-        chosen=next((row for row in rows if row["model"] == verdict.recommended), None),
+        chosen=next((row for row in rows if row.model == verdict.recommended), None),
         headline=make_headline(rows, verdict.recommended),
         budgets=_judge_options(options, options_path, rows, verdict.recommended),
         results=results,
@@ -174,7 +172,7 @@ def _one_per_file(rows: Sequence[Row]) -> list[Row]:
     """Another runtime does not change a file's size."""
     first: dict[str, Row] = {}
     for row in rows:
-        first.setdefault(row["variant"], row)
+        first.setdefault(row.variant, row)
     return list(first.values())
 
 
@@ -207,22 +205,22 @@ def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str
 
 def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:
     """Four figures of the recommended row, value and label; empty without one."""
-    row = next((row for row in rows if row["model"] == recommended), None)
+    row = next((row for row in rows if row.model == recommended), None)
     if row is None:
         return []
     return [
-        (f"{format_number(fair_size(rows[0]) / fair_size(row))}x", "smaller file"),
-        (f"{format_number(row['speedup'])}x", "speed of best.pt"),
-        (format_percent(row["l1_delta_pct"]), "L1 against best.pt"),
-        (f"{row['retained_colour']:.3f}", "colour retained (G)"),
+        (f"{format_number(rows[0].fair_size_bytes / row.fair_size_bytes)}x", "smaller file"),
+        (f"{format_number(row.speedup)}x", "speed of best.pt"),
+        (format_percent(row.l1_delta_pct), "L1 against best.pt"),
+        (f"{row.retained_colour:.3f}", "colour retained (G)"),
     ]
 
 
 def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[str, Any]:
     """A bar for each finished row: name, label, length in percent of the longest, and whether it is a peer."""
-    finished = [row for row in rows if row["status"] == "ok" and row[column]]
-    longest = max((row[column] for row in finished), default=1)
-    bars = [(row["model"], show(row[column]), max(0.5, 100.0 * row[column] / longest), row["peer"]) for row in finished]
+    finished = [(row, value) for row in rows if row.is_ok and (value := getattr(row, column))]
+    longest = max((value for _, value in finished), default=1)
+    bars = [(row.model, show(value), max(0.5, 100.0 * value / longest), row.peer) for row, value in finished]
     return {"title": title, "bars": bars}
 
 

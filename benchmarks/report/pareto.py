@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tables import Row
-from benchmarks.verdict import base_rows, fair_size
+from benchmarks.rows import Row, base_rows
 from colorpress.core.charts import format_cost, number_log_axis
 from colorpress.core.errors import printable
 from colorpress.core.files import atomic_write
@@ -64,21 +63,19 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     shown = [
-        row
-        for row in (base_rows(rows) if rows else [])
-        if row["status"] == "ok" and row["l1"] is not None and row["p50_ms"] is not None
+        row for row in (base_rows(rows) if rows else []) if row.is_ok and row.l1 is not None and row.p50_ms is not None
     ]
     figure = Figure(figsize=(15, 6.2), dpi=120, layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.42))
     size_panel, time_panel, side = panels
     time_panel.sharey(size_panel)
     side.axis("off")
-    sizes = list({row["variant"]: row for row in reversed(shown)}.values())[::-1]
+    sizes = list({row.variant: row for row in reversed(shown)}.values())[::-1]
     named = _choose_named(shown, _front_rows(sizes, "size_bytes") + _front_rows(shown, "p50_ms"))
     numbers: dict[str, str] = {}
     for row in shown:
-        if row["model"] not in named:
-            numbers[row["model"]] = str(len(numbers) + 1)
+        if row.model not in named:
+            numbers[row.model] = str(len(numbers) + 1)
     labels = [
         _draw_panel(axes, points, column, numbers, rows, grey_l1)
         for axes, points, column in ((size_panel, sizes, "size_bytes"), (time_panel, shown, "p50_ms"))
@@ -101,26 +98,26 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
 def _choose_named(rows: Sequence[Row], front: Sequence[Row]) -> set[str]:
     """The rows whose names stand beside their points: all of a few, else those that a reader looks for."""
     if len(rows) <= 8:
-        return {row["model"] for row in rows}
-    return {rows[0]["model"], *(row["model"] for row in front), *(row["model"] for row in rows if row["peer"])}
+        return {row.model for row in rows}
+    return {rows[0].model, *(row.model for row in front), *(row.model for row in rows if row.peer)}
 
 
 def _kind_of(row: Row, baseline: bool) -> _Kind:
     if baseline:
         return _BASELINE
-    if row["peer"]:
+    if row.peer:
         return _PEER
-    if "openvino" in row["runtime"]:
+    if "openvino" in row.runtime:
         return _IN_OPENVINO
-    return _IN_ONNX if row["runtime"].startswith("onnxruntime") else _IN_TORCH
+    return _IN_ONNX if row.runtime.startswith("onnxruntime") else _IN_TORCH
 
 
 def _value(row: Row, column: str) -> float:
-    return float(fair_size(row) if column == "size_bytes" else row[column])
+    return float(row.fair_size_bytes if column == "size_bytes" else getattr(row, column))
 
 
 def _front_rows(rows: Sequence[Row], column: str) -> list[Row]:
-    points = {(_value(row, column), float(row["l1"])): row for row in reversed(rows)}
+    points = {(_value(row, column), float(row.l1)): row for row in reversed(rows)}
     return [points[point] for point in find_front(list(points))]
 
 
@@ -133,13 +130,13 @@ def _draw_panel(
     if not points:
         axes.text(0.5, 0.5, "no variant finished", transform=axes.transAxes, ha="center")
         return []
-    front = [(_value(row, column), float(row["l1"])) for row in _front_rows(points, column)]
+    front = [(_value(row, column), float(row.l1)) for row in _front_rows(points, column)]
     axes.plot(*zip(*front, strict=True), color=_FRONT, alpha=0.35, linewidth=1.5, zorder=2)
     for row in points:
         kind = _kind_of(row, row is rows[0])
         axes.scatter(
             [_value(row, column)],
-            [row["l1"]],
+            [row.l1],
             s=42,
             marker=kind.marker,
             facecolors="white" if kind.is_hollow else kind.colour,
@@ -151,18 +148,18 @@ def _draw_panel(
     return [
         # A name is text, also with dollar signs, and is placed only after the layout is settled.
         axes.annotate(
-            numbers.get(row["model"]) or _short(row["model"] if column == "p50_ms" else row["variant"]),
-            (_value(row, column), row["l1"]),
+            numbers.get(row.model) or _short(row.model if column == "p50_ms" else row.variant),
+            (_value(row, column), row.l1),
             xytext=_PLACES[0],
             textcoords="offset points",
-            fontsize=8 if row["model"] in numbers else 9,
-            color="#555555" if row["model"] in numbers else _kind_of(row, row is rows[0]).colour,
+            fontsize=8 if row.model in numbers else 9,
+            color="#555555" if row.model in numbers else _kind_of(row, row is rows[0]).colour,
             arrowprops={"arrowstyle": "-", "color": _LEADER, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
             parse_math=False,
             in_layout=False,
             va="center",
         )
-        for row in sorted(points, key=lambda row: row["model"] in numbers)
+        for row in sorted(points, key=lambda row: row.model in numbers)
     ]
 
 
@@ -172,7 +169,7 @@ def _short(name: str) -> str:
 
 
 def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float | None) -> None:
-    xs, ys = [_value(row, column) for row in points], [float(row["l1"]) for row in points]
+    xs, ys = [_value(row, column) for row in points], [float(row.l1) for row in points]
     # In decades: room for the names beside the outermost points.
     room = 10.0 ** (0.15 + 0.12 * math.log10(max(xs) / min(xs)))
     axes.set_xlim(min(xs) / room, max(xs) * room)
@@ -191,9 +188,9 @@ def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float |
 
 def _add_retained_axis(axes: Axes, best: Row, grey_l1: float | None, *, is_labelled: bool) -> None:
     """G = (L1 grey - L1) / (L1 grey - L1 best) on the right: linear in L1."""
-    if grey_l1 is None or best["l1"] is None or grey_l1 <= best["l1"]:
+    if grey_l1 is None or best.l1 is None or grey_l1 <= best.l1:
         return
-    grey, gain = grey_l1, grey_l1 - best["l1"]
+    grey, gain = grey_l1, grey_l1 - best.l1
 
     def to_retained(l1: Any) -> Any:
         return (grey - l1) / gain
@@ -202,7 +199,7 @@ def _add_retained_axis(axes: Axes, best: Row, grey_l1: float | None, *, is_label
         return grey - retained * gain
 
     right = axes.secondary_yaxis("right", functions=(to_retained, to_l1))
-    axes.axhline(best["l1"], color=_BASELINE.colour, linewidth=0.8, alpha=0.4, zorder=1)
+    axes.axhline(best.l1, color=_BASELINE.colour, linewidth=0.8, alpha=0.4, zorder=1)
     if is_labelled:
         right.set_ylabel("retained colour G (1: best.pt, 0: grey)")
     else:

@@ -14,9 +14,9 @@ from benchmarks.accuracy import AccuracyResult, choose_photos
 from benchmarks.report.difference_maps import bar_colours, choose_scale, map_difference, paint_map
 from benchmarks.report.sample_photos import ColoredPhoto, Pixels, color_photos
 from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs
-from benchmarks.tables import Row
+from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
-from benchmarks.verdict import base_rows, fair_size, judge_rows, merit, own_rows, parent_name
+from benchmarks.verdict import judge_rows, merit, parent_name
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.files import atomic_write, write_json
 from training.photos import Photo
@@ -71,7 +71,7 @@ def write_picture_set(
     finished = [
         variant
         for variant in _one_per_file(variants)
-        if variant.name in accuracy.variants and accuracy.variants[variant.name].status == "ok"
+        if variant.name in accuracy.variants and accuracy.variants[variant.name].is_ok
     ]
     chosen = choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS)
     colored = color_photos(finished, chosen, short_side=config.eval_size, max_pixels=max_pixels, threads=threads)
@@ -107,7 +107,7 @@ def _one_per_file(variants: Sequence[Variant]) -> list[Variant]:
 def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
     """Photographs to show: the first ones by content hash, but the last two are those that compression hurts most."""
     ordered = list(choose_photos(photos, len(photos)))
-    scored = [each.scores for each in accuracy.variants.values() if each.status == "ok"]
+    scored = [each.scores for each in accuracy.variants.values() if each.is_ok]
     if len(ordered) <= count or not scored:
         return ordered[:count]
     harm = [max(each[index].l1_ab for each in scored) - best.l1_ab for index, best in enumerate(scored[0])]
@@ -128,29 +128,29 @@ def choose_pictures(
     usable = [
         row
         for row in base_rows(rows)
-        if row["model"] in by_name
-        and row["model"] in accuracy.variants
-        and accuracy.variants[row["model"]].status == "ok"
-        and row["status"] == "ok"
-        and row["speedup"]
+        if row.model in by_name
+        and row.model in accuracy.variants
+        and accuracy.variants[row.model].is_ok
+        and row.is_ok
+        and row.speedup
     ]
     recommended = judge_rows(rows).recommended
-    own = {row["model"] for row in own_rows(rows)}
-    ours = [row for row in usable if row["model"] in own]
-    ours.sort(key=lambda row: (row["model"] != recommended, not _is_on_front(row, ours), -merit(row, rows[0])))
-    front = [row for row in ours if row["model"] == recommended or _is_on_front(row, ours)]
-    whole = (rows[0]["variant"], str(rows[0]["variant"]).removesuffix(".pt"))
-    peers = [row for row in usable if row["peer"] and row["variant"] not in whole]
-    peers.sort(key=lambda row: -(row["retained_colour"] or 0.0))
+    own = {row.model for row in own_rows(rows)}
+    ours = [row for row in usable if row.model in own]
+    ours.sort(key=lambda row: (row.model != recommended, not _is_on_front(row, ours), -merit(row, rows[0])))
+    front = [row for row in ours if row.model == recommended or _is_on_front(row, ours)]
+    whole = (rows[0].variant, str(rows[0].variant).removesuffix(".pt"))
+    peers = [row for row in usable if row.peer and row.variant not in whole]
+    peers.sort(key=lambda row: -(row.retained_colour or 0.0))
     places = _MOST_SHOWN - 1 if peers else _MOST_SHOWN
     first: dict[str, str] = {}
     for row in (*front, *peers):
-        file = row["variant"] if row["peer"] else parent_name(row["variant"]) or row["variant"]
-        first.setdefault(file, row["model"])
-    theirs = {row["model"] for row in peers}
+        file = row.variant if row.peer else parent_name(row.variant) or row.variant
+        first.setdefault(file, row.model)
+    theirs = {row.model for row in peers}
     names = [name for name in first.values() if name not in theirs][:places]
     names += [name for name in first.values() if name in theirs][: _MOST_SHOWN - len(names)]
-    typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row["model"] for row in ours])
+    typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row.model for row in ours])
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 
 
@@ -158,7 +158,7 @@ def _is_on_front(row: Row, others: Sequence[Row]) -> bool:
     """Whether no other row is at least as good in size, time and colour, and better in one."""
 
     def figures(each: Row) -> tuple[float, float, float]:
-        return float(fair_size(each)), float(each["p50_ms"]), -(each["retained_colour"] or 0.0)
+        return float(each.fair_size_bytes), float(each.p50_ms), -(each.retained_colour or 0.0)
 
     own = figures(row)
     return not any(
@@ -173,7 +173,7 @@ def _choose_photos(
     judged = recommended if recommended in accuracy.variants else None
     names = [judged] if judged else [name for name in ours if accuracy.variants[name].status == "ok"]
     best = next(iter(accuracy.variants.values()), None)
-    if best is None or best.status != "ok" or not names:
+    if best is None or not best.is_ok or not names:
         return choose_photos(photos, _TYPICAL), (), judged
     scores = [[score.l1_ab for score in accuracy.variants[name].scores] for name in names]
     harm = np.mean(scores, axis=0) - [score.l1_ab for score in best.scores]
@@ -186,7 +186,7 @@ def _choose_photos(
 
 def _measured_l1(accuracy: AccuracyResult) -> dict[str, dict[str, float]]:
     """L1 by photograph and variant at the size that was benchmarked, which may be larger than what is shown."""
-    finished = {name: each for name, each in accuracy.variants.items() if each.status == "ok"}
+    finished = {name: each for name, each in accuracy.variants.items() if each.is_ok}
     return {
         photo.sha256: {
             "grey": accuracy.grey_l1[index],

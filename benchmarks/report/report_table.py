@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.tables import Row
-from benchmarks.verdict import base_rows, fair_size
+from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
 
 # Calls that vary by more than this are on a machine that does something else as well.
@@ -100,60 +99,64 @@ def make_tables(rows: Sequence[Row], recommended: str | None) -> tuple[Table, Ta
 def _make_table(
     rows: Sequence[Row], recommended: str | None, columns: Sequence[Column], *, conditions: bool = False
 ) -> Table:
-    finished = [row for row in rows if row["status"] == "ok"]
+    finished = [row for row in rows if row.is_ok]
     # The size stays, since failed rows have one too.
-    used = [each for each in columns if each.key == "size_bytes" or any(row[each.key] is not None for row in finished)]
+    used = [
+        each
+        for each in columns
+        if each.key == "size_bytes" or any(getattr(row, each.key) is not None for row in finished)
+    ]
     used.sort(key=lambda column: column.is_extra)
     return Table(tuple(used), tuple(_make_line(row, recommended, used, conditions) for row in rows))
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
-    note = f"{RUNTIMES.get(row['runtime'], row['runtime'])} {row['precision']}"
+    note = f"{RUNTIMES.get(row.runtime, row.runtime)} {row.precision}"
     if conditions:
-        threads = "thread" if row["threads"] == 1 else "threads"
-        note += f"; batch {row['batch']}, {row['height']}x{row['width']}, "
-        note += f"{row['threads']} {threads}" if row["device"] == "cpu" else row["device"]
-    elif row["device"] != "cpu":
-        note += f", {row['device']}"
-    failure = "" if row["status"] == "ok" else f"{row['status']}: {row['error'] or 'no reason given'}"
+        threads = "thread" if row.threads == 1 else "threads"
+        note += f"; batch {row.batch}, {row.height}x{row.width}, "
+        note += f"{row.threads} {threads}" if row.device == "cpu" else row.device
+    elif row.device != "cpu":
+        note += f", {row.device}"
+    failure = "" if row.is_ok else f"{row.status}: {row.error or 'no reason given'}"
     return Line(
-        name=row["model"],
+        name=row.model,
         note=note,
-        kind="chosen" if row["model"] == recommended else "peer" if row["peer"] else "",
+        kind="chosen" if row.model == recommended else "peer" if row.peer else "",
         cells=tuple(column.show(row) for column in (columns[:1] if failure else columns)),
         failure=failure,
     )
 
 
 def _show_size(row: Row) -> Cell:
-    note = f"weights {format_bytes(fair_size(row))}" if fair_size(row) < 0.99 * row["size_bytes"] else ""
-    return Cell(format_bytes(row["size_bytes"]), note, fair_size(row))
+    note = f"weights {format_bytes(row.fair_size_bytes)}" if row.fair_size_bytes < 0.99 * row.size_bytes else ""
+    return Cell(format_bytes(row.size_bytes), note, row.fair_size_bytes)
 
 
 def _show_time(row: Row) -> Cell:
     mark = f" {NOISY_MARK}" if _is_noisy(row) else ""
-    return Cell(format_number(row["p50_ms"], " ms") + mark, format_number(row["p90_ms"], " ms"), row["p50_ms"])
+    return Cell(format_number(row.p50_ms, " ms") + mark, format_number(row.p90_ms, " ms"), row.p50_ms)
 
 
 def _show_speedup(row: Row) -> Cell:
-    low, high = row["speedup_low"], row["speedup_high"]
+    low, high = row.speedup_low, row.speedup_high
     note = "" if low is None else f"{format_number(low)}-{format_number(high)}"
-    return Cell(format_number(row["speedup"], "x"), note, row["speedup"])
+    return Cell(format_number(row.speedup, "x"), note, row.speedup)
 
 
 def _show_retained(row: Row) -> Cell:
-    low, high = row["retained_low"], row["retained_high"]
+    low, high = row.retained_low, row.retained_high
     note = "" if low is None else f"{low:.3f} to {high:.3f}"
-    return Cell(_format(row["retained_colour"], "{:.3f}"), note, row["retained_colour"])
+    return Cell(_format(row.retained_colour, "{:.3f}"), note, row.retained_colour)
 
 
 def _show_cv(row: Row) -> Cell:
     mark = f" {NOISY_MARK}" if _is_noisy(row) else ""
-    return Cell(_format(row["cv_pct"], "{:.1f} %") + mark, "", row["cv_pct"])
+    return Cell(_format(row.cv_pct, "{:.1f} %") + mark, "", row.cv_pct)
 
 
 def _is_noisy(row: Row) -> bool:
-    return row["cv_pct"] is not None and row["cv_pct"] > MAX_CV_PCT
+    return row.cv_pct is not None and row.cv_pct > MAX_CV_PCT
 
 
 def _format(value: float | None, pattern: str) -> str:
@@ -173,11 +176,11 @@ def format_ms(value: float | None) -> str:
 
 
 def _number(key: str, title: str, unit: str = "", **more: Any) -> Column:
-    return Column(key, title, lambda row: Cell(format_number(row[key], unit), "", row[key]), **more)
+    return Column(key, title, lambda row: Cell(format_number(getattr(row, key), unit), "", getattr(row, key)), **more)
 
 
 def _pattern(key: str, title: str, pattern: str, **more: Any) -> Column:
-    return Column(key, title, lambda row: Cell(_format(row[key], pattern), "", row[key]), **more)
+    return Column(key, title, lambda row: Cell(_format(getattr(row, key), pattern), "", getattr(row, key)), **more)
 
 
 def _pair(first: Column, second: Column) -> Column:
@@ -206,19 +209,19 @@ _ALL = (
     _number("compute_ms", "GPU alone", " ms", note="without transfer"),
     _number("images_per_s", "Pictures", note="per s", is_more_better=True),
     Column("speedup", "Speed-up", _show_speedup, note="95 % interval", is_more_better=True),
-    Column("l1_delta_pct", "ΔL1", lambda row: Cell(format_percent(row["l1_delta_pct"]), "", row["l1_delta_pct"])),
+    Column("l1_delta_pct", "ΔL1", lambda row: Cell(format_percent(row.l1_delta_pct), "", row.l1_delta_pct)),
     Column("retained_colour", "Colour kept G", _show_retained, note="95 % interval", is_more_better=True),
     _pair(
-        Column("params", "Parameters", lambda row: Cell(format_count(row["params"]), "", row["params"])),
-        Column("macs", "MACs", lambda row: Cell(format_count(row["macs"]), "", row["macs"])),
+        Column("params", "Parameters", lambda row: Cell(format_count(row.params), "", row.params)),
+        Column("macs", "MACs", lambda row: Cell(format_count(row.macs), "", row.macs)),
     ),
     Column(
         "roof_share",
         "Share of roof",
         lambda row: Cell(
-            _format_share(row["roof_share"]),
-            format_ms(row["roof_ms"]),
-            row["roof_share"],
+            _format_share(row.roof_share),
+            format_ms(row.roof_ms),
+            row.roof_share,
         ),
         note="lower bound",
         is_more_better=True,
@@ -243,7 +246,7 @@ _ALL = (
     _pattern("provider", "Provider", "{}"),
     _pattern("threads", "Threads", "{}"),
     _pattern("batch", "Batch", "{}"),
-    Column("height", "Pixels", lambda row: Cell(f"{row['height']}x{row['width']}", "", row["height"])),
+    Column("height", "Pixels", lambda row: Cell(f"{row.height}x{row.width}", "", row.height)),
 )
 _COLUMNS = _extra(_ALL, "size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params", "roof_share")
 _OTHER_COLUMNS = _extra(_ALL, "size_bytes", "p50_ms", "compute_ms", "images_per_s", "speedup", "roof_share")

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.variants import Variant
-from export.predictors import open_predictor
-from export.torch_runtimes import uncompiled
+from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.metrics import mean_l1
@@ -58,14 +57,12 @@ def color_photos(
     predictors = {}
     for variant in variants:
         try:
-            # The benchmark has looked at the file in a child process before.
             predictors[variant.name] = open_predictor(
                 variant.path,
                 arch=variant.arch,
                 device=variant.device,
                 threads=threads,
-                runtime=uncompiled(variant.runtime),
-                trusted=True,
+                runtime=RUNTIMES[variant.runtime].uncompiled,
             )
         except Exception:  # its row in the benchmark says how it failed
             continue

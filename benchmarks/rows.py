@@ -1,0 +1,173 @@
+"""A benchmark's rows, and the JSON file that holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from colorpress.core.errors import InputError
+from colorpress.core.files import write_text
+
+FORMAT_VERSION = 2
+# No figure is as large: beyond it arithmetic would overflow.
+ENDLESS = 1e100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model file in one runtime under one condition: what it is, how fast it ran and how it coloured.
+
+    A figure that was not measured is None. `variant` names the file, `model` the row: "best-int8" and "best-int8 @
+    openvino, batch 8". `compute` is what float layers computed in, `error` and `caution` are texts, often empty. Of
+    the rest see `variants.Variant`, `timing.Timing`, `timing.Statistics` and `accuracy.Accuracy`.
+    """
+
+    model: str
+    variant: str
+    peer: bool = False
+    runtime: str
+    provider: str = ""
+    device: str
+    compute: str | None = None
+    precision: str = ""
+    params: int | None = None
+    macs: int | None = None
+    size_bytes: int
+    weights_bytes: int | None = None
+    batch: int
+    height: int
+    width: int
+    threads: int
+    warmup: int | None = None
+    runs: int | None = None
+    mean_ms: float | None = None
+    std_ms: float | None = None
+    cv_pct: float | None = None
+    min_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+    images_per_s: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    compute_ms: float | None = None
+    peak_rss_mb: float | None = None
+    roof_ms: float | None = None
+    roof_share: float | None = None
+    photos: int = 0
+    l1: float | None = None
+    l1_delta_pct: float | None = None
+    retained_colour: float | None = None
+    retained_low: float | None = None
+    retained_high: float | None = None
+    l1_rgb: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
+    delta_e: float | None = None
+    agreement_l1: float | None = None
+    colourfulness: float | None = None
+    colourfulness_ratio: float | None = None
+    status: str
+    error: str = ""
+    caution: str = ""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Row:
+        """A row of benchmark.json. Names that this version does not know are skipped; what is no figure is none.
+
+        Raises:
+            ValueError: it is no row, or lacks what every row has.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{record!r} is no row")
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            value = record.get(each.name)
+            if _fits(value, str(each.type)):
+                values[each.name] = value
+            elif each.default is MISSING:
+                raise ValueError(f"a row has no {each.name}")
+        return cls(**values)
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it was measured to the end."""
+        return self.status == "ok"
+
+    @property
+    def condition(self) -> tuple[str, int, int, int, int]:
+        """What times depend on beside the model and its runtime."""
+        return self.device, self.batch, self.height, self.width, self.threads
+
+    @property
+    def retained_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of retained colour."""
+        low, high = self.retained_low, self.retained_high
+        return None if low is None or high is None else (low, high)
+
+    @property
+    def fair_size_bytes(self) -> int:
+        """A checkpoint's weights alone: the training state beside them is not what compression takes away."""
+        is_checkpoint = self.runtime.startswith("torch")
+        return min(self.size_bytes, self.weights_bytes or self.size_bytes) if is_checkpoint else self.size_bytes
+
+
+COLUMNS = tuple(each.name for each in fields(Row))
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind.startswith("str"):
+        return isinstance(value, str)
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    return isinstance(value, int | float) and abs(value) < ENDLESS
+
+
+def base_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are measured as the first one, best.pt, is: on its device, at its batch, size and threads."""
+    return [row for row in rows if row.condition == rows[0].condition]
+
+
+def own_rows(rows: Sequence[Row]) -> list[Row]:
+    """The base rows of what was compressed here: neither best.pt's own file nor another tool's."""
+    return [row for row in base_rows(rows) if not row.peer and row.variant != rows[0].variant]
+
+
+def write_benchmark_json(path: Path, record: Mapping[str, Any]) -> Path:
+    """Write a benchmark's record (see suite.make_record): indented but for the long lists of raw figures."""
+    parts = []
+    for name, value in record.items():
+        indent = None if name in ("raw_times", "per_photo") else 2
+        parts.append(f"{json.dumps(name)}: {json.dumps(value, indent=indent, allow_nan=False)}")
+    return write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def read_benchmark_json(path: Path) -> dict[str, Any]:
+    """Read what `write_benchmark_json` wrote; `rows` are `Row`s, of different names.
+
+    Raises:
+        InputError: no such file, or it is no benchmark of this format.
+    """
+    hint = "run `colorpress benchmark` first"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise InputError("benchmark", path, why, hint) from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or "rows" not in record:
+        raise InputError("benchmark", path, f"is no benchmark of format {FORMAT_VERSION}", hint)
+    try:
+        rows = [Row.from_record(each) for each in record["rows"]]
+        if len({row.model for row in rows}) < len(rows):
+            raise ValueError("two rows have one name")
+    except (TypeError, ValueError) as error:
+        raise InputError("benchmark", path, f"is damaged ({error})", "run `colorpress benchmark` again") from error
+    return record | {"rows": rows}

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean, median
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from colorpress.core.errors import InputError
+
+Losses = NDArray[np.float64]
+PhaseKind = Literal["rapid", "slow", "steady", "after_best", "flat"]
+RateShape = Literal["constant", "decaying", "step decay", "warm-up, then decay", "rising", "varying"]
 
 # A loss beyond this has diverged as surely as NaN has, and sums of smaller ones cannot overflow.
 _MAX_LOSS = 1e30
@@ -37,7 +42,7 @@ class Phase:
         share_pct: of all that validation improved from the first epoch to the best; None outside learning.
     """
 
-    kind: Literal["rapid", "slow", "steady", "after_best", "flat"]
+    kind: PhaseKind
     first_epoch: int
     last_epoch: int
     train_first: float | None
@@ -74,7 +79,7 @@ class EarlyStop:
 class LearningRate:
     """How the learning rate went; all values as recorded, at the end of an epoch."""
 
-    shape: Literal["constant", "decaying", "step decay", "warm-up, then decay", "rising", "varying"]
+    shape: RateShape
     first: float
     peak: float
     last: float
@@ -117,50 +122,62 @@ class CurveReading:
     epochs: int
     first_epoch: int
     last_epoch: int
-    missing_epochs: tuple[int, ...]
-    broke_epoch: int | None
-    best_epoch: int | None
-    best_val: float | None
-    train_first: float | None
-    train_at_best: float | None
-    train_last: float | None
-    val_first: float | None
-    val_last: float | None
-    val_last_epoch: int | None
-    noise: float | None
-    margin: float | None
-    noisy: bool
-    near_best: int
-    learned: bool | None
-    rise: float | None
-    rise_pct: float | None
-    rise_is_real: bool
-    rise_epoch: int | None
-    train_after_best: Literal["falling", "level", "rising"] | None
-    overfitting: bool | None
-    diverged: bool
-    still_falling: bool
-    final_pace: float | None
-    plateau_epoch: int | None
-    train_flat: bool | None
-    gap_at_best: float | None
-    gap_at_end: float | None
-    timing: Literal["early", "late", "right", "unclear"]
-    late_by: int
-    phases: tuple[Phase, ...]
-    early_stopping: tuple[EarlyStop, ...]
-    learning_rate: LearningRate | None
-    seconds: float | None
+    missing_epochs: tuple[int, ...] = ()
+    broke_epoch: int | None = None
+    best_epoch: int | None = None
+    best_val: float | None = None
+    train_first: float | None = None
+    train_at_best: float | None = None
+    train_last: float | None = None
+    val_first: float | None = None
+    val_last: float | None = None
+    val_last_epoch: int | None = None
+    noise: float | None = None
+    margin: float | None = None
+    noisy: bool = False
+    near_best: int = 0
+    learned: bool | None = None
+    rise: float | None = None
+    rise_pct: float | None = None
+    rise_is_real: bool = False
+    rise_epoch: int | None = None
+    train_after_best: Literal["falling", "level", "rising"] | None = None
+    overfitting: bool | None = None
+    diverged: bool = False
+    still_falling: bool = False
+    final_pace: float | None = None
+    plateau_epoch: int | None = None
+    train_flat: bool | None = None
+    gap_at_best: float | None = None
+    gap_at_end: float | None = None
+    timing: Literal["early", "late", "right", "unclear"] = "unclear"
+    late_by: int = 0
+    phases: tuple[Phase, ...] = ()
+    early_stopping: tuple[EarlyStop, ...] = ()
+    learning_rate: LearningRate | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
-class _Point:
-    """One epoch with a finite validation loss; `row` is its position in the history."""
+class _Points:
+    """The epochs with a finite validation loss: their numbers and losses; training NaN where it is not recorded."""
 
-    row: int
-    epoch: int
-    val: float
-    train: float | None
+    epochs: Sequence[int]
+    val: Losses
+    train: Losses
+    best: int
+
+    def train_at(self, index: int) -> float | None:
+        return None if math.isnan(self.train[index]) else float(self.train[index])
+
+    def gap_at(self, index: int) -> float | None:
+        return None if math.isnan(self.train[index]) else float(self.val[index] - self.train[index])
+
+    def phase(self, kind: PhaseKind, first: int, last: int, share_pct: float | None = None) -> Phase:
+        return Phase(
+            kind, self.epochs[first], self.epochs[last], self.train_at(first), self.train_at(last),
+            float(self.val[first]), float(self.val[last]), share_pct,
+        )  # fmt: skip
 
 
 def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int] = (2, 3)) -> CurveReading:
@@ -176,106 +193,120 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
     if not history:
         raise InputError("history", None, "has no rows", "train for one epoch or more")
     epochs = [_epoch_of(row, index) for index, row in enumerate(history)]
-    trains = [_finite(row.get("train_l1")) for row in history]
-    vals = [_finite(row.get("val_l1")) for row in history]
-    points = [_Point(index, epochs[index], val, trains[index]) for index, val in enumerate(vals) if val is not None]
+    vals, trains, rates, seconds = (
+        np.array([_finite(row.get(name)) for row in history])
+        for name in ("val_l1", "train_l1", "learning_rate", "seconds")
+    )
     broke = _broken_from(vals, trains)
-    tail = len(history) if broke is None else broke
-    values = [point.val for point in points]
-    # The last of equals, as `fit_network` keeps it.
-    best = min(reversed(range(len(points))), key=values.__getitem__) if points else None
-    noise = _noise_of(values)
-    margin = _margin_of(values, noise)
-    smooth = _smooth(values)
-    enough = len(points) >= 3 and margin is not None
-    rise_is_real = bool(enough and margin is not None and best is not None and _level_rise(values, best) > margin)
-    after_best = _train_after(points, best)
-    falls = enough and best is not None and noise is not None and _final_fall(values, best, noise)
-    flat_from = _flat_from(smooth, margin) if enough and margin is not None and not falls and not rise_is_real else None
-    learned = _learned(values, best, margin, flat_from) if enough and best is not None and margin is not None else None
-    if flat_from is not None and len(values) - flat_from < max(4, len(values) / 4):
-        flat_from = None
-    finite_trains = [value for value in trains if value is not None]
-    train_margin = _margin_of(finite_trains, _noise_of(finite_trains))
-    train_flat_from = None if train_margin is None else _flat_from(_smooth(finite_trains), train_margin)
-    diverged = broke is not None or (rise_is_real and after_best == "rising")
-    late_by = _late_by(points, best, flat_from, rise_is_real) if enough else 0
-    rises = best is not None and best < len(points) - 1
-    best_point = points[best] if best is not None else None
-    seconds = _total_seconds(history)
-    return CurveReading(
+    rows = np.flatnonzero(np.isfinite(vals))
+    reading = CurveReading(
         epochs=len(history),
         first_epoch=epochs[0],
         last_epoch=epochs[-1],
-        missing_epochs=tuple(epochs[index] for index in range(tail) if vals[index] is None),
+        missing_epochs=tuple(epochs[row] for row in np.flatnonzero(np.isnan(vals[:broke]))),
         broke_epoch=None if broke is None else epochs[broke],
-        best_epoch=best_point.epoch if best_point else None,
-        best_val=best_point.val if best_point else None,
-        train_first=next((point.train for point in points if point.train is not None), None),
-        train_at_best=best_point.train if best_point else None,
-        train_last=points[-1].train if points else None,
-        val_first=points[0].val if points else None,
-        val_last=points[-1].val if points else None,
-        val_last_epoch=points[-1].epoch if points else None,
+        diverged=broke is not None,
+        train_flat=_levels_off(trains[np.isfinite(trains)]),
+        learning_rate=_learning_rate(rates),
+        seconds=_total(seconds),
+    )
+    if not len(rows):
+        return reading
+    # The last of equals, as `fit_network` keeps it.
+    best = len(rows) - 1 - int(np.argmin(vals[rows][::-1]))
+    points = _Points([epochs[row] for row in rows], vals[rows], trains[rows], best)
+    if reading.learning_rate is not None:
+        at_best = None if math.isnan(rates[rows[best]]) else float(rates[rows[best]])
+        reading = replace(reading, learning_rate=replace(reading.learning_rate, at_best=at_best))
+    reading = _judge(_read_points(reading, points), points)
+    stops = tuple(_stop_early(epochs, vals, seconds, each) for each in patience)
+    return replace(reading, phases=_phases(points, reading.learned), early_stopping=stops)
+
+
+def _read_points(reading: CurveReading, points: _Points) -> CurveReading:
+    """What can be said of one epoch or more."""
+    val, best = points.val, points.best
+    rise, recorded = float(val[-1] - val[best]), points.train[np.isfinite(points.train)]
+    return replace(
+        reading,
+        best_epoch=points.epochs[best],
+        best_val=float(val[best]),
+        train_first=float(recorded[0]) if len(recorded) else None,
+        train_at_best=points.train_at(best),
+        train_last=points.train_at(-1),
+        val_first=float(val[0]),
+        val_last=float(val[-1]),
+        val_last_epoch=points.epochs[-1],
+        rise=rise,
+        rise_pct=_percent(rise, float(val[best])),
+        train_after_best=_train_after(points) if best < len(val) - 1 else None,
+        gap_at_best=points.gap_at(best),
+        gap_at_end=points.gap_at(-1),
+    )
+
+
+def _judge(reading: CurveReading, points: _Points) -> CurveReading:
+    """What only three epochs or more can tell: anything that noise might feign."""
+    val, best = points.val, points.best
+    noise, margin = _noise_of(val), _margin_of(val)
+    if noise is None or margin is None:
+        return reading
+    after = np.flatnonzero(val - val[best] <= margin)[-1] + 1
+    rise_is_real = _level_rise(val, best) > margin
+    falls = _still_falls(val, best, noise)
+    flat_from = None if falls or rise_is_real else _flat_from(val, margin)
+    learned = _learned(val, best, margin, flat_from)
+    if flat_from is not None and not _is_long(flat_from, val):
+        flat_from = None
+    diverged = reading.diverged or (rise_is_real and reading.train_after_best == "rising")
+    late_by = _late_by(len(val), best, flat_from, rise_is_real)
+    falls_at_end = falls and not reading.diverged
+    overfitting = None if reading.train_after_best is None else reading.train_after_best == "falling"
+    return replace(
+        reading,
         noise=noise,
         margin=margin,
-        noisy=bool(best_point and margin is not None and margin > 0.05 * abs(best_point.val)),
-        near_best=sum(value - best_point.val <= margin for value in values) if best_point and margin is not None else 0,
+        noisy=bool(margin > 0.05 * abs(val[best])),
+        near_best=int(np.count_nonzero(val - val[best] <= margin)),
         learned=learned,
-        rise=points[-1].val - best_point.val if best_point else None,
-        rise_pct=_percent(points[-1].val - best_point.val, best_point.val) if best_point else None,
         rise_is_real=rise_is_real,
-        rise_epoch=_rise_epoch(points, best, margin) if rise_is_real else None,
-        train_after_best=after_best if rises else None,
-        overfitting=_overfits(rise_is_real, after_best, enough),
+        rise_epoch=points.epochs[after] if rise_is_real and after < len(val) else None,
+        overfitting=overfitting if rise_is_real else False,
         diverged=diverged,
-        still_falling=falls and broke is None,
-        final_pace=-_slope(values[-_window(len(values)) :]) if falls and broke is None else None,
-        plateau_epoch=None if flat_from is None else points[flat_from].epoch,
-        train_flat=None
-        if train_margin is None
-        else train_flat_from is not None and _is_long(train_flat_from, finite_trains),
-        gap_at_best=_gap(best_point),
-        gap_at_end=_gap(points[-1]) if points else None,
-        timing=_timing(enough, falls, late_by, diverged),
+        still_falling=falls_at_end,
+        final_pace=-_slope(val[-_window(len(val)) :]) if falls_at_end else None,
+        plateau_epoch=None if flat_from is None else points.epochs[flat_from],
+        timing="unclear" if diverged else "early" if falls else "late" if late_by else "right",
         late_by=late_by,
-        phases=_phases(points, best, learned),
-        early_stopping=tuple(_stop_early(history, vals, epochs, each) for each in patience) if best_point else (),
-        learning_rate=_learning_rate(history, best_point),
-        seconds=seconds,
     )
 
 
 def _epoch_of(row: Mapping[str, float], index: int) -> int:
-    value = row.get("epoch")
-    return int(value) if value is not None and math.isfinite(value) else index + 1
+    value = row.get("epoch", math.nan)
+    return int(value) if math.isfinite(value) else index + 1
 
 
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) and abs(value) < _MAX_LOSS else None
+def _finite(value: float | None) -> float:
+    return float(value) if value is not None and math.isfinite(value) and abs(value) < _MAX_LOSS else math.nan
 
 
 def _percent(part: float, whole: float) -> float | None:
     """`part` in percent of `whole`; None where that says nothing."""
-    if whole <= 0 or abs(part) > 1e4 * whole:
-        return None
-    return 100 * part / whole
+    return None if whole <= 0 or abs(part) > 1e4 * whole else 100 * part / whole
 
 
-def _broken_from(vals: Sequence[float | None], trains: Sequence[float | None]) -> int | None:
+def _broken_from(vals: Losses, trains: Losses) -> int | None:
     """The first row of those at the end that are not finite, None where the run ends well."""
-    has_train = any(value is not None for value in trains)
-    tail = len(vals)
-    while tail and vals[tail - 1] is None:
-        tail -= 1
+    good = np.flatnonzero(np.isfinite(vals))
+    tail = int(good[-1]) + 1 if len(good) else 0
     if tail == len(vals):
         return None
     # Validated only now and then, with a training loss throughout: nothing broke.
-    sampled = any(value is None for value in vals[:tail]) or tail == 0
-    return None if has_train and sampled and trains[-1] is not None else tail
+    sampled = tail == 0 or bool(np.isnan(vals[:tail]).any())
+    return None if sampled and math.isfinite(trains[-1]) else tail
 
 
-def _noise_of(values: Sequence[float]) -> float | None:
+def _noise_of(values: Losses) -> float | None:
     """The standard deviation of what moves a curve by chance; None for fewer than three values.
 
     How far neighbours swing up and down around the straight trend: nothing for a smooth curve, bent or not. One outlier
@@ -285,86 +316,61 @@ def _noise_of(values: Sequence[float]) -> float | None:
         return None
     # Fast learning at the start says little about noise at the end.
     steady = values[len(values) // 4 :] if len(values) >= 8 else values
-    slope = _slope(steady)
-    steps = [b - a - slope for a, b in pairwise(steady)]
-    swings = [min(abs(a), abs(b)) if (a < 0) != (b < 0) else 0.0 for a, b in pairwise(steps)]
-    bends = [abs(b - a) for a, b in pairwise(steps)]
-    return min(fmean(swings) / _SWING_OF_NOISE, 2 * 1.4826 * median(bends) / math.sqrt(6))
+    steps = np.diff(steady) - _slope(steady)
+    nearest = np.minimum(np.abs(steps[:-1]), np.abs(steps[1:]))
+    swings = np.where((steps[:-1] < 0) != (steps[1:] < 0), nearest, 0.0)
+    return float(min(swings.mean() / _SWING_OF_NOISE, 2 * 1.4826 * np.median(np.abs(np.diff(steps))) / math.sqrt(6)))
 
 
-def _margin_of(values: Sequence[float], noise: float | None) -> float | None:
+def _margin_of(values: Losses) -> float | None:
     """What a difference must exceed to count: more in short runs, whose noise is known less well."""
-    return None if noise is None else max(_CHANCE * (1 + 3 / len(values)) * noise, _WORTH * abs(min(values)))
+    noise = _noise_of(values)
+    return None if noise is None else max(_CHANCE * (1 + 3 / len(values)) * noise, _WORTH * abs(float(values.min())))
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Running medians over 3 epochs, over more in long runs."""
+def _flat_from(values: Losses, margin: float) -> int:
+    """The first position from which all later values lie within one margin, by running medians."""
     half = max(1, min(10, len(values) // 20))
-    return [median(values[max(0, index - half) : index + half + 1]) for index in range(len(values))]
+    smooth = [np.median(values[max(0, index - half) : index + half + 1]) for index in range(len(values))]
+    spread = np.maximum.accumulate(smooth[::-1]) - np.minimum.accumulate(smooth[::-1])
+    return len(values) - int(np.count_nonzero(spread <= margin))
 
 
-def _flat_from(smooth: Sequence[float], margin: float) -> int | None:
-    """The first position from which all later values lie within one margin."""
-    low = high = smooth[-1]
-    for index in reversed(range(len(smooth))):
-        low, high = min(low, smooth[index]), max(high, smooth[index])
-        if high - low > margin:
-            return index + 1
-    return 0
+def _levels_off(values: Losses) -> bool | None:
+    margin = _margin_of(values)
+    return None if margin is None else _is_long(_flat_from(values, margin), values)
 
 
-def _is_long(start: int, values: Sequence[float]) -> bool:
+def _is_long(start: int, values: Losses) -> bool:
     return len(values) - start >= max(4, len(values) / 4)
 
 
-def _learned(values: Sequence[float], best: int, margin: float, flat_from: int | None) -> bool:
+def _learned(values: Losses, best: int, margin: float, flat_from: int | None) -> bool:
     if best == 0:
         return False
     # The lowest of many epochs is low by chance, so the rest is judged by its middle, or by the epochs around the best.
-    level = median(values[1:]) if flat_from == 0 else median(values[max(1, best - 1) : best + 2])
-    return values[0] - level > margin
+    level = np.median(values[1:] if flat_from == 0 else values[max(1, best - 1) : best + 2])
+    return bool(values[0] - level > margin)
 
 
-def _level_rise(values: Sequence[float], best: int) -> float:
+def _level_rise(values: Losses, best: int) -> float:
     """How far the last epochs lie above those around the best, outliers aside."""
     after = len(values) - 1 - best
     if after == 0:
         return 0.0
-    around = values[max(0, best - 1) : best + 1] if after == 1 else values[max(0, best - 1) : best + 2]
-    return median(values[-min(3, after) :]) - median(around)
+    around = values[max(0, best - 1) : best + (1 if after == 1 else 2)]
+    return float(np.median(values[-min(3, after) :]) - np.median(around))
 
 
-def _train_after(points: Sequence[_Point], best: int | None) -> Literal["falling", "level", "rising"] | None:
-    if best is None:
+def _train_after(points: _Points) -> Literal["falling", "level", "rising"] | None:
+    recorded = np.isfinite(points.train)
+    after = points.train[points.best :][recorded[points.best :]]
+    if len(after) < 2 or not recorded[points.best]:
         return None
-    after = [point.train for point in points[best:] if point.train is not None]
-    if len(after) < 2 or points[best].train is None:
-        return None
-    trains = [point.train for point in points if point.train is not None]
-    noise = _noise_of(trains) or 0.0
-    change = fmean(after[-2:]) - after[0] if len(after) > 3 else after[-1] - after[0]
-    least = max(_CHANCE * noise, 0.002 * abs(after[0]))
-    if abs(change) <= least:
+    change = (after[-2:].mean() if len(after) > 3 else after[-1]) - after[0]
+    if abs(change) <= max(_CHANCE * (_noise_of(points.train[recorded]) or 0.0), 0.002 * abs(after[0])):
         return "level"
     return "falling" if change < 0 else "rising"
-
-
-def _overfits(rise_is_real: bool, after_best: str | None, enough: bool) -> bool | None:
-    if not enough:
-        return None
-    if not rise_is_real:
-        return False
-    return None if after_best is None else after_best == "falling"
-
-
-def _rise_epoch(points: Sequence[_Point], best: int | None, margin: float | None) -> int | None:
-    assert best is not None and margin is not None
-    found = None
-    for point in reversed(points[best + 1 :]):
-        if point.val - points[best].val <= margin:
-            break
-        found = point.epoch
-    return found
 
 
 def _window(count: int) -> int:
@@ -372,151 +378,112 @@ def _window(count: int) -> int:
     return min(count, max(4, count // 3))
 
 
-def _final_fall(values: Sequence[float], best: int, noise: float) -> bool:
-    last = values[-_window(len(values)) :]
+def _still_falls(values: Losses, best: int, noise: float) -> bool:
     # Noise may put the best of a falling curve an epoch or two before its end.
     if len(values) - 1 - best > (len(values) // 8 if noise > 0 else 0):
         return False
-    count = len(last)
-    fall = -_slope(last) * (count - 1)
+    count = _window(len(values))
+    fall = -_slope(values[-count:]) * (count - 1)
     chance = 2.5 * noise * (count - 1) / math.sqrt(count * (count * count - 1) / 12)
-    return fall > max(chance, _WORTH * abs(values[best]))
+    return bool(fall > max(chance, _WORTH * abs(values[best])))
 
 
-def _slope(values: Sequence[float]) -> float:
-    """Of the straight line through equally spaced values; per step."""
-    middle = (len(values) - 1) / 2
-    spread = sum((index - middle) ** 2 for index in range(len(values)))
-    return sum((index - middle) * value for index, value in enumerate(values)) / spread if spread else 0.0
+def _slope(values: Losses) -> float:
+    """Of the straight line through two or more equally spaced values; per step."""
+    steps = np.arange(len(values)) - (len(values) - 1) / 2
+    return float(steps @ values / (steps @ steps))
 
 
-def _late_by(points: Sequence[_Point], best: int | None, flat_from: int | None, rise_is_real: bool) -> int:
+def _late_by(count: int, best: int, flat_from: int | None, rise_is_real: bool) -> int:
     """Epochs at the end that brought nothing, where they are many enough to say so."""
-    assert best is not None
-    after = len(points) - 1 - best
-    if flat_from is not None and len(points) - flat_from >= 2 / 3 * len(points):
-        return len(points) - 1 - flat_from
-    if rise_is_real or (flat_from is not None and after >= max(3, 0.2 * len(points))):
-        return after
-    return 0
+    after = count - 1 - best
+    if flat_from is not None and count - flat_from >= 2 / 3 * count:
+        return count - 1 - flat_from
+    return after if rise_is_real or (flat_from is not None and after >= max(3, 0.2 * count)) else 0
 
 
-def _timing(enough: bool, falls: bool, late_by: int, diverged: bool) -> Literal["early", "late", "right", "unclear"]:
-    if not enough or diverged:
-        return "unclear"
-    if falls:
-        return "early"
-    return "late" if late_by else "right"
-
-
-def _gap(point: _Point | None) -> float | None:
-    return None if point is None or point.train is None else point.val - point.train
-
-
-def _phases(points: Sequence[_Point], best: int | None, learned: bool | None) -> tuple[Phase, ...]:
-    if best is None or len(points) < 2:
+def _phases(points: _Points, learned: bool | None) -> tuple[Phase, ...]:
+    val, best, last = points.val, points.best, len(points.val) - 1
+    if last == 0:
         return ()
     if learned is False and best > 0:
-        return (_phase("flat", points[0], points[-1], None),)
-    won = points[0].val - points[best].val
-    found = []
-    if best > 0:
-        knee = _knee(points, best)
-        pieces: list[tuple[Literal["rapid", "slow", "steady"], int, int]] = (
-            [("steady", 0, best)] if knee is None else [("rapid", 0, knee), ("slow", knee, best)]
-        )
-        for kind, start, end in pieces:
-            share = _percent(points[start].val - points[end].val, won)
-            found.append(_phase(kind, points[start], points[end], share))
-    if best < len(points) - 1:
-        found.append(_phase("after_best", points[best], points[-1], None))
-    return tuple(found)
+        return (points.phase("flat", 0, last),)
+    after = (points.phase("after_best", best, last),) if best < last else ()
+    if best == 0:
+        return after
+    knee = _knee(val[: best + 1], points.train[: best + 1])
+    pieces: list[tuple[PhaseKind, int, int]] = (
+        [("steady", 0, best)] if knee is None else [("rapid", 0, knee), ("slow", knee, best)]
+    )
+    won = float(val[0] - val[best])
+    shares = [_percent(float(val[start] - val[end]), won) for _, start, end in pieces]
+    learning = (points.phase(*piece, share) for piece, share in zip(pieces, shares, strict=True))
+    return (*learning, *after)
 
 
-def _phase(
-    kind: Literal["rapid", "slow", "steady", "after_best", "flat"], first: _Point, last: _Point, share: float | None
-) -> Phase:
-    return Phase(kind, first.epoch, last.epoch, first.train, last.train, first.val, last.val, share)
+def _knee(val: Losses, train: Losses) -> int | None:
+    """Where fast learning ends on the way to the best, which is last: None where there is no bend.
 
-
-def _knee(points: Sequence[_Point], best: int) -> int | None:
-    """Where fast learning ends: the new best that lies furthest above an even pace; None where there is no bend."""
-    first, last = points[0], points[best]
-    won = first.val - last.val
-    lowest = first.val
-    train_won = first.train - last.train if first.train is not None and last.train is not None else 0.0
-    ahead: dict[int, float] = {}
-    for index in range(1, best):
-        point = points[index]
-        if point.val > lowest:
-            continue
-        lowest = point.val
-        progress = (first.val - point.val) / won if won > 0 else 0.0
-        if train_won > 0 and first.train is not None and point.train is not None:
-            progress = (progress + (first.train - point.train) / train_won) / 2
-        ahead[index] = progress - index / best
-    furthest = max(ahead.values(), default=0.0)
+    It is the new best that lies furthest above an even pace.
+    """
+    progress, by_train = _share_of_fall(val, 0.0), _share_of_fall(train, math.nan)
+    progress = np.where(np.isfinite(by_train), (progress + by_train) / 2, progress)
+    ahead = progress - np.arange(len(val)) / (len(val) - 1)
+    is_new_best = val[1:-1] <= np.minimum.accumulate(val)[:-2]
+    candidates = np.flatnonzero(is_new_best) + 1
+    furthest = max(ahead[candidates], default=0.0)
     if furthest <= _BEND:
         return None
     # A bend is seldom sharp: of epochs that are nearly as good the last one is still fast.
-    return max(index for index, distance in ahead.items() if distance >= 0.9 * furthest)
+    return int(candidates[ahead[candidates] >= 0.9 * furthest][-1])
 
 
-def _stop_early(
-    history: Sequence[Mapping[str, float]], vals: Sequence[float | None], epochs: Sequence[int], patience: int
-) -> EarlyStop:
-    finite = [(val, index) for index, val in enumerate(vals) if val is not None]
-    kept, waited, stop = finite[0][1], 0, None
-    lowest = math.inf
-    for index, val in enumerate(vals):
-        if val is not None and val <= lowest:
-            lowest, kept, waited = val, index, 0
-            continue
-        waited += 1
-        if waited >= patience and lowest < math.inf:
-            stop = index
+def _share_of_fall(losses: Losses, otherwise: float) -> Losses:
+    """How much of the fall from the first to the last loss is behind at each; `otherwise` where nothing fell."""
+    fall = losses[0] - losses[-1]
+    return (losses[0] - losses) / fall if fall > 0 else np.full(len(losses), otherwise)
+
+
+def _stop_early(epochs: Sequence[int], vals: Losses, seconds: Losses, patience: int) -> EarlyStop:
+    kept, stop = int(np.flatnonzero(np.isfinite(vals))[0]), None
+    for row in range(kept + 1, len(vals)):
+        if vals[row] <= vals[kept]:
+            kept = row
+        elif row - kept >= patience:
+            stop = row
             break
-    kept_val = vals[kept]
-    assert kept_val is not None
-    best = min(val for val, _ in finite)
-    rest = [] if stop is None else history[stop + 1 :]
+    best, kept_val = float(np.nanmin(vals)), float(vals[kept])
+    rest = seconds[len(vals) if stop is None else stop + 1 :]
     return EarlyStop(
         patience=patience,
         stop_epoch=None if stop is None else epochs[stop],
         kept_epoch=epochs[kept],
         kept_val=kept_val,
         saved_epochs=len(rest),
-        saved_seconds=_total_seconds(rest) if rest else None,
+        saved_seconds=_total(rest) if len(rest) else None,
         cost=kept_val - best,
         cost_pct=_percent(kept_val - best, best),
     )
 
 
-def _total_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
-    known = [_finite(row.get("seconds")) for row in history]
-    return sum(each for each in known if each is not None) if None not in known else None
+def _total(seconds: Losses) -> float | None:
+    return None if np.isnan(seconds).any() else float(sum(seconds))
 
 
-def _learning_rate(history: Sequence[Mapping[str, float]], best: _Point | None) -> LearningRate | None:
-    rates = [rate for rate in (_finite(row.get("learning_rate")) for row in history) if rate is not None and rate >= 0]
-    if not rates:
+def _learning_rate(recorded: Losses) -> LearningRate | None:
+    rates = recorded[recorded >= 0]
+    if not len(rates):
         return None
-    at_best = _finite(history[best.row].get("learning_rate")) if best is not None else None
-    return LearningRate(_rate_shape(rates), rates[0], max(rates), rates[-1], at_best)
+    return LearningRate(_rate_shape(rates), float(rates[0]), float(rates.max()), float(rates[-1]), None)
 
 
-def _rate_shape(
-    rates: Sequence[float],
-) -> Literal["constant", "decaying", "step decay", "warm-up, then decay", "rising", "varying"]:
-    if max(rates) - min(rates) <= 0.01 * max(rates):
+def _rate_shape(rates: Losses) -> RateShape:
+    steps, peak = np.diff(rates), int(np.argmax(rates))
+    if rates.max() - rates.min() <= 0.01 * rates.max():
         return "constant"
-    steps = [b - a for a, b in pairwise(rates)]
-    peak = rates.index(max(rates))
-    if all(step <= 0 for step in steps):
+    if (steps <= 0).all():
         # A schedule that moves at most every third epoch goes in steps.
-        return "step decay" if sum(step < 0 for step in steps) * 3 <= len(steps) else "decaying"
-    if all(step >= 0 for step in steps):
+        return "step decay" if np.count_nonzero(steps) * 3 <= len(steps) else "decaying"
+    if (steps >= 0).all():
         return "rising"
-    if all(step >= 0 for step in steps[:peak]) and all(step <= 0 for step in steps[peak:]):
-        return "warm-up, then decay"
-    return "varying"
+    return "warm-up, then decay" if (steps[:peak] >= 0).all() and (steps[peak:] <= 0).all() else "varying"

@@ -1,15 +1,15 @@
-"""Goals and budgets of a run, and whether its measured variants meet them."""
+"""Whether the measured variants of a run meet its goals and budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from benchmarks.tables import Row
-from benchmarks.verdict import merit, own_rows
+from benchmarks.rows import Row, own_rows
+from benchmarks.verdict import merit
 from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
-from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.budgets import Figures, Limit, read_limits
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,6 @@ class BudgetLine:
     sentence: str
 
 
-@dataclass(frozen=True)
-class _Limit:
-    figure: Callable[[Row], float | None]
-    show: Callable[[float], str]
-    most: float
-    is_floor: bool = False
-
-    def holds(self, row: Row) -> bool | None:
-        value = self.figure(row)
-        if value is None:
-            return None
-        return value >= self.most if self.is_floor else value <= self.most
-
-
 def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
     """A line for each goal and budget among the options of a run; none where none was given.
 
@@ -52,18 +38,23 @@ def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: 
         ConfigError: a value is outside its range.
     """
     goal, budget = GoalConfig(**_pick(GoalConfig, options)), BudgetConfig(**_pick(BudgetConfig, options))
-    given = {name: value for name, value in vars(goal).items() if value is not None} | budget.given()
     if not rows:
         return []
-    ours = [row for row in own_rows(rows) if row["status"] == "ok" and row["speedup"]]
-    ours.sort(key=lambda row: -merit(row, rows[0]))
-    chosen = next((row for row in ours if row["model"] == recommended), None)
+    ours = [row for row in own_rows(rows) if row.is_ok and row.speedup]
+    figures = {row.model: _figures_of(row) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
+    limits = {limit.name: limit for limit in read_limits(budget, goal, params=rows[0].params, macs=rows[0].macs)}
     lines = []
-    for name, value in given.items():
+    for name in (name for name, value in {**vars(goal), **vars(budget)}.items() if value is not None):
         title = f"{option_name(name)} {options[option_name(name)]}"
-        limit = _make_limit(name, float(value), rows[0])
-        lines.append(_judge(title, limit, chosen, ours) if limit else BudgetLine(title, None, "best.pt has no figure."))
+        # A share of a figure that best.pt does not have is no limit.
+        known = name in limits
+        lines.append(
+            _judge(title, limits[name], recommended, figures) if known else BudgetLine(title, None, _NO_FIGURE)
+        )
     return lines
+
+
+_NO_FIGURE = "best.pt has no figure."
 
 
 def _pick(config: type[Config], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,43 +63,34 @@ def _pick(config: type[Config], options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[written] for name, written in names.items() if written in options}
 
 
-def _make_limit(name: str, value: float, best: Row) -> _Limit | None:
-    """What an option asks of a row; None where best.pt lacks the figure that it is a share of."""
-    if name == "min_retained_colour":
-        return _Limit(lambda row: row["retained_colour"], "G {:.3f}".format, value, is_floor=True)
-    if name == "max_l1_increase":
-        return _Limit(lambda row: row["l1_delta_pct"], lambda figure: f"ΔL1 {format_percent(figure)}", value)
-    if name == "target_size":
-        return _Limit(lambda row: row["size_bytes"], lambda figure: format_bytes(int(figure)), value)
-    if name == "target_latency_ms":
-        return _Limit(
-            lambda row: row["p50_ms"] / row["batch"], lambda figure: f"{format_number(figure)} ms a picture", value
-        )
-    column, noun = ("params", "parameters") if name == "keep_params" else ("macs", "multiply-accumulates")
-    if not best[column]:
-        return None
-    return _Limit(
-        lambda row: row[column] or None,
-        lambda figure: f"{format_count(int(figure))} {noun}, {100 * figure / best[column]:.3g} % of best.pt's",
-        value * best[column],
-    )
+def _figures_of(row: Row) -> Figures:
+    return {
+        "params": row.params or None,
+        "macs": row.macs or None,
+        "size_bytes": row.size_bytes,
+        "latency_ms": None if row.p50_ms is None else row.p50_ms / row.batch,
+        "retained_colour": row.retained_colour,
+        "l1_delta_pct": row.l1_delta_pct,
+    }
 
 
-def _judge(title: str, limit: _Limit, chosen: Row | None, ours: Sequence[Row]) -> BudgetLine:
-    met = None if chosen is None else limit.holds(chosen)
+def _judge(title: str, limit: Limit, recommended: str | None, figures: Mapping[str, Figures]) -> BudgetLine:
+    """The line of a limit; `figures` by the name of a row, best first."""
+
+    def describe(model: str) -> str:
+        value = figures[model][limit.figure]
+        share = f", {100 * value / limit.whole:.3g} % of best.pt's" if limit.whole else ""
+        return f"{limit.show(value)}{share}"
+
+    chosen = recommended if recommended in figures else None
+    met = limit.is_met(figures[chosen]) if chosen else None
     if chosen is None:
         sentence = "Nothing is recommended"
     elif met is None:
-        sentence = f"{chosen['model']} has no such figure"
+        sentence = f"{chosen} has no such figure"
     else:
-        sentence = f"{chosen['model']}: {_show(limit, chosen)}"
+        sentence = f"{chosen}: {describe(chosen)}"
     if not met:
-        other = next((row for row in ours if limit.holds(row)), None)
-        sentence += f"; {other['model']} meets it: {_show(limit, other)}" if other else "; no variant meets it"
+        other = next((model for model, known in figures.items() if limit.is_met(known)), None)
+        sentence += f"; {other} meets it: {describe(other)}" if other else "; no variant meets it"
     return BudgetLine(title, met, f"{sentence}.")
-
-
-def _show(limit: _Limit, row: Row) -> str:
-    value = limit.figure(row)
-    assert value is not None
-    return limit.show(value)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from benchmarks.report.pareto import draw_pareto, find_front
+from benchmarks.report.pareto import draw_pareto
 from benchmarks.rows import Row
+from compress.front import find_front
 
 
 def row(model: str, size: int, ms: float | None, l1: float | None, status: str = "ok") -> Row:
@@ -35,10 +36,10 @@ ROWS = [
 
 
 def test_front_is_what_nothing_beats() -> None:
-    assert find_front([(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.5, 2.5), (2.0, 2.2), (4.0, 1.0)]) == [
-        (1.0, 3.0), (2.0, 2.0), (3.0, 1.0),
-    ]  # fmt: skip
-    assert find_front([]) == []
+    points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.5, 2.5), (2.0, 2.2), (4.0, 1.0)]
+    assert find_front(points, tuple) == [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
+    assert find_front([], tuple) == []
+    assert find_front([(1.0, 1.0)], tuple) == [(1.0, 1.0)]
 
 
 # As many as a real run has: every file in three runtimes, peers, and another condition.
@@ -148,4 +149,3 @@ def test_one_point_and_none_are_drawn_too(tmp_path: Path) -> None:
 def test_a_name_is_text_not_mathematics(tmp_path: Path) -> None:
     # Matplotlib reads text between dollar signs as TeX, and fails on what is none.
     assert draw_pareto([row(r"$\frac{$.onnx", 10, 1.0, 0.1)], None, tmp_path / "x.png").exists()
-    assert charts.find_front([(1.0, 1.0)]) == [(1.0, 1.0)]

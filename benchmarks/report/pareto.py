@@ -12,6 +12,8 @@ from benchmarks.rows import Row, base_rows
 from colorpress.core.charts import format_cost, number_log_axis
 from colorpress.core.errors import printable
 from colorpress.core.files import atomic_write
+from compress.front import find_front
+from export.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,9 +37,12 @@ class _Kind:
 
 _BASELINE = _Kind("best.pt", "#b3261e", "s")
 _PEER = _Kind("other tools", "#c26a00", "D")
-_IN_TORCH = _Kind("ours, PyTorch", "#1f5fbf", "o", is_hollow=True)
-_IN_ONNX = _Kind("ours, ONNX Runtime", "#1f5fbf", "o")
-_IN_OPENVINO = _Kind("ours, OpenVINO", "#1f5fbf", "^")
+# By the family of the runtime.
+_OURS = {
+    "PyTorch": _Kind("ours, PyTorch", "#1f5fbf", "o", is_hollow=True),
+    "ONNX Runtime": _Kind("ours, ONNX Runtime", "#1f5fbf", "o"),
+    "OpenVINO": _Kind("ours, OpenVINO", "#1f5fbf", "^"),
+}
 
 # Where a label may stand from its point, in points of 1/72 inch: nearest places first.
 _PLACES = tuple(
@@ -105,20 +110,21 @@ def _choose_named(rows: Sequence[Row], front: Sequence[Row]) -> set[str]:
 def _kind_of(row: Row, baseline: bool) -> _Kind:
     if baseline:
         return _BASELINE
-    if row.peer:
-        return _PEER
-    if "openvino" in row.runtime:
-        return _IN_OPENVINO
-    return _IN_ONNX if row.runtime.startswith("onnxruntime") else _IN_TORCH
+    return _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family]
 
 
 def _value(row: Row, column: str) -> float:
     return float(row.fair_size_bytes if column == "size_bytes" else getattr(row, column))
 
 
+def _point(row: Row, column: str) -> tuple[float, float]:
+    assert row.l1 is not None
+    return _value(row, column), row.l1
+
+
 def _front_rows(rows: Sequence[Row], column: str) -> list[Row]:
-    points = {(_value(row, column), float(row.l1)): row for row in reversed(rows)}
-    return [points[point] for point in find_front(list(points))]
+    points = {_point(row, column): row for row in reversed(rows)}
+    return find_front(list(points.values()), lambda row: _point(row, column))
 
 
 def _draw_panel(
@@ -130,7 +136,7 @@ def _draw_panel(
     if not points:
         axes.text(0.5, 0.5, "no variant finished", transform=axes.transAxes, ha="center")
         return []
-    front = [(_value(row, column), float(row.l1)) for row in _front_rows(points, column)]
+    front = [_point(row, column) for row in _front_rows(points, column)]
     axes.plot(*zip(*front, strict=True), color=_FRONT, alpha=0.35, linewidth=1.5, zorder=2)
     for row in points:
         kind = _kind_of(row, row is rows[0])
@@ -230,15 +236,6 @@ def _write_side(axes: Axes, rows: Sequence[Row], numbers: dict[str, str], *, has
         lines = [*lines[: _LEGEND_ROWS - 1], f"and {len(lines) - _LEGEND_ROWS + 1} more, in benchmark.csv"]
     top = 0.95 - 0.05 * len(handles)
     axes.text(0, top, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)
-
-
-def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other point beats in both coordinates (lower is better), by their first coordinate."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points):
-        if not front or y < front[-1][1]:
-            front.append((x, y))
-    return front
 
 
 def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:

@@ -19,6 +19,7 @@ from benchmarks.variants import Variant
 from benchmarks.verdict import judge_rows, merit, parent_name
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.files import atomic_write, write_json
+from compress.front import find_front
 from training.photos import Photo
 
 FORMAT_VERSION = 1
@@ -137,8 +138,9 @@ def choose_pictures(
     recommended = judge_rows(rows).recommended
     own = {row.model for row in own_rows(rows)}
     ours = [row for row in usable if row.model in own]
-    ours.sort(key=lambda row: (row.model != recommended, not _is_on_front(row, ours), -merit(row, rows[0])))
-    front = [row for row in ours if row.model == recommended or _is_on_front(row, ours)]
+    best = {row.model for row in find_front(ours, _costs)}
+    ours.sort(key=lambda row: (row.model != recommended, row.model not in best, -merit(row, rows[0])))
+    front = [row for row in ours if row.model == recommended or row.model in best]
     whole = (rows[0].variant, str(rows[0].variant).removesuffix(".pt"))
     peers = [row for row in usable if row.peer and row.variant not in whole]
     peers.sort(key=lambda row: -(row.retained_colour or 0.0))
@@ -154,16 +156,10 @@ def choose_pictures(
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 
 
-def _is_on_front(row: Row, others: Sequence[Row]) -> bool:
-    """Whether no other row is at least as good in size, time and colour, and better in one."""
-
-    def figures(each: Row) -> tuple[float, float, float]:
-        return float(each.fair_size_bytes), float(each.p50_ms), -(each.retained_colour or 0.0)
-
-    own = figures(row)
-    return not any(
-        figures(other) != own and all(a <= b for a, b in zip(figures(other), own, strict=True)) for other in others
-    )
+def _costs(row: Row) -> tuple[float, float, float]:
+    """Size, time and lost colour."""
+    assert row.p50_ms is not None
+    return float(row.fair_size_bytes), row.p50_ms, -(row.retained_colour or 0.0)
 
 
 def _choose_photos(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ def recalibrate_batch_norm_(network: nn.Module, batches: Iterable[Tensor]) -> in
 
     Removing channels shifts what the layers behind them see, while their statistics are still the old ones. Nothing
     but these statistics changes: weights, modes, momenta and gradients stay. When anything fails, the old
-    statistics are back. Source: "precise BN", fvcore.nn.precise_bn.
+    statistics are back. Source: "precise BN", fvcore.nn.precise_bn. (torch.optim.swa_utils.update_bn switches dropout
+    on, leaves one mode for all layers, and a network without statistics where a batch fails.)
 
     Args:
         network: any network with batch norm layers; without one nothing happens.
@@ -31,40 +33,27 @@ def recalibrate_batch_norm_(network: nn.Module, batches: Iterable[Tensor]) -> in
     if not layers:
         return 0
     modes = [(module, module.training) for module in network.modules()]
-    momenta = [layer.momentum for layer in layers]
-    before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
-    device = next(layer.running_mean.device for layer in layers if layer.running_mean is not None)
-    count = 0
+    before = [(layer, layer.momentum, deepcopy(layer.state_dict())) for layer in layers]
+    device, count = next(layers[0].buffers()).device, 0
     try:
         network.eval()
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # torch's way to ask for the plain average over all batches
-            layer.training = True
+            layer.training, layer.momentum = True, None  # torch's way to ask for the plain average over all batches
         with torch.no_grad():
-            for batch in batches:
+            for count, batch in enumerate(batches, start=1):  # noqa: B007 (it is what is returned)
                 network(batch.to(device))
-                count += 1
-        _check_statistics(layers, count)
+        whole = all(bool(tensor.isfinite().all()) for layer in layers for tensor in layer.buffers())
+        if not count or not whole:
+            why = "its statistics came out NaN or Inf" if count else "got no picture to measure its statistics on"
+            raise InputError("batch norm", None, why, "give at least one batch of finite pictures")
     except BaseException:
-        with torch.no_grad():
-            for layer, saved in zip(layers, before, strict=True):
-                for name, buffer in layer.named_buffers(recurse=False):
-                    buffer.copy_(saved[name])
+        for layer, _, statistics in before:
+            layer.load_state_dict(statistics)
         raise
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, _ in before:
             layer.momentum = momentum
         for module, training in modes:
             module.training = training
     return count
-
-
-def _check_statistics(layers: Iterable[_BatchNorm], count: int) -> None:
-    hint = "give at least one batch of finite pictures"
-    if count == 0:
-        raise InputError("batch norm", None, "got no picture to measure its statistics on", hint)
-    for layer in layers:
-        for statistic in (layer.running_mean, layer.running_var):
-            if statistic is not None and not bool(torch.isfinite(statistic).all()):
-                raise InputError("batch norm", None, "its statistics came out NaN or Inf", hint)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from colorpress.core.files import atomic_write, write_csv
+from colorpress.core.charts import drawn
+from colorpress.core.files import write_csv
 
 COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", "retained_colour")
 History = Sequence[Mapping[str, float]]
@@ -35,26 +36,18 @@ def write_distillation_curve(folder: Path, history: History, *, grey_l1: float, 
     """Write distillation.csv and distillation.png into `folder` and return their paths."""
     rows = add_retained_colour(history, grey_l1=grey_l1, best_l1=best_l1)
     table = write_csv(folder / "distillation.csv", COLUMNS, rows)
-    return table, _draw(rows, folder / "distillation.png", grey_l1=grey_l1, best_l1=best_l1)
-
-
-def _draw(rows: Sequence[Mapping[str, float]], path: Path, *, grey_l1: float, best_l1: float) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    minutes = [row["minutes"] for row in rows]
-    known = grey_l1 > best_l1
+    chart, known = folder / "distillation.png", grey_l1 > best_l1
     name = "retained_colour" if known else "val_l1"
-    axes.plot(minutes, [row[name] for row in rows], "o-", color="#4c72b0", label="student, after each epoch")
-    axes.axhline(1.0 if known else best_l1, color="#55a868", linestyle="--", label="best.pt")
-    axes.set(
-        xlabel="minutes of training",
-        ylabel="retained colour G (1: best.pt, 0: grey)" if known else "validation L1 of ab / 128",
-        title="Distillation, on the validation photographs",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
-    return path
+    with drawn(chart, width=8, height=4.5, dpi=120) as figure:
+        axes = figure.subplots()
+        values = [row[name] for row in rows]
+        axes.plot([row["minutes"] for row in rows], values, "o-", color="#4c72b0", label="student, after each epoch")
+        axes.axhline(1.0 if known else best_l1, color="#55a868", linestyle="--", label="best.pt")
+        axes.set(
+            xlabel="minutes of training",
+            ylabel="retained colour G (1: best.pt, 0: grey)" if known else "validation L1 of ab / 128",
+            title="Distillation, on the validation photographs",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    return table, chart

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.core.config import DATA_DRIVEN, DataConfig
+from colorpress.core.config import DataConfig
 from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, copy_network
 from training.batches import whole_photos
@@ -63,47 +63,157 @@ def score_groups(
 ) -> dict[str, ChannelScores]:
     """The importance of every channel of `groups`, by root; `network` stays as it is.
 
-    Without photographs:
-    - magnitude: the squared L2 norm of all weights that make, scale and read the channel.
-    - bn-scale: the size of its batch norm weights (Liu et al. 2017, Network Slimming); magnitude where there is none.
-    - fpgm: the sum of the distances from its filter to all others of the layer; one near the geometric median of them
-      all can be replaced by the others (He et al. 2019).
-    - random: by `seed`; the control that the others have to beat.
-    With photographs, where g is the gradient of the L1 loss of one of them in eval mode, E the mean over all, and w the
-    weights that read the channel, since to remove it is to make just these 0:
-    - taylor: E[(sum of g w)^2], the first-order change of the loss (Molchanov et al. 2019, equation 8; the sum is the
-      gradient of a gate on the channel).
-    - hessian: E[sum of (g w)^2] / 2, the second-order change with the diagonal of the Hessian taken as E[g^2] (LeCun
-      et al. 1989, Optimal Brain Damage; the empirical Fisher information in place of the Hessian).
-    - activation: E of the mean absolute value that the layers behind it read (Molchanov et al. 2017).
-
+    Args:
+        measure: a name of `IMPORTANCES`.
+        pictures: for a measure that looks at photographs.
+        seed: for "random" alone.
     Raises:
         ConfigError: the measure needs photographs and there are none.
     """
-    if measure in DATA_DRIVEN and not pictures:
-        hint = f"give a folder of photographs, or choose another than {', '.join(DATA_DRIVEN)}"
+    chosen = IMPORTANCES[measure]
+    if chosen.looks and not pictures:
+        looking = ", ".join(name for name, each in IMPORTANCES.items() if each.looks)
+        hint = f"give a folder of photographs, or choose another than {looking}"
         raise ConfigError("option", "--importance", f"{measure} needs training photographs, there are none", hint)
-    if measure in ("taylor", "hessian"):
-        return _named(_score_by_gradients(network, groups, pictures, joint=measure == "taylor"), measure)
-    if measure == "activation":
-        return _named(_score_by_activations(network, groups, pictures), measure)
-    if measure == "random":
-        generator = torch.Generator().manual_seed(seed)
-        luck = {group.root: torch.rand(group.channels, generator=generator).double() for group in groups}
-        return _named(luck, "luck (random)")
-    if measure == "fpgm":
-        return _named({group.root: _distances(network, group) for group in groups}, "distance to other filters (fpgm)")
-    found = {}
-    for group in groups:
-        norms = [each for each in group.members if measure == "bn-scale" and _is_scaling(_layer(network, each))]
-        members, name = (norms, "batch norm scale") if norms else (group.members, "magnitude")
-        value_of: Callable[[Tensor], Tensor] = torch.abs if norms else torch.square
-        found[group.root] = ChannelScores(_sum_weights(network, members, group.channels, value_of), name)
+    return chosen.score(_Case(network, groups, pictures, seed))
+
+
+@dataclass(frozen=True)
+class _Case:
+    network: ColorNetwork
+    groups: Sequence[ChannelGroup]
+    pictures: Sequence[Picture]
+    seed: int
+
+
+def _score_by_magnitude(case: _Case) -> dict[str, ChannelScores]:
+    """The squared L2 norm of all weights that make, scale and read the channel."""
+    return {
+        group.root: ChannelScores(_sum_weights(case.network, group.members, group.channels, torch.square), "magnitude")
+        for group in case.groups
+    }
+
+
+def _score_by_scale(case: _Case) -> dict[str, ChannelScores]:
+    """The size of its batch norm weights (Liu et al. 2017, Network Slimming); magnitude where there is none."""
+    found = _score_by_magnitude(case)
+    for group in case.groups:
+        if norms := [each for each in group.members if _is_scaling(_layer(case.network, each))]:
+            scales = _sum_weights(case.network, norms, group.channels, torch.abs)
+            found[group.root] = ChannelScores(scales, "batch norm scale")
     return found
 
 
-def _named(values: Mapping[str, Tensor], measure: str) -> dict[str, ChannelScores]:
-    return {root: ChannelScores(each, measure) for root, each in values.items()}
+def _score_by_distance(case: _Case) -> dict[str, ChannelScores]:
+    """The sum of the Euclidean distances from its filter to all others; a coupled layer's filter lengthens it.
+
+    One near the geometric median of them all can be replaced by the others. Source: He et al. 2019, FPGM.
+    """
+    found = {}
+    for group in case.groups:
+        filters = []
+        for member in group.members:
+            layer = case.network.get_submodule(member.layer)
+            if isinstance(layer, _CONVOLUTIONS) and not member.reads:
+                rows = _by_channel(layer, layer.weight.detach(), member)
+                filters.append(rows[torch.tensor(member.of).argsort()])
+        joined = torch.cat(filters, 1).double().cpu()  # (channels, weights of a filter)
+        distances = torch.cdist(joined, joined, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+        found[group.root] = ChannelScores(distances, "distance to other filters (fpgm)")
+    return found
+
+
+def _score_by_luck(case: _Case) -> dict[str, ChannelScores]:
+    """The control that the others have to beat."""
+    generator = torch.Generator().manual_seed(case.seed)
+    return {
+        group.root: ChannelScores(torch.rand(group.channels, generator=generator).double(), "luck (random)")
+        for group in case.groups
+    }
+
+
+def _score_by_taylor(case: _Case) -> dict[str, ChannelScores]:
+    """E[(sum of g w)^2], the first-order change of the loss.
+
+    g is the gradient of the L1 loss of one photograph in eval mode, E the mean over all, and w the weights that read
+    the channel, since to remove it is to make just these 0. Source: Molchanov et al. 2019, equation 8; the sum is the
+    gradient of a gate on the channel.
+    """
+    totals = _mean_changes(case, lambda product: product, torch.square)
+    return {root: ChannelScores(total, "taylor") for root, total in totals.items()}
+
+
+def _score_by_hessian(case: _Case) -> dict[str, ChannelScores]:
+    """E[sum of (g w)^2] / 2, the second-order change with the diagonal of the Hessian taken as E[g^2].
+
+    Source: LeCun et al. 1989, Optimal Brain Damage, with the empirical Fisher information in place of the Hessian.
+    """
+    totals = _mean_changes(case, lambda product: product.square() / 2, lambda change: change)
+    return {root: ChannelScores(total, "hessian") for root, total in totals.items()}
+
+
+def _mean_changes(
+    case: _Case, of_weight: Callable[[Tensor], Tensor], of_channel: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """E[of_channel(sum of of_weight(g w))] of every channel: (channels,) by root."""
+
+    def change(weight: Tensor) -> Tensor:
+        return of_weight(torch.zeros_like(weight) if weight.grad is None else weight.grad * weight)
+
+    with torch.inference_mode(False), torch.enable_grad():
+        totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in case.groups}
+        copy = copy_network(case.network).requires_grad_(True)
+        device = next(copy.parameters()).device
+        for lightness, ab in case.pictures:
+            copy.zero_grad()
+            # Cloned, since a tensor made in inference mode cannot be part of a graph.
+            (copy(lightness.to(device).clone()) - ab.to(device).clone()).abs().mean().backward()
+            for group in case.groups:
+                totals[group.root] += of_channel(_sum_weights(copy, _readers(copy, group), group.channels, change))
+    return {root: total / len(case.pictures) for root, total in totals.items()}
+
+
+def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
+    """E of the mean absolute value that the layers behind it read. Source: Molchanov et al. 2017."""
+    totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in case.groups}
+    copy = copy_network(case.network)
+
+    def watch(group: ChannelGroup, member: Member) -> Callable[..., None]:
+        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            read = inputs[0] if member.reads else output  # (1, C, H, W), or (1, ..., C) of a linear layer
+            channel_dimension = read.ndim - 1 if isinstance(layer, nn.Linear) else 1
+            means = read.abs().transpose(0, channel_dimension).flatten(1).mean(1)[list(member.own)]  # (member.own,)
+            totals[group.root].index_add_(0, torch.tensor(member.of), means.double().cpu())
+
+        return add
+
+    for group in case.groups:
+        for member in _readers(copy, group):
+            _layer(copy, member).register_forward_hook(watch(group, member))
+    with torch.inference_mode():
+        device = next(copy.parameters()).device
+        for lightness, _ in case.pictures:
+            copy(lightness.to(device))
+    return {root: ChannelScores(total / len(case.pictures), "activation") for root, total in totals.items()}
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A measure: scores by root, and whether it looks at photographs (as `config.DATA_DRIVEN` says too)."""
+
+    score: Callable[[_Case], dict[str, ChannelScores]]
+    looks: bool = False
+
+
+IMPORTANCES: Mapping[str, Importance] = {
+    "magnitude": Importance(_score_by_magnitude),
+    "bn-scale": Importance(_score_by_scale),
+    "fpgm": Importance(_score_by_distance),
+    "taylor": Importance(_score_by_taylor, looks=True),
+    "hessian": Importance(_score_by_hessian, looks=True),
+    "activation": Importance(_score_by_activation, looks=True),
+    "random": Importance(_score_by_luck),
+}
 
 
 def _sum_weights(
@@ -132,75 +242,17 @@ def _is_scaling(layer: nn.Module) -> bool:
 
 
 def _by_channel(layer: nn.Module, values: Tensor, member: Member) -> Tensor:
-    """`values` of a layer's weight, one row for each of the member's channels."""
+    """`values` of a layer's weight, one row for each of the member's channels: (member.own, weights of a channel)."""
     transposed = isinstance(layer, nn.ConvTranspose2d)
     if values.ndim == 1:
-        rows = values[:, None]
+        rows = values[:, None]  # (C, 1) of a batch norm
     elif member.reads == transposed:  # the channels of this side are the first dimension
-        rows = values.flatten(1)
+        rows = values.flatten(1)  # (C, other side / groups * kH * kW)
     else:
         parts = layer.groups if isinstance(layer, _CONVOLUTIONS) else 1
+        # (groups, other side / groups, C / groups, kH, kW) -> (C, other side / groups * kH * kW)
         rows = values.reshape(parts, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
     return rows[list(member.own)]
-
-
-def _distances(network: ColorNetwork, group: ChannelGroup) -> Tensor:
-    """The sum of the Euclidean distances from each filter to all others; a coupled layer's filter lengthens it."""
-    filters = []
-    for member in group.members:
-        layer = network.get_submodule(member.layer)
-        if isinstance(layer, _CONVOLUTIONS) and not member.reads:
-            rows = _by_channel(layer, layer.weight.detach(), member)
-            filters.append(rows[torch.tensor(member.of).argsort()])
-    joined = torch.cat(filters, 1).double().cpu()
-    return torch.cdist(joined, joined, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-
-
-def _score_by_gradients(
-    network: ColorNetwork, groups: Sequence[ChannelGroup], pictures: Sequence[Picture], *, joint: bool
-) -> dict[str, Tensor]:
-
-    def change(weight: Tensor) -> Tensor:
-        product = torch.zeros_like(weight) if weight.grad is None else weight.grad * weight
-        return product if joint else product.square() / 2
-
-    with torch.inference_mode(False), torch.enable_grad():
-        totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in groups}
-        copy = copy_network(network).requires_grad_(True)
-        device = next(copy.parameters()).device
-        for lightness, ab in pictures:
-            copy.zero_grad()
-            # Cloned, since a tensor made in inference mode cannot be part of a graph.
-            (copy(lightness.to(device).clone()) - ab.to(device).clone()).abs().mean().backward()
-            for group in groups:
-                changes = _sum_weights(copy, _readers(copy, group), group.channels, change)
-                totals[group.root] += changes.square() if joint else changes
-    return {root: total / len(pictures) for root, total in totals.items()}
-
-
-def _score_by_activations(
-    network: ColorNetwork, groups: Sequence[ChannelGroup], pictures: Sequence[Picture]
-) -> dict[str, Tensor]:
-    totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in groups}
-    copy = copy_network(network)
-
-    def watch(group: ChannelGroup, member: Member) -> Callable[..., None]:
-        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            read = inputs[0] if member.reads else output
-            channel_dimension = read.ndim - 1 if isinstance(layer, nn.Linear) else 1
-            means = read.abs().transpose(0, channel_dimension).flatten(1).mean(1)[list(member.own)]
-            totals[group.root].index_add_(0, torch.tensor(member.of), means.double().cpu())
-
-        return add
-
-    for group in groups:
-        for member in _readers(copy, group):
-            _layer(copy, member).register_forward_hook(watch(group, member))
-    with torch.inference_mode():
-        device = next(copy.parameters()).device
-        for lightness, _ in pictures:
-            copy(lightness.to(device))
-    return {root: total / len(pictures) for root, total in totals.items()}
 
 
 def _layer(network: nn.Module, member: Member) -> nn.Module:

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from colorpress.core.config import DataConfig, FinetuneConfig, MachineConfig, PruneConfig, TrainConfig
-from compress.distillation import DistillResult, distil_network
+from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, MachineConfig, PruneConfig, Recipe, UNetConfig
+from compress.distillation import DistillResult, Lesson, distil_network
 from compress.pruning import prune_network
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
 
-TRAIN = TrainConfig(base=8, depth=2, epochs=4, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3)
+UNET = UNetConfig(base=8, depth=2)
+FIT = FitConfig(batch_size=8)
+TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3)
 MACHINE = MachineConfig(workers=0, threads=1)
 
 
@@ -27,18 +29,16 @@ def split(photo_folder: Path) -> PhotoSplit:
 
 @pytest.fixture
 def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
-    return load_checkpoint(train_unet(split, tmp_path, TRAIN, data=DataConfig(), machine=MACHINE).best_path)
+    return load_checkpoint(train_unet(split, tmp_path, UNET, TRAIN, data=DataConfig(), machine=MACHINE).best_path)
 
 
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
     pruned = prune_network(teacher.build_network(), PruneConfig(prune_ratio=0.5, round_to=1)).network
     recipe = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3, finetune_imgsz=16).recipe(
-        TRAIN, val_size=24
+        FIT, val_size=24
     )
-    return distil_network(
-        pruned, teacher, split, folder / "model.pt", recipe, teacher_weight=0.5,
-        answer_folder=folder.parent / "answers", answer_size=64, data=DataConfig(), machine=MACHINE, tune=epochs > 0,
-    )  # fmt: skip
+    lesson = Lesson(teacher, split, recipe, 0.5, folder.parent / "answers", 64, DataConfig(), MACHINE)
+    return distil_network(pruned, lesson, folder / "model.pt", tune=epochs > 0)
 
 
 def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: P
 
 
 def test_fine_tuning_sees_crops_of_its_own_and_is_judged_at_the_size_it_is_used_at() -> None:
-    recipe = FinetuneConfig(finetune_epochs=2, finetune_learning_rate=4e-3).recipe(TRAIN, val_size=256)
+    recipe = FinetuneConfig(finetune_epochs=2, finetune_learning_rate=4e-3).recipe(FIT, val_size=256)
     assert recipe == replace(TRAIN, epochs=2, learning_rate=4e-3, imgsz=128, val_size=256, class_weight=0.0)
 
 
@@ -69,12 +69,10 @@ def test_a_network_that_training_makes_worse_stays_as_it_was(
     network = teacher.build_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     recipe = FinetuneConfig(finetune_epochs=1, finetune_learning_rate=10.0, finetune_imgsz=16).recipe(
-        replace(TRAIN, ema_decay=0.0), val_size=24
+        replace(FIT, ema_decay=0.0), val_size=24
     )
-    result = distil_network(
-        network, teacher, split, tmp_path / "same" / "model.pt", recipe, teacher_weight=0.5,
-        answer_folder=tmp_path / "answers", answer_size=64, data=DataConfig(), machine=MACHINE,
-    )  # fmt: skip
+    lesson = Lesson(teacher, split, recipe, 0.5, tmp_path / "answers", 64, DataConfig(), MACHINE)
+    result = distil_network(network, lesson, tmp_path / "same" / "model.pt")
     assert result.val_l1_after == result.val_l1_before
     saved = load_checkpoint(result.path)
     assert saved.val_l1 == result.val_l1_before

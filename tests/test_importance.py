@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from colorpress.core.config import DATA_DRIVEN, PruneConfig
 from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, find_groups, layer_widths
-from compress.importance import Picture, _by_channel, score_groups
+from compress.importance import IMPORTANCES, Picture, _by_channel, score_groups
 from compress.pruning import plan_pruning
 from tests.conftest import make_network
 from training.unet import UNet, UNetPlan
@@ -56,6 +57,50 @@ def channel_changes(network: UNet, picture: Picture) -> list[list[Tensor]]:
         ]
         for channel in range(4)
     ]
+
+
+@pytest.mark.parametrize("measure", IMPORTANCES)
+class TestEveryImportance:
+    def test_scores_are_finite_and_one_for_each_channel(
+        self, network: UNet, pictures: tuple[Picture, ...], measure: str
+    ) -> None:
+        groups = find_groups(network, layer_widths(network))
+        given = pictures if IMPORTANCES[measure].looks else ()
+        found = score_groups(network, groups, measure, pictures=given)
+        assert list(found) == [group.root for group in groups]
+        for group in groups:
+            values = found[group.root].values
+            assert values.shape == (group.channels,) and values.dtype == torch.float64
+            assert bool(values.isfinite().all()) and float(values.min()) >= 0 and float(values.max()) > 0
+            assert found[group.root].measure
+
+    def test_it_answers_alike_each_time(self, network: UNet, pictures: tuple[Picture, ...], measure: str) -> None:
+        assert torch.equal(scores_of(network, measure, pictures), scores_of(network, measure, pictures))
+
+    def test_the_network_stays_as_it_is(self, network: UNet, pictures: tuple[Picture, ...], measure: str) -> None:
+        network.train()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        scores_of(network, measure, pictures)
+        assert network.training
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+        assert not any(module._forward_hooks for module in network.modules())
+
+    def test_photographs_are_demanded_where_they_are_looked_at(self, network: UNet, measure: str) -> None:
+        if IMPORTANCES[measure].looks:
+            with pytest.raises(ConfigError, match=f"'--importance': {measure} needs training photographs"):
+                scores_of(network, measure)
+        else:
+            scores_of(network, measure)
+
+    def test_it_is_an_option(self, measure: str) -> None:
+        assert PruneConfig(importance=measure).importance == measure
+        assert IMPORTANCES[measure].looks == (measure in DATA_DRIVEN)
+
+
+def test_every_option_is_an_importance() -> None:
+    (choices,) = (each.metadata["choices"] for each in fields(PruneConfig) if each.name == "importance")
+    assert set(choices) == set(IMPORTANCES)
 
 
 def test_taylor_is_the_mean_square_of_the_joint_first_order_change(

@@ -27,9 +27,8 @@ from compress.prune_stage import prune
 from compress.ranking import rank
 from compress.students.search_stages import search_stage
 from compress.students.student_stages import distil_student
-from training.adoption import adopt_checkpoint
 from training.curve_prose import explain
-from training.original import train
+from training.original import adopt_checkpoint, train
 from training.run_folder import Run, find_photos
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from colorpress.cli import run_command
 from colorpress.core.errors import ConfigError, InputError
 from training.curve import read_curve
-from training.curve_prose import RankedLayer, explain_curve, read_ranked_layers, write_inference
+from training.curve_prose import RankedLayer, explain_curve, read_ranked_layers, write_explanation
 from training.history import read_history, write_history
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "reports" / "example"
@@ -481,16 +481,16 @@ def test_a_broken_ranking_is_done_without(tmp_path: Path, content: bytes) -> Non
 
 
 def test_the_document_has_its_sections_and_lists_only_what_is_there(tmp_path: Path) -> None:
-    write_history(tmp_path / "history.csv", rows(VAL, TRAIN))
+    source = write_history(tmp_path / "history.csv", rows(VAL, TRAIN))
     (tmp_path / "pruned").mkdir()
     (tmp_path / "pruned" / "model.pt").write_bytes(b"x")
-    path = write_inference(tmp_path / "training_inference.md", rows(VAL, TRAIN))
+    path = write_explanation(tmp_path / "training_inference.md", read_curve(rows(VAL, TRAIN)), source)
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
         "Key observations", "Practical inferences", "Recommendations", "Figure caption", "Files",
     ]  # fmt: skip
     assert re.findall(r"^- `(.+)`:", text, re.MULTILINE) == ["history.csv", "pruned/model.pt"]
-    elsewhere = write_inference(tmp_path / "out" / "x.md", rows(VAL, TRAIN), folder=tmp_path)
+    elsewhere = write_explanation(tmp_path / "out" / "x.md", read_curve(rows(VAL, TRAIN)), source)
     assert "- `../history.csv`:" in elsewhere.read_text(encoding="utf-8")
 
 

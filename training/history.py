@@ -12,6 +12,8 @@ from pathlib import Path
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import atomic_write, write_csv
 
+# What training.curve_prose tells of it.
+EXPLANATION_NAME = "training_inference.md"
 HISTORY_COLUMNS = ("epoch", "train_l1", "val_l1", "learning_rate", "seconds", "images_per_s")
 
 _MAX_BYTES = 16 * 1024 * 1024

@@ -11,20 +11,23 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colorpress.cli import config_options, run_command
+from colorpress.cli import run_command
+from colorpress.command_options import PATH, config_options, debug_option, quiet_option
 from colorpress.core.config import (
     ArchConfig,
     DataConfig,
@@ -34,7 +37,6 @@ from colorpress.core.config import (
     ScoreConfig,
     Settings,
 )
-from colorpress.core.console import set_quiet
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
 from colorpress.core.source_code import hash_code
@@ -51,9 +53,9 @@ from training.run_folder import Run, find_photos
 from training.unet import UNet, UNetPlan, count_parameters
 
 _NAME = "python -m benchmarks.studies.distillation_levers"
-_PATH = click.Path(path_type=Path)
-Way = Callable[[int], tuple[ColorNetwork, Score]]
 _HINT_WEIGHT, _CLASS_WEIGHT = 0.02, 0.05
+_CROPS_HELP = "Of each training, in epochs of 8,000."
+Way = Callable[[int], tuple[ColorNetwork, Score]]
 
 
 class FullSizeLoss(DistilLoss):
@@ -65,13 +67,22 @@ class FullSizeLoss(DistilLoss):
 
 
 class _FeatureLoss(DistilLoss):
-    """Beside the loss, something is asked of the features that the student's head reads, at its output stride."""
+    """Beside the loss, a 1x1 convolution tells something of the features that the student's head reads.
+
+    It starts from zero: it knows nothing, and what comes after it draws the same random numbers.
+
+    Args:
+        channels: that it tells, at the student's output stride.
+    """
 
     network: UNet
 
-    def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
+    def __init__(self, network: ColorNetwork, teacher_weight: float, channels: int) -> None:
         super().__init__(network, teacher_weight)
         self.features: list[Tensor] = []
+        self.tell = nn.Conv2d(self.network.head.in_channels, channels, 1)
+        for parameter in self.tell.parameters():
+            nn.init.zeros_(parameter)
 
         def keep(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # Validation asks the network too.
@@ -80,16 +91,14 @@ class _FeatureLoss(DistilLoss):
 
         self.network.head.register_forward_pre_hook(keep)
 
-    @property
-    def channels(self) -> int:
-        return self.network.head.in_channels
-
-    def _take_features(self) -> Tensor:
-        return self.features.pop()
+    def forward(self, lightness: Tensor) -> Any:
+        """The answer, and what the convolution tells."""
+        answer = super().forward(lightness)
+        return answer, self.tell(self.features.pop())
 
 
 class HintLoss(_FeatureLoss):
-    """Hints: features of best.pt that have the student's output stride, told by a 1x1 convolution (FitNets, 2015).
+    """Hints: features of best.pt that have the student's output stride (FitNets, 2015).
 
     Args:
         teacher: best.pt, on the device of the network.
@@ -99,27 +108,22 @@ class HintLoss(_FeatureLoss):
     def __init__(
         self, network: ColorNetwork, teacher_weight: float, *, teacher: ColorNetwork, layer: nn.Module, channels: int
     ) -> None:
-        super().__init__(network, teacher_weight)
+        super().__init__(network, teacher_weight, channels)
         # In a tuple, so that they are no part of what is trained or saved.
         self.asked = (teacher.eval(), layer)
         self.scale = nn.BatchNorm2d(channels, affine=False)
-        self.tell = _from_zero(nn.Conv2d(self.channels, channels, 1))
 
     def forward(self, lightness: Tensor) -> Any:
-        answer, told = super().forward(lightness), self.tell(self._take_features())
+        """The answer, and how far the convolution is from the teacher's features."""
+        answer, told = super().forward(lightness)
         teacher, layer = self.asked
         # As far as the one of them that needs more.
         padded = pad_to_multiple(lightness, max(teacher.size_multiple, self.network.size_multiple))
-        heard: list[Tensor] = []
-        hook = layer.register_forward_hook(lambda _, inputs, features: heard.append(features))
-        try:
-            with torch.no_grad():
-                teacher.to(lightness.device)(padded)
-        finally:
-            hook.remove()
+        with torch.no_grad(), _listening(layer) as heard:
+            teacher.to(lightness.device)(padded)
         # A layer that is called at several sizes is heard at each of them.
         side = padded.shape[-1] // self.network.output_stride
-        wanted = [features for features in heard if features.shape[-1] == side][-1]
+        wanted = [features for _, features in heard if features.shape[-1] == side][-1]
         return answer, F.mse_loss(told.float(), self.scale(wanted[..., : told.shape[-2], : told.shape[-1]].float()))
 
     def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -132,12 +136,7 @@ class ClassLoss(_FeatureLoss):
     """The second loss of the original's training, at the student's output stride."""
 
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
-        super().__init__(network, teacher_weight)
-        self.classes = _from_zero(nn.Conv2d(self.channels, CLASSES_PER_AXIS**2, 1))
-
-    def forward(self, lightness: Tensor) -> Any:
-        answer = super().forward(lightness)
-        return answer, self.classes(self._take_features())
+        super().__init__(network, teacher_weight, CLASSES_PER_AXIS**2)
 
     def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         answer, logits = answered
@@ -145,11 +144,16 @@ class ClassLoss(_FeatureLoss):
         return loss + _CLASS_WEIGHT * class_cross_entropy(logits, batch.ab, self.network.output_stride), l1
 
 
-def _from_zero(head: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with weights of zero: it knows nothing, and what comes after it draws the same random numbers."""
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
-    return head
+@contextmanager
+def _listening(*layers: nn.Module) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """A list that gets each of the layers with its answer, as they answer within the block."""
+    heard: list[tuple[nn.Module, Any]] = []
+    hooks = [layer.register_forward_hook(lambda each, _, answer: heard.append((each, answer))) for layer in layers]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def find_layer_of_stride(network: ColorNetwork, stride: int) -> tuple[nn.Module, int] | None:
@@ -158,25 +162,11 @@ def find_layer_of_stride(network: ColorNetwork, stride: int) -> tuple[nn.Module,
     The answer's own layer, of two channels, is none; None where there is no other.
     """
     side = network.size_multiple * 2 * stride
-    found: list[tuple[nn.Module, int]] = []
-
-    def watch(layer: nn.Module, _: Any, answer: Any) -> None:
-        if (
-            isinstance(answer, Tensor)
-            and answer.ndim == 4
-            and answer.shape[-1] * stride == side
-            and answer.shape[1] > 2
-        ):
-            found.append((layer, answer.shape[1]))
-
     leaves = [module for module in network.modules() if not list(module.children())]
-    hooks = [leaf.register_forward_hook(watch) for leaf in leaves]
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 1, side, side))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), _listening(*leaves) as heard:
+        network.eval()(torch.zeros(1, 1, side, side))
+    maps = [(layer, each) for layer, each in heard if isinstance(each, Tensor) and each.ndim == 4]
+    found = [(layer, each.shape[1]) for layer, each in maps if each.shape[-1] * stride == side and each.shape[1] > 2]
     return found[-1] if found else None
 
 
@@ -232,14 +222,9 @@ class LeverJob(StudentJob):
         train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
         recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=settings.score.eval_size)
         weight = settings.distil.student_teacher_weight if lever.teacher_weight is None else lever.teacher_weight
+        photos, recipe = replace(self.photos, train=train), replace(recipe, **lever.recipe)
         lesson = replace(
-            Lesson.of(
-                self.run,
-                self.best,
-                replace(self.photos, train=train),
-                replace(recipe, **lever.recipe),
-                teacher_weight=weight,
-            ),
+            Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight),
             make_loss=lever.make_loss,
             data=replace(settings.data, seed=seed),
             reference_l1=self.reference_l1(len(self.given.val)),
@@ -280,21 +265,15 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"})
-@click.argument("checkpoint", type=_PATH)
-@click.argument("plan", type=_PATH)
-@click.option("--output-dir", "-o", type=_PATH, default=Path("levers"), show_default=True, help="Where all of it goes.")
-@click.option(
-    "--crops",
-    type=click.IntRange(min=1),
-    default=16_000,
-    show_default=True,
-    help="Of each training, in epochs of 8,000.",
-)
+@click.argument("checkpoint", type=PATH)
+@click.argument("plan", type=PATH)
+@click.option("--output-dir", "-o", type=PATH, default=Path("levers"), show_default=True, help="Where all of it goes.")
+@click.option("--crops", type=click.IntRange(min=1), default=16_000, show_default=True, help=_CROPS_HELP)
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="How many trainings of each.")
 @click.option("--lever", "names", multiple=True, help="Only this one; repeatable.  [default: all]")
 @click.option("--pruned", type=click.FloatRange(0.01, 0.99), help="Also best.pt without this share of its channels.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@quiet_option
+@debug_option
 @config_options(ArchConfig, DataConfig, DistilConfig, ScoreConfig, MachineConfig)
 def compare_levers(
     checkpoint: Path,
@@ -304,14 +283,12 @@ def compare_levers(
     seeds: int,
     names: tuple[str, ...],
     pruned: float | None,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Train the student of PLAN from CHECKPOINT with each lever of the recipe changed: levers.json, and a table.
 
     What levers.json has already is not trained again.
     """
-    set_quiet(quiet)
     run = Run(output_dir, Settings.from_options(options))
     network = read_student_network(plan)
     with locked_folder(output_dir):
@@ -320,15 +297,7 @@ def compare_levers(
         ways = list_ways(job, network, pruned)
         if unknown := sorted(set(names) - set(ways)):
             raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(ways)}")
-        path = output_dir / "levers.json"
-        asked = {
-            "best.pt": job.best.sha256,
-            "network": network.to_dict(),
-            "crops": crops,
-            "photographs": run.data_key(job.photos),
-            "settings": {name: str(value) for name, value in {**vars(run.settings.distil), **run.arch_key()}.items()},
-            "code": hash_code("benchmarks.studies.distillation_levers"),
-        }
+        path, asked = output_dir / "levers.json", describe_question(job, network)
         rows = read_rows(path, asked)
         # Before the first training, so that what is left of an interrupted one is not gone on with by another question.
         write_json(path, {"asked": asked, "rows": rows})
@@ -340,6 +309,19 @@ def compare_levers(
                 rows.append({**row, **without_nan(asdict(score))})
                 write_json(path, {"asked": asked, "rows": rows})
     click.echo(format_levers(rows))
+
+
+def describe_question(job: LeverJob, network: UNetPlan) -> dict[str, Any]:
+    """What all rows of levers.json have in common, JSON-ready."""
+    run = job.run
+    return {
+        "best.pt": job.best.sha256,
+        "network": network.to_dict(),
+        "crops": job.crops,
+        "photographs": run.data_key(job.photos),
+        "settings": {name: str(value) for name, value in {**vars(run.settings.distil), **run.arch_key()}.items()},
+        "code": hash_code("benchmarks.studies.distillation_levers"),
+    }
 
 
 def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -378,18 +360,15 @@ def list_ways(job: LeverJob, plan: UNetPlan, pruned: float | None) -> dict[str, 
 
 def format_levers(rows: Sequence[Mapping[str, Any]]) -> str:
     """The mean G of each lever over its seeds, how far they differ, and its mean difference to the recipe."""
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_name.setdefault(row["lever"], []).append(with_nan(row))
-    recipe = {row["seed"]: row["retained_colour"] for row in by_name.get("recipe", [])}
+    frame = pd.DataFrame([with_nan(row) for row in rows])
+    recipe = frame[frame["lever"] == "recipe"].set_index("seed")["retained_colour"]
+    frame["change"] = frame["retained_colour"] - frame["seed"].map(recipe)
     lines = ["| lever | parameters | seeds | G | range | to the recipe | dL1 |", "|---|---|---|---|---|---|---|"]
-    for name, own in by_name.items():
-        kept = [row["retained_colour"] for row in own]
-        paired = [row["retained_colour"] - recipe[row["seed"]] for row in own if row["seed"] in recipe]
-        change = f"{np.mean(paired):+.3f}" if paired and name != "recipe" else ""
-        l1_delta_pct = np.mean([row["l1_delta_pct"] for row in own])
-        cells = f"{np.mean(kept):.3f} | {min(kept):.3f}-{max(kept):.3f} | {change} | {l1_delta_pct:+.2f} %"
-        lines.append(f"| {name} | {own[0]['params']:,} | {len(own)} | {cells} |")
+    for name, own in frame.groupby("lever", sort=False):
+        kept, change = own["retained_colour"], own["change"].mean()
+        shown = "" if name == "recipe" or math.isnan(change) else f"{change:+.3f}"
+        cells = f"{kept.mean():.3f} | {kept.min():.3f}-{kept.max():.3f} | {shown} | {own['l1_delta_pct'].mean():+.2f} %"
+        lines.append(f"| {name} | {own['params'].iloc[0]:,} | {len(own)} | {cells} |")
     return "\n".join(lines)
 
 

@@ -170,10 +170,13 @@ def _use_folder_options(context: click.Context, parameter: click.Parameter, fold
 
 def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        for each in context.command.params:
-            if isinstance(each, click.Option):
-                each.hidden = False
-        click.echo(context.get_help())
+        hidden = [each for each in context.command.params if isinstance(each, click.Option) and each.hidden]
+        for each in hidden:
+            each.hidden = False
+        text = context.get_help()
+        for each in hidden:
+            each.hidden = True
+        click.echo(text)
         context.exit()
 
 

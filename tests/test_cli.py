@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from colorpress.cli import cli, run_command
-from colorpress.core.config import OPTION_NAMES, SearchConfig, option_name
+from colorpress.core.config import CONFIGS, OPTION_NAMES, option_name
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
@@ -65,7 +66,7 @@ def fails_with(code: int, capsys: pytest.CaptureFixture[str], *arguments: str | 
 def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     code = (
         "import sys; from colorpress.cli import run_command; run_command(['--help'])\n"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy', 'PIL', 'rich'}\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy', 'pandas', 'scipy', 'PIL', 'rich'}\n"
         "print(heavy & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -79,9 +80,37 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert f"colorpress {command}" in capsys.readouterr().out
 
 
-def test_run_offers_every_option_of_every_config() -> None:
-    offered = {name for parameter in cli.commands["run"].params for name in parameter.opts}
-    assert {f"--{option_name(name)}" for name in OPTION_NAMES if not hasattr(SearchConfig(), name)} <= offered
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_command(["run", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def offered_in(text: str) -> set[str]:
+    return set(re.findall(r"^ {2}(?:-\w, )?(--[\w-]+)", text, re.MULTILINE))
+
+
+def test_the_help_of_run_shows_what_people_set_first_on_two_screens(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, "--help")
+    common = {f"--{option_name(each.name)}" for config in CONFIGS.values() for each in fields(config)
+              if each.metadata["common"]}  # fmt: skip
+    assert len(common) == 20
+    assert common <= offered_in(text) and "--opset" not in offered_in(text)
+    assert len(text.splitlines()) <= 70
+
+
+def test_run_offers_every_option_of_every_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {f"--{option_name(name)}" for name in OPTION_NAMES} <= offered_in(help_of(capsys, "--help-all"))
+
+
+def test_whoever_scores_offers_what_it_scores_at() -> None:
+    for name in ("prune", "student", "compress", "quantize", "benchmark"):
+        assert "--eval-size" in {option for parameter in cli.commands[name].params for option in parameter.opts}, name
+
+
+def test_a_name_belongs_to_the_first_option_that_claims_it() -> None:
+    named = {option: parameter.name for parameter in cli.commands["benchmark"].params for option in parameter.opts}
+    assert named["--threads"] == "bench_threads" and named["--imgsz"] == "bench_size"
+    assert "threads" not in named.values()
 
 
 @pytest.mark.parametrize(

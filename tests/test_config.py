@@ -61,8 +61,8 @@ def test_resolved_toml_reads_back_as_the_same_settings() -> None:
 
 
 def test_lists_are_not_empty_have_no_value_twice_and_one_value_will_do() -> None:
-    assert Settings.from_options({"bench_size": [512, 256]}).benchmark.bench_size == (512, 256)
-    assert Settings.from_options({"bench_size": 64, "bench_runtime": "openvino"}).benchmark.bench_size == (64,)
+    assert Settings.from_options({"bench_size": [512, 256]}).time.bench_size == (512, 256)
+    assert Settings.from_options({"bench_size": 64, "bench_runtime": "openvino"}).time.bench_size == (64,)
     assert Settings.from_options({"bench_threads": []}).benchmark.bench_threads == ()
     for value, why in (
         ([], "empty"),

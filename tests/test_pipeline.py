@@ -14,10 +14,13 @@ from PIL import Image
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError, GateError
 from colorpress.core.stages import run_stage
-from colorpress.pipeline import Run, RunResult, find_photos, require_measured, run_pipeline, run_variants
+from benchmarks.run_variants import list_variants
+from benchmarks.suite import require_measured
+from colorpress.pipeline import RunResult, run_pipeline
 from compress.students.search_front import list_front
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.run_folder import Run, find_photos
 
 OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_epochs": 1,
@@ -145,9 +148,9 @@ def test_files_of_another_original_are_left_out(finished: tuple[Run, RunResult],
     run, _ = finished
     copy = Run(tmp_path / "out", run.settings)
     shutil.copytree(run.folder, copy.folder)
-    assert [variant.name for variant in run_variants(copy)] == [*VARIANTS, *list_front(run.folder)]
+    assert [variant.name for variant in list_variants(copy)] == [*VARIANTS, *list_front(run.folder)]
     save_checkpoint(copy.best_path, replace(load_checkpoint(copy.best_path), epoch=99))
-    assert [variant.name for variant in run_variants(copy)] == ["best.pt"]
+    assert [variant.name for variant in list_variants(copy)] == ["best.pt"]
 
 
 def test_a_failed_variant_fails_the_run_and_is_measured_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from benchmarks.studies import loading
-from benchmarks.studies.loading import main, measure_loading
+from benchmarks.studies.loading import LoadingSetup, main, measure_loading
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import InputError
 from training.batches import Crops
 from training.photos import Photo, scan_photos
+
+SMALL = LoadingSetup(base=1, imgsz=16, batch_size=4, workers=0, steps=2)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_a_slow_loader_shows_as_loss_and_a_slow_step_does_not(
         with monkeypatch.context() as patch:
             patch.setattr(loading.CropLoader, "epoch", epoch)
             patch.setattr(loading, "_Trainer", Step)
-            return measure_loading(photos, base=1, imgsz=16, batch_size=4, workers=0, steps=3, rounds=1)
+            return measure_loading(photos, replace(SMALL, steps=3, rounds=1))
 
     slow_loader = measure(load_s=0.1, step_s=0.0)
     assert slow_loader.lost_share > 0.5
@@ -52,10 +55,10 @@ def test_a_slow_loader_shows_as_loss_and_a_slow_step_does_not(
 
 def test_a_real_measurement_leaves_no_process(photos: tuple[Photo, ...]) -> None:
     before = psutil.Process().children()
-    result = measure_loading(photos, base=1, imgsz=16, batch_size=4, workers=1, threads=1, steps=2, rounds=2)
+    result = measure_loading(photos, replace(SMALL, workers=1, threads=1, rounds=2))
     assert min(result.loader_images_per_s, result.step_images_per_s, result.both_images_per_s) > 0
     assert result.lost_share == pytest.approx(1 - result.both_images_per_s / result.step_images_per_s)
-    assert (result.base, result.workers, result.threads, result.photos) == (1, 1, 1, 8)
+    assert (result.setup.base, result.setup.workers, result.setup.threads, result.photos) == (1, 1, 1, 8)
     assert psutil.wait_procs([each for each in psutil.Process().children() if each not in before], timeout=5)[1] == []
 
 
@@ -63,7 +66,7 @@ def test_photographs_that_are_gone_end_the_measurement(photos: tuple[Photo, ...]
     for photo in photos:
         photo.path.unlink()
     with pytest.raises(InputError, match="no photograph can be read"):
-        measure_loading(photos, base=1, imgsz=16, batch_size=4, workers=0, steps=2)
+        measure_loading(photos, SMALL)
 
 
 def test_the_command_prints_one_json_document(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,9 @@ from compress.students.ladder import build_student
 from compress.students.student_job import StudentJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import Score
-from training.adoption import adopt_checkpoint
 from training.losses import CLASSES_PER_AXIS, Batch, Loss, class_cross_entropy
 from training.network import ColorNetwork, pad_to_multiple
+from training.original import adopt_checkpoint
 from training.run_folder import Run, find_photos
 from training.unet import UNet, UNetPlan, count_parameters
 

@@ -11,13 +11,14 @@ import statistics
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from colorpress.core.config import DataConfig, FitConfig, MachineConfig, TrainConfig, UNetConfig
+from colorpress.core.config import DataConfig, FitConfig, MachineConfig, TrainConfig, UNetConfig, option_name
 from colorpress.core.errors import ColorpressError, InputError
 from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
@@ -30,8 +31,29 @@ _WARMUP_STEPS = 3
 
 
 @dataclass(frozen=True)
+class LoadingSetup:
+    """What is measured.
+
+    Attributes:
+        base: channels of the first level of a UNet of depth 4.
+        imgsz, batch_size, workers, device: as in training.
+        threads: CPU threads of the step; 0: torch's own choice.
+        steps: training steps per round and kind, at least 1. `rounds`: at least 1.
+    """
+
+    base: int = UNetConfig().base
+    imgsz: int = TrainConfig().imgsz
+    batch_size: int = FitConfig().batch_size
+    workers: int = MachineConfig().workers
+    threads: int = 0
+    device: str = "cpu"
+    steps: int = 20
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
 class LoadingResult:
-    """Medians over rounds; the conditions they hold for come with them.
+    """Medians over rounds, with the setup they hold for: its threads and device are those that were used.
 
     Attributes:
         loader_images_per_s: crops decoded per second while nothing else runs.
@@ -39,95 +61,62 @@ class LoadingResult:
             conversion on the device, forward, backward, AdamW.
         both_images_per_s: crops per second of the training step fed by the loader.
         lost_share: share of the step's own speed that loading costs: 1 - both / step. Noise may make it negative.
-        base, imgsz, batch_size, workers, threads, device, photos: what was measured.
-        steps, rounds: training steps per round, and rounds; step and both take turns.
+        photos: how many there were to crop from.
     """
 
     loader_images_per_s: float
     step_images_per_s: float
     both_images_per_s: float
     lost_share: float
-    base: int
-    imgsz: int
-    batch_size: int
-    workers: int
-    threads: int
-    device: str
     photos: int
-    steps: int
-    rounds: int
+    setup: LoadingSetup
+
+    def figures(self) -> dict[str, Any]:
+        """All of it side by side, JSON-ready."""
+        figures = {**vars(self), **vars(self.setup)}
+        del figures["setup"]
+        return figures
 
 
-def measure_loading(
-    photos: Sequence[Photo],
-    *,
-    base: int,
-    imgsz: int,
-    batch_size: int,
-    workers: int,
-    threads: int = 0,
-    device: str = "cpu",
-    steps: int = 20,
-    rounds: int = 3,
-    max_pixels: int = DataConfig().max_pixels,
-) -> LoadingResult:
-    """Measure the loader alone, the training step alone, and the two together.
+def measure_loading(photos: Sequence[Photo], setup: LoadingSetup) -> LoadingResult:
+    """Measure the loader alone, the training step alone, and the two together; step and both take turns.
 
-    Args:
-        photos: what to crop from.
-        base: channels of the first level of a UNet of depth 4.
-        imgsz, batch_size, workers, max_pixels: as in training.
-        threads: CPU threads of the step; 0: torch's own choice.
-        steps: per round and kind, at least 1. `rounds`: at least 1; medians are taken.
     Raises:
         InputError: no photograph can be read.
         MachineError: there is no such device.
     """
-    chosen = choose_device(device)
+    device, steps = choose_device(setup.device), setup.steps
     seconds_loader, seconds_step, seconds_both = [], [], []
     with (
-        torch_threads(threads),
+        torch_threads(setup.threads),
         CropLoader(
             photos,
-            imgsz=imgsz,
+            imgsz=setup.imgsz,
             crop_share=FitConfig().crop_share,
-            batch_size=batch_size,
+            batch_size=setup.batch_size,
             seed=0,
-            workers=workers,
-            max_pixels=max_pixels,
+            workers=setup.workers,
+            max_pixels=DataConfig().max_pixels,
         ) as loader,
     ):
-        trainer = _Trainer(base, chosen)
+        trainer = _Trainer(setup.base, device)
         # One endless stream, so that neither the start of the workers nor the start of an epoch counts.
         stream = _endless(loader)
         fixed = next(stream)
         trainer.run([fixed] * _WARMUP_STEPS)
-        for _ in range(rounds):
+        loaded_ahead = 2 * setup.workers + 1
+        for _ in range(setup.rounds):
             # What was loaded ahead while the last steps ran would come for nothing.
-            _seconds_per_image(islice(stream, 2 * workers + 1))
+            _seconds_per_image(islice(stream, loaded_ahead))
             seconds_loader.append(_seconds_per_image(islice(stream, steps)))
             seconds_step.append(trainer.run([fixed] * steps))
             # Batches that were loaded ahead while the step ran alone are used up first.
-            trainer.run(islice(stream, 2 * workers + 1))
+            trainer.run(islice(stream, loaded_ahead))
             seconds_both.append(trainer.run(islice(stream, steps)))
-        used_threads = torch.get_num_threads()
+        used = replace(setup, threads=torch.get_num_threads(), device=str(device))
         stream.close()
     loader_s, step_s, both_s = (statistics.median(each) for each in (seconds_loader, seconds_step, seconds_both))
-    return LoadingResult(
-        loader_images_per_s=1 / loader_s,
-        step_images_per_s=1 / step_s,
-        both_images_per_s=1 / both_s,
-        lost_share=1 - step_s / both_s,
-        base=base,
-        imgsz=imgsz,
-        batch_size=batch_size,
-        workers=workers,
-        threads=used_threads,
-        device=str(chosen),
-        photos=len(photos),
-        steps=steps,
-        rounds=rounds,
-    )
+    return LoadingResult(1 / loader_s, 1 / step_s, 1 / both_s, 1 - step_s / both_s, len(photos), used)
 
 
 class _Trainer:
@@ -177,38 +166,24 @@ def _endless(loader: CropLoader) -> Generator[Crops]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure by command-line arguments and print JSON; the exit code."""
+    usual = LoadingSetup(device="auto")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.loading", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of photographs; default: scikit-image's own")
-    parser.add_argument("--base", type=int, nargs="+", default=[UNetConfig().base], help="one or several widths")
-    parser.add_argument("--imgsz", type=int, default=TrainConfig().imgsz)
-    parser.add_argument("--batch-size", type=int, default=FitConfig().batch_size)
-    parser.add_argument("--workers", type=int, nargs="+", default=[MachineConfig().workers])
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args(arguments)
+    parser.add_argument("--base", type=int, nargs="+", default=[usual.base], help="one or several widths")
+    parser.add_argument("--workers", type=int, nargs="+", default=[usual.workers])
+    parser.add_argument("--device", default=usual.device)
+    for name in ("imgsz", "batch_size", "threads", "steps", "rounds"):
+        parser.add_argument(f"--{option_name(name)}", type=int, default=getattr(usual, name))
+    given = vars(parser.parse_args(arguments))
+    data, bases, workers = given.pop("data"), given.pop("base"), given.pop("workers")
     try:
-        photos = scan_photos(DataConfig(data=given.data), workers=max(given.workers)).train
-        results = [
-            measure_loading(
-                photos,
-                base=base,
-                imgsz=given.imgsz,
-                batch_size=given.batch_size,
-                workers=workers,
-                threads=given.threads,
-                device=given.device,
-                steps=given.steps,
-                rounds=given.rounds,
-            )
-            for base in given.base
-            for workers in given.workers
-        ]
+        photos = scan_photos(DataConfig(data=data), workers=max(workers)).train
+        setups = [LoadingSetup(base=base, workers=each, **given) for base in bases for each in workers]
+        results = [measure_loading(photos, setup).figures() for setup in setups]
     except ColorpressError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps({"machine": describe_machine(), "results": [asdict(each) for each in results]}, indent=2))
+    print(json.dumps({"machine": describe_machine(), "results": results}, indent=2))
     return 0
 
 

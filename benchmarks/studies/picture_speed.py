@@ -12,14 +12,13 @@ import io
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
-import time
-from collections import defaultdict
+import timeit
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from export.picture_graph import DEFAULT_WORK_SIZE, IMAGE_NAME
-from export.predictors import OUTPUT_NAME, open_session
+from export.predictors import OUTPUT_NAME
+from export.sessions import open_session
 
 Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 Steps = dict[str, Callable[[], object]]
 _RUNS = 9
 _WAYS = ("graph", "graph of grey", "openvino", "torch", "opencv", "scikit-image", "jpeg")
@@ -53,14 +54,10 @@ def make_steps(way: str, model: Path, pixels: Pixels, threads: int) -> Steps:
     Raises:
         ImportError: a library is not installed.
     """
-    small = np.zeros((DEFAULT_WORK_SIZE, DEFAULT_WORK_SIZE * 4 // 3, 2), np.uint8)
-    height, width = pixels.shape[:2]
     if way.startswith("graph"):
         image = np.ascontiguousarray(pixels[None, ..., : 1 if way.endswith("grey") else 3])
-        sessions = {
-            step: open_session(model, content, provider="cpu", threads=threads)
-            for step, content in cut_graph(model).items()
-        }
+        graphs = cut_graph(model)
+        sessions = {step: open_session(model, content, threads=threads) for step, content in graphs.items()}
         return {step: partial(session.run, None, {IMAGE_NAME: image}) for step, session in sessions.items()}
     if way == "openvino":
         from export.colorizers import OpenVinoColorizer
@@ -73,79 +70,71 @@ def make_steps(way: str, model: Path, pixels: Pixels, threads: int) -> Steps:
         from export.picture_reference import color_pixels
 
         torch.set_num_threads(threads)
-        return {"whole, without a network": lambda: color_pixels(
-            pixels, lambda lightness: np.zeros((1, 2, *lightness.shape[2:]), np.float32))}  # fmt: skip
+
+        def answer_grey(lightness: Floats) -> Floats:
+            return np.zeros((1, 2, *lightness.shape[2:]), np.float32)
+
+        return {"whole, without a network": lambda: color_pixels(pixels, answer_grey)}
     if way == "opencv":
         import cv2
 
         cv2.setNumThreads(threads)
         lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
+        small = np.zeros((DEFAULT_WORK_SIZE, DEFAULT_WORK_SIZE * 4 // 3, 2), np.uint8)
         return {
             "sRGB to Lab, 8 bits": lambda: cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB),
             "Lab to sRGB, 8 bits": lambda: cv2.cvtColor(lab, cv2.COLOR_LAB2RGB),
             "shrink, by area": lambda: cv2.resize(pixels, small.shape[1::-1], interpolation=cv2.INTER_AREA),
-            "enlarge a, b": lambda: cv2.resize(small, (width, height)),
+            "enlarge a, b": lambda: cv2.resize(small, pixels.shape[1::-1]),
         }
     if way == "scikit-image":
         from skimage import color
 
         lab = color.rgb2lab(pixels)
         return {"sRGB to Lab": lambda: color.rgb2lab(pixels), "Lab to sRGB": lambda: color.lab2rgb(lab)}
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "JPEG", quality=95, subsampling="4:4:4")
-    return {
-        "decode": lambda: np.asarray(Image.open(io.BytesIO(encoded.getvalue()))),
-        "encode, quality 95, 4:4:4": lambda: Image.fromarray(pixels).save(
-            io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"
-        ),
-    }
+
+    def encode() -> io.BytesIO:
+        Image.fromarray(pixels).save(encoded := io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4")
+        return encoded
+
+    content = encode().getvalue()
+    return {"decode": lambda: np.asarray(Image.open(io.BytesIO(content))), "encode, quality 95, 4:4:4": encode}
 
 
 def time_steps(steps: Steps) -> dict[str, float]:
     """The median of each step's milliseconds, after one call that is not counted."""
-    found = {}
-    for name, step in steps.items():
-        step()
-        times = []
-        for _ in range(_RUNS):
-            started = time.perf_counter()
-            step()
-            times.append(1e3 * (time.perf_counter() - started))
-        found[name] = statistics.median(times)
-    return found
+    return {name: 1e3 * median(timeit.repeat(step, number=1, repeat=1 + _RUNS)[1:]) for name, step in steps.items()}
 
 
 def cut_graph(model: Path) -> dict[str, bytes]:
     """The graph up to what the network sees, up to what it answers, and whole: their differences are its steps."""
     whole = onnx.load(str(model))
-    seen = next(
-        name
-        for node in whole.graph.node
-        if node.output[0].startswith("network.")
-        for name in node.input
-        if name.startswith("picture.")
-    )
-    cuts = {"whole, network included": whole.SerializeToString()}
-    for step, name in (("average, lightness", seen), ("and the network", f"network.{OUTPUT_NAME}")):
-        part = onnx.ModelProto()
-        part.CopyFrom(whole)
-        del part.graph.output[:]
-        part.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        _drop_the_rest_(part.graph)
-        cuts[step] = part.SerializeToString()
-    return cuts
+    inside = [node for node in whole.graph.node if node.output[0].startswith("network.")]
+    seen = next(name for node in inside for name in node.input if name.startswith("picture."))
+    return {
+        "whole, network included": whole.SerializeToString(),
+        "average, lightness": _cut_at(whole, seen),
+        "and the network": _cut_at(whole, f"network.{OUTPUT_NAME}"),
+    }
 
 
-def _drop_the_rest_(graph: onnx.GraphProto) -> None:
-    """Remove the nodes that no output needs; ONNX Runtime would run them."""
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
+def _cut_at(whole: onnx.ModelProto, output: str) -> bytes:
+    """The part of a graph that gives one of its values; of the other nodes none is left, ONNX Runtime would run them.
+
+    `onnx.utils.extract_model` would lose what the branches of an If read.
+    """
+    part = onnx.ModelProto()
+    part.CopyFrom(whole)
+    needed, kept = {output}, []
+    for node in reversed(whole.graph.node):
         if needed & set(node.output):
             kept.append(node)
             needed |= set(_reads(node))
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+    del part.graph.node[:], part.graph.output[:]
+    part.graph.node.extend(reversed(kept))
+    part.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    content: bytes = part.SerializeToString()
+    return content
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -166,18 +155,17 @@ def main() -> None:
     if options.way:
         pixels = draw_photograph(options.megapixels)
         try:
-            json.dump(time_steps(make_steps(options.way, options.model, pixels, options.threads)), sys.stdout)
+            print(json.dumps(time_steps(make_steps(options.way, options.model, pixels, options.threads))))
         except ImportError as error:
-            json.dump({"error": str(error)}, sys.stdout)
+            print(json.dumps({"error": str(error)}))
         return
-    found: dict[str, dict[str, list[float]]] = {way: defaultdict(list) for way in _WAYS}
+    found: dict[tuple[str, str], list[float]] = {}
     for _ in range(options.rounds):
         for way in random.sample(_WAYS, len(_WAYS)):
             for step, milliseconds in _measure(way).items():
-                found[way][step].append(milliseconds)
-    for way, steps in found.items():
-        for step, rounds in steps.items():
-            print(f"{way:14}  {step:28} {statistics.median(rounds):8.1f} ms  ({min(rounds):.1f}-{max(rounds):.1f})")
+                found.setdefault((way, step), []).append(milliseconds)
+    for (way, step), times in sorted(found.items(), key=lambda each: _WAYS.index(each[0][0])):
+        print(f"{way:14}  {step:28} {median(times):8.1f} ms  ({min(times):.1f}-{max(times):.1f})")
 
 
 def _measure(way: str) -> dict[str, Any]:

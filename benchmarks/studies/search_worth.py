@@ -2,16 +2,15 @@
 
     python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
-The search, chance and the ladder of flat networks that a search starts from look at candidates of the same space with
-the same short distillation, in a run folder of their own. The others are cut off where the search ended, in seconds of
-processor time spent on candidates, or go on as long as it took (a ladder ends with its last rung). The ladder of
-pruning takes best.pt and the same share of each layer's channels away, at several ratios, and fine-tunes with as many
-crops; it is not cut off. All are judged by the hypervolume of what they have by then (Optuna's own), over the
-logarithms of file size and latency and the lost colour, each from the best to the worst seen by anybody, grey at most.
-Then the same search by one and by two workers on this machine, and the wall time that 8 to 64 workers would need for
-the recorded times of its candidates: each takes the next candidate when it is free. That says nothing of what a sampler
-loses when it has to propose before others have answered. Options that are not known here, such as --arch, go to every
-command.
+Search, chance and the ladder of flat networks, which a search starts from, look at candidates of the same space with
+the same short distillation. Chance and ladder are cut off where they have spent as much processor time on candidates
+as the search, or go on until then (a ladder ends with its last rung). The ladder of pruning takes the same share of
+each layer's channels from best.pt, at several ratios, and fine-tunes with as many crops; it is not cut off. All are
+judged by the hypervolume of what they have by then, over the logarithms of file size and latency and the lost colour,
+each from the best to the worst seen by anybody, grey at most.
+Then the same search by one and by two workers here, and the wall time of up to 64 by the recorded times of its
+candidates. That says nothing of what a sampler loses when it has to propose before others have answered.
+Options that are not known here, such as --arch, go to every command.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import NDArray
 from optuna._hypervolume import compute_hypervolume  # no public name
 from optuna.storages import JournalStorage
@@ -49,8 +49,14 @@ _STUDY = "candidates"
 # More than fit into the time that the search takes.
 _ENOUGH_TRIALS = 1000
 _POLL_SECONDS = 2.0
-_ROOT = Path(__file__).resolve().parent.parent.parent
 Values = NDArray[np.float64]
+
+
+class Found(NamedTuple):
+    """Finished candidates in order: (N, 3) bytes, milliseconds and lost colour, and (N,) seconds of processor time."""
+
+    values: Values
+    seconds: Values
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=None, help="More options of search and pruning, as TOML.")
     parser.add_argument("--no-pruning", action="store_true", help="Leave out what takes longest.")
     parser.add_argument("--only", choices=("ways", "workers"), help="The comparison of ways, or one and two workers.")
-    given, given_on = parser.parse_known_args(arguments, argparse.Namespace())
-    given.given_on = given_on
+    given, further = parser.parse_known_args(arguments)
+    given.further = further
     if given.only != "workers":
         worth = compare_ways(given)
         write_json(given.output_dir / "ways.json", worth)
@@ -80,20 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
     """The hypervolume of each way for each seed, at equal compute."""
-    seen: dict[tuple[str, int], tuple[Values, Values]] = {}
+    seen: dict[tuple[str, int], Found] = {}
+    limits_s: dict[int, float] = {}
     for seed in given.seeds:
         for way in WAYS:
-            folder = given.output_dir / f"{way}-{seed}"
-            _share_answers(given.output_dir, folder)
-            most_s = None if way == WAYS[0] else float(seen[WAYS[0], seed][1].sum())
-            seen[way, seed] = look_for(way, seed, folder, given, most_s)
-            print(f"{way} {seed}: {seen[way, seed][1].sum():.0f} s of processor time", flush=True)
+            found = look_for(way, seed, given, limits_s.get(seed))
+            seen[way, seed] = found
+            limits_s.setdefault(seed, float(found.seconds.sum()))
+            print(f"{way} {seed}: {found.seconds.sum():.0f} s of processor time", flush=True)
         if not given.no_pruning:
             seen[PRUNING, seed] = prune_rungs(given, seed)
-    best, worst = find_bounds([values for values, _ in seen.values()])
+    best, worst = find_bounds([found.values for found in seen.values()])
     rows: list[dict[str, Any]] = []
     for (way, seed), (values, seconds) in seen.items():
-        limit_s = math.inf if way == PRUNING else float(seen[WAYS[0], seed][1].sum())
+        limit_s = math.inf if way == PRUNING else limits_s[seed]
         done = values[np.cumsum(seconds) <= limit_s * (1 + 1e-9)]
         rows.append({
             "way": way,
@@ -105,24 +111,36 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "best": best.tolist(), "worst": worst.tolist()}
 
 
-def look_for(
-    way: str, seed: int, folder: Path, given: argparse.Namespace, most_s: float | None
-) -> tuple[Values, Values]:
-    """`read_trials` of one way, which ends where it has spent `most_s` seconds of processor time on its candidates."""
-    options = ("--search-sampler", way, "--data", str(given.data), "--seed", str(seed))
-    trials = given.trials if most_s is None else _ENOUGH_TRIALS
-    line = [*make_command("compress", folder, given, *options), "--search-trials", str(trials)]
-    process = subprocess.Popen(line, env=_environment())
+def look_for(way: str, seed: int, given: argparse.Namespace, limit_s: float | None) -> Found:
+    """What one way finds, ended where it has spent `limit_s` seconds of processor time on its candidates."""
+    folder = given.output_dir / f"{way}-{seed}"
+    _share_answers(given.output_dir, folder)
+    options = ("--search-sampler", way, "--data", given.data, "--seed", seed)
+    trials = given.trials if limit_s is None else _ENOUGH_TRIALS
+    process = start_command("compress", folder, given, *options, "--search-trials", trials)
     while process.poll() is None:
         time.sleep(_POLL_SECONDS)
-        begun = most_s is not None and (folder / "front.csv").is_file()
-        if begun and read_trials(find_journal(folder))[1].sum() >= most_s:
+        begun = limit_s is not None and (folder / "front.csv").is_file()
+        if begun and _read_found(folder).seconds.sum() >= limit_s:
             process.terminate()
             process.wait()
-            return read_trials(find_journal(folder))
-    if process.returncode:
-        raise SystemExit(f"the search failed with {process.returncode}")
-    return read_trials(find_journal(folder))
+            return _read_found(folder)
+    _wait_for(process)
+    return _read_found(folder)
+
+
+def _read_found(folder: Path) -> Found:
+    """Of the study that was used last in a run folder, which has one for each set of options."""
+    trials = read_trials(max((folder / "study").glob("*/journal.log"), key=lambda path: path.stat().st_mtime))
+    values = np.array([trial.values for trial in trials], dtype=np.float64).reshape(-1, 3)
+    return Found(values, np.array([trial.user_attrs["processor_s"] for trial in trials]))
+
+
+def read_trials(journal: Path) -> list[FrozenTrial]:
+    """The finished candidates of a study, in order."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(journal.absolute())))
+    return optuna.load_study(study_name=_STUDY, storage=storage).get_trials(states=(TrialState.COMPLETE,))
 
 
 def _share_answers(output_dir: Path, folder: Path) -> None:
@@ -134,70 +152,54 @@ def _share_answers(output_dir: Path, folder: Path) -> None:
             (shutil.copytree if known[-1].is_dir() else shutil.copy)(known[-1], folder / name)
 
 
-def make_command(
-    command: str, folder: Path, given: argparse.Namespace, *options: str, checkpoint: Path | None = None
-) -> list[str]:
-    """The command line of one process."""
-    words = [sys.executable, "-m", "colorpress", command, "-o", str(folder), "--quiet"]
-    words += ["-c", str(checkpoint or given.checkpoint)]
-    words += [] if command == "export" else ["--threads", str(given.threads)]
-    if command == "compress":
-        words += ["--search-crops", str(given.crops), "--search-front", "0"]
-    if command in ("compress", "prune") and given.config:
-        words += ["--config", str(given.config)]
-    return [*words, *given.given_on, *options]
+def start_command(
+    command: str,
+    folder: Path,
+    given: argparse.Namespace,
+    *options: object,
+    checkpoint: Path | None = None,
+    stdout: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process of colorpress on a run folder."""
+    words: list[object] = [command, "-o", folder, "--quiet", "-c", checkpoint or given.checkpoint]
+    words += [] if command == "export" else ["--threads", given.threads]
+    words += ["--search-crops", given.crops, "--search-front", 0] if command == "compress" else []
+    words += ["--config", given.config] if command in ("compress", "prune") and given.config else []
+    line = [sys.executable, "-m", "colorpress", *map(str, [*words, *given.further, *options])]
+    return subprocess.Popen(line, stdout=stdout)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}
+def _wait_for(process: subprocess.Popen[bytes]) -> bytes:
+    """What a process printed, where its output is a pipe; a failed one ends the measurement."""
+    printed, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a process failed with {process.returncode}: {process.args!r}")
+    return printed
 
 
-def find_journal(folder: Path) -> Path:
-    """The study that was used last in a run folder, which has one for each set of options."""
-    return max((folder / "study").glob("*/journal.log"), key=lambda path: path.stat().st_mtime)
-
-
-def read_trials(journal: Path) -> tuple[Values, Values]:
-    """Of the finished candidates of a study in order: values (N, 3) and seconds of processor time (N,)."""
-    trials = _finished(journal)
-    seconds = [trial.user_attrs["processor_s"] for trial in trials]
-    return np.array([trial.values for trial in trials], dtype=np.float64).reshape(-1, 3), np.array(seconds)
-
-
-def read_wall_times(journal: Path) -> list[float]:
-    """Seconds that each finished candidate of a study took, in order."""
-    return [trial.duration.total_seconds() for trial in _finished(journal) if trial.duration]
-
-
-def _finished(journal: Path) -> list[FrozenTrial]:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(journal.absolute())))
-    return optuna.load_study(study_name=_STUDY, storage=storage).get_trials(states=(TrialState.COMPLETE,))
-
-
-def prune_rungs(given: argparse.Namespace, seed: int) -> tuple[Values, Values]:
-    """best.pt, each layer pruned by the same ratio and fine-tuned: values (N, 3) and processor time (N,), by ratio."""
+def prune_rungs(given: argparse.Namespace, seed: int) -> Found:
+    """best.pt, each layer pruned by the same ratio and fine-tuned, by ratio."""
     values, seconds = [], []
-    photos = ("--data", str(given.data), "--seed", str(seed))
     for ratio in PRUNE_RATIOS:
         folder = given.output_dir / f"{PRUNING}-{seed}-{ratio:g}"
         _share_answers(given.output_dir, folder)
         before = _children_s()
-        tuning = ("--epoch-crops", str(given.crops), "--finetune-epochs", "1", "--batch-size", "16")
-        pruning = ("--largest-share", "1", "--prune-ratio", str(ratio), "--round-to", "4")
-        line = make_command("prune", folder, given, *photos, *pruning, *tuning, "--json")
-        pruned = subprocess.run(line, check=True, env=_environment(), stdout=subprocess.PIPE)
+        pruning = start_command(
+            "prune", folder, given, "--data", given.data, "--seed", seed, "--largest-share", 1, "--prune-ratio", ratio,
+            "--round-to", 4, "--epoch-crops", given.crops, "--finetune-epochs", 1, "--batch-size", 16, "--json",
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
         # Of the best epoch, or of what it was before them where none is better.
-        kept = float(json.loads(pruned.stdout)["prune"]["retained_colour"])
+        kept = float(json.loads(_wait_for(pruning))["prune"]["retained_colour"])
         network = folder / "pruned" / "model.pt"
-        subprocess.run(make_command("export", folder, given, checkpoint=network), check=True, env=_environment())
+        _wait_for(start_command("export", folder, given, checkpoint=network))
         pack_onnx(folder / "pruned" / "model.onnx", packed := folder / "packed.onnx")
         seconds.append(_children_s() - before)
         latency_ms = time_quickly(packed, size=256, threads=given.threads)
         values.append((packed.stat().st_size, latency_ms, 1.0 - kept))
         print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, G {kept:.3f}, "
               f"{seconds[-1]:.0f} s of processor time", flush=True)  # fmt: skip
-    return np.array(values), np.array(seconds)
+    return Found(np.array(values), np.array(seconds))
 
 
 def _children_s() -> float:
@@ -228,31 +230,27 @@ def measure_hypervolume(values: Values, best: Values, worst: Values) -> float:
 
 def measure_scaling(given: argparse.Namespace) -> dict[str, Any]:
     """Wall time of the same search by one and by two workers here, and of more by simulation."""
-    measured, seed = {}, given.seeds[0]
+    measured: dict[int, float] = {}
     durations: list[float] = []
     for workers in (1, 2):
         folder = given.output_dir / f"workers-{workers}"
         shutil.rmtree(folder, ignore_errors=True)
-        for name in ("leader", *(f"other-{number}" for number in range(1, workers))):
-            _share_answers(given.output_dir, folder / name)
+        other_folders = [folder / f"other-{number}" for number in range(1, workers)]
+        for each in (folder / "leader", *other_folders):
+            _share_answers(given.output_dir, each)
         journal = folder / "shared" / "journal.log"
-        common = ("--study", str(journal), "--data", str(given.data))
-        own = ("--seed", str(seed), "--search-trials", str(given.trials))
+        common = ("--study", journal, "--data", given.data)
         started = time.monotonic()
-        leader = subprocess.Popen(make_command("compress", folder / "leader", given, *common, *own), env=_environment())
+        own = ("--seed", given.seeds[0], "--search-trials", given.trials)
+        leader = start_command("compress", folder / "leader", given, *common, *own)
         while not (journal.is_file() and '"wanted"' in journal.read_text()) and leader.poll() is None:
             time.sleep(0.2)
-        others = [
-            subprocess.Popen(make_command("worker", folder / f"other-{number}", given, *common), env=_environment())
-            for number in range(1, workers)
-        ]
-        if leader.wait():
-            raise SystemExit(f"the search failed with {leader.returncode}")
+        others = [start_command("worker", each, given, *common) for each in other_folders]
+        _wait_for(leader)
         measured[workers] = time.monotonic() - started
         for process in others:
             process.wait()
-        if workers == 1:
-            durations = read_wall_times(journal)
+        durations = durations or [trial.duration.total_seconds() for trial in read_trials(journal) if trial.duration]
     return {
         "measured_s": measured,
         "trial_s": durations,
@@ -269,14 +267,10 @@ def simulate_wall(durations: Sequence[float], workers: int) -> float:
 
 
 def print_worth(worth: dict[str, Any]) -> None:
-    """The hypervolumes as a table."""
-    print(f"{'way':8} {'seed':>4} {'candidates':>10} {'processor':>9} {'hypervolume':>11}")
-    for row in worth["rows"]:
-        cells = f"{row['way']:8} {row['seed']:4} {row['candidates']:10} {row['processor_s']:7.0f} s"
-        print(f"{cells} {row['hypervolume']:11.4f}")
-    for way in dict.fromkeys(row["way"] for row in worth["rows"]):
-        own = [row["hypervolume"] for row in worth["rows"] if row["way"] == way]
-        print(f"{way}: mean {np.mean(own):.4f}, from {min(own):.4f} to {max(own):.4f}")
+    """The hypervolumes as a table, and how those of each way differ."""
+    rows = pd.DataFrame(worth["rows"])
+    print(rows.round({"processor_s": 0, "hypervolume": 4}).to_string(index=False))
+    print(rows.groupby("way", sort=False)["hypervolume"].agg(["mean", "min", "max"]).round(4).to_string())
 
 
 def print_scaling(scaling: dict[str, Any]) -> None:

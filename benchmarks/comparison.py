@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.rows import Row, read_benchmark_json
+from benchmarks.rows import COLUMNS, ENDLESS, Row, read_benchmark_json
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
-from colorpress.core.text import format_bytes, format_count
+from colorpress.core.text import align_cells, format_bytes, format_count
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Metric(NamedTuple):
@@ -33,6 +38,11 @@ class Metric(NamedTuple):
     higher_is_better: bool
     unit: str
     kind: str
+
+    @property
+    def sign(self) -> int:
+        """What a change is multiplied by to say how much worse it is."""
+        return -1 if self.higher_is_better else 1
 
 
 METRICS = {
@@ -58,12 +68,12 @@ METRICS = {
     "delta_e": Metric("delta_e", False, "", "accuracy"),
     "agreement": Metric("agreement_l1", False, "", "accuracy"),
 }
+_HARDWARE = ("cpu", "cores_physical", "cores_logical", "cores_usable", "gpus")
 # Shown where no limit names others.
 _SHOWN = ("p50", "speedup", "size", "l1", "g")
+_ONLY_RATIOS = "absolute times cannot be compared, use speedup"
 # Two figures that are equal but for the last digits of their difference are equal.
 _ROUNDING = 1e-12
-# No figure or limit is as large: beyond it arithmetic would overflow.
-_ENDLESS = 1e100
 # The L1 of a grey answer tells one photograph from another; resizing differs a little between versions of a library.
 _SAME_PHOTO = 0.01
 
@@ -113,7 +123,7 @@ def parse_gate(text: str) -> Gate:
         example = "size:1KB" if unit == "B" else f"{name}:0.2{unit}"
         why = f"got {text!r}, where {limit!r} is no limit"
         raise ConfigError("option", "--fail-if", why, f"write {name}:5% or {example}") from None
-    if not 0 <= value < _ENDLESS:
+    if not 0 <= value < ENDLESS:
         why = f"got {text!r}; a limit is how much worse it may become, 0 or more"
         raise ConfigError("option", "--fail-if", why, f"write {name}:5%")
     return Gate(text, name, value, is_relative)
@@ -153,27 +163,30 @@ def compare_benchmarks(
     """
     a, b = _read_benchmark(before), _read_benchmark(after)
     gates = tuple(dict.fromkeys(gates))
-    _require_same_photos(a, b, gates)
-    row_pairs = _match_rows(a, b, variants)
-    warnings = [*_warn_of_machines(a, b), *_warn_of_conditions(row_pairs)]
-    warnings += [] if _have_same_photos(a, b) else ["the photographs differ: accuracies cannot be compared"]
-    warnings += _warn_of_noise(a, b, row_pairs, gates)
-    failures: list[dict[str, Any]] = []
-    not_judged: list[dict[str, Any]] = []
-    for model, (old, new) in row_pairs.items():
-        if gates and old is not None:
-            _judge_row(model, old, new, gates, failures, not_judged)
-    for gate in gates:
-        unseen = [each for each in not_judged if each["gate"] == gate.text]
-        if len(unseen) == sum(old is not None for old, _ in row_pairs.values()):
-            warnings.append(f"{gate.text} was judged in no row")
+    differing, same_photos = _machine_differences(a, b), _have_same_photos(a, b)
+    asked = [gate.text for gate in gates if METRICS[gate.metric].kind == "accuracy"]
+    if asked and not same_photos:
+        why = f"was measured on other photographs, so {asked[0]} cannot be judged"
+        raise InputError("benchmark", b.path, why, "benchmark both on the same photographs, at the same --eval-size")
+    models = _choose_models(a.rows, b.rows, variants)
+    old, new = a.rows.reindex(models), b.rows.reindex(models)
+    was_there = old.index[old["status"].notna()] if gates else ()
+    judged = [_judge_row(model, old.loc[model], new.loc[model], gates) for model in was_there]
+    failures, not_judged = ([each for lists in judged for each in lists[kind]] for kind in (0, 1))
+    unseen = Counter(each["gate"] for each in not_judged)
     return {
         "a": str(a.path),
         "b": str(b.path),
-        "same_machine": not _machine_differences(a, b),
+        "same_machine": not differing,
         "noise": {"a": a.aa_ratios, "b": b.aa_ratios},
-        "warnings": warnings,
-        "rows": [_compare_row(model, old, new) for model, (old, new) in row_pairs.items()],
+        "warnings": [
+            *([f"the machines differ ({'; '.join(differing)}): {_ONLY_RATIOS}"] if differing else []),
+            *_warn_of_conditions(old, new),
+            *([] if same_photos else ["the photographs differ: accuracies cannot be compared"]),
+            *_warn_of_noise(a, b, old, gates),
+            *(f"{gate.text} was judged in no row" for gate in gates if unseen[gate.text] == len(was_there)),
+        ],
+        "rows": _compare_rows(old, new),
         "failures": failures,
         "not_judged": not_judged,
     }
@@ -181,11 +194,12 @@ def compare_benchmarks(
 
 @dataclass(frozen=True)
 class _Benchmark:
+    """What is compared: rows by `model` with the short names of metrics as columns, the machine and the photographs."""
+
     path: Path
-    rows: Mapping[str, Row]
+    rows: DataFrame
     aa_ratios: Mapping[str, Mapping[str, float]]
     machine: Mapping[str, Any]
-    libraries: Mapping[str, str]
     photos: Sequence[str]
     grey_l1: Sequence[float]
     eval_size: int | None
@@ -196,15 +210,14 @@ def _read_benchmark(path: Path) -> _Benchmark:
     record = read_benchmark_json(path)
     try:
         machine, per_photo = record.get("machine") or {}, record.get("per_photo") or {}
-        found = _Benchmark(
+        return _Benchmark(
             path=path,
-            rows={row.model: row for row in record["rows"]},
+            rows=_tabulate(record["rows"]),
             aa_ratios={
                 str(label): {end: _finite(ratio[end]) for end in ("median", "low", "high")}
                 for label, ratio in (record.get("aa_ratios") or {}).items()
             },
-            machine=machine,
-            libraries=dict(machine.get("libraries") or {}),
+            machine={**{name: machine.get(name) for name in _HARDWARE}, **(machine.get("libraries") or {})},
             photos=[str(name) for name in per_photo.get("photos") or ()],
             grey_l1=[_finite(value) for value in per_photo.get("grey_l1") or ()],
             eval_size=(record.get("config") or {}).get("eval_size"),
@@ -212,161 +225,138 @@ def _read_benchmark(path: Path) -> _Benchmark:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"is damaged ({type(error).__name__}: {error})"
         raise InputError("benchmark", path, why, "run `colorpress benchmark` again") from error
-    return found
 
 
 def _finite(value: Any) -> float:
-    if not abs(value) < _ENDLESS:
+    if not abs(value) < ENDLESS:
         raise ValueError(f"{value} is no figure")
     return float(value)
 
 
-Pairs = dict[str, tuple[Row | None, Row | None]]
+def _tabulate(rows: Sequence[Row]) -> DataFrame:
+    import pandas
+
+    # As objects, so that a whole number stays one; NaN, as arithmetic goes on with it, where there is no figure.
+    cells = [[math.nan if value is None else value for value in vars(row).values()] for row in rows]
+    short = {metric.column: name for name, metric in METRICS.items()}
+    return pandas.DataFrame(cells, columns=list(COLUMNS), dtype=object).set_index("model").rename(columns=short)
 
 
-def _match_rows(a: _Benchmark, b: _Benchmark, variants: Sequence[str]) -> Pairs:
-    """The rows of both by their name: those of the first one in its order, then what is new in the second."""
-    rows = [*a.rows.values(), *b.rows.values()]
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if value != value else value
+
+
+def _choose_models(old: DataFrame, new: DataFrame, variants: Sequence[str]) -> list[str]:
+    """The names of the first one's rows in its order, then of what is new in the second."""
+    files = new["variant"].to_dict() | old["variant"].to_dict()
+    models = list(old.index.union(new.index, sort=False))
     for variant in variants:
-        if not any(_is_one_of(row, [variant]) for row in rows):
-            known = list(dict.fromkeys(row.variant for row in rows))
+        if variant not in files and variant not in files.values():
+            known = list(dict.fromkeys(files[model] for model in models))
             near = difflib.get_close_matches(variant, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
             raise ConfigError("option", "--variant", f"got {variant!r}, and neither benchmark has such a row", hint)
-    chosen = dict.fromkeys(row.model for row in rows if not variants or _is_one_of(row, variants))
-    return {model: (a.rows.get(model), b.rows.get(model)) for model in chosen}
+    return [model for model in models if not variants or model in variants or files[model] in variants]
 
 
-def _is_one_of(row: Row, variants: Sequence[str]) -> bool:
-    return row.model in variants or row.variant in variants
+def _compare_rows(old: DataFrame, new: DataFrame) -> list[dict[str, Any]]:
+    import pandas
 
-
-def _figure(row: Row | None, name: str) -> float | None:
-    """The figure of a metric; None for what is missing, no number, or not finite."""
-    value: float | None = getattr(row, METRICS[name].column, None)
-    return value
-
-
-def _compare_row(model: str, old: Row | None, new: Row | None) -> dict[str, Any]:
-    return {
-        "model": model,
-        "state": "new" if old is None else "lost" if new is None else "both",
-        "status_before": old and old.status,
-        "status_after": new and new.status,
-        "metrics": {name: _compare_figures(name, _figure(old, name), _figure(new, name)) for name in METRICS},
-    }
-
-
-def _compare_figures(name: str, before: float | None, after: float | None) -> dict[str, Any]:
-    change = None if before is None or after is None else after - before
-    return {
+    before, after = old[list(METRICS)], new[list(METRICS)]
+    change = after - before
+    parts = {
         "before": before,
         "after": after,
         "change": change,
-        "change_pct": 100 * change / abs(before) if change is not None and before else None,
-        "worse": None if before is None or after is None else worse_by(name, before, after) > 0,
+        "change_pct": 100 * change / before.abs().mask(before == 0),
+        "worse": (change * pandas.Series({name: metric.sign for name, metric in METRICS.items()}) > 0)
+        .astype(object)
+        .mask(change.isna()),
     }
-
-
-def worse_by(name: str, before: float, after: float) -> float:
-    """How much worse a metric became, in its unit; negative where it became better."""
-    return before - after if METRICS[name].higher_is_better else after - before
+    figures = {part: table.to_dict("index") for part, table in parts.items()}
+    return [
+        {
+            "model": model,
+            "state": "new" if old_status is None else "lost" if new_status is None else "both",
+            "status_before": old_status,
+            "status_after": new_status,
+            "metrics": {name: {part: _plain(figures[part][model][name]) for part in parts} for name in METRICS},
+        }
+        for model, old_status, new_status in zip(
+            old.index, map(_plain, old["status"]), map(_plain, new["status"]), strict=True
+        )
+    ]
 
 
 def _judge_row(
-    model: str,
-    old: Row,
-    new: Row | None,
-    gates: Sequence[Gate],
-    failures: list[dict[str, Any]],
-    not_judged: list[dict[str, Any]],
-) -> None:
-    """Judge one row by every gate; adds to `failures` and `not_judged`."""
-    if not old.is_ok:
-        not_judged += [{"model": model, "gate": gate.text, "why": "had failed before"} for gate in gates]
-        return
-    if new is None or not new.is_ok:
-        said = () if new is None else ("failed now", new.status, new.error)
-        gone = ": ".join(str(part) for part in said if part) or "is missing now"
+    model: str, old: Any, new: Any, gates: Sequence[Gate]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The failures of one row, and the gates that it could not be judged by; `old` and `new` by column."""
+    if old["status"] != "ok":
+        return [], [{"model": model, "gate": gate.text, "why": "had failed before"} for gate in gates]
+    if new["status"] != "ok":
+        said = [part for part in ("failed now", _plain(new["status"]), _plain(new["error"])) if part]
+        why = ": ".join(said) if len(said) > 1 else "is missing now"
         nothing = dict.fromkeys(("gate", "metric", "before", "after", "worse_by", "allowed"))
-        failures.append({"model": model, **nothing, "why": gone})
-        return
+        return [{"model": model, **nothing, "why": why}], []
+    failures, not_judged = [], []
     for gate in gates:
-        before, after = _figure(old, gate.metric), _figure(new, gate.metric)
+        name, before, after = gate.metric, _plain(old[gate.metric]), _plain(new[gate.metric])
         if before is None:
-            not_judged.append({"model": model, "gate": gate.text, "why": f"had no {gate.metric} before"})
+            not_judged.append({"model": model, "gate": gate.text, "why": f"had no {name} before"})
             continue
-        allowed = gate.allowance(before)
-        worse = None if after is None else worse_by(gate.metric, before, after)
-        if worse is not None and after is not None and worse - allowed <= _ROUNDING * max(abs(before), abs(after)):
-            continue
-        figures = f"{format_figure(gate.metric, before)} -> {format_figure(gate.metric, after)}"
-        worse_text = f"worse by {format_figure(gate.metric, worse)}, more than {gate.text} allows"
-        why = f"{gate.metric} {figures}{_format_change(before, after)}: {worse_text}"
+        allowed, worse, why = gate.allowance(before), None, f"has no {name} now"
+        if after is not None:
+            worse = METRICS[name].sign * (after - before)
+            if worse - allowed <= _ROUNDING * max(abs(before), abs(after)):
+                continue
+            why = f"{name} {_format_step(name, before, after)}: worse by {format_figure(name, worse)}, "
+            why += f"more than {gate.text} allows"
         failures.append({
-            "model": model, "gate": gate.text, "metric": gate.metric, "before": before, "after": after,
-            "worse_by": worse, "allowed": allowed, "why": why if after is not None else f"has no {gate.metric} now",
+            "model": model, "gate": gate.text, "metric": name, "before": before, "after": after,
+            "worse_by": worse, "allowed": allowed, "why": why,
         })  # fmt: skip
-
-
-def _require_same_photos(a: _Benchmark, b: _Benchmark, gates: Sequence[Gate]) -> None:
-    asked = [gate.text for gate in gates if METRICS[gate.metric].kind == "accuracy"]
-    if asked and not _have_same_photos(a, b):
-        why = f"was measured on other photographs, so {asked[0]} cannot be judged"
-        raise InputError("benchmark", b.path, why, "benchmark both on the same photographs, at the same --eval-size")
+    return failures, not_judged
 
 
 def _have_same_photos(a: _Benchmark, b: _Benchmark) -> bool:
     """Whether accuracies can be compared: the same names, size, and colours to be found."""
-    return (
-        (a.photos, a.eval_size, len(a.grey_l1)) == (b.photos, b.eval_size, len(b.grey_l1))
-        and all(math.isclose(*each, rel_tol=_SAME_PHOTO) for each in zip(a.grey_l1, b.grey_l1, strict=True))
-    )  # fmt: skip
+    same_names = (a.photos, a.eval_size, len(a.grey_l1)) == (b.photos, b.eval_size, len(b.grey_l1))
+    return same_names and all(map(partial(math.isclose, rel_tol=_SAME_PHOTO), a.grey_l1, b.grey_l1))
 
 
 def _machine_differences(a: _Benchmark, b: _Benchmark) -> list[str]:
-    hardware = ("cpu", "cores_physical", "cores_logical", "cores_usable", "gpus")
-    figures = [({name: each.machine.get(name) for name in hardware} | dict(each.libraries)) for each in (a, b)]
-    old, new = figures
-    return [f"{name} {old.get(name)} / {new.get(name)}" for name in old | new if old.get(name) != new.get(name)]
+    old, new = a.machine, b.machine
+    return [f"{name} {old.get(name)} / {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def _warn_of_machines(a: _Benchmark, b: _Benchmark) -> list[str]:
-    differences = "; ".join(_machine_differences(a, b))
-    why = f"the machines differ ({differences}): absolute times cannot be compared, use speedup"
-    return [why] if differences else []
-
-
-def _warn_of_conditions(pairs: Pairs) -> list[str]:
+def _warn_of_conditions(old: DataFrame, new: DataFrame) -> list[str]:
     warnings = []
     for name in ("device", "batch", "height", "width", "threads"):
-        differing = [
-            f"{model} {getattr(old, name)} / {getattr(new, name)}"
-            for model, (old, new) in pairs.items()
-            if old is not None and new is not None and getattr(old, name) != getattr(new, name)
-        ]
-        if differing:
+        differing = old.index[(old[name] != new[name]) & old[name].notna() & new[name].notna()]
+        if len(differing):
+            model = differing[0]
+            first = f"{model} {old[name].to_dict()[model]} / {new[name].to_dict()[model]}"
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            warnings.append(f"{name} differs ({differing[0]}{more}): absolute times cannot be compared, use speedup")
+            warnings.append(f"{name} differs ({first}{more}): {_ONLY_RATIOS}")
     return warnings
 
 
-def _warn_of_noise(a: _Benchmark, b: _Benchmark, pairs: Pairs, gates: Sequence[Gate]) -> list[str]:
+def _warn_of_noise(a: _Benchmark, b: _Benchmark, old: DataFrame, gates: Sequence[Gate]) -> list[str]:
     """Gates on times that are narrower than what the baseline differs from itself in one of the benchmarks."""
     spreads = {
         f"{label} of {side}": max(ratio["high"] - 1, 1 - ratio["low"])
         for side, each in (("a", a), ("b", b))
         for label, ratio in each.aa_ratios.items()
     }
-    if not spreads:
-        return []
-    label, spread = max(spreads.items(), key=lambda item: item[1])
+    label = max(spreads, key=spreads.__getitem__, default="")
     warnings = []
-    for gate in gates:
-        figures = [figure for old, _ in pairs.values() if (figure := _figure(old, gate.metric))]
-        narrow = any(gate.allowance(figure) < spread * abs(figure) for figure in figures)
+    for gate in gates if spreads else ():
+        figures = [figure for figure in old[gate.metric].dropna() if figure]
+        narrow = any(gate.allowance(figure) < spreads[label] * abs(figure) for figure in figures)
         if METRICS[gate.metric].kind in ("time", "ratio") and narrow:
-            spread_text = f"best.pt timed against itself differs by up to {100 * spread:.1f} % ({label})"
+            spread_text = f"best.pt timed against itself differs by up to {100 * spreads[label]:.1f} % ({label})"
             warnings.append(f"{gate.text} is less than the noise: {spread_text}")
     return warnings
 
@@ -374,14 +364,10 @@ def _warn_of_noise(a: _Benchmark, b: _Benchmark, pairs: Pairs, gates: Sequence[G
 def format_comparison(found: Mapping[str, Any], gates: Sequence[Gate] = ()) -> str:
     """Rows, failures and what was not judged, as text for a terminal: the metrics of the gates, or a few of all."""
     names = list(dict.fromkeys(gate.metric for gate in gates)) or list(_SHOWN)
-    lines = [["model", *names], *(_format_row(row, names) for row in found["rows"])]
-    full = [line for line in lines if len(line) == len(names) + 1]
-    widths = [max(len(line[column]) for line in full) for column in range(len(names) + 1)]
-    widths[0] = max(len(line[0]) for line in lines)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines]
-    text += [f"failed: {each['model']}: {each['why']}" for each in found["failures"]]
-    text += [f"not judged: {each['model']}: {each['gate']}: {each['why']}" for each in found["not_judged"]]
-    return "\n".join(printable(line) for line in text)
+    lines = align_cells([["model", *names], *(_format_row(row, names) for row in found["rows"])], to_left=True)
+    lines += [f"failed: {each['model']}: {each['why']}" for each in found["failures"]]
+    lines += [f"not judged: {each['model']}: {each['gate']}: {each['why']}" for each in found["not_judged"]]
+    return "\n".join(map(printable, lines))
 
 
 def _format_row(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -394,18 +380,14 @@ def _format_row(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         before, after = row["metrics"][name]["before"], row["metrics"][name]["after"]
-        if before is None and after is None:
-            cells.append("-")
-        elif row["state"] == "new":
-            cells.append(format_figure(name, after))
-        else:
-            figures = f"{format_figure(name, before)} -> {format_figure(name, after)}"
-            cells.append(figures + _format_change(before, after))
+        is_alone = before is None and (after is None or row["state"] == "new")
+        cells.append(format_figure(name, after) if is_alone else _format_step(name, before, after))
     return [model, *cells]
 
 
-def _format_change(before: float | None, after: float | None) -> str:
-    return f" ({100 * (after - before) / abs(before):+.1f} %)" if before and after is not None else ""
+def _format_step(name: str, before: float | None, after: float | None) -> str:
+    change = f" ({100 * (after - before) / abs(before):+.1f} %)" if before and after is not None else ""
+    return f"{format_figure(name, before)} -> {format_figure(name, after)}{change}"
 
 
 def format_figure(name: str, value: float | None) -> str:
@@ -416,5 +398,4 @@ def format_figure(name: str, value: float | None) -> str:
         return format_bytes(int(value))
     if name in ("params", "macs"):
         return format_count(int(value))
-    unit = METRICS[name].unit
-    return f"{value:.4g} {unit}".rstrip()
+    return f"{value:.4g} {METRICS[name].unit}".rstrip()

@@ -10,6 +10,7 @@ from typing import Any
 
 from colorpress.core.errors import InputError
 from colorpress.core.files import write_text
+from export.runtimes import RUNTIMES
 
 FORMAT_VERSION = 2
 # No figure is as large: beyond it arithmetic would overflow.
@@ -116,7 +117,7 @@ class Row:
     @property
     def fair_size_bytes(self) -> int:
         """A checkpoint's weights alone: the training state beside them is not what compression takes away."""
-        is_checkpoint = self.runtime.startswith("torch")
+        is_checkpoint = RUNTIMES[self.runtime].family == "PyTorch"
         return min(self.size_bytes, self.weights_bytes or self.size_bytes) if is_checkpoint else self.size_bytes
 
 

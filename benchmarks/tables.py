@@ -13,7 +13,7 @@ from benchmarks.roof import Roof, format_roof, lower_bound_ms
 from benchmarks.rows import COLUMNS, Row
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
-from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from colorpress.core.text import align_cells, format_bytes, format_count, format_number, format_percent
 from compress.precisions import find_precision
 from export.timing import Timing
 
@@ -79,21 +79,13 @@ def _csv_value(value: object) -> object:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a compact plain-text table for a terminal; failed variants say how they failed."""
-    import pandas
-
-    cells = [_format_cells(row) for row in rows]
-    lines = pandas.DataFrame([_HEADER, *cells]).set_index(0).rename_axis(None).to_string(header=False).splitlines()
-    width = max(len(name) for name, *_ in (_HEADER, *cells))
-    for number, row in enumerate(rows, start=1):
-        if not row.is_ok:
-            lines[number] = f"{cells[number - 1][0]:{width}}  {printable(f'{row.status}: {row.error}')[:160]}"
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(align_cells([_HEADER, *map(_format_cells, rows)]))
 
 
 def _format_cells(row: Row) -> tuple[str, ...]:
     name = printable(row.model)
     if not row.is_ok:
-        return name, *[""] * (len(_HEADER) - 1)
+        return name, printable(f"{row.status}: {row.error}")[:160]
     return (
         name,
         format_bytes(row.size_bytes),

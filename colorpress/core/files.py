@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -133,20 +131,19 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
     Text cells that a spreadsheet would run as a formula are prefixed with an apostrophe.
     """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_csv_cell(row.get(column)) for column in columns])
-    return write_text(path, buffer.getvalue())
+    import pandas
+
+    cells = [[_csv_cell(row.get(column)) for column in columns] for row in rows]
+    # As objects, since a whole number beside an empty cell would become a float.
+    table = pandas.DataFrame(cells, columns=list(columns), dtype=object)
+    return write_text(path, table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
 def _csv_cell(value: Any) -> Any:
     if value is None:
         return ""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + value
-    return value
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def sha256_bytes(content: bytes) -> str:

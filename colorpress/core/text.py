@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def format_bytes(count: int) -> str:
     """Bytes for people, in decimal units: "31.1 MB"."""
@@ -32,3 +34,22 @@ def format_number(value: float | None, unit: str = "") -> str:
 def format_percent(value: float | None) -> str:
     """A signed change with two decimals, never "-0.00 %"; a dash for None."""
     return "-" if value is None else f"{round(value, 2) + 0.0:+.2f} %"
+
+
+def align_cells(lines: Sequence[Sequence[str]], *, to_left: bool = False) -> list[str]:
+    """Lines of a table for a terminal, the header first; a line with fewer cells is a name and a remark across all.
+
+    Args:
+        to_left: whether all columns are aligned to the left, and not the names in the first one alone.
+    """
+    import pandas
+
+    remarks = {number: line[-1] for number, line in enumerate(lines) if len(line) < len(lines[0])}
+    table = pandas.DataFrame(
+        [(line[0], *[""] * (len(lines[0]) - 1)) if number in remarks else line for number, line in enumerate(lines)]
+    )
+    for column in table:
+        texts, width = table[column].str, table[column].str.len().max()
+        table[column] = texts.ljust(width) if to_left or column == 0 else texts.rjust(width)
+    whole = table.agg("  ".join, axis=1)
+    return [(f"{name}  {remarks[n]}" if n in remarks else whole[n]).rstrip() for n, name in enumerate(table[0])]

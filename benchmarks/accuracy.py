@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
+from export.onnx_probe import refuse_hostile
 from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
@@ -153,6 +154,7 @@ def measure_accuracy(
 
 def _open_tally(variant: Variant, threads: int) -> _Tally:
     try:
+        refuse_hostile(variant.path)
         predictor = open_predictor(
             variant.path,
             arch=variant.arch,

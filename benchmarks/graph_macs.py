@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from export.sessions import open_session
+
 _CONVOLUTIONS = ("Conv", "QLinearConv", "ConvTranspose")
 
 
@@ -21,7 +23,6 @@ def count_graph_macs(path: Path, *, size: int) -> int:
         size: in pixels.
     """
     import onnx
-    import onnxruntime as ort
 
     model = onnx.load(str(path))
     nodes = [node for node in model.graph.node if node.op_type in _CONVOLUTIONS]
@@ -33,9 +34,7 @@ def count_graph_macs(path: Path, *, size: int) -> int:
     wanted = [name for name in dict.fromkeys((*pictures, *weights)) if name not in known]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
     try:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(path, model.SerializeToString())
         picture = np.zeros((1, 1, size, size), np.float32)
         names = [each.name for each in session.get_outputs()]
         answers = session.run(names, {session.get_inputs()[0].name: picture})

@@ -121,7 +121,7 @@ def _onnx_matmul(threads: int, scale: int, precision: str) -> Work:
 
 
 def _onnx_call(model: onnx.ModelProto, threads: int) -> Callable[[], object]:
-    from export.predictors import open_session
+    from export.sessions import open_session
 
     session = open_session(Path("roof"), model.SerializeToString(), provider="cpu", threads=threads)
     return partial(session.run, None, {"x": _input_of(model)})

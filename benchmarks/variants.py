@@ -10,9 +10,10 @@ from math import prod
 from pathlib import Path
 
 from benchmarks.graph_macs import count_graph_macs
-from colorpress.core.config import GPU_RUNTIMES, ONNX_RUNTIMES, TORCH_RUNTIMES, ArchConfig
+from colorpress.core.config import ArchConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
 from compress.precisions import recognize_precision
+from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, runtimes_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Variant:
     Attributes:
         name: unique within a benchmark, such as "best-int8" or "best-int8 @ openvino".
         path: the .pt checkpoint, .onnx file or OpenVINO .xml file.
-        runtime: one of config.TORCH_RUNTIMES or config.ONNX_RUNTIMES.
+        runtime: a key of `export.runtimes.RUNTIMES`.
         device: "cpu", "cuda" or "cuda:N".
         precision: of the weights, a name of `compress.precisions.PRECISIONS`.
         params: weights and biases of the network; quantization scales and zero points are not counted. 0: unknown.
@@ -93,11 +94,8 @@ def describe_variant(
     path = Path(path)
     if not path.is_file():
         raise ConfigError("model", path, "no such file", "give a .pt, .onnx or OpenVINO .xml file")
-    fitting = runtimes_of(path)
-    runtime = runtime or fitting[0]
-    if runtime not in fitting:
-        raise ConfigError("runtime", runtime, f"cannot run {path.name}", f"choose one of: {', '.join(fitting)}")
-    if path.suffix == ".pt":
+    runtime = find_runtime(path, runtime or "").name
+    if path.suffix in CHECKPOINT_SUFFIXES:
         sizes = _read_checkpoint(path, arch)
     else:
         sizes = _read_graph(path) if path.suffix == ".onnx" else _read_ir(path)
@@ -153,18 +151,6 @@ def _count_macs(path: Path, size: int, arch: ArchConfig) -> int:
     return count_macs(load_checkpoint(path, arch).build_network(), height=size, width=size)
 
 
-def runtimes_of(path: Path) -> tuple[str, ...]:
-    """What can run a file, its own runtime first.
-
-    Raises:
-        ConfigError: neither .pt nor .onnx nor .xml.
-    """
-    runtimes = {".pt": TORCH_RUNTIMES, ".onnx": ONNX_RUNTIMES, ".xml": ("openvino",)}.get(path.suffix)
-    if runtimes is None:
-        raise ConfigError("model", path, f"ends in {path.suffix!r}", "give a .pt, .onnx or OpenVINO .xml file")
-    return runtimes
-
-
 def in_runtimes(variants: Sequence[Variant], runtimes: Sequence[str], device: str) -> tuple[Variant, ...]:
     """Every variant in each of the runtimes that can run it, as rows of their own: "best @ openvino".
 
@@ -172,12 +158,12 @@ def in_runtimes(variants: Sequence[Variant], runtimes: Sequence[str], device: st
     others are compared with it. Rows on a GPU follow those on the CPU: "best @ cuda".
 
     Args:
-        runtimes: of config.TORCH_RUNTIMES and config.ONNX_RUNTIMES; none: each file's own.
+        runtimes: keys of `export.runtimes.RUNTIMES`; none: each file's own.
         device: "cpu", or the GPU that is measured as well.
     Raises:
         MachineError: a runtime needs a GPU and `device` is the CPU.
     """
-    if device == "cpu" and (missing := [runtime for runtime in runtimes if runtime in GPU_RUNTIMES]):
+    if device == "cpu" and (missing := [runtime for runtime in runtimes if RUNTIMES[runtime].needs_gpu]):
         raise MachineError("runtime", missing[0], "needs a GPU, and there is none", "leave it out of --runtime")
     on_cpu, on_gpu = [], []
     for position, variant in enumerate(variants):
@@ -186,9 +172,9 @@ def in_runtimes(variants: Sequence[Variant], runtimes: Sequence[str], device: st
             wanted.insert(0, variant.runtime)
         for runtime in sorted(wanted, key=lambda each: each != variant.runtime):
             suffix = [] if runtime == variant.runtime else [runtime]
-            if runtime not in GPU_RUNTIMES:
+            if not RUNTIMES[runtime].needs_gpu:
                 on_cpu.append(replace(variant, name=_row_name(variant.name, suffix), runtime=runtime))
-            if device != "cpu" and runtime not in ("openvino", "onnxruntime-openvino"):
+            if device != "cpu" and "cuda" in RUNTIMES[runtime].devices:
                 name = _row_name(variant.name, [*suffix, device])
                 on_gpu.append(replace(variant, name=name, runtime=runtime, device=device))
     return (*on_cpu, *on_gpu)

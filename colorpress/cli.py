@@ -33,6 +33,7 @@ from colorpress.command_options import (
 from colorpress.core.config import (
     CONFIGS,
     OPTION_NAMES,
+    RUNTIME_NAMES,
     ArchConfig,
     BenchmarkConfig,
     BudgetConfig,
@@ -259,7 +260,7 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 def student(current: Run, checkpoint: Path | None, name: str) -> Iterable[StageRecord]:
     """One network that keeps best.pt's colour, trained for long: the smallest of a ladder, or that of a plan."""
     from compress.students.student_stages import distil_student
-    from training.adoption import adopt_checkpoint
+    from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
     adopt_checkpoint(current, checkpoint)
@@ -290,7 +291,7 @@ def compress(
         raise ConfigError("option", "--checkpoint", "does not go with BEST.PT", "give one of the two")
     current = _open_run(output_dir, force, options)
     from compress.students.search_stages import describe_plan, lead_or_assist, result_lines, search, summarize
-    from training.adoption import adopt_checkpoint
+    from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
     def lead() -> None:
@@ -326,7 +327,7 @@ _as_stage(
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
     """Join a search on this or another machine; all other options are those of the search."""
     from compress.students.search_stages import lead_or_assist, read_worker_options, work
-    from training.adoption import adopt_checkpoint
+    from training.original import adopt_checkpoint
     from training.run_folder import Run, find_photos
 
     shared = read_worker_options(study, WorkerConfig().worker_timeout)
@@ -396,7 +397,7 @@ def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -
     from benchmarks.run_variants import list_variants
     from benchmarks.suite import benchmark, require_measured
     from benchmarks.variants import describe_models
-    from training.adoption import adopt_checkpoint
+    from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
     adopt_checkpoint(current, checkpoint)
@@ -522,15 +523,12 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     from dataclasses import asdict
 
     from training.curve import read_curve
-    from training.curve_prose import ARTIFACTS, INFERENCE_NAME, write_inference
-    from training.history import read_history
+    from training.curve_prose import write_explanation
+    from training.history import EXPLANATION_NAME, read_history
 
     source = history or (output_dir or Path("reports")) / "history.csv"
-    rows = read_history(source)
-    reading = read_curve(rows)
-    target = (output_dir or source.parent) / INFERENCE_NAME
-    artifacts = {source.name: ARTIFACTS["history.csv"], **ARTIFACTS}
-    path = write_inference(target, rows, folder=source.parent, artifacts=artifacts, reading=reading)
+    reading = read_curve(read_history(source))
+    path = write_explanation((output_dir or source.parent) / EXPLANATION_NAME, reading, source)
     click.echo(json.dumps({"path": str(path), **asdict(reading)}, indent=2) if as_json else printable(str(path)))
 
 
@@ -552,8 +550,8 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
 @click.option("--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger ones.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
-              help="What runs an .onnx file.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(RUNTIME_NAMES), default=None,
+              help="What runs the model.  [default: PyTorch or ONNX Runtime, as its file is]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 1024), default=0, show_default=True,
               help="Photographs at a time; 0: one per core.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
@@ -569,7 +567,7 @@ def colorize(
     overwrite: bool,
     max_pixels: int,
     device: str,
-    runtime: str,
+    runtime: str | None,
     workers: int,
     threads: int,
     as_json: bool,
@@ -580,7 +578,9 @@ def colorize(
     from colorpress.core.console import say
     from colorpress.core.cores import usable_cores
     from export.colorize_folder import colorize_photos
-    from export.colorizers import DEMONSTRATION_MODEL, open_colorizer
+    from export.colorizers import DEMONSTRATION_MODEL
+    from export.onnx_probe import refuse_hostile
+    from export.runtimes import open_colorizer
 
     if model is None:
         say("colouring with the small model that comes along, for demonstration: --model takes yours")
@@ -588,14 +588,16 @@ def colorize(
     workers = 1 if alone else workers or usable_cores()
     # Several photographs at a time on one thread each are faster than one after another on all.
     threads = threads or max(1, usable_cores() // workers)
+    model = model or DEMONSTRATION_MODEL
+    refuse_hostile(model)
     colorizer = open_colorizer(
-        model or DEMONSTRATION_MODEL,
+        model,
         work_size=work_size,
         saturation=saturation,
         arch=arch,
         device=device,
         threads=threads,
-        runtime=runtime,
+        runtime=runtime or "",
     )
     result = colorize_photos(photos, output_dir, colorizer, workers=workers, max_pixels=max_pixels, overwrite=overwrite)
     if as_json:

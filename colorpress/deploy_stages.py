@@ -26,7 +26,8 @@ from export.deployable import export_colorizer, write_ort
 from export.graph import read_metadata
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
-from export.predictors import OnnxPredictor, TorchPredictor
+from export.predictors import OnnxPredictor
+from export.torch_runtimes import TorchPredictor
 from training.photos import Photo, PhotoSplit, load_rgb
 from training.run_folder import Run
 

@@ -1,42 +1,31 @@
-"""Models as functions on pixels: uint8 (H, W, 3) sRGB or (H, W, 1) grey to uint8 (H, W, 3) sRGB.
+"""Picture graphs as functions on pixels, one class a library: uint8 (H, W, 3) sRGB or (H, W, 1) grey to (H, W, 3).
 
-Whatever the file is, the picture work is the same: inside the graph where it is a picture graph, put around it where
-it is a bare network, and in torch for a checkpoint.
+`runtimes` opens whatever file it is: a bare network has the picture work put around it in the graph, a checkpoint in
+torch. All are for files of one's own, as in `predictors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from colorpress.core.config import ArchConfig
 from colorpress.core.cores import usable_cores
-from colorpress.core.errors import InputError, MachineError
+from colorpress.core.errors import InputError
 from export.picture_graph import (
     COLORIZED_NAME,
-    DEFAULT_WORK_SIZE,
     IMAGE_NAME,
     SATURATION_NAME,
     WORK_SIZE_NAME,
     build_picture_graph,
 )
-from export.predictors import (
-    GIVE_A_MODEL,
-    check_model_file,
-    first_line,
-    on_device,
-    open_predictor,
-    open_session,
-    signature_of,
-)
-
-if TYPE_CHECKING:
-    import onnx
+from export.predictors import import_openvino
+from export.sessions import GIVE_A_MODEL, check_model_file, first_line, open_session, signature_of
 
 Pixels = NDArray[np.uint8]
 Colorizer = Callable[[Pixels], Pixels]
@@ -49,14 +38,12 @@ _OPSET = 18
 class OnnxColorizer:
     """A picture graph in ONNX Runtime; imports no torch.
 
-    For files of one's own: a crafted file can end the process. `open_colorizer` looks at a file in a child first.
-
     Args:
         path: the .onnx file, or what errors call it where `content` is given.
         content: the graph, where it is no file.
         work_size: short side that the network sees, in pixels; None: what the file says.
         saturation: what its chroma is multiplied by; None: what the file says.
-        provider, threads: as `export.predictors.OnnxPredictor`.
+        provider, threads: as `export.sessions.open_session`.
     Raises:
         ConfigError: no such file, or another provider name.
         InputError: the file is no ONNX model, or no picture graph.
@@ -107,20 +94,13 @@ class OpenVinoColorizer:
         saturation: float | None = None,
         threads: int = 0,
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            hint = "install it: pip install openvino, or colorpress with its extra [openvino]"
-            raise MachineError("runtime", "openvino", "is not installed", hint) from error
-        import onnx
-
         if content is None:
             check_model_file(path)
         # OpenVINO takes no value for an input that has a default, so the default is what is asked for.
         model = onnx.load(str(path)) if content is None else onnx.load_model_from_string(content)
         _set_defaults_(model, _choose(work_size, saturation))
         self.path = path
-        core = openvino.Core()
+        core = import_openvino().Core()
         # bf16, its default where the processor has it, would round what is at full size to 8 bits and less.
         settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "INFERENCE_PRECISION_HINT": "f32"}
         try:
@@ -138,50 +118,13 @@ class OpenVinoColorizer:
         return first
 
 
-def open_colorizer(
-    path: Path,
-    *,
-    work_size: int | None = None,
-    saturation: float | None = None,
-    arch: ArchConfig | None = None,
-    device: str = "cpu",
-    threads: int = 0,
-    runtime: str = "onnxruntime",
-    trusted: bool = False,
-) -> Colorizer:
-    """Open anything that colorpress wrote to colour pictures with: a picture graph, a bare network or a checkpoint.
+def read_as_picture_graph(path: Path) -> bytes | None:
+    """The picture graph that a file is or that a bare network becomes; None for one of too old operators.
 
-    Args:
-        work_size: short side that the network sees, in pixels, smaller pictures are not enlarged; None: what a picture
-            graph says, 256 else.
-        saturation: what the network's chroma is multiplied by; None: what a picture graph says, 1 else.
-        arch, device, threads, runtime, trusted: as `export.predictors.open_predictor`.
     Raises:
-        ConfigError, InputError, MachineError: as `open_predictor`.
+        ConfigError, InputError: as `check_model_file`.
     """
-    if path.suffix == ".onnx":
-        check_model_file(path)
-        if not trusted:
-            from export.onnx_probe import inspect_onnx
-
-            inspect_onnx(path)
-        content = _as_picture_graph(path)
-        if content is not None and runtime == "openvino":
-            return OpenVinoColorizer(path, content, work_size=work_size, saturation=saturation, threads=threads)
-        if content is not None:
-            chosen = partial(OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=threads)
-            return on_device(lambda provider: chosen(provider=provider), device)
-    predictor = open_predictor(path, arch=arch, device=device, threads=threads, runtime=runtime, trusted=True)
-    from export.picture_reference import color_pixels
-
-    size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
-    return lambda pixels: color_pixels(pixels, predictor, work_size=size, saturation=gain)
-
-
-def _as_picture_graph(path: Path) -> bytes | None:
-    """The picture graph that a file is or that a bare network becomes; None for one of too old operators."""
-    import onnx
-
+    check_model_file(path)
     content = path.read_bytes()
     model = onnx.load_model_from_string(content)
     if any(value.name == IMAGE_NAME for value in model.graph.input):
@@ -200,8 +143,6 @@ def _choose(work_size: int | None, saturation: float | None) -> dict[str, NDArra
 
 
 def _set_defaults_(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]]) -> None:
-    from onnx import numpy_helper
-
     for tensor in model.graph.initializer:
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from colorpress.core.cores import usable_cores
+from export.sessions import open_session
 
 _OPSET = 18
 _WARMUP = 3
@@ -56,15 +57,7 @@ def time_convolution(shape: ConvShape, threads: int = 0) -> float:
     Args:
         threads: of the CPU; 0: one per core.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4
-    content = build_convolution(shape).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_session(Path("convolution"), build_convolution(shape).SerializeToString(), threads=threads)
     picture = np.random.default_rng(0).random((1, shape.inputs, shape.height, shape.width), dtype=np.float32)
     for _ in range(_WARMUP):
         session.run(None, {"x": picture})

@@ -12,7 +12,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import atomic_write, sha256_bytes, write_bytes
 from export.colorizers import OnnxColorizer
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
@@ -26,6 +25,7 @@ from export.picture_graph import (
 )
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
+from export.sessions import check_model_file, open_session
 
 Pixels = NDArray[np.uint8]
 
@@ -102,18 +102,8 @@ def write_ort(source: Path, destination: Path) -> Path:
         ConfigError: no such source.
         InputError: ONNX Runtime cannot read it.
     """
-    import onnxruntime as ort
-
-    if not source.is_file():
-        raise ConfigError("model", source, "no such file", "run the stage before")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.save_model_format", "ORT")
+    check_model_file(source)
+    entries = {"session.save_model_format": "ORT"}
     with atomic_write(destination) as temporary:
-        options.optimized_model_filepath = str(temporary)
-        try:
-            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise InputError("model", source, str(error).splitlines()[0][:200], "export it again") from error
+        open_session(source, optimization="basic", optimized_path=temporary, entries=entries)
     return destination

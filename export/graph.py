@@ -25,7 +25,8 @@ from colorpress.core.console import silence_libraries
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
-from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor, TorchPredictor
+from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
+from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
 from training.cie import AB_SCALE
 from training.network import ColorNetwork

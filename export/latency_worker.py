@@ -11,36 +11,18 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from colorpress.core.config import ArchConfig
+from export.runtimes import RUNTIMES, Opening
+
 Call = Callable[[], object]
 _MIN_WARMUP_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to be timed.
-
-    Attributes:
-        call: an array in memory in, an array in memory out.
-        load_ms: file to ready session, imports not counted.
-        provider: what really runs: an execution provider, a GPU's name, or "cpu".
-        compute: what float layers compute in: "fp32", "bf16" or "fp16".
-        compute_ms: on a GPU, the milliseconds of one call whose input and output stay there; None elsewhere.
-    """
-
-    call: Call
-    load_ms: float
-    provider: str
-    compute: str = "fp32"
-    compute_ms: Callable[[], float] | None = None
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,29 +34,36 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     shape = (job["batch"], 1, job["size"], job["size"])
     lightness = np.random.default_rng(job["seed"]).random(shape, dtype=np.float32)
-    kind, _, _ = job["runtime"].partition("-")
-    loaded = {"torch": _load_torch, "onnxruntime": _load_onnx, "openvino": _load_openvino}[kind](job, lightness)
+    runtime = RUNTIMES[job["runtime"]]
+    for module in runtime.modules:  # ahead of the clock: their import is not part of the load time
+        import_module(module)
+    arch = ArchConfig(**{**job["arch"], "arch_arg": tuple(job["arch"]["arch_arg"])})
+    started = time.perf_counter_ns()
+    predictor = runtime.open(Path(job["path"]), Opening(job["device"], job["threads"], arch, alone=True))
+    if runtime.loads_at_call:
+        predictor(lightness)
+    load_ms = (time.perf_counter_ns() - started) / 1e6
     rss_loaded_mb = _read_memory_mb("VmRSS")
     started = time.perf_counter_ns()
-    loaded.call()
+    predictor(lightness)
     first_ms = (time.perf_counter_ns() - started) / 1e6
-    warmup = _call_at_least(loaded.call, job["warmup"], _MIN_WARMUP_SECONDS)
-    times_ns = _call_at_least(loaded.call, job["runs"], job["min_seconds"])
+    warmup = _call_at_least(partial(predictor, lightness), job["warmup"], _MIN_WARMUP_SECONDS)
+    times_ns = _call_at_least(partial(predictor, lightness), job["runs"], job["min_seconds"])
     answer = {
         "status": "ok",
         "times_ns": times_ns,
-        "load_ms": loaded.load_ms,
+        "load_ms": load_ms,
         "first_ms": first_ms,
         "rss_loaded_mb": rss_loaded_mb,
         "peak_rss_mb": _read_memory_mb("VmHWM"),
         "warmup": len(warmup) + 1,
-        "provider": loaded.provider,
-        "compute": loaded.compute,
+        "provider": predictor.provider,
+        "compute": predictor.compute_precision(shape),
         "imported_torch": "torch" in sys.modules,
     }
-    if loaded.compute_ms is not None:
-        loaded.compute_ms()
-        answer["compute_ms"] = [loaded.compute_ms() for _ in range(job["runs"])]
+    if (call_resident := predictor.time_resident(lightness)) is not None:
+        call_resident()
+        answer["compute_ms"] = [call_resident() for _ in range(job["runs"])]
     return answer
 
 
@@ -86,84 +75,6 @@ def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
         call()
         times_ns.append(time.perf_counter_ns() - started)
     return times_ns
-
-
-def _load_torch(job: Mapping[str, Any], lightness: Floats) -> Loaded:
-    import torch
-
-    from colorpress.core.config import ArchConfig
-    from export.torch_runtimes import compute_precision, prepare_network
-    from training.checkpoint import load_checkpoint
-
-    arch = ArchConfig(**{**job["arch"], "arch_arg": tuple(job["arch"]["arch_arg"])})
-    torch.set_num_threads(job["threads"])
-    device = torch.device(job["device"])
-    # ONNX Runtime searches the fastest convolution too; without this PyTorch would run with a handicap.
-    torch.backends.cudnn.benchmark = True
-    started = time.perf_counter_ns()
-    network = load_checkpoint(Path(job["path"]), arch).build_network().to(device)
-    run = prepare_network(network, job["runtime"], device)
-    load_ms = (time.perf_counter_ns() - started) / 1e6
-    picture = torch.from_numpy(lightness)
-
-    @torch.inference_mode()
-    def call() -> object:
-        # The copy back waits for the GPU, so the clock does too.
-        return run(picture.to(device)).cpu()
-
-    compute = compute_precision(job["runtime"])
-    if device.type != "cuda":
-        return Loaded(call, load_ms, "cpu", compute)
-    resident = picture.to(device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    @torch.inference_mode()
-    def compute_ms() -> float:
-        start.record()
-        run(resident)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    return Loaded(call, load_ms, torch.cuda.get_device_name(device), compute, compute_ms)
-
-
-def _load_onnx(job: Mapping[str, Any], lightness: Floats) -> Loaded:
-    from export.predictors import OnnxPredictor, provider_of
-
-    ort = import_module("onnxruntime")  # ahead of the clock: its import is not part of the load time
-    provider = provider_of(job["runtime"], job["device"])
-    started = time.perf_counter_ns()
-    predictor = OnnxPredictor(Path(job["path"]), provider=provider, threads=job["threads"])
-    load_ms = (time.perf_counter_ns() - started) / 1e6
-    name = str(predictor.session.get_providers()[0])
-    if job["device"] == "cpu":
-        return Loaded(lambda: predictor(lightness), load_ms, name)
-    binding = predictor.session.io_binding()
-    index = int(job["device"].partition(":")[2] or 0)
-    binding.bind_ortvalue_input(predictor.input_name, ort.OrtValue.ortvalue_from_numpy(lightness, "cuda", index))
-    binding.bind_output(predictor.output_name, "cuda", index)
-
-    def compute_ms() -> float:
-        binding.synchronize_inputs()
-        begun = time.perf_counter_ns()
-        predictor.session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        return (time.perf_counter_ns() - begun) / 1e6
-
-    return Loaded(lambda: predictor(lightness), load_ms, name, compute_ms=compute_ms)
-
-
-def _load_openvino(job: Mapping[str, Any], lightness: Floats) -> Loaded:
-    from export.predictors import OpenVinoPredictor
-
-    openvino = import_module("openvino")
-    started = time.perf_counter_ns()
-    predictor = OpenVinoPredictor(Path(job["path"]), threads=job["threads"])
-    predictor(lightness)  # compiles the graph for this size, which belongs to loading it
-    load_ms = (time.perf_counter_ns() - started) / 1e6
-    provider = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-    return Loaded(lambda: predictor(lightness), load_ms, provider, predictor.compute_precision(lightness.shape))
 
 
 def _read_memory_mb(field: str) -> float:

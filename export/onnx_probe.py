@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from colorpress.core.errors import ColorpressError, InputError
 from export.colorizers import OnnxColorizer
 from export.picture_graph import IMAGE_NAME
-from export.predictors import OnnxPredictor, check_model_file
+from export.predictors import OnnxPredictor
+from export.sessions import check_model_file
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +35,16 @@ _INTEGER_OPS = frozenset({"QLinearConv", "ConvInteger"})
 # Operators of layers, and which of their inputs the weights are.
 _WEIGHTED_OPS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "QLinearConv": 3, "ConvInteger": 1}
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "uint8": "int8"}
+
+
+def refuse_hostile(path: Path) -> None:
+    """Let a child process open a user's .onnx file first, by `inspect_onnx`; other kinds of files cannot do harm.
+
+    Raises:
+        ConfigError, InputError: as `inspect_onnx`.
+    """
+    if path.suffix == ".onnx":
+        inspect_onnx(path)
 
 
 def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any]:

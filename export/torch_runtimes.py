@@ -3,55 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from colorpress.core.config import GPU_RUNTIMES
-from colorpress.core.errors import MachineError
+from training.device import choose_device, torch_threads
+
+if TYPE_CHECKING:
+    from export.predictors import Floats
+    from export.runtimes import TorchWay
 
 Call = Callable[[Tensor], Tensor]
 
 
-def prepare_network(network: nn.Module, runtime: str, device: torch.device) -> Call:
-    """A function from L (N, 1, H, W) on `device` to ab (N, 2, H, W), float32, to be called in inference mode.
-
-    "torch" is eager float32. "torch-channels-last" stores channels innermost. "torch-bf16" adds autocast to bfloat16,
-    as PyTorch recommends for CPUs with it. "torch-compile" is what the Inductor compiler makes of a network in the
-    former, weights frozen, and "torch-compile-bf16" in the latter, anew for each size, which takes seconds to minutes.
-    "torch-fp16" computes in half precision, "torch-cuda-graph" replays that as one CUDA graph for each size.
+class TorchPredictor:
+    """A torch network in eval mode, on one device; a `TimedPredictor`.
 
     Args:
-        network: on `device`, in eval mode; it is changed where the runtime keeps weights in another way.
-        runtime: one of config.TORCH_RUNTIMES.
+        network: L (N, 1, H, W) to ab (N, 2, H, W); moved to `device`, put into eval mode, and changed where `way` keeps
+            weights in another form.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads during a call; 0: torch's own number.
+        way: how PyTorch runs it; None: as it is, eager.
+        alone: the process serves this network alone, so PyTorch itself is set up for it, once.
     Raises:
-        MachineError: the runtime needs a GPU.
+        MachineError: no such device.
     """
-    if runtime in GPU_RUNTIMES and device.type != "cuda":
-        raise MachineError("runtime", runtime, f"needs a GPU, not {device}", "leave it out of --runtime")
-    if runtime == "torch":
-        return network
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if runtime in ("torch-fp16", "torch-cuda-graph"):
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        way: TorchWay | None = None,
+        alone: bool = False,
+    ) -> None:
+        self.device, self._threads, self._alone = choose_device(device), threads, alone
+        if alone:
+            if threads:
+                torch.set_num_threads(threads)
+            # ONNX Runtime searches the fastest convolution too; without this PyTorch would run with a handicap.
+            torch.backends.cudnn.benchmark = True
+        self.network = network.to(self.device).eval()
+        self.provider = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        self._compute = way.compute if way else "fp32"
+        self._call = prepare_network(self.network, way, self.device) if way else self.network
+
+    def __call__(self, lightness: Floats) -> Floats:
+        if self._alone:  # setting the number of threads, even to what it is, clears what oneDNN has prepared
+            return self._answer(lightness)
+        with torch_threads(self._threads):
+            return self._answer(lightness)
+
+    @torch.inference_mode()
+    def _answer(self, lightness: Floats) -> Floats:
+        # The copy back waits for the GPU, so a clock around this does too.
+        answer: Floats = self._call(torch.from_numpy(lightness).to(self.device)).cpu().numpy()
+        return answer
+
+    def compute_precision(self, shape: tuple[int, ...]) -> str:
+        """As `TimedPredictor`."""
+        return self._compute
+
+    def time_resident(self, lightness: Floats) -> Callable[[], float] | None:
+        """As `TimedPredictor`."""
+        if self.device.type != "cuda":
+            return None
+        resident = torch.from_numpy(lightness).to(self.device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+        @torch.inference_mode()
+        def call_ms() -> float:
+            start.record()
+            self._call(resident)
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+        return call_ms
+
+
+def prepare_network(network: nn.Module, way: TorchWay, device: torch.device) -> Call:
+    """A function from L (N, 1, H, W) on `device` to ab (N, 2, H, W), float32, to be called in inference mode.
+
+    Args:
+        network: on `device`, in eval mode; it is changed where the way keeps weights in another form.
+    """
+    if way.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if way.compute == "fp16":
         half = _in_half(network.half())
-        return _as_cuda_graphs(half) if runtime == "torch-cuda-graph" else half
+        return _as_cuda_graphs(half) if way.cuda_graph else half
     call: Call = network
-    if runtime.startswith("torch-compile"):
+    if way.compiled:
         # Of sizes that are not fixed it makes no code: the padding is too much for its shape arithmetic (2.13).
         call = torch.compile(network, dynamic=False, options={"freezing": True})
-    return _in_channels_last(_in_bfloat16(call, device) if runtime.endswith("bf16") else call)
-
-
-def uncompiled(runtime: str) -> str:
-    """The runtime that answers the same without a compiler, which photographs of many sizes would occupy for hours."""
-    return {"torch-compile": "torch-channels-last", "torch-compile-bf16": "torch-bf16"}.get(runtime, runtime)
-
-
-def compute_precision(runtime: str) -> str:
-    """What a runtime of PyTorch computes in: "fp32", "bf16" or "fp16"."""
-    if runtime.endswith("bf16"):
-        return "bf16"
-    return "fp16" if runtime in ("torch-fp16", "torch-cuda-graph") else "fp32"
+    call = _in_bfloat16(call, device) if way.compute == "bf16" else call
+    return _in_channels_last(call) if way.channels_last else call
 
 
 def _in_channels_last(call: Call) -> Call:

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from colorpress.core.errors import ConfigError, InputError, MachineError
 from export.colorize_folder import colorize_photos
-from export.colorizers import open_colorizer
+from export.runtimes import open_colorizer
 
 Pixels = NDArray[np.uint8]
 

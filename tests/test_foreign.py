@@ -30,7 +30,9 @@ from compress.prune_plan import read_plan, write_plan
 from compress.pruning import apply_pruning, layer_widths, plan_pruning, prune_network
 from compress.ranking import rank_layers
 from export.graph import export_onnx, simplify_for_export
-from export.predictors import OnnxPredictor, TorchPredictor, open_predictor
+from export.predictors import OnnxPredictor
+from export.runtimes import open_predictor
+from export.torch_runtimes import TorchPredictor
 from export.timing import run_worker
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.foreign import AdaptedNetwork, adapt_network, parse_arguments

@@ -17,7 +17,8 @@ import export.graph
 from colorpress.core.config import ExportConfig
 from colorpress.core.errors import GateError
 from export.graph import build_graph, export_onnx, shuffle_from_transpose, simplify_for_export
-from export.predictors import OnnxPredictor, TorchPredictor
+from export.predictors import OnnxPredictor
+from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
 from training.unet import UPSAMPLERS, UNet, UNetPlan, plan_of
 

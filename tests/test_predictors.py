@@ -14,18 +14,24 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import export.onnx_probe
-from colorpress.core.config import ExportConfig
+from benchmarks.accuracy import measure_accuracy
+from benchmarks.variants import describe_variant
+from colorpress.cli import run_command
+from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.errors import ColorpressError, ConfigError, InputError, MachineError
 from compress.packing import pack_onnx
-from export.colorizers import open_colorizer
 from export.deployable import export_colorizer
 from export.graph import export_onnx
 from export.inspection import format_inspection
-from export.onnx_probe import inspect_onnx
-from export.predictors import OnnxPredictor, OpenVinoPredictor, TorchPredictor, open_predictor, provider_of
+from export.onnx_probe import inspect_onnx, refuse_hostile
+from export.predictors import OnnxPredictor, OpenVinoPredictor
+from export.runtimes import open_colorizer, open_predictor, provider_on
+from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint, save_checkpoint
+from training.photos import Photo
 from training.unet import UNet, UNetPlan
 
 PLAN = UNetPlan.classic(2, 1)
@@ -76,8 +82,9 @@ def test_inspection_of_a_picture_graph_of_packed_weights_in_words(models, tmp_pa
 
 def test_onnx_predictor_imports_no_torch(models):
     code = (
-        "import sys, numpy; from pathlib import Path; from export.predictors import open_predictor;"
-        "from export.colorizers import open_colorizer; import export.colorize_folder;"
+        "import sys, numpy; from pathlib import Path; from export.runtimes import open_colorizer, open_predictor;"
+        "import export.colorize_folder; from export.onnx_probe import refuse_hostile;"
+        "refuse_hostile(Path(sys.argv[1]));"
         "open_predictor(Path(sys.argv[1]), device='cpu', threads=1)(numpy.zeros((1, 1, 3, 3), numpy.float32));"
         "open_colorizer(Path(sys.argv[1]), threads=1)(numpy.zeros((3, 3, 3), numpy.uint8));"
         "sys.exit('torch' in sys.modules)"
@@ -119,7 +126,7 @@ def test_a_network_that_answers_nan_is_refused(models, tmp_path):
             tensor.CopyFrom(numpy_helper.from_array(np.full(2, np.nan, np.float32), tensor.name))
     onnx.save(model, tmp_path / "nan.onnx")
     with pytest.raises(InputError, match="answers NaN or infinity"):
-        open_colorizer(tmp_path / "nan.onnx")
+        refuse_hostile(tmp_path / "nan.onnx")
 
 
 def test_threads_are_explicit(models):
@@ -143,16 +150,16 @@ def test_cuda_never_falls_back(models, monkeypatch):
 
 
 def test_other_providers_of_onnx_runtime_are_named_and_never_replaced(models):
-    assert provider_of("onnxruntime", "cuda:1") == "cuda:1"
-    assert provider_of("onnxruntime-tensorrt", "cuda:1") == "tensorrt:1"
-    assert provider_of("onnxruntime-openvino", "cpu") == "openvino"
+    assert provider_on("", "cuda:1") == "cuda:1"
+    assert provider_on("tensorrt", "cuda:1") == "tensorrt:1"
+    assert provider_on("openvino", "cpu") == "openvino"
     available = onnxruntime.get_available_providers()
     for runtime, device, title in (
         ("onnxruntime-openvino", "cpu", "OpenVINO"), ("onnxruntime-tensorrt", "cuda", "TensorRT"),
     ):  # fmt: skip
         if f"{title.replace('RT', 'rt')}ExecutionProvider" not in available:
             with pytest.raises(MachineError, match=f"has no {title}"):
-                open_predictor(models[1], runtime=runtime, device=device, trusted=True)
+                open_predictor(models[1], runtime=runtime, device=device)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", ""])
@@ -228,8 +235,8 @@ def test_hostile_files_end_in_one_line(models, tmp_path):
         path = tmp_path / "bad.onnx"
         path.write_bytes(content)
         try:
-            open_predictor(path, device="cpu", threads=1)
-            wrong[name] = "opened"
+            refuse_hostile(path)
+            wrong[name] = "looked at without complaint"
         except InputError as error:
             if "\n" in str(error) or "Traceback" in str(error) or "root:" in str(error):
                 wrong[name] = str(error)
@@ -286,3 +293,17 @@ def test_openvino_says_what_it_cannot_read(tmp_path: Path) -> None:
         OpenVinoPredictor(tmp_path / "bad.onnx")
     with pytest.raises(ConfigError, match="no such file"):
         OpenVinoPredictor(tmp_path / "none.onnx")
+
+
+def test_commands_let_a_child_open_a_users_file_first(models, tmp_path, capsys):
+    """This file ends the process that opens it, by a division by zero."""
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(bad_files(models[1].read_bytes())["zero stride"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    command = ["colorize", str(tmp_path / "photo.png"), "--model", str(bad), "-o", str(tmp_path / "out")]
+    assert run_command(command) == 3
+    assert "bad.onnx" in capsys.readouterr().err
+    photo = Photo(tmp_path / "photo.png", "0", 8, 8)
+    variants = [describe_variant("best.pt", models[0]), describe_variant("bad", bad)]
+    scored = measure_accuracy(variants, [photo], BenchmarkPlan(eval_size=16), max_pixels=10_000, threads=1).variants
+    assert (scored["best.pt"].status, scored["bad"].status) == ("ok", "error")

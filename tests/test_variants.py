@@ -14,7 +14,7 @@ from benchmarks.variants import describe_models, describe_variant, in_runtimes
 from colorpress.core.config import ArchConfig, ExportConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
 from export.graph import export_onnx
-from export.predictors import open_predictor
+from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.unet import count_parameters
 

@@ -8,23 +8,11 @@ from typing import Any
 
 from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from export.runtimes import RUNTIMES
 
 # Calls that vary by more than this are on a machine that does something else as well.
 MAX_CV_PCT = 2.5
 NOISY_MARK = "†"
-RUNTIMES = {
-    "torch": "PyTorch",
-    "torch-channels-last": "PyTorch channels-last",
-    "torch-bf16": "PyTorch bf16",
-    "torch-fp16": "PyTorch fp16",
-    "torch-compile": "torch.compile",
-    "torch-compile-bf16": "torch.compile bf16",
-    "torch-cuda-graph": "PyTorch CUDA graph",
-    "onnxruntime": "ONNX Runtime",
-    "onnxruntime-openvino": "ONNX Runtime + OpenVINO",
-    "onnxruntime-tensorrt": "ONNX Runtime + TensorRT",
-    "openvino": "OpenVINO",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ def _make_table(
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
-    note = f"{RUNTIMES.get(row.runtime, row.runtime)} {row.precision}"
+    note = f"{RUNTIMES[row.runtime].title} {row.precision}"
     if conditions:
         threads = "thread" if row.threads == 1 else "threads"
         note += f"; batch {row.batch}, {row.height}x{row.width}, "

@@ -57,6 +57,7 @@ def color_photos(
     predictors = {}
     for variant in variants:
         try:
+            # The benchmark has looked at the file in a child process before.
             predictors[variant.name] = open_predictor(
                 variant.path,
                 arch=variant.arch,

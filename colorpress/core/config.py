@@ -687,13 +687,12 @@ class QatConfig(Config):
     qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
 
-# What a checkpoint can be run by, eager float32 first, and what an ONNX file can be run by.
-GPU_RUNTIMES = ("torch-fp16", "torch-cuda-graph", "onnxruntime-tensorrt")
-TORCH_RUNTIMES = (
+# The keys of `export.runtimes.RUNTIMES`, which lies on a floor above.
+RUNTIME_NAMES = (
     *("torch", "torch-channels-last", "torch-bf16", "torch-compile", "torch-compile-bf16"),
     *("torch-fp16", "torch-cuda-graph"),
+    *("onnxruntime", "onnxruntime-openvino", "onnxruntime-tensorrt", "openvino"),
 )
-ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-tensorrt", "openvino")
 
 
 @dataclass(frozen=True)
@@ -713,7 +712,7 @@ class BenchmarkConfig(Config):
     bench_runtime: tuple[str, ...] = option(
         (),
         "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; default: PyTorch and ONNX Runtime.",
-        choices=TORCH_RUNTIMES + ONNX_RUNTIMES,
+        choices=RUNTIME_NAMES,
         alias="runtime",
         common=True,
     )

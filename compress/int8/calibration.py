@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from colorpress.core.errors import InputError
+from export.sessions import open_session
 
 Floats = npt.NDArray[np.float32]
 
@@ -146,18 +148,13 @@ def observe_activations(
     Raises:
         InputError: no picture, a picture of another shape or type, or an answer that is not finite.
     """
-    import onnxruntime as ort
-
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {value.name for value in watched.graph.output}
     for name in tensors:
         if name not in present:
             watched.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(Path("calibration"), watched.SerializeToString(), threads=threads or None)
     source = session.get_inputs()[0].name
     histograms = {name: ActivationHistogram() for name in tensors}
     digest = hashlib.sha256()

@@ -25,7 +25,8 @@ from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer
 from export.picture_graph import COLORIZED_NAME, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
-from export.predictors import OnnxPredictor, check_model_file
+from export.predictors import OnnxPredictor
+from export.sessions import check_model_file
 
 MODEL_NAME, BARE_NAME, SUMS_NAME = "colorizer.onnx", "network.onnx", "SHA256SUMS"
 _TEMPLATES = Path(__file__).with_name("templates")

@@ -1,0 +1,296 @@
+"""What runs model files: the one table of runtimes, and opening a file in one of them.
+
+A new one is an entry here, its opener, and its name in `colorpress.core.config`. Importing this imports no torch, ONNX
+Runtime or OpenVINO: openers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from colorpress.core.config import ArchConfig
+from colorpress.core.errors import ConfigError, MachineError
+from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor
+
+if TYPE_CHECKING:  # it imports onnx, which no timed process should have in its memory
+    from export.colorizers import Colorizer
+
+Opened = TypeVar("Opened")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a file is opened.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:N"; auto means CUDA where the runtime has it.
+        threads: CPU threads; 0: one per core.
+        arch: names the network of a foreign checkpoint.
+        alone: the process does nothing else than running this file, so the library may be set up for it.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    arch: ArchConfig | None = None
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class TorchWay:
+    """How PyTorch runs a network.
+
+    Attributes:
+        channels_last: channels are stored innermost.
+        compute: "fp32", "bf16" (autocast, as PyTorch recommends for CPUs with it) or "fp16" (weights too).
+        compiled: by the Inductor compiler with frozen weights, anew for each size, which takes seconds to minutes.
+        cuda_graph: recorded once for each size and replayed.
+    """
+
+    channels_last: bool = True
+    compute: str = "fp32"
+    compiled: bool = False
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run model files.
+
+    Attributes:
+        name: as the option --runtime and the column of a benchmark say it.
+        title: for people.
+        family: "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
+        suffixes: of the files that it runs.
+        open_network: opens a checkpoint or a bare network: L to ab.
+        modules: what is to be imported before a clock is started that measures the opening alone.
+        devices: "cpu" and "cuda", or one of them.
+        uncompiled: the runtime that answers the same without a compiler, which photographs of many sizes would occupy
+            for hours: most often itself.
+        open_pictures: opens a picture graph, given its content, working size and saturation (None: the graph's own);
+            None where it runs none.
+        loads_at_call: its first call belongs to loading a file, since only that prepares the graph for the size.
+    """
+
+    name: str
+    title: str
+    family: str
+    suffixes: tuple[str, ...]
+    open_network: Callable[[Path, Opening], TimedPredictor]
+    modules: tuple[str, ...]
+    devices: tuple[str, ...]
+    uncompiled: str
+    open_pictures: Callable[[Path, bytes, Opening, int | None, float | None], Colorizer] | None = None
+    loads_at_call: bool = False
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it runs on nothing else."""
+        return "cpu" not in self.devices
+
+    def open(self, path: Path, opening: Opening) -> TimedPredictor:
+        """A checkpoint or a bare network.
+
+        Raises:
+            ConfigError, InputError, MachineError: as `open_predictor`.
+        """
+        return self.open_network(path, self.choose_device(opening))
+
+    def choose_device(self, opening: Opening) -> Opening:
+        """The opening on a device that this runs on; what runs on the CPU alone does so whatever the device.
+
+        Raises:
+            MachineError: it needs a GPU, and the device is the CPU.
+        """
+        if self.needs_gpu and opening.device == "cpu":
+            raise MachineError("runtime", self.name, "needs a GPU, not cpu", "leave it out of --runtime")
+        if len(self.devices) == 1 and (opening.device == "auto" or not self.needs_gpu):
+            return replace(opening, device=self.devices[0])
+        return opening
+
+
+def open_predictor(
+    path: Path, *, runtime: str = "", device: str = "cpu", threads: int = 0, arch: ArchConfig | None = None
+) -> TimedPredictor:
+    """Open a checkpoint (.pt), a bare network (.onnx) or OpenVINO's own (.xml) of one's own.
+
+    Args:
+        runtime: a key of RUNTIMES; empty: the file's own, which is eager PyTorch, ONNX Runtime or OpenVINO.
+        device, threads, arch: as `Opening`.
+    Raises:
+        ConfigError: no such file, one that the runtime does not run, or a foreign network that `arch` does not name.
+        InputError: the file is damaged or holds another network.
+        MachineError: no such device, or a library is not installed.
+    """
+    return find_runtime(path, runtime).open(path, Opening(device, threads, arch))
+
+
+def open_colorizer(
+    path: Path,
+    *,
+    work_size: int | None = None,
+    saturation: float | None = None,
+    runtime: str = "",
+    device: str = "cpu",
+    threads: int = 0,
+    arch: ArchConfig | None = None,
+) -> Colorizer:
+    """Open anything that colorpress wrote to colour pictures with: a picture graph, a bare network or a checkpoint.
+
+    Args:
+        work_size: short side that the network sees, in pixels, smaller pictures are not enlarged; None: what a picture
+            graph says, 256 else.
+        saturation: what the network's chroma is multiplied by; None: what a picture graph says, 1 else.
+        runtime, device, threads, arch: as `open_predictor`.
+    Raises:
+        ConfigError, InputError, MachineError: as `open_predictor`.
+    """
+    chosen = find_runtime(path, runtime)
+    opening = Opening(device, threads, arch)
+    if path.suffix == ".onnx" and chosen.open_pictures is not None:
+        from export.colorizers import read_as_picture_graph
+
+        content = read_as_picture_graph(path)
+        if content is not None:
+            return chosen.open_pictures(path, content, chosen.choose_device(opening), work_size, saturation)
+    from export.picture_graph import DEFAULT_WORK_SIZE
+    from export.picture_reference import color_pixels
+
+    network = chosen.open(path, opening)
+    size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
+    return lambda pixels: color_pixels(pixels, network, work_size=size, saturation=gain)
+
+
+def find_runtime(path: Path, name: str = "") -> Runtime:
+    """The runtime of that name, or, where it is empty, a file's own.
+
+    Raises:
+        ConfigError: nothing runs such a file, or the runtime does not.
+    """
+    fitting = runtimes_of(path)
+    name = name or fitting[0]
+    if name not in fitting:
+        raise ConfigError("runtime", name, f"cannot run {path.name}", f"choose one of: {', '.join(fitting)}")
+    return RUNTIMES[name]
+
+
+def runtimes_of(path: Path) -> tuple[str, ...]:
+    """What can run a file, its own runtime first.
+
+    Raises:
+        ConfigError: nothing can.
+    """
+    names = tuple(name for name, runtime in RUNTIMES.items() if path.suffix in runtime.suffixes)
+    if not names:
+        why = f"ends in {path.suffix or 'nothing'!r}"
+        raise ConfigError("model", path, why, "give a .pt checkpoint, an .onnx model or an OpenVINO .xml file")
+    return names
+
+
+def _open_torch(path: Path, opening: Opening, way: TorchWay) -> TimedPredictor:
+    from export.torch_runtimes import TorchPredictor
+    from training.checkpoint import load_checkpoint
+
+    network = load_checkpoint(path, opening.arch).build_network()
+    return TorchPredictor(network, device=opening.device, threads=opening.threads, way=way, alone=opening.alone)
+
+
+def _open_onnx(path: Path, opening: Opening, provider: str = "") -> TimedPredictor:
+    return _on_provider(lambda chosen: OnnxPredictor(path, provider=chosen, threads=opening.threads), opening, provider)
+
+
+def _open_openvino(path: Path, opening: Opening) -> TimedPredictor:
+    return OpenVinoPredictor(path, threads=opening.threads)
+
+
+def _color_onnx(
+    path: Path, content: bytes, opening: Opening, work_size: int | None, saturation: float | None, provider: str = ""
+) -> Colorizer:
+    from export.colorizers import OnnxColorizer
+
+    chosen = partial(OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=opening.threads)
+    return _on_provider(lambda each: chosen(provider=each), opening, provider)
+
+
+def _color_openvino(
+    path: Path, content: bytes, opening: Opening, work_size: int | None, saturation: float | None
+) -> Colorizer:
+    from export.colorizers import OpenVinoColorizer
+
+    return OpenVinoColorizer(path, content, work_size=work_size, saturation=saturation, threads=opening.threads)
+
+
+def _on_provider(open_with: Callable[[str], Opened], opening: Opening, provider: str) -> Opened:
+    """What `open_with` opens on a provider of ONNX Runtime: the one that is named, else that of the device."""
+    if provider or opening.device != "auto":
+        return open_with(provider_on(provider, opening.device))
+    try:
+        return open_with("cuda")
+    except MachineError:
+        return open_with("cpu")
+
+
+def provider_on(provider: str, device: str) -> str:
+    """What `open_session` calls a provider (empty: the device's own) on a device: "tensorrt:1" for cuda:1."""
+    kind, colon, index = device.partition(":")
+    return f"{provider or kind}{colon}{index}"
+
+
+_CPU, _GPU, _BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
+
+
+def _in_torch(
+    name: str, title: str, way: TorchWay, *, devices: tuple[str, ...] = _BOTH, uncompiled: str = ""
+) -> Runtime:
+    return Runtime(
+        name,
+        title,
+        "PyTorch",
+        CHECKPOINT_SUFFIXES,
+        partial(_open_torch, way=way),
+        modules=("torch", "training.checkpoint", "export.torch_runtimes"),
+        devices=devices,
+        uncompiled=uncompiled or name,
+    )
+
+
+def _in_onnxruntime(
+    name: str, title: str, provider: str = "", *, family: str = "ONNX Runtime", devices: tuple[str, ...] = _BOTH
+) -> Runtime:
+    return Runtime(
+        name,
+        title,
+        family,
+        (".onnx",),
+        partial(_open_onnx, provider=provider),
+        modules=("onnxruntime",),
+        devices=devices,
+        uncompiled=name,
+        open_pictures=partial(_color_onnx, provider=provider),
+    )
+
+
+_ALL = (
+    _in_torch("torch", "PyTorch", TorchWay(channels_last=False)),
+    _in_torch("torch-channels-last", "PyTorch channels-last", TorchWay()),
+    _in_torch("torch-bf16", "PyTorch bf16", TorchWay(compute="bf16")),
+    _in_torch("torch-compile", "torch.compile", TorchWay(compiled=True), uncompiled="torch-channels-last"),
+    _in_torch(
+        "torch-compile-bf16", "torch.compile bf16", TorchWay(compute="bf16", compiled=True), uncompiled="torch-bf16"
+    ),
+    _in_torch("torch-fp16", "PyTorch fp16", TorchWay(compute="fp16"), devices=_GPU),
+    _in_torch("torch-cuda-graph", "PyTorch CUDA graph", TorchWay(compute="fp16", cuda_graph=True), devices=_GPU),
+    _in_onnxruntime("onnxruntime", "ONNX Runtime"),
+    _in_onnxruntime("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
+    _in_onnxruntime("onnxruntime-tensorrt", "ONNX Runtime + TensorRT", "tensorrt", devices=_GPU),
+    Runtime(
+        "openvino", "OpenVINO", "OpenVINO", (".onnx", ".xml"), _open_openvino,
+        modules=("openvino",), devices=_CPU, uncompiled="openvino", open_pictures=_color_openvino, loads_at_call=True,
+    ),
+)  # fmt: skip
+RUNTIMES: Mapping[str, Runtime] = MappingProxyType({each.name: each for each in _ALL})

@@ -8,38 +8,55 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from colorpress import __version__
+from packaging.requirements import Requirement
 
-_REQUIRED = (
-    "torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy", "pandas", "matplotlib", "pillow",
-    "click", "rich", "jinja2", "psutil", "scikit-image", "filelock",
-)  # fmt: skip
-_OPTIONAL = {
-    "onnxruntime-gpu": "times ONNX models on a CUDA device (pip install -e '.[gpu]')",
+from colorpress import __version__
+from colorpress.core.machine import describe_machine, installed_version
+
+# What an extra is for; those for working on colorpress itself are nobody's loss.
+_EXTRAS = {
+    "gpu": "times ONNX models on a CUDA device",
+    "openvino": "runs and times models in OpenVINO",
+    "peers": "makes other tools' int8 to compare with",
+    "postgres": "shares a search through PostgreSQL",
 }
+
+
+def list_packages() -> dict[str, str]:
+    """The packages that colorpress may need here, by its own metadata: "required", or what the first extra is for."""
+    try:
+        requirements = [Requirement(line) for line in metadata.requires("colorpress") or ()]
+    except metadata.PackageNotFoundError:  # run from a folder that is not installed
+        return {"colorpress": "its packages are not known (pip install -e .)"}
+    purposes = {"": "required", **{extra: f"{what} (pip install -e '.[{extra}]')" for extra, what in _EXTRAS.items()}}
+    found: dict[str, str] = {}
+    for extra, purpose in purposes.items():
+        for each in requirements:
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                found.setdefault(each.name, purpose)
+    return found
 
 
 def describe_environment() -> dict[str, Any]:
     """Versions, processor, runtimes and what is missing, as JSON-ready values."""
-    versions = {name: _version(name) for name in (*_REQUIRED, *_OPTIONAL)}
-    missing = [f"{name}: required" for name in _REQUIRED if versions[name] is None]
-    missing += [f"{name}: {why}" for name, why in _OPTIONAL.items() if versions[name] is None]
+    packages = list_packages()
+    versions = {name: installed_version(name) for name in packages}
     found = {
         "colorpress": __version__,
         "python": platform.python_version(),
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "versions": versions,
-        "missing": missing,
+        "missing": [f"{name}: {purpose}" for name, purpose in packages.items() if versions[name] is None],
     }
     # Only now what needs those packages: a missing one must not keep doctor from saying so.
-    return {**found, **_describe_processors()} if all(versions[name] for name in _REQUIRED) else found
+    complete = all(versions[name] for name, purpose in packages.items() if purpose == "required")
+    return {**found, **_describe_processors()} if complete else found
 
 
 def _describe_processors() -> dict[str, Any]:
     import onnxruntime
     import torch
 
-    from colorpress.core.machine import describe_machine
     from compress.int8.int8_choice import has_vnni
 
     # What is said of the machine beside its libraries, which stand below.
@@ -71,13 +88,6 @@ def format_environment(found: dict[str, Any]) -> str:
     lines += [f"missing  {each}" for each in found["missing"]]
     lines += [f"note     {each}" for each in found.get("advice", [])]
     return "\n".join(lines)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _flat(value: object) -> str:

@@ -63,14 +63,16 @@ def _read_text(path: str) -> str | None:
         return None
 
 
+def installed_version(distribution: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _library_versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {name: version for name in _LIBRARIES if (version := installed_version(name))}
 
 
 def _describe_torch() -> dict[str, Any]:

@@ -23,15 +23,14 @@ from benchmarks.peers.making import MadePeer, make_peers, run_recipe, write_cali
 from benchmarks.peers.peer_list import PEERS, UNMEASURED, Peer, choose_peers, with_parents
 from benchmarks.peers.peer_table import format_peers, write_peers_json
 from benchmarks.peers.torch_pruning_recipe import prune_channels
-from benchmarks.tables import COLUMNS, Row, read_benchmark_json
+from benchmarks.rows import Row, read_benchmark_json
 from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError, MachineError
-from colorpress.pipeline import find_photos
 from compress.dependency_graph import layer_widths
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photos import PhotoSplit
-from training.run_folder import Run
+from training.run_folder import Run, find_photos
 from training.unet import UNetPlan
 
 PLAN = UNetPlan.classic(16, 1)
@@ -84,7 +83,7 @@ def make_row(model: str, **figures: Any) -> Row:
     usual = {"batch": 1, "height": 16, "width": 16, "threads": 1, "device": "cpu", "runtime": "onnxruntime"}
     usual |= {"variant": model, "compute": "int8", "status": "ok", "size_bytes": 7_800_000, "p50_ms": 27.0}
     usual |= {"speedup": 3.6, "l1_delta_pct": 7.7, "retained_colour": 0.53, "retained_low": 0.5, "retained_high": 0.56}
-    return {**dict.fromkeys(COLUMNS), "model": model, **usual, **figures}
+    return Row(**{"model": model, **usual, **figures})
 
 
 def test_peers_have_names_of_their_own_and_a_recipe_that_is_there() -> None:
@@ -312,7 +311,7 @@ def test_one_command_makes_and_measures_peers_beside_ours(
     assert run_command(arguments, compare_peers, "peers") == 0
     table = capsys.readouterr().out
     rows = read_benchmark_json(output / "benchmark.json")["rows"]
-    assert [(row["model"], row["peer"], row["status"]) for row in rows] == [
+    assert [(row.model, row.peer, row.status) for row in rows] == [
         ("best.pt", False, "ok"), ("small", False, "ok"),
         ("best.pt @ torch-channels-last", True, "ok"), ("ort-static", True, "ok"),
     ]  # fmt: skip

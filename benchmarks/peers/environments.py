@@ -14,12 +14,12 @@ import sysconfig
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from colorpress.core.console import say
 from colorpress.core.errors import MachineError
-from colorpress.core.files import write_json, write_text
+from colorpress.core.files import write_text
+from colorpress.core.machine import installed_version
 
 _LONGEST_INSTALL_S = 3600.0
 _VERSIONS = (
@@ -45,21 +45,17 @@ def find_environment(folder: Path, requirements: Sequence[str], distributions: S
     Raises:
         MachineError: pip cannot install the requirements; its output is in `<folder>.log`.
     """
-    if all(_is_installed(name_of(requirement)) for requirement in requirements):
-        return Environment(Path(sys.executable), {name: version(name) for name in distributions if _is_installed(name)})
+    here = {name: installed_version(name) for name in (*distributions, *map(name_of, requirements))}
+    if all(here[name_of(requirement)] for requirement in requirements):
+        return Environment(Path(sys.executable), {name: found for name in distributions if (found := here[name])})
     record = folder / "environment.json"
-    wanted = {"requirements": list(requirements), "below": sys.prefix, "python": sys.version}
+    wanted = json.dumps({"requirements": list(requirements), "below": sys.prefix, "python": sys.version})
     # Not resolved: the link in the folder is what makes it this environment.
     python = folder.absolute() / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    try:
-        found = json.loads(record.read_bytes())
-        current = found["wanted"] == wanted and python.exists()
-    except (OSError, ValueError, KeyError, TypeError):
-        current = False
-    if not current:
+    if not (python.exists() and record.is_file() and record.read_bytes() == wanted.encode()):
         say(f"{folder.name}: installing {', '.join(requirements)} into an environment of its own")
         _make_environment(folder, python, requirements)
-        write_json(record, {"wanted": wanted})
+        write_text(record, wanted)
     told = _run([str(python), "-P", "-c", _VERSIONS, *distributions], folder)
     return Environment(python, dict(zip(distributions, json.loads(told), strict=True)))
 
@@ -67,14 +63,6 @@ def find_environment(folder: Path, requirements: Sequence[str], distributions: S
 def name_of(requirement: str) -> str:
     """The name in a requirement: "olive-ai" of "olive-ai[cpu]>=0.9"."""
     return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _make_environment(folder: Path, python: Path, requirements: Sequence[str]) -> None:

@@ -23,7 +23,8 @@ from benchmarks.peers.torch_pruning_recipe import make_pruned
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ColorpressError, MachineError
-from colorpress.core.files import sha256_file, write_bytes, write_json, write_text
+from colorpress.core.files import write_bytes, write_json, write_text
+from colorpress.core.source_code import hash_code
 from compress.export_stages import export
 from compress.ranking import count_macs
 from training.batches import whole_photos
@@ -35,7 +36,6 @@ from training.unet import count_parameters
 CALIBRATION_PHOTOS = 300
 _HERE = Path(__file__).resolve().parent
 _LONGEST_S = 3 * 3600.0
-_BEST_GRAPH = Peer(BEST, "", "", "", (), ())
 # In this process, on the project's own loader and training loop; any other recipe is a module of its own process.
 _PROJECT_RECIPES: Mapping[str, Callable[[Run, PhotoSplit, Path, Mapping[str, Any]], dict[str, Any]]] = {
     "torch_pruning_recipe": make_pruned
@@ -92,25 +92,28 @@ def make_peers(run: Run, photos: PhotoSplit, peers: Sequence[Peer]) -> list[Made
     Returns:
         What became of `peers`, in their order.
     """
-    size = run.settings.time.bench_size[0]
-    network = run.load(run.best_path).build_network()
-    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-    exported = export(run, run.best_path, BEST)
+    export(run, run.best_path, BEST)
     calibration = write_calibration(run, photos.train[:CALIBRATION_PHOTOS])
-    graph = run.folder / BEST / "model.onnx"
-    made = {BEST: MadePeer(_BEST_GRAPH, "ok", path=graph, seconds=exported.seconds, params=params, macs=macs)}
+    start = Peer(BEST, "", "", "", (), ())
+    made = {BEST: MadePeer(start, "ok", path=run.folder / BEST / "model.onnx", **_count(run, run.best_path))}
     for peer in with_parents(peers):
         parent = made[peer.parent]
         if parent.path is None:
             made[peer.name] = MadePeer(peer, "error", f"there is no {peer.parent} to make it from")
             continue
         try:
-            made[peer.name] = _make_peer(run, photos, peer, parent, calibration)
+            made[peer.name] = _make_peer(run, photos, peer, parent, parent.path, calibration)
         except ColorpressError as error:
             status = "not installed" if error.what == "environment" else "error"
             made[peer.name] = MadePeer(peer, status, error.why)
             warn(f"{peer.name}: {status}: {error.why}; {error.hint}")
     return [made[peer.name] for peer in peers]
+
+
+def _count(run: Run, checkpoint: Path) -> dict[str, Any]:
+    """Parameters and multiply-accumulates, as `MadePeer` has them."""
+    network, size = run.load(checkpoint).build_network(), run.settings.time.bench_size[0]
+    return {"params": count_parameters(network), "macs": count_macs(network, height=size, width=size)}
 
 
 def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
@@ -122,12 +125,12 @@ def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
     folder = run.folder / ".peers" / "calibration"
 
     def action() -> tuple[list[Path], Mapping[str, Any]]:
+        folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.npy"):
             old.unlink()
         paths = []
         for number, (_, rgb) in enumerate(whole_photos(photos, short_side=size, max_pixels=max_pixels)):
             paths.append(folder / f"{number:04d}.npy")
-            folder.mkdir(parents=True, exist_ok=True)
             np.save(paths[-1], rgb_to_l_ab(rgb)[0].numpy())
         return paths, {"photos": len(paths)}
 
@@ -136,12 +139,9 @@ def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
     return folder
 
 
-def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, calibration: Path) -> MadePeer:
-    graph = parent.path
-    assert graph is not None
-    environment = find_environment(
-        run.folder / ".peers" / "-".join(map(name_of, peer.requirements)), peer.requirements, peer.distributions
-    )
+def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph: Path, calibration: Path) -> MadePeer:
+    own_place = run.folder / ".peers" / "-".join(map(name_of, peer.requirements))
+    environment = find_environment(own_place, peer.requirements, peer.distributions)
     made = replace(parent, peer=peer, versions=environment.versions, seconds=None)
     if not peer.recipe:
         return made if peer.name == BEST else replace(made, path=run.best_path)
@@ -161,7 +161,7 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, calib
         inputs=[run.best_path if trained else graph],
         settings={
             # Run by its path, so that no import leads to it.
-            "recipe": sha256_file(_HERE / f"{peer.recipe}.py"),
+            "recipe": hash_code(f"benchmarks.peers.{peer.recipe}"),
             "options": dict(peer.options),
             "versions": dict(environment.versions),
             "calibration": sorted(path.name for path in calibration.glob("*.npy")),
@@ -175,8 +175,7 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, calib
     if not trained:
         return made
     export(run, folder / "model.pt", peer.name)
-    network, size = run.load(folder / "model.pt").build_network(), run.settings.time.bench_size[0]
-    return replace(made, params=count_parameters(network), macs=count_macs(network, height=size, width=size))
+    return replace(made, **_count(run, folder / "model.pt"))
 
 
 def _make_here(run: Run, photos: PhotoSplit, peer: Peer, folder: Path) -> dict[str, Any]:
@@ -198,47 +197,42 @@ def run_recipe(peer: Peer, graph: Path, calibration: Path, folder: Path, environ
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "recipe.log"
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as name:
-        work = Path(name)
-        made, job, answer_path = work / "made", work / "job.json", work / "answer.json"
+        work = Path(name).resolve()
+        made = work / "made"
         made.mkdir()
-        write_json(job, {
+        write_json(work / "job.json", {
             "recipe": str(_HERE / f"{peer.recipe}.py"),
             "graph": str(graph.resolve()),
             "calibration": str(calibration.resolve()),
-            "folder": str(made.resolve()),
+            "folder": str(made),
             "options": dict(peer.options),
-            "answer": str(answer_path.resolve()),
         })  # fmt: skip
-        answer = _run_worker(environment.python, job, answer_path, log)
+        error = _run_worker(environment.python, work, log)
         missing = [each for each in peer.files if not (made / each).is_file()]
-        if answer["status"] == "ok" and missing:
-            answer = {"status": "error", "error": f"it wrote no {missing[0]}"}
-        if answer["status"] != "ok":
-            raise MachineError("peer", peer.name, answer["error"], f"see {log}")
+        if error or missing:
+            raise MachineError("peer", peer.name, error or f"it wrote no {missing[0]}", f"see {log}")
         return [write_bytes(folder / each, (made / each).read_bytes()) for each in peer.files]
 
 
-def _run_worker(python: Path, job: Path, answer_path: Path, log: Path) -> dict[str, str]:
-    command = [str(python), "-P", str(_HERE / "peer_worker.py"), str(job.resolve())]
-    # The tool's environment is its own: nothing of this one's search path.
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+def _run_worker(python: Path, work: Path, log: Path) -> str:
+    """Run job.json in the folder `work`; what went wrong, empty where nothing did."""
     try:
         done = subprocess.run(
-            command,
+            [str(python), "-P", str(_HERE / "peer_worker.py")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=_LONGEST_S,
-            env=environment,
-            cwd=job.parent,
+            # The tool's environment is its own: nothing of this one's search path.
+            env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+            cwd=work,
         )
     except subprocess.TimeoutExpired:
-        return {"status": "error", "error": f"no end after {_LONGEST_S:g} s"}
+        return f"no end after {_LONGEST_S:g} s"
     said = done.stdout.decode("utf-8", "replace")
     write_text(log, said)
     try:
-        answer: dict[str, str] = json.loads(answer_path.read_bytes())
-        return answer
+        return str(json.loads((work / "answer.json").read_bytes())["error"])
     except (OSError, ValueError):
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-        return {"status": "error", "error": f"exit {done.returncode} without an answer: {last[:300]}"}
+        return f"exit {done.returncode} without an answer: {last[:300]}"

@@ -15,12 +15,11 @@ class PhotoReader(CalibrationDataReader):  # type: ignore[misc]
     """One calibration photograph at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = iter(sorted(folder.glob("*.npy")))
+        self.inputs = ({"L": np.load(path)} for path in sorted(folder.glob("*.npy")))
 
     def get_next(self) -> dict[str, Any] | None:
         """The next photograph as the model's input; None after the last."""
-        path = next(self.paths, None)
-        return None if path is None else {"L": np.load(path)}
+        return next(self.inputs, None)
 
 
 def make_files(graph: Path, calibration: Path, folder: Path, options: Mapping[str, Any]) -> None:

@@ -13,11 +13,6 @@ from dataclasses import dataclass, field, replace
 from colorpress.core.errors import ConfigError
 
 BEST = "best"
-_ORT_DOCS = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
-_NNCF_DOCS = (
-    "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/"
-    "basic-quantization-flow.html"
-)
 
 
 @dataclass(frozen=True)
@@ -59,61 +54,56 @@ class UnmeasuredTool:
     happened: str
 
 
-def _runtime_of_best(runtime: str, recommended: str, url: str) -> Peer:
+def _runtime_of_best(runtime: str, recommended: str, page: str) -> Peer:
+    url = f"https://docs.pytorch.org/{page}.html"
     return Peer(f"best.pt @ {runtime}", "PyTorch", recommended, url, ("torch",), (runtime,), files=("best.pt",))
 
 
-def _ort_static(prefix: str = "", parent: str = BEST) -> tuple[Peer, Peer]:
-    """With its defaults, and with a scale per channel, which its documentation advises where accuracy suffers."""
-    defaults = Peer(
-        f"{prefix}ort-static",
-        "ONNX Runtime quantization",
-        "static int8 for CNNs: quant_pre_process, then quantize_static with its defaults (QDQ, min-max)",
-        _ORT_DOCS,
-        ("onnxruntime",),
-        ("onnxruntime",),
-        parent=parent,
-        recipe="ort_static_recipe",
-        options={"per_channel": False},
-    )
-    per_channel = replace(
-        defaults,
-        name=f"{defaults.name}-per-channel",
-        recommended=f"{defaults.recommended}, per_channel=True",
+_ORT_STATIC = Peer(
+    "ort-static",
+    "ONNX Runtime quantization",
+    "static int8 for CNNs: quant_pre_process, then quantize_static with its defaults (QDQ, min-max)",
+    "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+    ("onnxruntime",),
+    ("onnxruntime",),
+    recipe="ort_static_recipe",
+    options={"per_channel": False},
+)
+_NNCF = Peer(
+    "nncf",
+    "NNCF",
+    "nncf.quantize on 300 samples with its defaults, which are for CNNs with ReLU",
+    "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/"
+    "basic-quantization-flow.html",
+    ("nncf", "openvino"),
+    ("openvino",),
+    recipe="nncf_recipe",
+    requirements=("nncf>=2.18", "openvino>=2025.1"),
+    options={"model": "openvino"},
+    files=("model.xml", "model.bin"),
+)
+# What quantizes best.pt and every pruned network alike.
+_QUANTIZERS = (
+    _ORT_STATIC,
+    # Its documentation advises this where accuracy suffers.
+    replace(
+        _ORT_STATIC,
+        name="ort-static-per-channel",
+        recommended=f"{_ORT_STATIC.recommended}, per_channel=True",
         options={"per_channel": True},
-    )
-    return defaults, per_channel
-
-
-def _nncf(prefix: str = "", parent: str = BEST) -> tuple[Peer, Peer]:
-    """On the OpenVINO model, as its documentation prefers, and on the ONNX model."""
-    recommended = "nncf.quantize on 300 samples with its defaults, which are for CNNs with ReLU"
-    on_openvino = Peer(
-        f"{prefix}nncf",
-        "NNCF",
-        recommended,
-        _NNCF_DOCS,
-        ("nncf", "openvino"),
-        ("openvino",),
-        parent=parent,
-        recipe="nncf_recipe",
-        requirements=("nncf>=2.18", "openvino>=2025.1"),
-        options={"model": "openvino"},
-        files=("model.xml", "model.bin"),
-    )
-    on_onnx = Peer(
-        f"{prefix}nncf-onnx",
-        "NNCF",
-        f"{recommended}; on the ONNX model",
-        _NNCF_DOCS,
-        ("nncf", "onnx"),
-        ("onnxruntime", "openvino"),
-        parent=parent,
-        recipe="nncf_recipe",
-        requirements=on_openvino.requirements,
+    ),
+    # The OpenVINO model is what its documentation prefers.
+    _NNCF,
+    replace(
+        _NNCF,
+        name="nncf-onnx",
+        recommended=f"{_NNCF.recommended}; on the ONNX model",
+        distributions=("nncf", "onnx"),
+        runtimes=("onnxruntime", "openvino"),
         options={"model": "onnx"},
-    )
-    return on_openvino, on_onnx
+        files=("model.onnx",),
+    ),
+)
 
 
 def _torch_pruning(percent: int) -> tuple[Peer, ...]:
@@ -130,9 +120,10 @@ def _torch_pruning(percent: int) -> tuple[Peer, ...]:
         options={"ratio": percent / 100, "epochs": 12},
         files=("model.onnx", "model.pt"),
     )
-    return pruned, *_ort_static(f"{name}-", name), *_nncf(f"{name}-", name)
+    return pruned, *(replace(each, name=f"{name}-{each.name}", parent=name) for each in _QUANTIZERS)
 
 
+# Parents stand before what is made from them.
 PEERS: tuple[Peer, ...] = (
     Peer(
         BEST, "PyTorch exporter and runtimes", "export to ONNX and run that, with the runtimes' defaults",
@@ -141,21 +132,14 @@ PEERS: tuple[Peer, ...] = (
     ),
     _runtime_of_best(
         "torch-channels-last", "channels-last memory format for convolutions on CPUs",
-        "https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html",
+        "tutorials/recipes/recipes/tuning_guide",
     ),
+    _runtime_of_best("torch-bf16", "autocast to bfloat16 on CPUs that have it", "docs/stable/amp"),
+    _runtime_of_best("torch-compile", "torch.compile, weights frozen", "docs/stable/generated/torch.compile"),
     _runtime_of_best(
-        "torch-bf16", "autocast to bfloat16 on CPUs that have it", "https://docs.pytorch.org/docs/stable/amp.html"
+        "torch-compile-bf16", "torch.compile under autocast to bfloat16", "docs/stable/generated/torch.compile"
     ),
-    _runtime_of_best(
-        "torch-compile", "torch.compile, weights frozen",
-        "https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
-    ),
-    _runtime_of_best(
-        "torch-compile-bf16", "torch.compile under autocast to bfloat16",
-        "https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
-    ),
-    *_ort_static(),
-    *_nncf(),
+    *_QUANTIZERS,
     *_torch_pruning(50),
     *_torch_pruning(75),
     Peer(
@@ -208,11 +192,6 @@ def choose_peers(names: Sequence[str]) -> tuple[Peer, ...]:
 
 def with_parents(peers: Sequence[Peer]) -> tuple[Peer, ...]:
     """The peers and every other one that they are made from, parents first."""
-    known = {peer.name: peer for peer in PEERS}
-    needed = {peer.name: peer for peer in peers}
-    for peer in peers:
-        while peer.parent != BEST and peer.parent not in needed:
-            peer = known[peer.parent]
-            needed[peer.name] = peer
-    order = list(known)
-    return tuple(sorted(needed.values(), key=lambda each: order.index(each.name) if each.name in known else len(order)))
+    given = {peer.name: peer for peer in peers}
+    needed = {*given, *(peer.parent for peer in peers if peer.parent != BEST)}
+    return tuple(given.get(peer.name, peer) for peer in PEERS if peer.name in needed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.making import CALIBRATION_PHOTOS, MadePeer
 from benchmarks.peers.peer_list import UNMEASURED
-from benchmarks.tables import Row
-from benchmarks.verdict import base_rows
+from benchmarks.rows import Row, base_rows
 from colorpress.core.errors import printable
-from colorpress.core.files import write_json, write_text
+from colorpress.core.files import write_json
 from colorpress.core.machine import describe_machine
 from colorpress.core.text import format_bytes, format_number, format_percent
 
@@ -61,37 +60,17 @@ def format_peers(made: Sequence[MadePeer], rows: Sequence[Row]) -> str:
     """
     by_file = {each.peer.name.partition(" @ ")[0]: each for each in made if each.peer.recipe}
     by_name = {each.peer.name: each for each in made if not each.peer.recipe}
-    measured = base_rows(rows) if rows else []
+    measured = {row.model: row for row in (base_rows(rows) if rows else ())}
     lines = [_HEADER, tuple("---" if number < 3 else "--:" for number in range(len(_HEADER)))]
-    lines += [_measured_cells(row, by_name.get(row["model"]) or by_file.get(row["variant"])) for row in measured]
-    shown = {row["model"] for row in measured}
-    lines += [_unmeasured_cells(each) for each in made if each.peer.name not in shown]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines += [
+        (name, *_origin(by_name.get(name) or by_file.get(row.variant)), *_figures(row))
+        for name, row in measured.items()
+    ]
+    lines += [(each.peer.name, *_origin(each), *_unmeasured(each)) for each in made if each.peer.name not in measured]
+    safe = [[printable(cell).replace("|", "\\|") for cell in cells] for cells in lines]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in safe)
     notes = [f"- {each.tool} ({each.version}) was tried and is not measured: {each.happened}." for each in UNMEASURED]
     return "\n".join([table, "", *notes, ""])
-
-
-def _measured_cells(row: Row, made: MadePeer | None) -> tuple[str, ...]:
-    name = _cell(row["model"])
-    if row["status"] != "ok":
-        figures = (f"{row['status']}: {row['error']}", "", _runtime(row), "", "", "")
-    else:
-        figures = (
-            format_bytes(row["size_bytes"]),
-            format_number(row["p50_ms"], " ms"),
-            _runtime(row),
-            format_number(row["speedup"], "x"),
-            format_percent(row["l1_delta_pct"]),
-            _interval(row),
-        )
-    return (name, *_origin(made), *map(_cell, figures))
-
-
-def _unmeasured_cells(made: MadePeer) -> tuple[str, ...]:
-    what = "made, not measured" if made.status == "ok" else f"{made.status}: {made.error}"
-    files = () if made.path is None else (made.path, made.path.with_suffix(".bin"))
-    size = format_bytes(sum(each.stat().st_size for each in files if each.is_file())) if files else ""
-    return (_cell(made.peer.name), *_origin(made), _cell(size), "", _cell(what), "", "", "")
 
 
 def _origin(made: MadePeer | None) -> tuple[str, str, str]:
@@ -100,25 +79,28 @@ def _origin(made: MadePeer | None) -> tuple[str, str, str]:
     versions = ", ".join(f"{name} {number}" for name, number in made.versions.items())
     tool = f"{made.peer.tool} ({versions})" if versions else made.peer.tool
     seconds = "" if made.seconds is None else f"{format_number(made.seconds)} s"
-    return _cell(tool), f"[{_cell(made.peer.recommended)}]({made.peer.url})", seconds
+    return tool, f"[{made.peer.recommended}]({made.peer.url})", seconds
 
 
-def _runtime(row: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, (str(row["runtime"]), row.get("compute"))))
+def _figures(row: Row) -> tuple[str, str, str, str, str, str]:
+    runtime = " ".join(filter(None, (row.runtime, row.compute)))
+    if not row.is_ok:
+        return f"{row.status}: {row.error}", "", runtime, "", "", ""
+    kept = "-" if row.retained_colour is None else f"{row.retained_colour:.3f}"
+    if row.retained_low is not None:
+        kept += f" ({row.retained_low:.3f} to {row.retained_high:.3f})"
+    return (
+        format_bytes(row.size_bytes),
+        format_number(row.p50_ms, " ms"),
+        runtime,
+        format_number(row.speedup, "x"),
+        format_percent(row.l1_delta_pct),
+        kept,
+    )
 
 
-def _interval(row: Row) -> str:
-    if row["retained_colour"] is None:
-        return "-"
-    if row["retained_low"] is None:
-        return f"{row['retained_colour']:.3f}"
-    return f"{row['retained_colour']:.3f} ({row['retained_low']:.3f} to {row['retained_high']:.3f})"
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|")
-
-
-def write_peers_table(path: Path, made: Sequence[MadePeer], rows: Sequence[Row]) -> Path:
-    """Write `format_peers` to `path`."""
-    return write_text(path, format_peers(made, rows))
+def _unmeasured(made: MadePeer) -> tuple[str, str, str, str, str, str]:
+    what = "made, not measured" if made.status == "ok" else f"{made.status}: {made.error}"
+    files = () if made.path is None else (made.path, made.path.with_suffix(".bin"))
+    size = format_bytes(sum(each.stat().st_size for each in files if each.is_file())) if files else ""
+    return size, "", what, "", "", ""

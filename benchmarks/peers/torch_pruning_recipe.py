@@ -21,7 +21,7 @@ from colorpress.core.console import silence_libraries
 from compress.dependency_graph import copy_network, layer_widths
 from training.checkpoint import save_checkpoint
 from training.device import torch_threads
-from training.fitting import fit_network, forget_fit
+from training.fitting import FitFiles, FitJob, fit_network, forget_fit
 from training.losses import L1Loss
 from training.network import ColorNetwork
 from training.photos import PhotoSplit
@@ -90,19 +90,14 @@ def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str
     best = run.load(run.best_path)
     network = prune_channels(best.build_network(), options["ratio"])
     settings, last_path = run.settings, folder / "last.pt"
+    recipe = finetune_recipe(options["epochs"], settings.score.eval_size)
+    extra = {"stage": "peer", "architecture": network.architecture.describe()}
     with torch_threads(settings.machine.threads):
         fitted = fit_network(
             L1Loss(network),
-            photos.train,
-            photos.val,
-            finetune_recipe(options["epochs"], settings.score.eval_size),
-            data=settings.data,
-            machine=settings.machine,
-            best_path=folder / "model.pt",
-            last_path=last_path,
+            FitJob(photos.train, photos.val, recipe, settings.data, settings.machine),
+            FitFiles(folder / "model.pt", last_path, extra, restart=True),
             label=folder.name,
-            extra={"stage": "peer", "architecture": network.architecture.describe()},
-            restart=True,
         )
     save_checkpoint(folder / "model.pt", replace(fitted.best, arch=best.arch))
     forget_fit(last_path)

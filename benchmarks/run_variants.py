@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.console import warn
@@ -48,34 +49,39 @@ def _front_variants(run: Run, best: Checkpoint) -> list[Variant]:
     """Files of the front of a search."""
     variants = []
     for name in list_front(run.folder):
-        exported = run.folder / name / "model.onnx"
-        origin = run.folder / origin_of(name) / "model.pt"
+        exported, origin = run.folder / name / "model.onnx", run.folder / origin_of(name) / "model.pt"
         if not (exported.is_file() and origin.is_file()):
             warn(f"{name} of the front is not there any more and is left out: run `colorpress compress` again")
             continue
-        made, metadata = run.load(origin), read_metadata(exported)
-        if (made.extra.get("teacher_sha256"), metadata.get("checkpoint_sha256")) != (best.sha256, made.sha256):
+        made = run.load(origin)
+        if made.extra.get("teacher_sha256") == best.sha256 and _is_of(exported, made):
+            variants.append(_describe(run, name, exported, made))
+        else:
             warn(f"{name} is not of this best.pt and is left out: run `colorpress compress` again")
-            continue
-        size, network = run.settings.time.bench_size[0], made.build_network()
-        params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-        precision = metadata.get("precision", "fp32")
-        variants.append(describe_variant(name, exported, precision=precision, params=params, macs=macs))
     return variants
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
-    size, network = run.settings.time.bench_size[0], checkpoint.build_network()
-    params, macs = count_parameters(network), count_macs(network, height=size, width=size)
-    variants = [describe_variant(f"{name}.pt", path, params=params, macs=macs, arch=checkpoint.arch)]
+    """A checkpoint and every file that it was exported to."""
+    variants = [_describe(run, f"{name}.pt", path, checkpoint)]
     for variant in variant_names(name):
         exported = run.folder / variant / "model.onnx"
-        if not exported.exists():
-            continue
-        metadata = read_metadata(exported)
-        if metadata.get("checkpoint_sha256") == checkpoint.sha256:
-            precision = metadata.get("precision", "fp32")
-            variants.append(describe_variant(variant, exported, precision=precision, params=params, macs=macs))
-        else:
+        if exported.exists() and _is_of(exported, checkpoint):
+            variants.append(_describe(run, variant, exported, checkpoint))
+        elif exported.exists():
             warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
     return variants
+
+
+def _is_of(exported: Path, checkpoint: Checkpoint) -> bool:
+    return read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256
+
+
+def _describe(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> Variant:
+    """A checkpoint or a file that was exported from it, with the sizes of the checkpoint's network."""
+    size, network = run.settings.time.bench_size[0], checkpoint.build_network()
+    macs = count_macs(network, height=size, width=size)
+    known: dict[str, Any] = {"params": count_parameters(network), "macs": macs, "macs_size": size}
+    if path.suffix == ".onnx":
+        return describe_variant(name, path, precision=read_metadata(path).get("precision", "fp32"), **known)
+    return describe_variant(name, path, arch=checkpoint.arch, **known)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from benchmarks.graph_macs import count_graph_macs
 from colorpress.core.config import ArchConfig
@@ -56,37 +57,16 @@ class Variant:
         return self.name.partition(" @ ")[0]
 
 
-@dataclass(frozen=True)
-class _FileSizes:
-    external_bytes: int
-    params: int
-    weights_bytes: int
-    precision: str
-
-
 def describe_variant(
-    name: str,
-    path: Path,
-    *,
-    device: str = "cpu",
-    precision: str | None = None,
-    macs: int = 0,
-    macs_size: int = 256,
-    params: int | None = None,
-    arch: ArchConfig | None = None,
-    runtime: str | None = None,
-    peer: bool = False,
+    name: str, path: Path, *, runtime: str | None = None, arch: ArchConfig | None = None, **known: Any
 ) -> Variant:
-    """Read the sizes of a model file and say how it is run: `.pt` by PyTorch, `.onnx` by ONNX Runtime, `.xml` by
-    OpenVINO.
+    """Read the sizes of a model file and say how it is run.
 
     Args:
-        precision: of the weights; None reads it from the file.
-        params: overrides what is counted in the file. An exported graph has its batch norms folded, so it holds
-            fewer than the network it came from.
-        arch: names the network of a foreign checkpoint.
         runtime: another one than the file's own.
-        peer: made by another tool.
+        arch: names the network of a foreign checkpoint.
+        known: further attributes of the variant, in the place of what the file tells; None: the file's. So `params`:
+            an exported graph has its batch norms folded, so it holds fewer than the network it came from.
     Raises:
         ConfigError: no such file, another kind of file, or a runtime that cannot run it.
         InputError: the file cannot be read as what its name says.
@@ -94,25 +74,19 @@ def describe_variant(
     path = Path(path)
     if not path.is_file():
         raise ConfigError("model", path, "no such file", "give a .pt, .onnx or OpenVINO .xml file")
-    runtime = find_runtime(path, runtime or "").name
+    chosen, arch = find_runtime(path, runtime or ""), arch or ArchConfig()
     if path.suffix in CHECKPOINT_SUFFIXES:
-        sizes = _read_checkpoint(path, arch)
+        found = _read_checkpoint(path, arch)
     else:
-        sizes = _read_graph(path) if path.suffix == ".onnx" else _read_ir(path)
+        found = _read_graph(path) if path.suffix == ".onnx" else _read_ir(path)
+    found |= {"device": "cpu", "macs": 0} | {key: value for key, value in known.items() if value is not None}
     return Variant(
         name=name,
         path=path,
-        runtime=runtime,
-        device=device,
-        precision=precision or sizes.precision,
-        params=sizes.params if params is None else params,
-        macs=macs,
-        size_bytes=path.stat().st_size + sizes.external_bytes,
-        weights_bytes=sizes.weights_bytes,
-        macs_size=macs_size,
-        arch=arch or ArchConfig(),
+        runtime=chosen.name,
+        arch=arch,
         caution=_read_caution(path.with_name("int8.json")),
-        peer=peer,
+        **found,
     )
 
 
@@ -129,14 +103,12 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix == ".pt" and path.stem != "model" else name
-        variant = describe_variant(name, path, arch=arch)
-        variants.append(replace(variant, macs=_count_macs(path, size, arch), macs_size=size))
+        variants.append(describe_variant(name, path, arch=arch, macs=_count_macs(path, size, arch), macs_size=size))
     names = Counter(variant.name for variant in variants)
     for variant in variants:
         if names[variant.name] > 1:
-            raise ConfigError(
-                "model", variant.path, f"is the second one called {variant.name!r}", "name the files or folders apart"
-            )
+            why = f"is the second one called {variant.name!r}"
+            raise ConfigError("model", variant.path, why, "name the files or folders apart")
     return tuple(variants)
 
 
@@ -193,48 +165,52 @@ def _read_caution(path: Path) -> str:
         return ""
 
 
-def _read_checkpoint(path: Path, arch: ArchConfig | None) -> _FileSizes:
+def _read_checkpoint(path: Path, arch: ArchConfig) -> dict[str, Any]:
     from training.checkpoint import load_checkpoint
     from training.unet import count_parameters
 
     checkpoint = load_checkpoint(path, arch)
-    weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.state_dict.values())
-    return _FileSizes(0, count_parameters(checkpoint.build_network()), weights_bytes, "fp32")
+    return {
+        "precision": "fp32",
+        "params": count_parameters(checkpoint.build_network()),
+        "size_bytes": path.stat().st_size,
+        "weights_bytes": sum(tensor.nbytes for tensor in checkpoint.state_dict.values()),
+    }
 
 
-def _read_ir(path: Path) -> _FileSizes:
+def _read_ir(path: Path) -> dict[str, Any]:
     """OpenVINO keeps the weights in a file beside the graph: their bytes are known, their number is not."""
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise InputError("OpenVINO model", path, f"there is no {weights.name} beside it", "keep the two files together")
-    size_bytes = weights.stat().st_size
-    return _FileSizes(size_bytes, 0, size_bytes, "int8" if b"FakeQuantize" in path.read_bytes() else "fp32")
+    return {
+        "precision": "int8" if b"FakeQuantize" in path.read_bytes() else "fp32",
+        "params": 0,
+        "size_bytes": path.stat().st_size + weights.stat().st_size,
+        "weights_bytes": weights.stat().st_size,
+    }
 
 
-def _read_graph(path: Path) -> _FileSizes:
+def _read_graph(path: Path) -> dict[str, Any]:
     import onnx
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf raises kinds of its own
         raise InputError("ONNX model", path, f"cannot be read ({type(error).__name__})", "export it again") from error
-    external = {
-        entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    external_bytes = sum((path.parent / location).stat().st_size for location in external)
+    outside = {entry.value for each in graph.initializer for entry in each.external_data if entry.key == "location"}
     # Scales and zero points describe numbers, they are no weights; shapes and axes are int64 and no weights either.
-    ranges = {name for node in graph.node if "QuantizeLinear" in node.op_type for name in node.input[1:]}
-    ranges |= {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.input[1:]}
+    ranges = {name for node in graph.node if "quantizelinear" in node.op_type.lower() for name in node.input[1:]}
     weights = [
-        tensor
+        (prod(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
         for tensor in graph.initializer
         if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
     ]
-    counts = [prod(tensor.dims) for tensor in weights]
-    types = [onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type) for tensor in weights]
-    return _FileSizes(
-        external_bytes,
-        sum(counts),
-        sum(count * each.itemsize for count, each in zip(counts, types, strict=True)),
-        recognize_precision({node.op_type for node in graph.node}, {each.name for each in types}).name,
-    )
+    return {
+        "precision": recognize_precision(
+            {each.op_type for each in graph.node}, {kind.name for _, kind in weights}
+        ).name,
+        "params": sum(count for count, _ in weights),
+        "size_bytes": path.stat().st_size + sum((path.parent / name).stat().st_size for name in outside),
+        "weights_bytes": sum(count * kind.itemsize for count, kind in weights),
+    }

@@ -11,41 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from colorpress.core.errors import GateError
+from export.predictors import Floats, Predictor
 
-Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-ArrayPredictor = Callable[[Floats], Floats]
 # Pixels uint8 (H, W, C) and the working size to pixels uint8 (H, W, 3).
 SizedColorizer = Callable[[Pixels, int], Pixels]
 
 # (N, H, W): one pixel, one row, one column, odd, prime, batches, less and more than any depth's multiple.
 DEFAULT_SHAPES = (
-    (1, 1, 1),
-    (1, 1, 37),
-    (2, 41, 1),
-    (1, 3, 3),
-    (1, 16, 16),
-    (1, 33, 17),
-    (2, 31, 64),
-    (3, 97, 53),
-    (1, 101, 127),
-    (1, 256, 256),
+    *((1, 1, 1), (1, 1, 37), (2, 41, 1), (1, 3, 3), (1, 16, 16)),
+    *((1, 33, 17), (2, 31, 64), (3, 97, 53), (1, 101, 127), (1, 256, 256)),
 )
 _SIDES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 33, 61, 64, 97, 127, 128, 131, 193, 255, 256, 257, 307, 401, 509, 513)
 _PEAK_TO_PEAK = 2.0  # ab/128 lies in [-1, 1]
 # (height, width, channels, working size): as above, with pictures that are averaged down by 1, 2 and more.
 DEFAULT_PICTURES = (
-    (1, 1, 3, 16),
-    (1, 1, 1, 16),
-    (1, 37, 3, 16),
-    (41, 1, 1, 16),
-    (3, 3, 3, 16),
-    (97, 53, 3, 64),
-    (101, 127, 1, 32),
-    (131, 517, 3, 32),
-    (257, 300, 1, 24),
+    *((1, 1, 3, 16), (1, 1, 1, 16), (1, 37, 3, 16), (41, 1, 1, 16), (3, 3, 3, 16)),
+    *((97, 53, 3, 64), (101, 127, 1, 32), (131, 517, 3, 32), (257, 300, 1, 24)),
 )
 _MOST_LEVELS = 1
+_REPORT = "report the network that shows it"
 
 
 @dataclass(frozen=True)
@@ -86,22 +71,15 @@ class ParityResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready primitives; an infinite PSNR is None."""
-        rows = [asdict(each) for each in self.shapes]
-        for row in rows:
+        values = asdict(self)
+        for row in values["shapes"]:
             row["psnr_db"] = row["psnr_db"] if math.isfinite(row["psnr_db"]) else None
-        return {
-            "passed": self.passed,
-            "atol": self.atol,
-            "max_abs": self.max_abs,
-            "mean_abs": self.mean_abs,
-            "seed": self.seed,
-            "shapes": rows,
-        }
+        return values
 
 
 def check_parity(
-    reference: ArrayPredictor,
-    candidate: ArrayPredictor,
+    reference: Predictor,
+    candidate: Predictor,
     *,
     shapes: Sequence[tuple[int, int, int]] = DEFAULT_SHAPES,
     seed: int = 0,
@@ -118,9 +96,8 @@ def check_parity(
             `require_parity`.
     """
     rng = np.random.default_rng(seed)
-    return ParityResult(
-        shapes=tuple(_compare(reference, candidate, _picture(rng, shape)) for shape in shapes), seed=seed, atol=atol
-    )
+    found = tuple(_compare(reference, candidate, _picture(rng, shape)) for shape in shapes)
+    return ParityResult(found, seed, atol)
 
 
 def matrix_shapes(count: int = 208, seed: int = 0) -> tuple[tuple[int, int, int], ...]:
@@ -145,16 +122,12 @@ def require_parity(result: ParityResult, subject: str) -> None:
     Raises:
         GateError: names the worst shape, its difference and the tolerance.
     """
-    if result.passed:
-        return
-    worst = max(result.shapes, key=lambda each: math.inf if math.isnan(each.max_abs) else each.max_abs)
-    raise GateError(
-        "export",
-        subject,
-        f"answers differ from PyTorch by {worst.max_abs:.3g} at {worst.batch}x1x{worst.height}x{worst.width}, "
-        f"allowed {result.atol:g}; not published",
-        "raise --atol only if that difference is acceptable; otherwise report the network that shows it",
-    )
+    if not result.passed:
+        worst = max(result.shapes, key=lambda each: math.inf if math.isnan(each.max_abs) else each.max_abs)
+        where = f"{worst.batch}x1x{worst.height}x{worst.width}"
+        why = f"answers differ from PyTorch by {worst.max_abs:.3g} at {where}, allowed {result.atol:g}; not published"
+        hint = f"raise --atol only if that difference is acceptable; otherwise {_REPORT}"
+        raise GateError("export", subject, why, hint)
 
 
 def _picture(rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
@@ -166,21 +139,23 @@ def _picture(rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
     return (0.25 * (rows + columns) + 0.5 * noise).astype(np.float32)
 
 
-def _compare(reference: ArrayPredictor, candidate: ArrayPredictor, lightness: Floats) -> ShapeParity:
+def _compare(reference: Predictor, candidate: Predictor, lightness: Floats) -> ShapeParity:
     batch, _, height, width = lightness.shape
-    expected, got = reference(lightness), candidate(lightness)
-    if got.shape != expected.shape:
-        raise GateError(
-            "export",
-            None,
-            f"answer is {got.shape} where PyTorch's is {expected.shape}",
-            "report the network that shows it",
-        )
+    expected, got = reference(lightness), candidate(lightness)  # (N, 2, H, W)
+    _require_same_shape(expected, got)
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    mean_square = float(np.mean(difference**2))
-    psnr_db = math.inf if mean_square == 0.0 else 10.0 * math.log10(_PEAK_TO_PEAK**2 / mean_square)
+    psnr_db = _psnr_db(float(np.mean(difference**2)), _PEAK_TO_PEAK)
     p999 = float(np.quantile(difference, 0.999))
     return ShapeParity(batch, height, width, float(difference.max()), float(difference.mean()), p999, psnr_db)
+
+
+def _require_same_shape(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> None:
+    if got.shape != expected.shape:
+        raise GateError("export", None, f"answer is {got.shape} where the reference's is {expected.shape}", _REPORT)
+
+
+def _psnr_db(mean_square: float, peak: float) -> float:
+    return math.inf if mean_square == 0.0 else 10.0 * math.log10(peak**2 / mean_square)
 
 
 @dataclass(frozen=True)
@@ -216,18 +191,15 @@ def check_picture_parity(
     counts = np.zeros(256, np.int64)
     for pixels, size in cases:
         expected, got = reference(pixels, size), candidate(pixels, size)
-        if got.shape != expected.shape:
-            why = f"answer is {got.shape} where the reference's is {expected.shape}"
-            raise GateError("export", None, why, "report the network that shows it")
+        _require_same_shape(expected, got)
         counts += np.bincount(np.abs(got.astype(np.int16) - expected).ravel(), minlength=256)
     levels, total = np.arange(256), counts.sum()
-    mean_square = float((counts * levels**2).sum() / total)
     return PictureParity(
         pictures=len(cases),
         max_levels=int(levels[counts > 0].max()),
         mean_levels=float((counts * levels).sum() / total),
         p999_levels=float(np.searchsorted(np.cumsum(counts), 0.999 * total)),
-        psnr_db=math.inf if mean_square == 0.0 else 10.0 * math.log10(255.0**2 / mean_square),
+        psnr_db=_psnr_db(float((counts * levels**2).sum() / total), 255.0),
     )
 
 
@@ -239,7 +211,7 @@ def require_picture_parity(result: PictureParity, subject: str) -> None:
     """
     if result.max_levels > _MOST_LEVELS:
         why = f"a pixel differs by {result.max_levels} grey levels from the reference, allowed {_MOST_LEVELS}"
-        raise GateError("export", subject, f"{why}; not published", "report the network that shows it")
+        raise GateError("export", subject, f"{why}; not published", _REPORT)
 
 
 def _draw(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.rows import Row
-from compress.front import find_front
 
 
 def row(model: str, size: int, ms: float | None, l1: float | None, status: str = "ok") -> Row:
@@ -33,13 +32,6 @@ ROWS = [
     row("pruned-int8", 2_200_000, 19.0, 0.1005),
     row("broken", 1000, None, None, "crashed(SIGSEGV)"),
 ]
-
-
-def test_front_is_what_nothing_beats() -> None:
-    points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.5, 2.5), (2.0, 2.2), (4.0, 1.0)]
-    assert find_front(points, tuple) == [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
-    assert find_front([], tuple) == []
-    assert find_front([(1.0, 1.0)], tuple) == [(1.0, 1.0)]
 
 
 # As many as a real run has: every file in three runtimes, peers, and another condition.

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import Row, base_rows
-from colorpress.core.charts import format_cost, number_log_axis
+from colorpress.core.charts import drawn, format_cost, number_log_axis
 from colorpress.core.errors import printable
-from colorpress.core.files import atomic_write
 from compress.front import find_front
 from export.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axes._secondary_axes import SecondaryAxis
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-_GREY_LINE, _FRONT, _LEADER = "#777777", "#1f5fbf", "#999999"
+_GREY_LINE, _FRONT, _LEADER, _NUMBER = "#777777", "#1f5fbf", "#999999", "#555555"
 _LONGEST_NAME = 34
 _LEGEND_ROWS = 26
 
@@ -34,15 +34,30 @@ class _Kind:
     marker: str
     is_hollow: bool = False
 
+    @property
+    def face(self) -> str:
+        return "white" if self.is_hollow else self.colour
+
 
 _BASELINE = _Kind("best.pt", "#b3261e", "s")
 _PEER = _Kind("other tools", "#c26a00", "D")
-# By the family of the runtime.
 _OURS = {
     "PyTorch": _Kind("ours, PyTorch", "#1f5fbf", "o", is_hollow=True),
     "ONNX Runtime": _Kind("ours, ONNX Runtime", "#1f5fbf", "o"),
     "OpenVINO": _Kind("ours, OpenVINO", "#1f5fbf", "^"),
 }
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row in one panel: where it stands, and what it is called there and in the list at the side."""
+
+    x: float
+    l1: float
+    name: str
+    model: str
+    kind: _Kind
+
 
 # Where a label may stand from its point, in points of 1/72 inch: nearest places first.
 _PLACES = tuple(
@@ -65,70 +80,63 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
     Raises:
         MachineError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    shown = [
-        row for row in (base_rows(rows) if rows else []) if row.is_ok and row.l1 is not None and row.p50_ms is not None
+    times = [
+        _Point(row.p50_ms, row.l1, row.model, row.model, _kind_of(row, is_baseline=row is rows[0]))
+        for row in base_rows(rows)
+        if row.is_ok and row.l1 is not None and row.p50_ms is not None
     ]
-    figure = Figure(figsize=(15, 6.2), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.42))
-    size_panel, time_panel, side = panels
-    time_panel.sharey(size_panel)
-    side.axis("off")
-    sizes = list({row.variant: row for row in reversed(shown)}.values())[::-1]
-    named = _choose_named(shown, _front_rows(sizes, "size_bytes") + _front_rows(shown, "p50_ms"))
-    numbers: dict[str, str] = {}
-    for row in shown:
-        if row.model not in named:
-            numbers[row.model] = str(len(numbers) + 1)
-    labels = [
-        _draw_panel(axes, points, column, numbers, rows, grey_l1)
-        for axes, points, column in ((size_panel, sizes, "size_bytes"), (time_panel, shown, "p50_ms"))
-    ]
-    size_panel.set_title("File size (weights of a checkpoint)")
-    time_panel.set_title("Time for a call (p50)")
-    size_panel.set_ylabel("L1 on held-out photographs (ab/128), less is above")
-    time_panel.tick_params(labelleft=False)
-    _write_side(side, shown, numbers, has_baseline=bool(rows))
-    figure.draw_without_rendering()
-    for axes, named_points in zip((size_panel, time_panel), labels, strict=True):
-        place_labels(axes, named_points)
-    # What has been placed must not move again.
-    figure.set_layout_engine("none")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    by_model = {row.model: row for row in rows}
+    files: dict[str, _Point] = {}
+    for point in times:
+        row = by_model[point.model]
+        size = _Point(float(row.fair_size_bytes), point.l1, row.variant, point.model, point.kind)
+        files.setdefault(row.variant, size)
+    sizes = list(files.values())
+    numbers = _number_points(times, {point.model for points in (sizes, times) for point in _find_front(points)})
+    best_l1 = rows[0].l1 if rows else None
+    with drawn(path, width=15, height=6.2, dpi=120) as figure:
+        size_panel, time_panel, side = figure.subplots(1, 3, width_ratios=(1, 1, 0.42))
+        time_panel.sharey(size_panel)
+        labels = [
+            _draw_panel(axes, points, column, numbers, grey_l1)
+            for axes, points, column in ((size_panel, sizes, "size_bytes"), (time_panel, times, "p50_ms"))
+        ]
+        if times and grey_l1 is not None and best_l1 is not None and grey_l1 > best_l1:
+            _add_retained_axis(size_panel, best_l1, grey_l1).tick_params(labelright=False)
+            _add_retained_axis(time_panel, best_l1, grey_l1).set_ylabel("retained colour G (1: best.pt, 0: grey)")
+        size_panel.set_title("File size (weights of a checkpoint)")
+        time_panel.set_title("Time for a call (p50)")
+        size_panel.set_ylabel("L1 on held-out photographs (ab/128), less is above")
+        time_panel.tick_params(labelleft=False)
+        _write_side(side, times, numbers)
+        figure.draw_without_rendering()
+        for axes, named_points in zip((size_panel, time_panel), labels, strict=True):
+            place_labels(axes, named_points)
+        # What has been placed must not move again.
+        figure.set_layout_engine("none")
     return path
 
 
-def _choose_named(rows: Sequence[Row], front: Sequence[Row]) -> set[str]:
-    """The rows whose names stand beside their points: all of a few, else those that a reader looks for."""
-    if len(rows) <= 8:
-        return {row.model for row in rows}
-    return {rows[0].model, *(row.model for row in front), *(row.model for row in rows if row.peer)}
+def _kind_of(row: Row, *, is_baseline: bool) -> _Kind:
+    return _BASELINE if is_baseline else _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family]
 
 
-def _kind_of(row: Row, baseline: bool) -> _Kind:
-    if baseline:
-        return _BASELINE
-    return _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family]
+def _find_front(points: Sequence[_Point]) -> list[_Point]:
+    """Of points at one place the first."""
+    places = {(point.x, point.l1): point for point in reversed(points)}
+    return [places[place] for place in find_front(list(places), lambda place: place)]
 
 
-def _value(row: Row, column: str) -> float:
-    return float(row.fair_size_bytes if column == "size_bytes" else getattr(row, column))
-
-
-def _point(row: Row, column: str) -> tuple[float, float]:
-    assert row.l1 is not None
-    return _value(row, column), row.l1
-
-
-def _front_rows(rows: Sequence[Row], column: str) -> list[Row]:
-    points = {_point(row, column): row for row in reversed(rows)}
-    return find_front(list(points.values()), lambda row: _point(row, column))
+def _number_points(points: Sequence[_Point], front: set[str]) -> dict[str, str]:
+    """The models that a number stands for: of a few points none, else those that a reader does not look for."""
+    if len(points) <= 8:
+        return {}
+    plain = [point.model for point in points[1:] if point.kind != _PEER and point.model not in front]
+    return {model: str(number) for number, model in enumerate(plain, start=1)}
 
 
 def _draw_panel(
-    axes: Axes, points: Sequence[Row], column: str, numbers: dict[str, str], rows: Sequence[Row], grey_l1: float | None
+    axes: Axes, points: Sequence[_Point], column: str, numbers: Mapping[str, str], grey_l1: float | None
 ) -> list[Annotation]:
     axes.set_xscale("log")
     axes.grid(alpha=0.25, which="both")
@@ -136,36 +144,30 @@ def _draw_panel(
     if not points:
         axes.text(0.5, 0.5, "no variant finished", transform=axes.transAxes, ha="center")
         return []
-    front = [_point(row, column) for row in _front_rows(points, column)]
-    axes.plot(*zip(*front, strict=True), color=_FRONT, alpha=0.35, linewidth=1.5, zorder=2)
-    for row in points:
-        kind = _kind_of(row, row is rows[0])
+    front = _find_front(points)
+    axes.plot([p.x for p in front], [p.l1 for p in front], color=_FRONT, alpha=0.35, linewidth=1.5, zorder=2)
+    for point in points:
+        kind = point.kind
+        above = 4 if kind == _BASELINE else 3
         axes.scatter(
-            [_value(row, column)],
-            [row.l1],
-            s=42,
-            marker=kind.marker,
-            facecolors="white" if kind.is_hollow else kind.colour,
-            edgecolors=kind.colour,
-            zorder=4 if row is rows[0] else 3,
+            [point.x], [point.l1], s=42, marker=kind.marker, facecolors=kind.face, edgecolors=kind.colour, zorder=above
         )
     _set_limits(axes, points, column, grey_l1)
-    _add_retained_axis(axes, rows[0], grey_l1, is_labelled=column == "p50_ms")
     return [
         # A name is text, also with dollar signs, and is placed only after the layout is settled.
         axes.annotate(
-            numbers.get(row.model) or _short(row.model if column == "p50_ms" else row.variant),
-            (_value(row, column), row.l1),
+            numbers.get(point.model) or _short(point.name),
+            (point.x, point.l1),
             xytext=_PLACES[0],
             textcoords="offset points",
-            fontsize=8 if row.model in numbers else 9,
-            color="#555555" if row.model in numbers else _kind_of(row, row is rows[0]).colour,
+            fontsize=8 if point.model in numbers else 9,
+            color=_NUMBER if point.model in numbers else point.kind.colour,
             arrowprops={"arrowstyle": "-", "color": _LEADER, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
             parse_math=False,
             in_layout=False,
             va="center",
         )
-        for row in sorted(points, key=lambda row: row.model in numbers)
+        for point in sorted(points, key=lambda point: point.model in numbers)
     ]
 
 
@@ -174,8 +176,8 @@ def _short(name: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
 
 
-def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float | None) -> None:
-    xs, ys = [_value(row, column) for row in points], [float(row.l1) for row in points]
+def _set_limits(axes: Axes, points: Sequence[_Point], column: str, grey_l1: float | None) -> None:
+    xs, ys = [point.x for point in points], [point.l1 for point in points]
     # In decades: room for the names beside the outermost points.
     room = 10.0 ** (0.15 + 0.12 * math.log10(max(xs) / min(xs)))
     axes.set_xlim(min(xs) / room, max(xs) * room)
@@ -192,41 +194,28 @@ def _set_limits(axes: Axes, points: Sequence[Row], column: str, grey_l1: float |
     number_log_axis(axes, xs, format_cost(column))
 
 
-def _add_retained_axis(axes: Axes, best: Row, grey_l1: float | None, *, is_labelled: bool) -> None:
+def _add_retained_axis(axes: Axes, best_l1: float, grey_l1: float) -> SecondaryAxis:
     """G = (L1 grey - L1) / (L1 grey - L1 best) on the right: linear in L1."""
-    if grey_l1 is None or best.l1 is None or grey_l1 <= best.l1:
-        return
-    grey, gain = grey_l1, grey_l1 - best.l1
+    gain = grey_l1 - best_l1
 
     def to_retained(l1: Any) -> Any:
-        return (grey - l1) / gain
+        return (grey_l1 - l1) / gain
 
     def to_l1(retained: Any) -> Any:
-        return grey - retained * gain
+        return grey_l1 - retained * gain
 
-    right = axes.secondary_yaxis("right", functions=(to_retained, to_l1))
-    axes.axhline(best.l1, color=_BASELINE.colour, linewidth=0.8, alpha=0.4, zorder=1)
-    if is_labelled:
-        right.set_ylabel("retained colour G (1: best.pt, 0: grey)")
-    else:
-        right.tick_params(labelright=False)
+    axes.axhline(best_l1, color=_BASELINE.colour, linewidth=0.8, alpha=0.4, zorder=1)
+    return axes.secondary_yaxis("right", functions=(to_retained, to_l1))
 
 
-def _write_side(axes: Axes, rows: Sequence[Row], numbers: dict[str, str], *, has_baseline: bool) -> None:
+def _write_side(axes: Axes, points: Sequence[_Point], numbers: Mapping[str, str]) -> None:
     """The markers that occur, and below them the names of the numbered points."""
     from matplotlib.lines import Line2D
 
-    kinds = dict.fromkeys(_kind_of(row, has_baseline and row is rows[0]) for row in rows)
+    axes.axis("off")
+    kinds = dict.fromkeys(point.kind for point in points)
     handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=kind.marker,
-            color=kind.colour,
-            markerfacecolor="white" if kind.is_hollow else kind.colour,
-            label=kind.label,
-        )
+        Line2D([], [], linestyle="", marker=kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)
         for kind in kinds
     ]
     if handles:
@@ -243,26 +232,21 @@ def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
 
     One that finds no place is hidden: a point without a label misleads less than two labels over each other.
     """
+    from matplotlib.text import Text
+
     taken: list[Bbox] = [_point_box(axes, annotation) for annotation in annotations]
     taken += [text.get_window_extent() for text in axes.texts if text not in annotations]
     frame = axes.get_window_extent()
     for annotation in annotations:
         for place in _PLACES:
             _move(annotation, place)
-            box = _text_box(annotation)
+            box = Text.get_window_extent(annotation)  # of the text alone, without the line to its point
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
         else:
             annotation.set_visible(False)
-
-
-def _text_box(annotation: Annotation) -> Bbox:
-    """Of the text alone, without the line to its point."""
-    from matplotlib.text import Text
-
-    return Text.get_window_extent(annotation)
 
 
 def _move(annotation: Annotation, place: tuple[float, float]) -> None:
@@ -273,7 +257,7 @@ def _move(annotation: Annotation, place: tuple[float, float]) -> None:
         annotation.arrow_patch.set_visible(math.hypot(*place) > 16)
 
 
-def _point_box(axes: Axes, annotation: Annotation) -> Any:
+def _point_box(axes: Axes, annotation: Annotation) -> Bbox:
     from matplotlib.transforms import Bbox
 
     x, y = axes.transData.transform(annotation.xy)

@@ -11,8 +11,10 @@ from colorpress.core.files import atomic_write
 from colorpress.core.text import format_bytes, format_number
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 
 @contextmanager
@@ -48,3 +50,18 @@ def number_log_axis(axes: Axes, values: Sequence[float], show: Callable[[float],
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) / min(values) < 100 else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def paint_values(values: NDArray[np.float32], colour_map: str) -> NDArray[np.uint8]:
+    """Values from 0 to 1 as RGB (..., 3) in a colour map of matplotlib's; what is outside has the colour of its end."""
+    import matplotlib
+    import numpy as np
+
+    return np.asarray(matplotlib.colormaps[colour_map](np.clip(values, 0.0, 1.0), bytes=True)[..., :3])
+
+
+def font_path() -> Path:
+    """DejaVu Sans, which knows more of the world's letters than Pillow's own font."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"

@@ -19,11 +19,10 @@ from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.distillation_curve import write_distillation_curve
 from compress.teacher import ask_teacher
-from training.answers import ANSWER_STRIDE
-from training.batches import CropLoader
+from training.batches import ANSWER_STRIDE, CropLoader, CropRecipe
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
-from training.fitting import fit_network, forget_fit
+from training.fitting import FitFiles, FitJob, fit_network, forget_fit
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
@@ -178,25 +177,25 @@ def distil_network(
             max_pixels=lesson.data.max_pixels,
             device=device,
         )
+        extra = {
+            **_origin(teacher),
+            "architecture": network.architecture.describe(),
+            "teacher_weight": lesson.teacher_weight,
+            "answer_size": lesson.answer_size,
+            "code": hash_code(__name__),
+        }
         fitted = fit_network(
             lesson.make_loss(network, lesson.teacher_weight),
-            lesson.photos.train,
-            lesson.photos.val,
-            recipe,
-            data=replace(lesson.data, seed=lesson.data.seed + 1),
-            machine=lesson.machine,
-            best_path=destination,
-            last_path=last_path,
+            FitJob(
+                lesson.photos.train,
+                lesson.photos.val,
+                recipe,
+                replace(lesson.data, seed=lesson.data.seed + 1),
+                lesson.machine,
+                answers,
+            ),
+            FitFiles(destination, last_path, extra, restart=True),
             label=label,
-            extra={
-                **_origin(teacher),
-                "architecture": network.architecture.describe(),
-                "teacher_weight": lesson.teacher_weight,
-                "answer_size": lesson.answer_size,
-                "code": hash_code(__name__),
-            },
-            answers=answers,
-            restart=True,
         )
     paths: tuple[Path, ...] = (destination,)
     if is_main_process():
@@ -249,14 +248,9 @@ def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.dev
 def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     """L (N, 1, S, S) of a few batches of training crops."""
     recipe = lesson.recipe
-    loader = CropLoader(
-        lesson.photos.train,
-        imgsz=recipe.imgsz,
-        batch_size=recipe.batch_size,
-        seed=lesson.data.seed,
-        workers=0,
-        max_pixels=lesson.data.max_pixels,
-        crop_share=recipe.crop_share,
-    )
+    taken = CropRecipe(
+        recipe.imgsz, recipe.batch_size, lesson.data.seed, lesson.data.max_pixels, recipe.crop_share
+    )  # fmt: skip
+    loader = CropLoader(lesson.photos.train, taken, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(crops, device).lightness

@@ -9,8 +9,7 @@ import torch
 
 from colorpress.core.console import progress
 from colorpress.core.processes import process_count, process_rank, sum_over_processes_
-from training.answers import AnswerFolder
-from training.batches import whole_photos
+from training.batches import AnswerFolder, whole_photos
 from training.lab import rgb_to_l_ab
 from training.network import ColorNetwork
 from training.photos import Photo

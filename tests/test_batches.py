@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ from PIL import Image
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import MachineError
 from training import batches
-from training.answers import AnswerFolder
-from training.batches import CropDraw, CropLoader, crop_answer, crop_photo, whole_photos
+from training.batches import AnswerFolder, CropDraw, CropLoader, CropRecipe, crop_answer, crop_photo, whole_photos
 from training.photos import Photo, load_rgb, scan_photos
 
 LIMIT = 1_000_000
@@ -36,19 +36,9 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_loader(photos: tuple[Photo, ...], **options: object) -> CropLoader:
-    return CropLoader(
-        photos,
-        **{
-            "imgsz": 16,
-            "batch_size": 4,
-            "seed": 3,
-            "workers": 0,
-            "max_pixels": LIMIT,
-            "min_crops": 1,
-            "crop_share": 0.35,
-            **options,
-        },  # type: ignore[arg-type]
-    )
+    recipe = CropRecipe(imgsz=16, batch_size=4, seed=3, max_pixels=LIMIT, crop_share=0.35, min_crops=1)
+    ours = {"workers": 0} | {name: options.pop(name) for name in ("workers", "answers") if name in options}
+    return CropLoader(photos, replace(recipe, **options), **ours)  # type: ignore[arg-type]
 
 
 def pixels_of(loader: CropLoader, epoch: int) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, Machin
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.pruning import prune_network
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.fitting import FitJob
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import count_parameters
@@ -29,7 +30,7 @@ def split(photo_folder: Path) -> PhotoSplit:
 
 @pytest.fixture
 def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
-    return load_checkpoint(train_unet(split, tmp_path, UNET, TRAIN, data=DataConfig(), machine=MACHINE).best_path)
+    return train_unet(FitJob(split.train, split.val, TRAIN, DataConfig(), MACHINE), UNET, tmp_path).best
 
 
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:

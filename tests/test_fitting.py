@@ -13,19 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from colorpress.core.config import DataConfig, MachineConfig, TrainConfig
+from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
-from training.fitting import FitResult, _seed_dropout, fit_network, forget_fit
+from training.fitting import FitFiles, FitJob, FitResult, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
 
-RECIPE = TrainConfig(
-    epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32"
-)
+RECIPE = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32")
 STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
 MACHINE = MachineConfig(workers=0, threads=1, device="cpu")
 
@@ -52,21 +50,20 @@ def watch_(criterion: Loss, watch: Losses) -> None:
 def fit(
     split: PhotoSplit,
     folder: Path,
-    recipe: TrainConfig = RECIPE,
+    recipe: Recipe = RECIPE,
     network: UNet | None = None,
     watch: Losses | None = None,
-    **changed: object,
+    machine: MachineConfig = MACHINE,
+    restart: bool = False,
 ) -> FitResult:
-    arguments: dict[str, object] = {
-        "data": DataConfig(), "machine": MACHINE, "best_path": folder / "best.pt",
-        "last_path": folder / "last.pt", "label": "fit", "extra": {}, **changed,
-    }  # fmt: skip
+    job = FitJob(split.train, split.val, recipe, DataConfig(), machine)
+    files = FitFiles(folder / "best.pt", folder / "last.pt", extra={}, restart=restart)
     network = network or make_network()
     network.dropout.p = recipe.dropout
     criterion = ChromaClassLoss(network, recipe.class_weight) if recipe.class_weight else L1Loss(network)
     if watch is not None:
         watch_(criterion, watch)
-    return fit_network(criterion, split.train, split.val, recipe=recipe, **arguments)  # type: ignore[arg-type]
+    return fit_network(criterion, job, files, label="fit")
 
 
 def weights(path: Path) -> list[Tensor]:
@@ -94,7 +91,7 @@ def test_training_lowers_the_loss_and_best_is_the_lowest_validation_l1(split: Ph
 ])  # fmt: skip
 @pytest.mark.parametrize("stopping_step", [0, 8, 14, 18])
 def test_a_fit_stopped_by_a_signal_goes_on_to_the_same_bit(
-    split: PhotoSplit, tmp_path: Path, recipe: TrainConfig, stopping_step: int
+    split: PhotoSplit, tmp_path: Path, recipe: Recipe, stopping_step: int
 ) -> None:
     fit(split, tmp_path / "whole", recipe)
     steps = 0
@@ -318,13 +315,14 @@ def test_train_unet_writes_its_files_and_leaves_the_generator_alone(split: Photo
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    config = TrainConfig(base=4, depth=2, epochs=2, batch_size=8, imgsz=16, val_size=24)
-    trained = train_unet(split, tmp_path, config, data=DataConfig(), machine=MACHINE)
+    recipe = Recipe(epochs=2, batch_size=8, imgsz=16, val_size=24)
+    job = FitJob(split.train, split.val, recipe, DataConfig(), MACHINE)
+    trained = train_unet(job, UNetConfig(base=4, depth=2), tmp_path).best
     assert torch.equal(torch.rand(1), expected)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "best.pt", "history.csv", "last.prev.pt", "last.pt", "training_loss.png",
     ]  # fmt: skip
-    best = load_checkpoint(trained.best_path)
+    best = load_checkpoint(tmp_path / "best.pt")
     assert (best.epoch, best.val_l1) == (trained.epoch, trained.val_l1)
     assert math.isfinite(trained.val_l1)
 

@@ -1,29 +1,35 @@
-"""Photographs as batches of pixels: random crops to train on, whole pictures to judge by."""
+"""Photographs as batches of pixels: random crops to train on, with what a teacher answered, and whole pictures."""
 
 from __future__ import annotations
 
+import io
 import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
-from training.answers import ANSWER_STRIDE, AnswerFolder
+from colorpress.core.files import write_bytes
 from training.decoding import decode_photo, open_regular_file
 from training.photos import Photo, load_rgb
 
+# Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
+ANSWER_STRIDE = 4
 # Random-resized crop (Szegedy et al. 2015): width over height.
 _ASPECT = (3 / 4, 4 / 3)
 
@@ -50,12 +56,80 @@ class Crops:
     def __len__(self) -> int:
         return len(self.rgb)
 
+
+@dataclass(frozen=True)
+class CropRecipe:
+    """How crops are taken.
+
+    Attributes:
+        imgsz: side of the square crops, in pixels; small photographs are enlarged to it.
+        batch_size: crops per batch at most.
+        seed: of order, crops and flips.
+        max_pixels: larger photographs are refused.
+        crop_share: smallest share of a photograph's area that a crop shows; the largest is 1.
+        min_crops: crops per epoch at least.
+        tone_jitter: standard deviation of the logarithm of each crop's tone.
+    """
+
+    imgsz: int
+    batch_size: int
+    seed: int
+    max_pixels: int
+    crop_share: float
+    min_crops: int = 64
+    tone_jitter: float = 0.0
+
     @staticmethod
-    def blank(imgsz: int, *, taught: bool) -> Crops:
+    def of(recipe: Recipe, data: DataConfig) -> CropRecipe:
+        """As a fit takes them."""
+        return CropRecipe(
+            recipe.imgsz, recipe.batch_size, data.seed, data.max_pixels,
+            recipe.crop_share, recipe.epoch_crops, recipe.tone_jitter,
+        )  # fmt: skip
+
+    @property
+    def answer_size(self) -> int:
+        """Side of the crops of a teacher's answers."""
+        return -(-self.imgsz // ANSWER_STRIDE)
+
+    def blank(self, *, taught: bool) -> Crops:
         """One black crop with a grey answer."""
-        size = -(-imgsz // ANSWER_STRIDE)
-        answers = torch.zeros((1, 2, size, size), dtype=torch.float16) if taught else None
-        return Crops(torch.zeros((1, 3, imgsz, imgsz), dtype=torch.uint8), answers=answers)
+        answers = torch.zeros((1, 2, self.answer_size, self.answer_size), dtype=torch.float16) if taught else None
+        return Crops(torch.zeros((1, 3, self.imgsz, self.imgsz), dtype=torch.uint8), answers=answers)
+
+
+@dataclass(frozen=True)
+class AnswerFolder:
+    """What a trained network answered to whole photographs: ab/128, float16 (2, H / 4, W / 4), in a file for each."""
+
+    folder: Path
+
+    def path_of(self, photo: Photo) -> Path:
+        """Named after the content of the photograph."""
+        return self.folder / f"{photo.sha256}.npy"
+
+    def write(self, photo: Photo, answer: Tensor) -> Path:
+        """Keep the answer (1, 2, H, W) to `photo`, averaged over areas of 4x4 pixels."""
+        height, width = answer.shape[-2:]
+        size = (max(1, round(height / ANSWER_STRIDE)), max(1, round(width / ANSWER_STRIDE)))
+        buffer = io.BytesIO()
+        small = F.interpolate(answer, size, mode="area")[0]  # (2, H/4, W/4)
+        np.save(buffer, small.cpu().numpy().astype(np.float16))
+        return write_bytes(self.path_of(photo), buffer.getvalue())
+
+    def read(self, photo: Photo) -> NDArray[np.float16]:
+        """The answer to `photo` as it was written.
+
+        Raises:
+            InputError: there is none, or its file is damaged.
+        """
+        path = self.path_of(photo)
+        try:
+            answer: NDArray[np.float16] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            hint = "remove the file: answers that are missing are asked for again"
+            raise InputError("answer", path, "is missing or damaged", hint) from error
+        return answer
 
 
 _Loaded = tuple[Crops, list[tuple[Path, str]]]
@@ -75,14 +149,7 @@ class CropLoader:
 
     Args:
         photos: what to crop from, at least one.
-        imgsz: side of the square crops, in pixels; small photographs are enlarged to it.
-        batch_size: crops per batch at most.
-        seed: of order, crops and flips.
         workers: processes that decode; 0 decodes in this one.
-        max_pixels: larger photographs are refused.
-        crop_share: smallest share of a photograph's area that a crop shows; the largest is 1.
-        min_crops: crops per epoch at least.
-        tone_jitter: standard deviation of the logarithm of each crop's tone.
         answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
         rank: number of this process, from 0 to `ranks` - 1.
     """
@@ -90,23 +157,17 @@ class CropLoader:
     def __init__(
         self,
         photos: Sequence[Photo],
+        recipe: CropRecipe,
         *,
-        imgsz: int,
-        batch_size: int,
-        seed: int,
         workers: int,
-        max_pixels: int,
-        crop_share: float,
-        min_crops: int = 64,
-        tone_jitter: float = 0.0,
         answers: AnswerFolder | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self.lost: set[Path] = set()
-        self._order = _CropOrder(len(photos), batch_size, seed, min_crops, rank, ranks)
+        self._order = _CropOrder(len(photos), recipe, rank, ranks)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, imgsz, seed, max_pixels, crop_share, tone_jitter, answers),
+            _CropDataset(photos, recipe, answers),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -172,16 +233,15 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
             return error
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(load, photos[0]) if photos else None
-        for position, photo in enumerate(photos):
-            assert ahead is not None
-            pixels = ahead.result()
-            if position + 1 < len(photos):
-                ahead = pool.submit(load, photos[position + 1])
+        ahead = [pool.submit(load, photo) for photo in photos[:1]]
+        for photo, following in zip_longest(photos, photos[1:]):
+            pixels = ahead.pop().result()
+            if following is not None:
+                ahead.append(pool.submit(load, following))
             if isinstance(pixels, InputError):
                 _warn_once(photo.path, pixels.why)
             else:
-                yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+                yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
 
 
 @dataclass(frozen=True)
@@ -250,44 +310,35 @@ def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size
     return np.ascontiguousarray(crop[..., ::-1]) if draw.flip else crop
 
 
+@dataclass(frozen=True)
 class _CropDataset(Dataset[_Loaded]):
-    def __init__(
-        self,
-        photos: Sequence[Photo],
-        imgsz: int,
-        seed: int,
-        max_pixels: int,
-        crop_share: float,
-        tone_jitter: float,
-        answers: AnswerFolder | None,
-    ) -> None:
-        self.photos, self.answers = photos, answers
-        self.imgsz, self.seed, self.max_pixels = imgsz, seed, max_pixels
-        self.crop_share, self.tone_jitter = crop_share, tone_jitter
+    photos: Sequence[Photo]
+    recipe: CropRecipe
+    answers: AnswerFolder | None
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        size = -(-self.imgsz // ANSWER_STRIDE)
+        recipe, size = self.recipe, self.recipe.answer_size
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
         for epoch, position, number in keys:
             photo = self.photos[position]
-            draw = CropDraw.by((self.seed, epoch, position, number), self.crop_share)
+            draw = CropDraw.by((recipe.seed, epoch, position, number), recipe.crop_share)
             try:
-                crop, aspect = crop_photo(photo.path, draw, imgsz=self.imgsz, max_pixels=self.max_pixels)
+                crop, aspect = crop_photo(photo.path, draw, imgsz=recipe.imgsz, max_pixels=recipe.max_pixels)
                 if self.answers is not None:
                     taught.append(crop_answer(self.answers.read(photo), draw, aspect, size))
             except InputError as error:
                 lost.append((photo.path, error.why))
                 continue
             crops.append(crop)
-            tones.append(math.exp(self.tone_jitter * draw.tone))
-        pixels = np.stack(crops) if crops else np.empty((0, self.imgsz, self.imgsz, 3), np.uint8)
-        answers = np.stack(taught) if taught else np.empty((0, 2, size, size), np.float16)
+            tones.append(math.exp(recipe.tone_jitter * draw.tone))
+        pixels = np.stack(crops) if crops else np.empty((0, recipe.imgsz, recipe.imgsz, 3), np.uint8)  # (N, S, S, 3)
+        answers = np.stack(taught) if taught else np.empty((0, 2, size, size), np.float16)  # (N, 2, S/4, S/4)
         loaded = Crops(
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(tones) if self.tone_jitter else None,
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
+            torch.tensor(tones) if recipe.tone_jitter else None,
             None if self.answers is None else torch.from_numpy(answers),
         )
         return loaded, lost
@@ -296,11 +347,11 @@ class _CropDataset(Dataset[_Loaded]):
 class _CropOrder(Sampler[list[_CropKey]]):
     """The shuffled keys of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
 
-    def __init__(self, photos: int, batch_size: int, seed: int, min_crops: int, rank: int, ranks: int) -> None:
-        self.photos, self.seed, self.rank, self.ranks = photos, seed, rank, ranks
+    def __init__(self, photos: int, recipe: CropRecipe, rank: int, ranks: int) -> None:
+        self.photos, self.seed, self.rank, self.ranks = photos, recipe.seed, rank, ranks
         self.epoch = self.start = 0
-        self.crops = photos * -(-max(photos, min_crops) // photos)
-        self.batches = -(-self.crops // batch_size)
+        self.crops = photos * -(-max(photos, recipe.min_crops) // photos)
+        self.batches = -(-self.crops // recipe.batch_size)
 
     def __len__(self) -> int:
         return self.batches

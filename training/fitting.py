@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,7 @@ from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from colorpress.core.source_code import hash_code
-from training.answers import AnswerFolder
-from training.batches import CropLoader, Crops
+from training.batches import AnswerFolder, CropLoader, CropRecipe, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
@@ -37,10 +39,10 @@ from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
-from training.stopping import held_signals
 from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -116,33 +118,53 @@ class _FitState:
         self.seconds, self.l1_sum = float(saved["seconds"]), float(saved["l1_sum"])
 
 
-def fit_network(
-    criterion: Loss,
-    train: Sequence[Photo],
-    val: Sequence[Photo],
-    recipe: Recipe,
-    *,
-    data: DataConfig,
-    machine: MachineConfig,
-    best_path: Path,
-    last_path: Path,
-    label: str,
-    extra: Mapping[str, Any],
-    answers: AnswerFolder | None = None,
-    restart: bool = False,
-) -> FitResult:
-    """Fit the network of `criterion` in place; writes `best_path` and `last_path` after each epoch that earns it.
+@dataclass(frozen=True)
+class FitJob:
+    """What a network is fitted to, and how.
 
-    Of `last_path` two generations are kept, the older as `last.prev.pt`; it serves when the newer is damaged.
+    Attributes:
+        recipe, data, machine: all of the recipe; of `data` the seed and max_pixels; of `machine` device and workers.
+        answers: what a teacher answered to the training photographs, for a loss that learns from it.
+    """
+
+    train: Sequence[Photo]
+    val: Sequence[Photo]
+    recipe: Recipe
+    data: DataConfig
+    machine: MachineConfig
+    answers: AnswerFolder | None = None
+
+    def validate(self, network: nn.Module, device: torch.device) -> float:
+        """The mean L1 (ab/128) on the validation photographs."""
+        limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
+        return validate_l1(network, self.val, **limits, device=device)
+
+
+@dataclass(frozen=True)
+class FitFiles:
+    """Where a fit is kept.
+
+    Attributes:
+        best_path: of the epoch with the lowest validation L1.
+        last_path: what an interrupted fit goes on from; the generation before it, `last.prev.pt`, serves when it is
+            damaged.
+        extra: primitives kept inside both checkpoints; other ones make another fit.
+        restart: start over where the files are of another fit, instead of refusing.
+    """
+
+    best_path: Path
+    last_path: Path
+    extra: Mapping[str, Any]
+    restart: bool = False
+
+
+def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) -> FitResult:
+    """Fit the network of `criterion` in place; writes both files after each epoch that earns it.
 
     Args:
         criterion: the network, whose starting weights are part of what makes a fit the same fit, and its loss; the
             history's `train_l1` is the L1 to the truth whatever the loss is.
-        recipe: how long and how. `data` gives seed and size limit, `machine` device and workers.
         label: what a person reads beside the progress bar.
-        extra: primitives kept inside both checkpoints; other ones make another fit.
-        answers: what a teacher answered to the training photographs, for a loss that learns from it.
-        restart: start over where the files are of another fit, instead of refusing.
     Raises:
         ConfigError: the files are of a fit with other settings, photographs or starting weights, or one is missing;
             or the batch is smaller than the number of processes.
@@ -150,20 +172,13 @@ def fit_network(
         InputError: no photograph can be read.
         Interrupted: SIGINT or SIGTERM came; `last_path` holds the state after the last finished step.
     """
+    recipe = job.recipe
     if recipe.batch_size < process_count():
         why = f"got {recipe.batch_size} for {process_count()} processes"
         raise ConfigError("option", "--batch-size", why, "give each process at least one crop")
-    device = choose_device(machine.device)
-    identity = {
-        # Compiled or not, the weights are the same.
-        **{name: value for name, value in vars(recipe).items() if name != "compile"},
-        "seed": data.seed,
-        "photographs": hash_photos(train, val),
-        "starting weights": hash_weights(criterion.network),
-        "code": hash_code(__name__, type(criterion).__module__),
-        **extra,
-    }
-    found = share_answer(lambda: _find_interrupted(best_path, last_path, identity, restart))
+    device = choose_device(job.machine.device)
+    identity = _identify(criterion, job, files.extra)
+    found = share_answer(lambda: _find_interrupted(files, identity))
     criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_count() > 1:
         share_batch_norm_(criterion.network)
@@ -181,38 +196,30 @@ def fit_network(
 
     def save_last() -> None:
         if is_main_process():
-            kept = replace(state.to_checkpoint(extra, identity), training_state=state.training_state())
-            _save_generation(last_path, kept)
+            kept = replace(state.to_checkpoint(files.extra, identity), training_state=state.training_state())
+            _save_generation(files.last_path, kept)
 
     with CropLoader(
-        train,
-        imgsz=recipe.imgsz,
-        crop_share=recipe.crop_share,
-        batch_size=recipe.batch_size,
-        seed=data.seed,
-        workers=machine.workers,
-        max_pixels=data.max_pixels,
-        min_crops=recipe.epoch_crops,
-        tone_jitter=recipe.tone_jitter,
-        answers=answers,
+        job.train,
+        CropRecipe.of(recipe, job.data),
+        workers=job.machine.workers,
+        answers=job.answers,
         rank=process_rank(),
         ranks=process_count(),
     ) as loader:
-        trainer = _Trainer(state, loader, recipe, device, data.seed)
+        trainer = _Trainer(state, loader, job, device)
         while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
             title = f"{label} {state.epoch}/{recipe.epochs}"
             try:
                 trainer.finish_epoch_(title)
-                val_l1 = validate_l1(
-                    state.kept(), val, short_side=recipe.val_size, max_pixels=data.max_pixels, device=device
-                )
+                val_l1 = job.validate(state.kept(), device)
             except Interrupted:
                 save_last()
                 raise
             with held_signals() as received:
                 row = trainer.close_epoch_(val_l1)
                 if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
-                    save_checkpoint(best_path, state.to_checkpoint(extra, identity))
+                    save_checkpoint(files.best_path, state.to_checkpoint(files.extra, identity))
                 # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
                 save_last()
             say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
@@ -220,23 +227,56 @@ def fit_network(
                 raise Interrupted(received())
     if len(state.history) < recipe.epochs:
         say(f"{label}: stopped early, since {recipe.patience} epochs brought no lower validation L1")
-    best = share_answer(lambda: load_checkpoint(best_path))
+    best = share_answer(lambda: load_checkpoint(files.best_path))
     return FitResult(best, tuple(state.history), len(state.history) - started_at)
+
+
+def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """All that makes a fit the same fit."""
+    return {
+        # Compiled or not, the weights are the same.
+        **{name: value for name, value in vars(job.recipe).items() if name != "compile"},
+        "seed": job.data.seed,
+        "photographs": hash_photos(job.train, job.val),
+        "starting weights": hash_weights(criterion.network),
+        "code": hash_code(__name__, type(criterion).__module__),
+        **extra,
+    }
+
+
+@contextmanager
+def held_signals() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM in a block instead of obeying them; a second one ends the process at once.
+
+    Yields:
+        A function that answers the number of the signal that came, 0 for none. Whoever asks has to obey.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0  # Python delivers signals to the main thread alone
+        return
+    received = 0
+
+    def note(number: int, frame: object) -> None:
+        nonlocal received
+        received = number
+        for each in _STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {each: signal.signal(each, note) for each in _STOPPING}
+    try:
+        yield lambda: received
+    finally:
+        if not received:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 class _Trainer:
     """The arithmetic of an epoch, from wherever `state` stands in it."""
 
-    def __init__(
-        self,
-        state: _FitState,
-        loader: CropLoader,
-        recipe: Recipe,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.state, self.loader, self.recipe = state, loader, recipe
-        self.device, self.seed = device, seed
+    def __init__(self, state: _FitState, loader: CropLoader, job: FitJob, device: torch.device) -> None:
+        self.state, self.loader, self.device = state, loader, device
+        self.job, self.recipe = job, (recipe := job.recipe)
         self.dtype = choose_precision(recipe.precision, device)
         self.forward: Callable[[Tensor], Any] = state.criterion
         if process_count() > 1:
@@ -314,10 +354,10 @@ class _Trainer:
         share = len(crops) * process_count() / count
         if not len(crops):
             # Its part was lost, but the others wait for its sums: nothing, of the right shape.
-            crops = Crops.blank(recipe.imgsz, taught=crops.answers is not None)
+            crops = CropRecipe.of(recipe, self.job.data).blank(taught=crops.answers is not None)
         done = len(state.history) * len(self.loader) + state.step
         if recipe.dropout:
-            _seed_dropout(self.seed, done)
+            _seed_dropout(self.job.data.seed, done)
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), state.history)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -400,26 +440,24 @@ def _save_generation(last_path: Path, checkpoint: Checkpoint) -> None:
     save_checkpoint(last_path, checkpoint)
 
 
-def _find_interrupted(
-    best_path: Path, last_path: Path, identity: Mapping[str, Any], restart: bool
-) -> Checkpoint | None:
+def _find_interrupted(files: FitFiles, identity: Mapping[str, Any]) -> Checkpoint | None:
     """The state that this fit goes on from; None starts it.
 
     Raises:
-        ConfigError: something speaks against going on, and `restart` is not given.
+        ConfigError: something speaks against going on, and `files.restart` is False.
     """
     last = None
     try:
-        last = _load_newest(last_path)
-        obstacle = _why_not_resumed(best_path, last, identity)
+        last = _load_newest(files.last_path)
+        obstacle = _why_not_resumed(files.best_path, last, identity)
     except InputError as error:
         obstacle = f"holds a damaged training ({error})"
     if not obstacle:
         return last
-    if not restart:
+    if not files.restart:
         hint = "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force"
-        raise ConfigError("folder", last_path.parent, obstacle, hint)
-    forget_fit(last_path)
+        raise ConfigError("folder", files.last_path.parent, obstacle, hint)
+    forget_fit(files.last_path)
     return None
 
 

@@ -21,7 +21,7 @@ import torch
 from colorpress.core.config import DataConfig, FitConfig, MachineConfig, TrainConfig, UNetConfig, option_name
 from colorpress.core.errors import ColorpressError, InputError
 from colorpress.core.machine import describe_machine
-from training.batches import CropLoader, Crops
+from training.batches import CropLoader, CropRecipe, Crops
 from training.device import choose_device, choose_precision, torch_threads
 from training.losses import L1Loss, prepare_batch
 from training.photos import Photo, scan_photos
@@ -87,18 +87,8 @@ def measure_loading(photos: Sequence[Photo], setup: LoadingSetup) -> LoadingResu
     """
     device, steps = choose_device(setup.device), setup.steps
     seconds_loader, seconds_step, seconds_both = [], [], []
-    with (
-        torch_threads(setup.threads),
-        CropLoader(
-            photos,
-            imgsz=setup.imgsz,
-            crop_share=FitConfig().crop_share,
-            batch_size=setup.batch_size,
-            seed=0,
-            workers=setup.workers,
-            max_pixels=DataConfig().max_pixels,
-        ) as loader,
-    ):
+    recipe = CropRecipe(setup.imgsz, setup.batch_size, 0, DataConfig().max_pixels, FitConfig().crop_share)
+    with torch_threads(setup.threads), CropLoader(photos, recipe, workers=setup.workers) as loader:
         trainer = _Trainer(setup.base, device)
         # One endless stream, so that neither the start of the workers nor the start of an epoch counts.
         stream = _endless(loader)

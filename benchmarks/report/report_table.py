@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
@@ -13,6 +12,7 @@ from export.runtimes import RUNTIMES
 # Calls that vary by more than this are on a machine that does something else as well.
 MAX_CV_PCT = 2.5
 NOISY_MARK = "†"
+_FOUR = "{:.4f}"
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,24 @@ class Column:
     """A column: its header, with a fainter line below.
 
     Attributes:
-        key: what it is called in benchmark.csv.
-        show: the cell of a finished row.
+        key: what it is called in benchmark.csv, and what it is sorted by.
+        text: of the cell of a finished row, and `small` of the fainter line in it.
         is_extra: shown only with all columns.
         is_more_better: sorted from the largest down first.
     """
 
     key: str
     title: str
-    show: Callable[[Row], Cell]
+    text: Callable[[Row], str]
     note: str = ""
+    small: Callable[[Row], str] = lambda row: ""
     is_extra: bool = False
     is_more_better: bool = False
+
+    def show(self, row: Row) -> Cell:
+        """The cell of a finished row."""
+        value = row.fair_size_bytes if self.key == "size_bytes" else getattr(row, self.key)
+        return Cell(self.text(row), self.small(row), value)
 
 
 @dataclass(frozen=True)
@@ -81,29 +87,28 @@ def make_tables(rows: Sequence[Row], recommended: str | None) -> tuple[Table, Ta
     """
     base = base_rows(rows)
     others = [row for row in rows if row not in base]
-    return _make_table(base, recommended, _COLUMNS), _make_table(others, recommended, _OTHER_COLUMNS, conditions=True)
+    return _make_table(base, recommended, _SHOWN), _make_table(others, recommended, _SHOWN_OF_OTHERS, conditions=True)
 
 
 def _make_table(
-    rows: Sequence[Row], recommended: str | None, columns: Sequence[Column], *, conditions: bool = False
+    rows: Sequence[Row], recommended: str | None, shown: Collection[str], *, conditions: bool = False
 ) -> Table:
-    finished = [row for row in rows if row.is_ok]
     # The size stays, since failed rows have one too.
     used = [
-        each
-        for each in columns
-        if each.key == "size_bytes" or any(getattr(row, each.key) is not None for row in finished)
+        replace(column, is_extra=column.key not in shown)
+        for column in _COLUMNS
+        if column.key == "size_bytes" or any(row.is_ok and getattr(row, column.key) is not None for row in rows)
     ]
     used.sort(key=lambda column: column.is_extra)
     return Table(tuple(used), tuple(_make_line(row, recommended, used, conditions) for row in rows))
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
-    note = f"{RUNTIMES[row.runtime].title} {row.precision}"
+    title = RUNTIMES[row.runtime].title if row.runtime in RUNTIMES else row.runtime
+    note = f"{title} {row.precision}"
     if conditions:
-        threads = "thread" if row.threads == 1 else "threads"
-        note += f"; batch {row.batch}, {row.height}x{row.width}, "
-        note += f"{row.threads} {threads}" if row.device == "cpu" else row.device
+        threads = f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"
+        note += f"; batch {row.batch}, {row.height}x{row.width}, {threads if row.device == 'cpu' else row.device}"
     elif row.device != "cpu":
         note += f", {row.device}"
     failure = "" if row.is_ok else f"{row.status}: {row.error or 'no reason given'}"
@@ -116,125 +121,89 @@ def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], con
     )
 
 
-def _show_size(row: Row) -> Cell:
-    note = f"weights {format_bytes(row.fair_size_bytes)}" if row.fair_size_bytes < 0.99 * row.size_bytes else ""
-    return Cell(format_bytes(row.size_bytes), note, row.fair_size_bytes)
-
-
-def _show_time(row: Row) -> Cell:
-    mark = f" {NOISY_MARK}" if _is_noisy(row) else ""
-    return Cell(format_number(row.p50_ms, " ms") + mark, format_number(row.p90_ms, " ms"), row.p50_ms)
-
-
-def _show_speedup(row: Row) -> Cell:
-    low, high = row.speedup_low, row.speedup_high
-    note = "" if low is None else f"{format_number(low)}-{format_number(high)}"
-    return Cell(format_number(row.speedup, "x"), note, row.speedup)
-
-
-def _show_retained(row: Row) -> Cell:
-    low, high = row.retained_low, row.retained_high
-    note = "" if low is None else f"{low:.3f} to {high:.3f}"
-    return Cell(_format(row.retained_colour, "{:.3f}"), note, row.retained_colour)
-
-
-def _show_cv(row: Row) -> Cell:
-    mark = f" {NOISY_MARK}" if _is_noisy(row) else ""
-    return Cell(_format(row.cv_pct, "{:.1f} %") + mark, "", row.cv_pct)
-
-
-def _is_noisy(row: Row) -> bool:
-    return row.cv_pct is not None and row.cv_pct > MAX_CV_PCT
-
-
-def _format(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
-
-
-def _format_share(share: float | None) -> str:
-    """Two digits, but never an exponent."""
-    if share is None:
-        return "-"
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
-
-
 def format_ms(value: float | None) -> str:
     """Milliseconds, or microseconds where less than a tenth of one."""
     return format_number(value, " ms") if value is None or value >= 0.1 else format_number(1000 * value, " µs")
 
 
-def _number(key: str, title: str, unit: str = "", **more: Any) -> Column:
-    return Column(key, title, lambda row: Cell(format_number(getattr(row, key), unit), "", getattr(row, key)), **more)
+def _format_share(row: Row) -> str:
+    """Two digits, but never an exponent."""
+    share = row.roof_share
+    if share is None:
+        return "-"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
-def _pattern(key: str, title: str, pattern: str, **more: Any) -> Column:
-    return Column(key, title, lambda row: Cell(_format(getattr(row, key), pattern), "", getattr(row, key)), **more)
+def _mark(row: Row) -> str:
+    return f" {NOISY_MARK}" if row.cv_pct is not None and row.cv_pct > MAX_CV_PCT else ""
 
 
-def _pair(first: Column, second: Column) -> Column:
-    """The second column's text as the fainter line of the first."""
-    return Column(
-        first.key,
-        first.title,
-        lambda row: Cell(first.show(row).text, second.show(row).text, first.show(row).value),
-        note=second.title,
-        is_extra=first.is_extra,
-        is_more_better=first.is_more_better,
-    )
+def _speedup_range(row: Row) -> str:
+    low, high = row.speedup_low, row.speedup_high
+    return "" if low is None else f"{format_number(low)}-{format_number(high)}"
 
 
-def _extra(columns: Sequence[Column], *shown: str) -> tuple[Column, ...]:
-    """All columns but those named are extra."""
-    return tuple(
-        Column(c.key, c.title, c.show, note=c.note, is_extra=c.key not in shown, is_more_better=c.is_more_better)
-        for c in columns
-    )
+def _retained_range(row: Row) -> str:
+    return "{:.3f} to {:.3f}".format(*row.retained_interval) if row.retained_interval else ""
 
 
-_ALL = (
-    Column("size_bytes", "Size", _show_size),
-    Column("p50_ms", "p50", _show_time, note="p90"),
-    _number("compute_ms", "GPU alone", " ms", note="without transfer"),
-    _number("images_per_s", "Pictures", note="per s", is_more_better=True),
-    Column("speedup", "Speed-up", _show_speedup, note="95 % interval", is_more_better=True),
-    Column("l1_delta_pct", "ΔL1", lambda row: Cell(format_percent(row.l1_delta_pct), "", row.l1_delta_pct)),
-    Column("retained_colour", "Colour kept G", _show_retained, note="95 % interval", is_more_better=True),
-    _pair(
-        Column("params", "Parameters", lambda row: Cell(format_count(row.params), "", row.params)),
-        Column("macs", "MACs", lambda row: Cell(format_count(row.macs), "", row.macs)),
-    ),
+def _fair_size(row: Row) -> str:
+    return f"weights {format_bytes(row.fair_size_bytes)}" if row.fair_size_bytes < 0.99 * row.size_bytes else ""
+
+
+def _roof_bound(row: Row) -> str:
+    return format_ms(row.roof_ms)
+
+
+def _number(key: str, unit: str = "") -> Callable[[Row], str]:
+    return lambda row: format_number(getattr(row, key), unit)
+
+
+def _pattern(key: str, pattern: str = "{}") -> Callable[[Row], str]:
+    return lambda row: "-" if getattr(row, key) is None else pattern.format(getattr(row, key))
+
+
+_SHOWN = ("size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params", "roof_share")
+_SHOWN_OF_OTHERS = ("size_bytes", "p50_ms", "compute_ms", "images_per_s", "speedup", "roof_share")
+_COLUMNS = (
+    Column("size_bytes", "Size", lambda row: format_bytes(row.size_bytes), "", _fair_size),
+    Column("p50_ms", "p50", lambda row: format_number(row.p50_ms, " ms") + _mark(row), "p90", _number("p90_ms", " ms")),
+    Column("compute_ms", "GPU alone", _number("compute_ms", " ms"), "without transfer"),
+    Column("images_per_s", "Pictures", _number("images_per_s"), "per s", is_more_better=True),
+    Column("speedup", "Speed-up", _number("speedup", "x"), "95 % interval", _speedup_range, is_more_better=True),
+    Column("l1_delta_pct", "ΔL1", lambda row: format_percent(row.l1_delta_pct)),
     Column(
-        "roof_share",
-        "Share of roof",
-        lambda row: Cell(
-            _format_share(row.roof_share),
-            format_ms(row.roof_ms),
-            row.roof_share,
-        ),
-        note="lower bound",
+        "retained_colour",
+        "Colour kept G",
+        _pattern("retained_colour", "{:.3f}"),
+        "95 % interval",
+        _retained_range,
         is_more_better=True,
     ),
-    _pattern("l1", "L1", "{:.4f}"),
-    _pair(
-        _pattern("psnr_db", "PSNR", "{:.2f} dB", is_more_better=True),
-        _pattern("ssim", "SSIM", "{:.4f}", is_more_better=True),
+    Column("params", "Parameters", lambda row: format_count(row.params), "MACs", lambda row: format_count(row.macs)),
+    Column("roof_share", "Share of roof", _format_share, "lower bound", _roof_bound, is_more_better=True),
+    Column("l1", "L1", _pattern("l1", _FOUR)),
+    Column(
+        "psnr_db", "PSNR", _pattern("psnr_db", "{:.2f} dB"), "SSIM", _pattern("ssim", "{:.4f}"), is_more_better=True
     ),
-    _pattern("delta_e", "ΔE", "{:.2f}", note="CIEDE2000"),
-    _pair(
-        _pattern("colourfulness", "Colourfulness", "{:.1f}", is_more_better=True),
-        _pattern("colourfulness_ratio", "of the truth's", "{:.2f}"),
+    Column("delta_e", "ΔE", _pattern("delta_e", "{:.2f}"), "CIEDE2000"),
+    Column(
+        "colourfulness",
+        "Colourfulness",
+        _pattern("colourfulness", "{:.1f}"),
+        "of the truth's",
+        _pattern("colourfulness_ratio", "{:.2f}"),
+        is_more_better=True,
     ),
-    _pattern("agreement_l1", "L1 to best.pt", "{:.4f}"),
-    _pair(_number("p95_ms", "p95", " ms"), _number("p99_ms", "p99", " ms")),
-    Column("cv_pct", "CV", _show_cv),
-    _number("load_ms", "Load", " ms"),
-    _number("first_ms", "First call", " ms"),
-    _pattern("peak_rss_mb", "Peak host memory", "{:.0f} MB"),
-    _pattern("compute", "Computes in", "{}"),
-    _pattern("provider", "Provider", "{}"),
-    _pattern("threads", "Threads", "{}"),
-    _pattern("batch", "Batch", "{}"),
-    Column("height", "Pixels", lambda row: Cell(f"{row.height}x{row.width}", "", row.height)),
+    Column("agreement_l1", "L1 to best.pt", _pattern("agreement_l1", _FOUR)),
+    Column("p95_ms", "p95", _number("p95_ms", " ms"), "p99", _number("p99_ms", " ms")),
+    Column("cv_pct", "CV", lambda row: _pattern("cv_pct", "{:.1f} %")(row) + _mark(row)),
+    Column("load_ms", "Load", _number("load_ms", " ms")),
+    Column("first_ms", "First call", _number("first_ms", " ms")),
+    Column("peak_rss_mb", "Peak host memory", _pattern("peak_rss_mb", "{:.0f} MB")),
+    Column("compute", "Computes in", _pattern("compute")),
+    Column("provider", "Provider", _pattern("provider")),
+    Column("threads", "Threads", _pattern("threads")),
+    Column("batch", "Batch", _pattern("batch")),
+    Column("height", "Pixels", lambda row: f"{row.height}x{row.width}"),
 )
-_COLUMNS = _extra(_ALL, "size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params", "roof_share")
-_OTHER_COLUMNS = _extra(_ALL, "size_bytes", "p50_ms", "compute_ms", "images_per_s", "speedup", "roof_share")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -217,7 +216,7 @@ class _CoarseNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, lightness: Tensor) -> Tensor:
+    def forward(self, lightness: Tensor) -> Tensor:  # (N, 1, H, W) to (N, 2, H / s, W / s), s the output stride
         return self.network.forward_coarse(lightness)
 
 
@@ -262,36 +261,33 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
+def _node(name: str, operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    """A node that is called as the one value it makes; "" among its inputs stands for none."""
+    return helper.make_node(operator, inputs, [name], name, **attributes)
+
+
 def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
     """Replicate the last row and column up to a multiple in front of the network; its answer is then `ab.padded`."""
-    _add_constants_(
-        graph,
-        {
-            "size.multiple": np.array([multiple], np.int64),
-            "pad.begin": np.array([0, 0], np.int64),
-            "pad.axes": np.array([2, 3], np.int64),
-        },
-    )
+    _add_constants_(graph, {"size.multiple": [multiple], "pad.begin": [0, 0], "pad.axes": [2, 3]})
     for node in graph.node:
         node.input[:] = ["pad" if each == INPUT_NAME else each for each in node.input]
         node.output[:] = ["ab.padded" if each == OUTPUT_NAME else each for each in node.output]
-    before = [
-        helper.make_node("Shape", [INPUT_NAME], ["size"], "size", start=2, end=4),
-        helper.make_node("Neg", ["size"], ["size.negative"], "size.negative"),
+    nodes = [
+        _node("size", "Shape", INPUT_NAME, start=2, end=4),  # (2): H, W
+        _node("size.negative", "Neg", "size"),
         # Mod takes the divisor's sign, so this is the number of rows and columns missing.
-        helper.make_node("Mod", ["size.negative", "size.multiple"], ["pad.end"], "pad.end"),
-        helper.make_node("Concat", ["pad.begin", "pad.end"], ["pad.amounts"], "pad.amounts", axis=0),
-        helper.make_node("Pad", [INPUT_NAME, "pad.amounts", "", "pad.axes"], ["pad"], "pad", mode="edge"),
+        _node("pad.end", "Mod", "size.negative", "size.multiple"),
+        _node("pad.amounts", "Concat", "pad.begin", "pad.end", axis=0),  # (4)
+        _node("pad", "Pad", INPUT_NAME, "pad.amounts", "", "pad.axes", mode="edge"),  # (N, 1, H + h, W + w)
+        *graph.node,
     ]
-    nodes = [*before, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def _add_crop_(graph: onnx.GraphProto) -> None:
     """Cut `ab.padded` to the picture's size."""
-    inputs = ["ab.padded", "pad.begin", "size", "pad.axes"]
-    graph.node.append(helper.make_node("Slice", inputs, [OUTPUT_NAME], "crop"))
+    graph.node.append(helper.make_node("Slice", ["ab.padded", "pad.begin", "size", "pad.axes"], [OUTPUT_NAME], "crop"))
 
 
 def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
@@ -300,48 +296,48 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
     As two products with matrices of hat functions, made anew for each size: seven times as fast as Resize in ONNX
     Runtime, and nothing is computed that a crop would throw away. The border is that of half-pixel interpolation.
     """
-    _add_constants_(
-        graph,
-        {
-            "up.border": np.array([1, 1, 1, 1], np.int64),
-            "up.step": np.array(1 / stride, np.float32),
-            # Where the first pixel lies, in coarse pixels, counted from the border that is added.
-            "up.start": np.array(0.5 / stride + 0.5, np.float32),
-            "up.zero": np.array(0, np.int64),
-            "up.next": np.array(1, np.int64),
-            "up.one": np.array(1, np.float32),
-            "up.axis": np.array([1], np.int64),
-        },
-    )
-
-    def add(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        graph.node.append(helper.make_node(operator, inputs, [name], name, **attributes))
-        return name
-
-    coarse = add("Pad", ["ab.padded", "up.border", "", "pad.axes"], "up.coarse", mode="edge")
-
-    def count_to(end: str, name: str) -> str:
-        # Whole numbers, since OpenVINO counts fractions with an error that grows.
-        counted = add("Range", ["up.zero", end, "up.next"], f"{name}.range")
-        return add("Cast", [counted], f"{name}.number", to=onnx.TensorProto.FLOAT)
-
-    for axis, name in enumerate(("rows", "columns")):
-        _add_constants_(graph, {f"up.{name}.index": np.array(axis, np.int64)})
-        fine = count_to(add("Gather", ["size", f"up.{name}.index"], f"up.{name}.end"), f"up.{name}.fine")
-        fine_at = add("Add", [add("Mul", [fine, "up.step"], f"up.{name}.reach"), "up.start"], f"up.{name}.fine")
-        count = add("Shape", [coarse], f"up.{name}.shape", start=2 + axis, end=3 + axis)
-        coarse_at = count_to(add("Squeeze", [count], f"up.{name}.n"), f"up.{name}.coarse")
-        # (H, coarse rows) from the left, (coarse columns, W) from the right.
-        tall, wide = (fine_at, coarse_at) if name == "rows" else (coarse_at, fine_at)
-        tall = add("Unsqueeze", [tall, "up.axis"], f"up.{name}.tall")
-        distance = add("Abs", [add("Sub", [tall, wide], f"up.{name}.difference")], f"up.{name}.distance")
-        add("Relu", [add("Sub", ["up.one", distance], f"up.{name}.near")], f"up.{name}")
-    stretched = add("MatMul", ["up.rows", coarse], "up.stretched")
-    graph.node.append(helper.make_node("MatMul", [stretched, "up.columns"], [OUTPUT_NAME], "up"))
+    constants = {
+        "up.border": [1, 1, 1, 1],
+        "up.step": 1 / stride,
+        # Where the first pixel lies, in coarse pixels, counted from the border that is added.
+        "up.start": 0.5 / stride + 0.5,
+        "up.zero": 0,
+        "up.next": 1,
+        "up.one": 1.0,
+        "up.axis": [1],
+    }
+    _add_constants_(graph, {**constants, "up.rows.index": 0, "up.columns.index": 1})
+    nodes = [_node("up.coarse", "Pad", "ab.padded", "up.border", "", "pad.axes", mode="edge")]  # (N, 2, h + 2, w + 2)
+    for axis, up in enumerate(("up.rows", "up.columns")):
+        tall, wide = (f"{up}.fine", f"{up}.coarse.number") if axis == 0 else (f"{up}.coarse.number", f"{up}.fine")
+        nodes += [
+            _node(f"{up}.end", "Gather", "size", f"{up}.index"),
+            # Whole numbers, since OpenVINO counts fractions with an error that grows.
+            _node(f"{up}.fine.range", "Range", "up.zero", f"{up}.end", "up.next"),
+            _node(f"{up}.fine.number", "Cast", f"{up}.fine.range", to=onnx.TensorProto.FLOAT),
+            _node(f"{up}.reach", "Mul", f"{up}.fine.number", "up.step"),
+            _node(f"{up}.fine", "Add", f"{up}.reach", "up.start"),  # (H) or (W), in coarse pixels
+            _node(f"{up}.shape", "Shape", "up.coarse", start=2 + axis, end=3 + axis),
+            _node(f"{up}.n", "Squeeze", f"{up}.shape"),
+            _node(f"{up}.coarse.range", "Range", "up.zero", f"{up}.n", "up.next"),
+            _node(f"{up}.coarse.number", "Cast", f"{up}.coarse.range", to=onnx.TensorProto.FLOAT),  # (h + 2) or (w + 2)
+            _node(f"{up}.tall", "Unsqueeze", tall, "up.axis"),
+            _node(f"{up}.difference", "Sub", f"{up}.tall", wide),
+            _node(f"{up}.distance", "Abs", f"{up}.difference"),
+            _node(f"{up}.near", "Sub", "up.one", f"{up}.distance"),
+            _node(up, "Relu", f"{up}.near"),  # rows: (H, h + 2), columns: (w + 2, W)
+        ]
+    nodes.append(_node("up.stretched", "MatMul", "up.rows", "up.coarse"))  # (N, 2, H, w + 2)
+    nodes.append(helper.make_node("MatMul", ["up.stretched", "up.columns"], [OUTPUT_NAME], "up"))  # (N, 2, H, W)
+    graph.node.extend(nodes)
 
 
-def _add_constants_(graph: onnx.GraphProto, constants: Mapping[str, NDArray[Any]]) -> None:
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+def _add_constants_(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> None:
+    """Python's floats become float32, integers int64."""
+    for name, value in constants.items():
+        array = np.asarray(value)
+        kind = np.float32 if array.dtype.kind == "f" else np.int64
+        graph.initializer.append(numpy_helper.from_array(array.astype(kind), name))
 
 
 def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: ExportConfig) -> dict[str, str]:
@@ -357,9 +353,7 @@ def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: Export
         "opset": config.opset,
         "precision": "fp32",
         "architecture": json.dumps(network.architecture.describe(), separators=(",", ":")),
+        "checkpoint_sha256": checkpoint.sha256 or None,
+        "val_l1": None if checkpoint.val_l1 is None else f"{checkpoint.val_l1:.9g}",
     }
-    if checkpoint.sha256:
-        described["checkpoint_sha256"] = checkpoint.sha256
-    if checkpoint.val_l1 is not None:
-        described["val_l1"] = f"{checkpoint.val_l1:.9g}"
-    return {key: str(value) for key, value in described.items()}
+    return {key: str(value) for key, value in described.items() if value is not None}

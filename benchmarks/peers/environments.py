@@ -7,6 +7,7 @@ installs there never reaches the project's own environment.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from colorpress.core.errors import MachineError
 from colorpress.core.files import write_text
 from colorpress.core.machine import installed_version
 
-_LONGEST_INSTALL_S = 3600.0
+_LONGEST_S = 3 * 3600.0
 _VERSIONS = (
     "import json, sys; from importlib.metadata import version; print(json.dumps([version(n) for n in sys.argv[1:]]))"
 )
@@ -71,26 +72,41 @@ def _make_environment(folder: Path, python: Path, requirements: Sequence[str]) -
     except (OSError, subprocess.CalledProcessError) as error:
         why = f"cannot be made ({type(error).__name__}: {error})"
         raise MachineError("environment", folder, why, "the module venv, with pip, has to work") from error
-    own = Path(_run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    own = Path(_run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder))
     paths = sysconfig.get_paths()
     write_text(own / "below.pth", "\n".join(dict.fromkeys((paths["purelib"], paths["platlib"]))) + "\n")
     _run([str(python), "-m", "pip", "install", "--no-input", *requirements], folder)
 
 
 def _run(command: Sequence[str], folder: Path) -> str:
-    """The standard output of a command.
+    """The last line that a command printed.
 
     Raises:
         MachineError: it failed; with what it said last.
     """
     log = folder.with_name(f"{folder.name}.log")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_INSTALL_S)
-    except subprocess.TimeoutExpired as error:
-        raise MachineError("environment", folder, f"no end after {_LONGEST_INSTALL_S:g} s", "try again") from error
-    if done.returncode:
-        write_text(log, done.stdout + done.stderr)
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        told = next((line for line in said if line.startswith("ERROR:")), said[-1])
+    ended, said = run_logged(command, log, cwd=folder)
+    if ended != "exit 0":
+        told = next((line for line in said if line.startswith("ERROR:")), (said or [ended])[-1])
         raise MachineError("environment", folder, f"cannot be installed: {told[:300]}", f"see {log}")
-    return done.stdout
+    return said[-1]
+
+
+def run_logged(command: Sequence[str], log: Path, *, cwd: Path) -> tuple[str, list[str]]:
+    """How a command ended, such as "exit 0", and the lines that it printed, which are in `log`, too."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LONGEST_S,
+            # An environment is its own: nothing of this one's search path.
+            env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+            cwd=cwd,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end after {_LONGEST_S:g} s", []
+    said = done.stdout.decode("utf-8", "replace")
+    write_text(log, said)
+    return f"exit {done.returncode}", [line for line in said.splitlines() if line.strip()]

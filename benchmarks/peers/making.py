@@ -7,8 +7,6 @@ next time.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.environments import Environment, find_environment, name_of
+from benchmarks.peers.environments import Environment, find_environment, name_of, run_logged
 from benchmarks.peers.peer_list import BEST, Peer, with_parents
 from benchmarks.peers.torch_pruning_recipe import make_pruned
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ColorpressError, MachineError
-from colorpress.core.files import write_bytes, write_json, write_text
+from colorpress.core.files import write_bytes, write_json
 from colorpress.core.source_code import hash_code
 from compress.export_stages import export
 from compress.ranking import count_macs
@@ -35,7 +33,6 @@ from training.unet import count_parameters
 
 CALIBRATION_PHOTOS = 300
 _HERE = Path(__file__).resolve().parent
-_LONGEST_S = 3 * 3600.0
 # In this process, on the project's own loader and training loop; any other recipe is a module of its own process.
 _PROJECT_RECIPES: Mapping[str, Callable[[Run, PhotoSplit, Path, Mapping[str, Any]], dict[str, Any]]] = {
     "torch_pruning_recipe": make_pruned
@@ -207,32 +204,13 @@ def run_recipe(peer: Peer, graph: Path, calibration: Path, folder: Path, environ
             "folder": str(made),
             "options": dict(peer.options),
         })  # fmt: skip
-        error = _run_worker(environment.python, work, log)
+        command = [str(environment.python), "-P", str(_HERE / "peer_worker.py")]
+        ended, said = run_logged(command, log, cwd=work)
+        try:
+            error = json.loads((work / "answer.json").read_bytes())["error"]
+        except (OSError, ValueError):
+            error = f"{ended} without an answer: {(said or [''])[-1][:300]}"
         missing = [each for each in peer.files if not (made / each).is_file()]
         if error or missing:
             raise MachineError("peer", peer.name, error or f"it wrote no {missing[0]}", f"see {log}")
         return [write_bytes(folder / each, (made / each).read_bytes()) for each in peer.files]
-
-
-def _run_worker(python: Path, work: Path, log: Path) -> str:
-    """Run job.json in the folder `work`; what went wrong, empty where nothing did."""
-    try:
-        done = subprocess.run(
-            [str(python), "-P", str(_HERE / "peer_worker.py")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_LONGEST_S,
-            # The tool's environment is its own: nothing of this one's search path.
-            env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
-            cwd=work,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no end after {_LONGEST_S:g} s"
-    said = done.stdout.decode("utf-8", "replace")
-    write_text(log, said)
-    try:
-        return str(json.loads((work / "answer.json").read_bytes())["error"])
-    except (OSError, ValueError):
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-        return f"exit {done.returncode} without an answer: {last[:300]}"

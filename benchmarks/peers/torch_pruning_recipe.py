@@ -28,7 +28,21 @@ from training.photos import PhotoSplit
 from training.run_folder import Run
 
 _EXAMPLE_SIDE = 256
-_NO_CLIPPING = 1e9
+# AdamW at 1e-3 that falls to zero by a cosine, batches of 16 random-resized crops of 128 pixels; nothing else.
+_PLAIN = Recipe(
+    batch_size=16,
+    imgsz=128,
+    learning_rate=1e-3,
+    warmup_share=0.0,
+    class_weight=0.0,
+    gradient_norm=1e9,  # clips nothing
+    ema_decay=0.0,
+)
+# Its mutable defaults leak from one pruner to the next, so all of them are given.
+_EMPTY = (
+    *("pruning_ratio_dict", "in_channel_groups", "out_channel_groups", "num_heads", "head_pruning_ratio_dict"),
+    *("customized_pruners", "unwrapped_parameters", "channel_groups"),
+)
 
 
 def prune_channels(network: ColorNetwork, ratio: float) -> ColorNetwork:
@@ -42,41 +56,18 @@ def prune_channels(network: ColorNetwork, ratio: float) -> ColorNetwork:
     example = torch.zeros(1, 1, _EXAMPLE_SIDE, _EXAMPLE_SIDE)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), silence_libraries():
         warnings.simplefilter("ignore")
-        # Dictionaries are all given: its mutable defaults leak from one pruner to the next.
         pruner = tp.pruner.BasePruner(
             pruned,
             example,
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
-            pruning_ratio_dict={},
             ignored_layers=ignored,
             round_to=8,
-            in_channel_groups={},
-            out_channel_groups={},
-            num_heads={},
-            head_pruning_ratio_dict={},
-            customized_pruners={},
-            unwrapped_parameters={},
-            channel_groups={},
             forward_fn=lambda traced, lightness: traced.forward_coarse(lightness),
+            **{name: {} for name in _EMPTY},
         )
         pruner.step()
     return network.with_weights(pruned.state_dict())
-
-
-def finetune_recipe(epochs: int, eval_size: int) -> Recipe:
-    """AdamW at 1e-3 that falls to zero by a cosine, batches of 16 random-resized crops of 128 pixels; nothing else."""
-    return Recipe(
-        epochs=epochs,
-        batch_size=16,
-        imgsz=128,
-        learning_rate=1e-3,
-        warmup_share=0.0,
-        class_weight=0.0,
-        gradient_norm=_NO_CLIPPING,
-        ema_decay=0.0,
-        val_size=eval_size,
-    )
 
 
 def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +81,7 @@ def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str
     best = run.load(run.best_path)
     network = prune_channels(best.build_network(), options["ratio"])
     settings, last_path = run.settings, folder / "last.pt"
-    recipe = finetune_recipe(options["epochs"], settings.score.eval_size)
+    recipe = replace(_PLAIN, epochs=options["epochs"], val_size=settings.score.eval_size)
     extra = {"stage": "peer", "architecture": network.architecture.describe()}
     with torch_threads(settings.machine.threads):
         fitted = fit_network(

@@ -50,7 +50,7 @@ def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_pa
     assert names_in(output) == sorted(expected)
     assert sorted(path.relative_to(output).as_posix() for path in result.colorized) == sorted(expected)
     assert {each.path.name: each.reason for each in result.skipped} == {
-        "broken.jpg": "HTML page, not an image",
+        "broken.jpg": "is an HTML page",
         "pipe.png": "not a regular file",
     }
     kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -131,11 +131,11 @@ def test_what_cannot_be_coloured(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "b.jpg").write_bytes(b"no")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"a.jpg': empty file"):
+    with pytest.raises(InputError, match=r"a.jpg': is empty"):
         colorize_photos([tmp_path / "a.jpg"], tmp_path / "out", blue)
     with pytest.raises(InputError, match="no such file"):
         colorize_photos([tmp_path / "gone.jpg"], tmp_path / "out", blue)
-    with pytest.raises(InputError, match=r"none of 2 files can be read \(a.jpg: empty file; b.jpg: not an image"):
+    with pytest.raises(InputError, match=r"none of 2 files can be read \(a.jpg: is empty; b.jpg: not an image"):
         colorize_photos([tmp_path], tmp_path / "out", blue)
     with pytest.raises(InputError, match="no photographs in it"):
         colorize_photos([tmp_path / "empty"], tmp_path / "out", blue)

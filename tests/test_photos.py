@@ -65,10 +65,13 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "empty file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer, not the picture itself"),
-        (b"<!DOCTYPE html><html>404</html>", "HTML page, not an image"),
-        (b"\n <HTML><body>", "HTML page, not an image"),
+        (b"", "is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "is a Git LFS pointer; what it stands for was not fetched",
+        ),
+        (b"<!DOCTYPE html><html>404</html>", "is an HTML page"),
+        (b"\n <HTML><body>", "is an HTML page"),
         (b"just some text", "not an image (cannot identify)"),
         (bytes(range(256)) * 8, "not an image (cannot identify)"),
         (b"%PDF-1.7\n", "format PDF not accepted"),
@@ -511,7 +514,7 @@ def test_folders_that_cannot_be_trained_on(photo_folder: Path, tmp_path: Path) -
         make_photo(index).save(empty / f"{index}.png")
         Image.new("L", (9, 9), index).save(empty / f"grey{index}.png")
     (empty / "bad.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"2 usable, 1 unreadable, 2 grey, 0 copies \(bad.png: empty file\)"):
+    with pytest.raises(InputError, match=r"2 usable, 1 unreadable, 2 grey, 0 copies \(bad.png: is empty\)"):
         scan_photos(data(empty), workers=0)
 
 

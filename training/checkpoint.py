@@ -20,7 +20,7 @@ from torch import Tensor
 from colorpress.core.config import ArchConfig
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError, InputError
-from colorpress.core.files import sha256_bytes, write_bytes
+from colorpress.core.files import find_impostor, sha256_bytes, write_bytes
 from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
 from training.network import Architecture, ColorNetwork, GraphArchitecture
@@ -340,12 +340,8 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _why_no_checkpoint(raw: bytes) -> str:
-    if not raw:
-        return "is empty"
-    if raw.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer; the weights were not fetched"
-    if raw.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
-        return "is an HTML page"
+    if impostor := find_impostor(raw[:512]):
+        return impostor
     if raw.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):
         return "is corrupt or truncated"
     if not raw.startswith((b"PK", b"\x80")):

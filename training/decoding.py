@@ -13,47 +13,36 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
-from PIL.Image import Transpose
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from colorpress.core.errors import InputError
+from colorpress.core.files import find_impostor
 
 # MPO, a JPEG with more pictures behind it, comes with JPEG.
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 _ACCEPTED = ", ".join(ACCEPTED_FORMATS).lower()
-_ORIENTATION_TAG = 0x0112
 # Of a TIFF, whose EXIF block is the file's own directory: description, make, model, software, date, artist, copyright.
 _TIFF_TEXT_TAGS = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298}
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 # First bytes of formats that people do keep among photographs but that are not decoded here.
-_REFUSED = (
-    ("PDF", re.compile(rb"%PDF-")),
-    ("EPS", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
-    ("PSD", re.compile(rb"8BPS")),
-    ("FITS", re.compile(rb"SIMPLE  =")),
-    ("AVIF", re.compile(rb".{4}ftypavi[fs]", re.DOTALL)),
-    ("HEIC", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
-    ("raw CR3", re.compile(rb".{4}ftypcrx", re.DOTALL)),
-    ("JPEG 2000", re.compile(rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51")),
-    ("JPEG XL", re.compile(rb"\x00\x00\x00\x0cJXL |\xff\x0a")),
-    ("SVG", re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL)),
-)
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
+_REFUSED = {
+    "PDF": rb"%PDF-",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PSD": rb"8BPS",
+    "FITS": rb"SIMPLE  =",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
+    "raw CR3": rb".{4}ftypcrx",
+    "JPEG 2000": rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\x00\x00\x00\x0cJXL |\xff\x0a",
+    "SVG": rb"\s*(<\?xml.*)?<svg",
+}
 _KNOWN_START = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF.{4}WEBP|II\*\x00|MM\x00\*|BM|GIF8[79]a", re.DOTALL)
 
 # Thread-safe, unlike warnings.catch_warnings: over Pillow's own limit a picture fails before it is decoded.
@@ -136,39 +125,31 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
         picture = _open_header(stream, path, max_pixels)
         if picture.width < 1 or picture.height < 1:
             raise unusable_photo(path, "damaged (no pixels)")
+        full = picture.size
         if picture.format == "JPEG" and at_least is not None:
-            full, ratio = picture.size, min(1.0, at_least / min(picture.size))
+            ratio = min(1.0, at_least / min(full))
             picture.draft(None, (int(np.ceil(full[0] * ratio)), int(np.ceil(full[1] * ratio))))
-        else:
-            full = picture.size
         picture.load()
         # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
-        orientation, exif = _read_orientation(picture), _read_exif(picture)
+        width, height = full[::-1] if _turn_upright_(picture) else full
+        exif = _read_exif(picture)
         rgb, alpha, icc = _to_srgb(picture, path)
     except InputError:
         raise
     except Exception as error:
         # Decoders of damaged files throw nearly anything: OSError, SyntaxError, struct.error, KeyError ...
         raise unusable_photo(path, _decoding_reason(head, error)) from error
-    turn = _UPRIGHT.get(orientation)
-    if turn is not None:
-        rgb, alpha = rgb.transpose(turn), alpha.transpose(turn) if alpha else None
-    width, height = full if orientation < 5 else full[::-1]
     return DecodedPhoto(rgb, alpha, width, height, exif, icc)
 
 
 def _check_head(head: bytes, path: Path) -> None:
     if _KNOWN_START.match(head):
         return
-    if not head:
-        raise unusable_photo(path, "empty file")
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise unusable_photo(path, "Git LFS pointer, not the picture itself")
-    if _HTML.match(head):
-        raise unusable_photo(path, "HTML page, not an image")
-    for name, start in _REFUSED:
-        if start.match(head):
-            raise unusable_photo(path, f"format {name} not accepted ({_ACCEPTED})")
+    refused = (name for name, start in _REFUSED.items() if re.match(start, head, re.DOTALL))
+    if reason := find_impostor(head):
+        raise unusable_photo(path, reason)
+    if name := next(refused, ""):
+        raise unusable_photo(path, f"format {name} not accepted ({_ACCEPTED})")
 
 
 def _open_header(stream: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
@@ -199,20 +180,21 @@ def _decoding_reason(head: bytes, error: Exception) -> str:
     return f"damaged ({text.partition(chr(10))[0][:80] or type(error).__name__})"
 
 
-def _read_orientation(picture: Image.Image) -> int:
-    try:
-        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # broken metadata counts as none, as in any viewer: the pixels are fine
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
+def _turn_upright_(picture: Image.Image) -> bool:
+    """Turn the pixels as the EXIF orientation says; whether width and height changed places."""
+    on_its_side = False
+    with suppress(Exception):  # broken metadata counts as none, as in any viewer: the pixels are fine
+        on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        ImageOps.exif_transpose(picture, in_place=True)
+    return on_its_side
 
 
 def _read_exif(picture: Image.Image) -> bytes:
     """The EXIF block without the orientation; empty where there is none or it is broken."""
     try:
         exif = picture.getexif()
-        unwanted = set(exif) - _TIFF_TEXT_TAGS if picture.format == "TIFF" else {_ORIENTATION_TAG} & set(exif)
-        for tag in unwanted:
+        kept = _TIFF_TEXT_TAGS if picture.format == "TIFF" else set(exif) - {ExifTags.Base.Orientation}
+        for tag in set(exif) - kept:
             del exif[tag]
         return exif.tobytes() if len(exif) else b""
     except Exception:  # as above

@@ -84,6 +84,10 @@ class AccuracyResult:
     photos: tuple[Photo, ...]
     grey_l1: tuple[float, ...]
 
+    def is_ok(self, name: str) -> bool:
+        """Whether a variant coloured every photograph."""
+        return name in self.variants and self.variants[name].is_ok
+
     @property
     def mean_grey_l1(self) -> float | None:
         """The L1 of answering grey, averaged over photographs; None without photographs."""

@@ -13,11 +13,17 @@ from PIL import Image
 from test_verdict import BEST, SMALL, row
 
 from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
-from benchmarks.report.difference_maps import bar_colours, choose_scale, map_difference, paint_map
-from benchmarks.report.page import sheets
-from benchmarks.report.pictures import choose_pictures, choose_sheet_photos, save_picture, write_picture_set
-from benchmarks.report.sample_photos import ColoredPhoto, color_photos
-from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, shorten_label
+from benchmarks.report import sheets
+from benchmarks.report.pictures import choose_pictures, choose_sheet_photos, write_picture_set
+from benchmarks.report.sample_photos import (
+    ColoredPhoto,
+    bar_colours,
+    choose_scale,
+    color_photos,
+    map_difference,
+    paint_map,
+)
+from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, save_sheet, shorten_label
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.files import sha256_file
@@ -80,7 +86,7 @@ def test_samples(tmp_path: Path) -> None:
     grid = draw_outputs(photos, "best.pt", columns=3, cell=CELL)
     assert grid.size == (GAP + 3 * (CELL + GAP), GAP + 2 * (80 + LINES + GAP))
     assert grid.getpixel((GAP + 50, GAP + 40)) == (30, 200, 30)
-    with Image.open(save_picture(grid, tmp_path / "x.png")) as saved:
+    with Image.open(save_sheet(grid, tmp_path / "x.png")) as saved:
         assert (saved.format, saved.size) == ("PNG", grid.size)
 
 

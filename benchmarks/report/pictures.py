@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.accuracy import AccuracyResult, choose_photos
-from benchmarks.report.difference_maps import bar_colours, choose_scale, map_difference, paint_map
-from benchmarks.report.sample_photos import ColoredPhoto, Pixels, color_photos
-from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs
+from benchmarks.report.sample_photos import (
+    ColoredPhoto,
+    Floats,
+    Pixels,
+    bar_colours,
+    choose_scale,
+    color_photos,
+    map_difference,
+    paint_map,
+)
+from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, save_sheet
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
 from benchmarks.verdict import judge_rows, merit, parent_name
 from colorpress.core.config import BenchmarkPlan
-from colorpress.core.files import atomic_write, write_json
+from colorpress.core.files import write_bytes, write_json
 from compress.front import find_front
 from training.photos import Photo
 
@@ -28,6 +37,7 @@ _SHEET_PHOTOS = 4
 _TYPICAL, _WORST = 4, 4
 _MOST_SHOWN = 4
 _SHORT_SIDE = 256
+_QUALITY = 92
 
 
 @dataclass(frozen=True)
@@ -69,40 +79,24 @@ def write_picture_set(
     Raises:
         MachineError: a file cannot be written.
     """
-    finished = [
-        variant
-        for variant in _one_per_file(variants)
-        if variant.name in accuracy.variants and accuracy.variants[variant.name].is_ok
-    ]
-    chosen = choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS)
-    colored = color_photos(finished, chosen, short_side=config.eval_size, max_pixels=max_pixels, threads=threads)
+    # Another runtime's or device's colours are those of the same file.
+    files = {variant.path: variant for variant in reversed(variants)}
+    finished = [each for each in variants if files[each.path] is each and accuracy.is_ok(each.name)]
+    color = partial(color_photos, max_pixels=max_pixels, threads=threads)
+    colored = color(finished, choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS), short_side=config.eval_size)
     best = variants[0].name
     sheets = {
         "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
         "sample_input_output.png": draw_input_output(colored[:2], best),
         "sample_output.png": draw_outputs(colored, best),
     }
-    paths = [save_picture(sheet, output_dir / name) for name, sheet in sheets.items()]
+    paths = [save_sheet(sheet, output_dir / name) for name, sheet in sheets.items()]
     choice = choose_pictures(variants, accuracy, photos, rows)
-    shown = color_photos(
-        choice.variants,
-        [*choice.typical, *choice.worst],
-        short_side=min(config.eval_size, _SHORT_SIDE),
-        max_pixels=max_pixels,
-        threads=threads,
-        keep_ab=True,
-    )
+    short_side = min(config.eval_size, _SHORT_SIDE)
+    shown = color(choice.variants, [*choice.typical, *choice.worst], short_side=short_side, keep_ab=True)
     measured = _measured_l1(accuracy)
     shown = [replace(each, l1={**each.l1, **measured.get(each.sha256, {})}) for each in shown]
     return [*paths, *_write_folder(output_dir / FOLDER, shown, choice)]
-
-
-def _one_per_file(variants: Sequence[Variant]) -> list[Variant]:
-    """Another runtime's or device's colours are those of the same file."""
-    first: dict[Path, Variant] = {}
-    for variant in variants:
-        first.setdefault(variant.path, variant)
-    return list(first.values())
 
 
 def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
@@ -129,29 +123,20 @@ def choose_pictures(
     usable = [
         row
         for row in base_rows(rows)
-        if row.model in by_name
-        and row.model in accuracy.variants
-        and accuracy.variants[row.model].is_ok
-        and row.is_ok
-        and row.speedup
+        if row.model in by_name and accuracy.is_ok(row.model) and row.is_ok and row.speedup
     ]
     recommended = judge_rows(rows).recommended
-    own = {row.model for row in own_rows(rows)}
-    ours = [row for row in usable if row.model in own]
-    best = {row.model for row in find_front(ours, _costs)}
-    ours.sort(key=lambda row: (row.model != recommended, row.model not in best, -merit(row, rows[0])))
-    front = [row for row in ours if row.model == recommended or row.model in best]
-    whole = (rows[0].variant, str(rows[0].variant).removesuffix(".pt"))
+    own = own_rows(rows)
+    ours = [row for row in usable if row in own]
+    unbeaten = find_front(ours, _costs)
+    ours.sort(key=lambda row: (row.model != recommended, row not in unbeaten, -merit(row, rows[0])))
+    front = [row for row in ours if row.model == recommended or row in unbeaten]
+    whole = (rows[0].variant, rows[0].variant.removesuffix(".pt"))
     peers = [row for row in usable if row.peer and row.variant not in whole]
     peers.sort(key=lambda row: -(row.retained_colour or 0.0))
-    places = _MOST_SHOWN - 1 if peers else _MOST_SHOWN
-    first: dict[str, str] = {}
-    for row in (*front, *peers):
-        file = row.variant if row.peer else parent_name(row.variant) or row.variant
-        first.setdefault(file, row.model)
-    theirs = {row.model for row in peers}
-    names = [name for name in first.values() if name not in theirs][:places]
-    names += [name for name in first.values() if name in theirs][: _MOST_SHOWN - len(names)]
+    own_names, peer_names = _one_per_network(front), _one_per_network(peers)
+    names = own_names[: _MOST_SHOWN - 1 if peers else _MOST_SHOWN]
+    names += peer_names[: _MOST_SHOWN - len(names)]
     typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row.model for row in ours])
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 
@@ -162,12 +147,20 @@ def _costs(row: Row) -> tuple[float, float, float]:
     return float(row.fair_size_bytes), row.p50_ms, -(row.retained_colour or 0.0)
 
 
+def _one_per_network(rows: Sequence[Row]) -> list[str]:
+    """The first row's name of each network of ours, and of each file of another tool."""
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.variant if row.peer else parent_name(row.variant) or row.variant, row.model)
+    return list(first.values())
+
+
 def _choose_photos(
     accuracy: AccuracyResult, photos: Sequence[Photo], recommended: str | None, ours: Sequence[str]
 ) -> tuple[tuple[Photo, ...], tuple[Photo, ...], str | None]:
     """Typical and worst photographs, and whose L1 tells the worst."""
     judged = recommended if recommended in accuracy.variants else None
-    names = [judged] if judged else [name for name in ours if accuracy.variants[name].status == "ok"]
+    names = [judged] if judged else ours
     best = next(iter(accuracy.variants.values()), None)
     if best is None or not best.is_ok or not names:
         return choose_photos(photos, _TYPICAL), (), judged
@@ -182,44 +175,31 @@ def _choose_photos(
 
 def _measured_l1(accuracy: AccuracyResult) -> dict[str, dict[str, float]]:
     """L1 by photograph and variant at the size that was benchmarked, which may be larger than what is shown."""
-    finished = {name: each for name, each in accuracy.variants.items() if each.is_ok}
+    finished = {name: each.scores for name, each in accuracy.variants.items() if each.is_ok}
     return {
-        photo.sha256: {
-            "grey": accuracy.grey_l1[index],
-            **{name: each.scores[index].l1_ab for name, each in finished.items()},
-        }
-        for index, photo in enumerate(accuracy.photos)
+        photo.sha256: {"grey": grey_l1, **{name: scores[index].l1_ab for name, scores in finished.items()}}
+        for index, (photo, grey_l1) in enumerate(zip(accuracy.photos, accuracy.grey_l1, strict=True))
     }
 
 
 def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureChoice) -> list[Path]:
     best, *others = (variant.name for variant in choice.variants)
-    maps = [
-        {
-            "truth": {name: map_difference(ab, photo.ab["truth"]) for name, ab in photo.ab.items() if name != "truth"},
-            "best": {
-                name: map_difference(ab, photo.ab[best])
-                for name, ab in photo.ab.items()
-                if name not in ("truth", best) and best in photo.ab
-            },
-        }
-        for photo in shown
-    ]
+    maps = [_map_differences(photo, best) for photo in shown]
     scale = choose_scale([each for photo in maps for each in photo["truth"].values()])
-    paths, entries = [], []
     worst = {photo.sha256 for photo in choice.worst}
+    pixels: dict[str, Pixels] = {}
+    entries = []
     for number, (photo, differences) in enumerate(zip(shown, maps, strict=True)):
-        pixels: dict[str, Pixels] = {"grey": photo.grey, "truth": photo.truth, **photo.answers}
+        pictures: dict[str, Pixels] = {"grey": photo.grey, "truth": photo.truth, **photo.answers}
         # Numbers instead of names: a variant may be called what no file can be.
-        files = {name: f"{number}-{index}.jpg" for index, name in enumerate(pixels)}
-        paths += [_save_jpeg(pixels[name], folder / file) for name, file in files.items()]
-        map_files: dict[str, dict[str, str]] = {}
+        files = {name: f"{number}-{index}.jpg" for index, name in enumerate(pictures)}
+        map_files = {
+            against: {name: f"{number}-{against}-{index}.jpg" for index, name in enumerate(each)}
+            for against, each in differences.items()
+        }
+        pixels |= {file: pictures[name] for name, file in files.items()}
         for against, each in differences.items():
-            map_files[against] = {}
-            for index, (name, difference) in enumerate(each.items()):
-                file = f"{number}-{against}-{index}.jpg"
-                paths.append(_save_jpeg(paint_map(difference, scale), folder / file))
-                map_files[against][name] = file
+            pixels |= {map_files[against][name]: paint_map(difference, scale) for name, difference in each.items()}
         height, width = photo.truth.shape[:2]
         entries.append(
             {
@@ -232,7 +212,7 @@ def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureCh
                 "differences": map_files,
             }
         )
-    record: Mapping[str, Any] = {
+    record = {
         "format_version": FORMAT_VERSION,
         "best": best,
         "variants": others,
@@ -241,21 +221,25 @@ def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureCh
         "bar": bar_colours(),
         "photos": entries,
     }
+    paths = [write_bytes(folder / file, encode_jpeg(Image.fromarray(each), _QUALITY)) for file, each in pixels.items()]
     paths.append(write_json(folder / "pictures.json", record))
     for stale in set(folder.glob("*.jpg")) - set(paths):
         stale.unlink()
     return paths
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a picture atomically, in the format its suffix says."""
-    with atomic_write(path) as temporary:
-        picture.save(temporary, optimize=True)
-    return path
+def _map_differences(photo: ColoredPhoto, best: str) -> dict[str, dict[str, Floats]]:
+    """By variant, its answer's difference to the "truth", and to that of the "best" one but its own."""
+    answers = {name: ab for name, ab in photo.ab.items() if name != "truth"}
+    others = {name: ab for name, ab in answers.items() if name != best and best in answers}
+    return {
+        "truth": {name: map_difference(ab, photo.ab["truth"]) for name, ab in answers.items()},
+        "best": {name: map_difference(ab, answers[best]) for name, ab in others.items()},
+    }
 
 
-def _save_jpeg(pixels: Pixels, path: Path) -> Path:
+def encode_jpeg(picture: Image.Image, quality: int) -> bytes:
     """Without chroma subsampling: colour is what is judged."""
-    with atomic_write(path) as temporary:
-        Image.fromarray(pixels).save(temporary, quality=92, subsampling=0, optimize=True)
-    return path
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from benchmarks.report.pictures import FOLDER, FORMAT_VERSION
+from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from colorpress.core.errors import InputError
 from colorpress.core.files import read_json
 
@@ -50,54 +50,6 @@ class Picture:
     caption: str
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One picture of a photograph.
-
-    Attributes:
-        name: "grey", "truth" or a variant's.
-        against: of a difference map, "truth" or "best"; else empty.
-        title: in words.
-        uri: the JPEG.
-    """
-
-    name: str
-    against: str
-    title: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class ShownPhoto:
-    """A photograph of `pictures/`: its size in pixels, its tiles, and the L1 of each answer in a sentence."""
-
-    name: str
-    is_worst: bool
-    width: int
-    height: int
-    tiles: tuple[Tile, ...]
-    sentence: str
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """What `pictures/` holds (see pictures.write_picture_set).
-
-    Attributes:
-        best: the name of the first variant; `variants`: the others' names.
-        judged: whose L1 the worst photographs are worst by; None: the mean's over ours.
-        scale: mean |Δab| (ab/128) at the end of the colour bar.
-        bar: its colours.
-    """
-
-    best: str
-    variants: tuple[str, ...]
-    judged: str | None
-    scale: float
-    bar: tuple[str, ...]
-    photos: tuple[ShownPhoto, ...]
-
-
 def embed_picture(path: Path, slot: Slot) -> Picture | None:
     """A picture file as a data URI; None where there is no such file.
 
@@ -117,15 +69,20 @@ def embed_picture(path: Path, slot: Slot) -> Picture | None:
         picture.quantize(128).save(buffer, "PNG", optimize=True)
         uri = _as_uri(buffer.getvalue(), "png")
     else:
-        uri = _as_uri(_encode_jpeg(picture, 85), "jpeg")
+        uri = _as_uri(encode_jpeg(picture, 85), "jpeg")
     return Picture(uri=uri, width=picture.width, height=picture.height, alt=slot.alt, caption=slot.caption)
 
 
-def read_picture_set(output_dir: Path) -> PictureSet | None:
+def read_picture_set(output_dir: Path) -> dict[str, Any] | None:
     """The pictures of the benchmark in a run folder, encoded so that they fit the page; None where there are none.
 
     Difference maps have half the pixels of a side: where a colouring differs is seen on those too.
 
+    Returns:
+        "best" and "variants" (names), "judged" (whose L1 the worst photographs are worst by; None: the mean of ours),
+        "scale" (mean |Δab| at the end of the colour bar), "bar" (its colours), and "photos": each with "name",
+        "is_worst", "width", "height", "sentence" (the L1 of each answer) and "tiles". A tile has "name" ("grey",
+        "truth" or a variant's), "against" (of a difference map "truth" or "best", else empty), "title" and "uri".
     Raises:
         InputError: pictures.json or a picture is damaged or of another format.
     """
@@ -136,57 +93,48 @@ def read_picture_set(output_dir: Path) -> PictureSet | None:
     try:
         if record["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {record['format_version']}")
-        return _read_record(record, path.parent)
+        return {
+            **{name: record[name] for name in ("variants", "judged", "bar")},
+            "best": str(record["best"]),
+            "scale": float(record["scale"]),
+            "photos": _read_photos(record["photos"], str(record["best"]), path.parent),
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError("picture list", path, f"is not one of this version ({error})", _AGAIN) from error
 
 
-def _read_record(record: dict[str, Any], folder: Path) -> PictureSet:
-    best = str(record["best"])
+def _read_photos(photos: Sequence[Mapping[str, Any]], best: str, folder: Path) -> list[dict[str, Any]]:
     pictures, maps = [], []
-    for photo in record["photos"]:
+    for photo in photos:
         pictures += [_open_inside(folder, file) for file in photo["pictures"].values()]
         for against in ("truth", "best"):
             maps += [_halve(_open_inside(folder, file)) for file in photo["differences"][against].values()]
     picture_uris, map_uris = iter(_encode_within(pictures, _PICTURE_BYTES)), iter(_encode_within(maps, _MAP_BYTES))
-    photos = []
-    for photo in record["photos"]:
-        tiles = [Tile(name, "", _title(name), next(picture_uris)) for name in photo["pictures"]]
+    titles = {"grey": "grey input"}
+    shown = []
+    for photo in photos:
+        tiles = [
+            {"name": name, "against": "", "title": titles.get(name, name), "uri": next(picture_uris)}
+            for name in photo["pictures"]
+        ]
         for against, other in (("truth", "the truth"), ("best", best)):
-            names = photo["differences"][against]
-            tiles += [Tile(name, against, f"{name}, difference to {other}", next(map_uris)) for name in names]
-        photos.append(
-            ShownPhoto(
-                name=photo["name"],
-                is_worst=photo["kind"] == "worst",
-                width=int(photo["width"]),
-                height=int(photo["height"]),
-                tiles=tuple(tiles),
-                sentence=_say_l1(photo["l1"], best),
-            )
-        )
-    return PictureSet(
-        best=best,
-        variants=tuple(record["variants"]),
-        judged=record["judged"],
-        scale=float(record["scale"]),
-        bar=tuple(record["bar"]),
-        photos=tuple(photos),
-    )
+            tiles += [
+                {"name": name, "against": against, "title": f"{name}, difference to {other}", "uri": next(map_uris)}
+                for name in photo["differences"][against]
+            ]
+        figures = {name: photo[name] for name in ("name", "width", "height")}
+        is_worst, sentence = photo["kind"] == "worst", _say_l1(photo["l1"], best)
+        shown.append({**figures, "is_worst": is_worst, "sentence": sentence, "tiles": tiles})
+    return shown
 
 
-def _title(name: str) -> str:
-    return {"grey": "grey input", "truth": "truth"}.get(name, name)
-
-
-def _say_l1(l1: dict[str, float], best: str) -> str:
-    parts = []
-    for name, value in l1.items():
-        above = ""
-        if name not in (best, "grey") and l1.get(best):
-            above = f" ({100.0 * (value / l1[best] - 1.0):+.1f} %)"
-        parts.append(f"{name} {value:.4f}{above}")
-    return ", ".join(parts)
+def _say_l1(l1: Mapping[str, float], best: str) -> str:
+    above = {
+        name: f" ({100.0 * (value / l1[best] - 1.0):+.1f} %)"
+        for name, value in l1.items()
+        if name not in (best, "grey") and l1.get(best)
+    }
+    return ", ".join(f"{name} {value:.4f}{above.get(name, '')}" for name, value in l1.items())
 
 
 def _open_inside(folder: Path, name: str) -> Image.Image:
@@ -214,17 +162,10 @@ def _encode_within(pictures: Sequence[Image.Image], most_bytes: int) -> list[str
     """JPEG data URIs of one quality, the highest of a few whose bytes together are few enough."""
     encoded: list[bytes] = []
     for quality in _QUALITIES:
-        encoded = [_encode_jpeg(picture, quality) for picture in pictures]
+        encoded = [encode_jpeg(picture, quality) for picture in pictures]
         if sum(map(len, encoded)) <= most_bytes:
             break
     return [_as_uri(content, "jpeg") for content in encoded]
-
-
-def _encode_jpeg(picture: Image.Image, quality: int) -> bytes:
-    """Without chroma subsampling: colour is what is judged."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return buffer.getvalue()
 
 
 def _as_uri(content: bytes, kind: str) -> str:

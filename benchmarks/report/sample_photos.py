@@ -1,7 +1,8 @@
-"""What each variant makes of a photograph, as pixels to look at."""
+"""What each variant makes of a photograph, as pixels to look at, and where two colourings differ."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.variants import Variant
+from colorpress.core.charts import paint_values
 from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
@@ -19,6 +21,10 @@ from training.photos import Photo
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+# Perceptually uniform and monotonic in lightness, so that it is read right without colour vision and in print too.
+_COLOUR_MAP = "magma"
+_CLIPPED_PCT = 1.0
+_BAR_STOPS = 9
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,17 @@ def color_photos(
     predictors = {}
     for variant in variants:
         try:
-            # The benchmark has looked at the file in a child process before.
+            # Unprobed: the benchmark has looked at the file in a child process before.
+            runtime = RUNTIMES[variant.runtime].uncompiled
             predictors[variant.name] = open_predictor(
-                variant.path,
-                arch=variant.arch,
-                device=variant.device,
-                threads=threads,
-                runtime=RUNTIMES[variant.runtime].uncompiled,
+                variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=runtime
             )
         except Exception:  # its row in the benchmark says how it failed
             continue
     colored = []
     with torch.inference_mode():
         for photo, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels):
-            lightness, truth = rgb_to_l_ab(rgb)
+            lightness, truth = rgb_to_l_ab(rgb)  # (1, 1, H, W), (1, 2, H, W)
             answered: dict[str, Tensor] = {}
             for name, predictor in predictors.items():
                 try:
@@ -97,3 +100,34 @@ def color_photos(
 def _to_pixels(rgb: Tensor) -> Pixels:
     pixels = (rgb[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.cpu().numpy())
+
+
+def map_difference(ab: Floats, other: Floats) -> Floats:
+    """The mean over a and b of the absolute difference at each pixel, (H, W): its own mean is the L1 of the two.
+
+    Args:
+        ab, other: (2, H, W), ab/128.
+    """
+    difference: Floats = np.abs(ab - other).mean(axis=0, dtype=np.float32)
+    return difference
+
+
+def choose_scale(maps: Sequence[Floats]) -> float:
+    """The difference at the top of the colour map: what 99 % of all pixels stay below, rounded up to two digits."""
+    values: Floats = np.concatenate([each.ravel() for each in maps]) if maps else np.zeros(1, np.float32)
+    top = float(np.percentile(values, 100.0 - _CLIPPED_PCT))
+    if top <= 0.0 or not math.isfinite(top):
+        return 0.01
+    step = 10.0 ** (math.floor(math.log10(top)) - 1)
+    return round(math.ceil(top / step) * step, 12)
+
+
+def paint_map(difference: Floats, scale: float) -> Pixels:
+    """A map as RGB (H, W, 3): the colour map from 0 to `scale`; what is above has the colour of its end."""
+    return paint_values(difference / scale, _COLOUR_MAP)
+
+
+def bar_colours() -> list[str]:
+    """Colours at even steps from 0 to the scale's end, such as "#000004": what a colour bar is made of."""
+    painted = paint_map(np.linspace(0.0, 1.0, _BAR_STOPS, dtype=np.float32)[None], scale=1.0)
+    return ["#{:02x}{:02x}{:02x}".format(*pixel) for pixel in painted[0]]

@@ -8,7 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.report.sample_photos import ColoredPhoto, Pixels
+from colorpress.core.charts import font_path
 from colorpress.core.errors import printable
+from colorpress.core.files import atomic_write
 
 _Cell = tuple[Pixels | None, str, str]  # picture, title, fainter line below
 
@@ -38,6 +40,13 @@ def draw_outputs(colored: Sequence[ColoredPhoto], name: str, *, columns: int = 3
     """The answers of the variant `name` alone, `columns` to a row."""
     cells = [(photo.answers.get(name), photo.name, _l1_label(photo, name)) for photo in colored]
     return _draw_sheet([cells[start : start + columns] for start in range(0, len(cells), columns)], cell)
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> Path:
+    """Write a sheet as PNG, atomically."""
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, optimize=True)
+    return path
 
 
 def _l1_label(photo: ColoredPhoto, name: str) -> str:
@@ -92,7 +101,4 @@ def shorten_label(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 def _load_font() -> ImageFont.FreeTypeFont:
-    # Matplotlib ships DejaVu Sans, which knows more of the world's letters than Pillow's own font.
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)
+    return ImageFont.truetype(str(font_path()), _FONT_SIZE)

@@ -103,7 +103,9 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix == ".pt" and path.stem != "model" else name
-        variants.append(describe_variant(name, path, arch=arch, macs=_count_macs(path, size, arch), macs_size=size))
+        # Described first: that refuses what is no model file.
+        variant = describe_variant(name, path, arch=arch)
+        variants.append(replace(variant, macs=_count_macs(path, size, arch), macs_size=size))
     names = Counter(variant.name for variant in variants)
     for variant in variants:
         if names[variant.name] > 1:

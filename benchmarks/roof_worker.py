@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ _MATRIX_SIDE, _PICTURE_SIDE = 512, 32
 _CHANNELS = 128
 # Convolutions in a row: the first and the last one also pay for the change of layout.
 _CHAIN = 4
-_OPSET = 18
+_OPSET, _IR_VERSION = 18, 8
 _WARMUP_CALLS, _LEAST_CALLS = 1, 3
 _COPY_BYTES = 256_000_000
 
@@ -95,8 +96,10 @@ def _torch_conv(threads: int, scale: int, precision: str) -> Work:
 
     torch.set_num_threads(threads)
     side = scale * _PICTURE_SIDE
-    weight = torch.rand(_CHANNELS, _CHANNELS, 3, 3).to(_torch_type(precision), memory_format=torch.channels_last)
-    picture = torch.rand(1, _CHANNELS, side, side).to(_torch_type(precision), memory_format=torch.channels_last)
+    weight, picture = (
+        torch.rand(shape).to(_torch_type(precision), memory_format=torch.channels_last)
+        for shape in ((_CHANNELS, _CHANNELS, 3, 3), (1, _CHANNELS, side, side))
+    )
     return partial(torch.conv2d, picture, weight, padding=1), _conv_macs(side)
 
 
@@ -149,76 +152,63 @@ def _build_convolutions(side: int, *, in_int8: bool) -> onnx.ModelProto:
 
     In int8, activations are uint8, weights int8 with a scale for each channel, and `x` comes in 8 bits already.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     generator = np.random.default_rng(0)
-    nodes, constants = [], []
-
-    def constant(name: str, value: Any) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    activation = [constant("scale", np.float32(1 / 255)), constant("zero", np.uint8(0))]
     spread = (9 * _CHANNELS) ** -0.5  # keeps the values of the chain in range
-    value = "x"
-    for index in range(_CHAIN):
+    values = ["x", *(f"x{index}" for index in range(1, _CHAIN)), "y"]
+    constants: dict[str, Any] = {}
+    nodes = []
+    for index, (before, after) in enumerate(pairwise(values)):
         weights = generator.standard_normal((_CHANNELS, _CHANNELS, 3, 3)) * spread
-        answer = f"y{index}" if index + 1 < _CHAIN or in_int8 else "y"
         if not in_int8:
-            weight = constant(f"weight{index}", weights.astype(np.float32))
-            nodes.append(helper.make_node("Conv", [value, weight], [answer], pads=[1] * 4))
-        else:
-            weight = constant(f"weight{index}", (weights / spread * 40).clip(-127, 127).astype(np.int8))
-            scale = constant(f"weight{index}_scale", np.full(_CHANNELS, spread / 40, np.float32))
-            zero = constant(f"weight{index}_zero", np.zeros(_CHANNELS, np.int8))
-            rounded = f"y{index}_q" if index + 1 < _CHAIN else "y"
-            nodes += [
-                helper.make_node("DequantizeLinear", [value, *activation], [f"x{index}"]),
-                helper.make_node("DequantizeLinear", [weight, scale, zero], [f"weight{index}_f"], axis=0),
-                helper.make_node("Conv", [f"x{index}", f"weight{index}_f"], [answer], pads=[1] * 4),
-                helper.make_node("QuantizeLinear", [answer, *activation], [rounded]),
-            ]
-            answer = rounded
-        value = answer
-    kind = TensorProto.UINT8 if in_int8 else TensorProto.FLOAT
-    return _build_model(nodes, constants, [1, _CHANNELS, side, side], kind, kind)
+            constants[f"w{index}"] = weights.astype(np.float32)
+            nodes.append(f"{after} = Conv <pads = [1, 1, 1, 1]> ({before}, w{index})")
+            continue
+        constants |= {
+            f"w{index}": (weights / spread * 40).clip(-127, 127).astype(np.int8),
+            f"w{index}_scale": np.full(_CHANNELS, spread / 40, np.float32),
+            f"w{index}_zero": np.zeros(_CHANNELS, np.int8),
+            "scale": np.float32(1 / 255),
+            "zero": np.uint8(0),
+        }
+        nodes += [
+            f"{before}_f = DequantizeLinear ({before}, scale, zero)",
+            f"w{index}_f = DequantizeLinear <axis = 0> (w{index}, w{index}_scale, w{index}_zero)",
+            f"{after}_sum = Conv <pads = [1, 1, 1, 1]> ({before}_f, w{index}_f)",
+            f"{after} = QuantizeLinear ({after}_sum, scale, zero)",
+        ]
+    kind = "uint8" if in_int8 else "float"
+    return _build_model(nodes, constants, f"[1, {_CHANNELS}, {side}, {side}]", kind, kind)
 
 
 def _build_matmul(side: int, *, in_int8: bool) -> onnx.ModelProto:
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = (np.random.default_rng(0).standard_normal((side, side)) * 40).clip(-127, 127)
-    constant = numpy_helper.from_array(weights.astype(np.int8 if in_int8 else np.float32), "weight")
-    node = helper.make_node("MatMulInteger" if in_int8 else "MatMul", ["x", "weight"], ["y"])
-    kinds = (TensorProto.UINT8, TensorProto.INT32) if in_int8 else (TensorProto.FLOAT, TensorProto.FLOAT)
-    return _build_model([node], [constant], [side, side], *kinds)
+    node = f"y = {'MatMulInteger' if in_int8 else 'MatMul'} (x, w)"
+    constants = {"w": weights.astype(np.int8 if in_int8 else np.float32)}
+    kinds = ("uint8", "int32") if in_int8 else ("float", "float")
+    return _build_model([node], constants, f"[{side}, {side}]", *kinds)
 
 
 def _build_model(
-    nodes: Sequence[onnx.NodeProto],
-    constants: Sequence[onnx.TensorProto],
-    shape: Sequence[int],
-    input_kind: int,
-    output_kind: int,
+    nodes: Sequence[str], constants: Mapping[str, Any], shape: str, input_kind: str, output_kind: str
 ) -> onnx.ModelProto:
-    """A model `x` -> `y`, both of `shape`."""
-    from onnx import helper
+    """A model `x` -> `y`, both of `shape`, in ONNX's textual syntax."""
+    from onnx import numpy_helper, parser
 
-    x = helper.make_tensor_value_info("x", input_kind, shape)
-    y = helper.make_tensor_value_info("y", output_kind, shape)
-    imports = [helper.make_opsetid("", _OPSET)]
-    graph = helper.make_graph(nodes, "roof", [x], [y], constants)
-    return helper.make_model(graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+    head = f'<ir_version: {_IR_VERSION}, opset_import: ["": {_OPSET}]>'
+    body = "\n".join(nodes)
+    model = parser.parse_model(f"{head} roof ({input_kind}{shape} x) => ({output_kind}{shape} y) {{ {body} }}")
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    model.graph.initializer.extend(tensors)
+    return model
 
 
 def _input_of(model: onnx.ModelProto) -> Any:
     from onnx import helper
 
     tensor = model.graph.input[0].type.tensor_type
-    shape = [each.dim_value for each in tensor.shape.dim]
-    random = np.random.default_rng(1).random(shape)
+    random = np.random.default_rng(1).random([each.dim_value for each in tensor.shape.dim])
     element = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return (random * 255).astype(element) if element == np.uint8 else random.astype(element)
+    return (random * 255 if element == np.uint8 else random).astype(element)
 
 
 # By name: what it computes in ("copy": nothing), and what builds it for a number of threads at a scale.

@@ -111,8 +111,8 @@ def test_a_roof_is_measured_and_a_kernel_that_fails_is_left_out(
 def test_the_fastest_kernel_of_each_kind_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"torch.mm": 5.0, "ONNX Runtime MatMul": 9.0, "OpenVINO Conv 3x3": 7.0, "torch._int_mm": 8.0}
 
-    def fake(job: dict[str, Any], *, threads: int, timeout_s: float, module: str) -> dict[str, Any]:
-        assert (job["threads"], job["seconds"], threads, module) == (3, 0.5, 3, "benchmarks.roof_worker")
+    def fake(job: dict[str, Any], *, threads: int, timeout_s: float, module: object) -> dict[str, Any]:
+        assert (job["threads"], job["seconds"], threads, module) == (3, 0.5, 3, roof_worker)
         rate = rates.get(job["kernel"])
         return {"status": "ok", "rate": rate} if rate else {"status": "crashed(SIGILL)", "error": "the process died"}
 

@@ -26,7 +26,8 @@ from PIL import Image
 
 from colorpress.core.config import ExportConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
-from export.bundle.bundle import BundleResult, bundle, web_runtime, write_bundle
+from export.bundle import bundle, web_runtime
+from export.bundle.bundle import BundleResult, write_bundle
 from export.graph import export_onnx
 from export.picture_graph import build_picture_graph
 from training.checkpoint import Checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_each_outside_library_has_its_one_door() -> None:
         "matplotlib": {"colorpress/core/charts.py"},
         # The second one shows the tool as its README does, to be compared with.
         "torch_pruning": {"compress/dependency_graph.py", f"{peers}/torch_pruning_recipe.py"},
-        "jinja2": {"benchmarks/report/page.py"},
+        # Templates of a page, and of what lies in a bundle.
+        "jinja2": {"benchmarks/report/page.py", "export/bundle/bundle.py"},
         **{tool: {f"{peers}/{tool}_recipe.py"} for tool in ("nncf", "olive", "modelopt")},
     }
     for path in MODULES:
@@ -110,6 +112,28 @@ def test_each_outside_library_has_its_one_door() -> None:
         for name in imported_names(path):
             allowed = doors.get(name.partition(".")[0])
             assert allowed is None or here in allowed, f"{here} imports {name}"
+
+
+def test_onnx_runtime_sessions_are_made_in_one_place() -> None:
+    for path in MODULES:
+        if path.parent.name not in ("peers", "studies"):
+            named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            named &= {"InferenceSession", "SessionOptions"}
+            assert not named or path.name == "sessions.py", f"{path.relative_to(ROOT)} names {named}"
+
+
+def test_what_is_installed_is_listed() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {module_name(path) for path in MODULES if path.name == "__init__.py"}
+    assert set(setup["packages"]) == found - {"benchmarks.peers", "benchmarks.studies"}
+    data = {
+        path
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    here = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert data == {path for path in here - set(MODULES) if path.suffix != ".pyc"}
 
 
 def test_file_names_are_unique_and_say_the_thing() -> None:

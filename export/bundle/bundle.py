@@ -10,21 +10,22 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 import onnx
+from jinja2 import Environment, StrictUndefined
 from onnx import numpy_helper
 
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
+from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer
-from export.picture_graph import COLORIZED_NAME, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 
@@ -108,7 +109,7 @@ def write_bundle(
         # Once more, since the folder web/ alone may be served.
         contents[f"web/{MODEL_NAME}"] = graph.content
     contents["MODEL_CARD.md"] = format_card(graph, figures or {}, bare=bare is not None, web=web).encode()
-    contents["LICENSE-NOTE.md"] = _format_licences(web).encode()
+    contents["LICENSE-NOTE.md"] = _fill("LICENSE-NOTE.md", web=web, package=PACKAGE, version=VERSION).encode()
     sums = [f"{sha256_bytes(content)}  {name}\n" for name, content in sorted(contents.items())]
     contents[SUMS_NAME] = "".join(sums).encode()
     _publish(contents, folder, destination)
@@ -146,171 +147,40 @@ def read_picture_graph(path: Path) -> PictureGraph:
 
 def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, web: bool) -> str:
     """MODEL_CARD.md, with the head that model hubs read; `figures` as in `write_bundle`."""
-    size = _format_bytes(len(graph.content))
-    files = [(f"`{MODEL_NAME}`", "the model: pictures in, pictures out")]
-    files += [(f"`{BARE_NAME}`", "the network in it alone: lightness in, colour out")] if bare else []
-    files += [("`colorize.py`", "colours photographs from the command line")]
-    files += [("`web/`", "a page that colours photographs in the browser; can be served on its own")] if web else []
-    files += [("`LICENSE-NOTE.md`, `SHA256SUMS`", "licences; checksums")]
-    return Template((_TEMPLATES / "MODEL_CARD.md").read_text(encoding="utf-8")).substitute(
-        model_size=size,
-        files="\n".join(f"| {name} | {text} |" for name, text in files),
-        browser=_BROWSER if web else _NO_BROWSER,
-        contract=_format_contract(graph, bare),
-        making=_format_making(graph.metadata),
-        figures=_format_figures(figures) if figures else _NO_FIGURES,
-        training=_format_training(figures),
-        work_size=graph.options.get(WORK_SIZE_NAME, "some"),
-    )
 
-
-_BROWSER = """\
-In a browser, serve the folder `web/`, on any web server or with
-
-```
-python3 -m http.server 8000 --bind 127.0.0.1 --directory web
-```
-
-and open http://localhost:8000. The page needs no other server: photographs are coloured by the browser itself (with
-onnxruntime-web) and never leave it. A server that sends `Cross-Origin-Opener-Policy: same-origin` and
-`Cross-Origin-Embedder-Policy: require-corp` lets it use several processor threads, and one that compresses
-`application/wasm` sends a quarter of the bytes."""
-_NO_BROWSER = "In a browser, onnxruntime-web runs the same file; this bundle was made without the page for it."
-_NO_FIGURES = "Not measured: this bundle was made without a benchmark. No claim is made about its accuracy or speed."
-
-
-_OPTIONS = {
-    WORK_SIZE_NAME: "int64 scalar, the short side that the network sees, in pixels; smaller pictures are not enlarged",
-    SATURATION_NAME: "float32 scalar by which the colours are multiplied, 0 for grey",
-}
-
-
-def _format_contract(graph: PictureGraph, bare: bool) -> str:
-    picture = [
-        (
-            "input",
-            f"`{IMAGE_NAME}`",
-            "uint8, (N, H, W, 3) sRGB or (N, H, W, 1) grey, upright; any N, H, W of 1 and more",
-        ),
-        ("output", f"`{COLORIZED_NAME}`", "uint8, (N, H, W, 3) sRGB, of the same size"),
-    ]
-    for name, default in graph.options.items():
-        text = f"{_OPTIONS.get(name, 'a scalar')}; may be left out, then {default:g}"
-        picture.insert(-1, ("input", f"`{printable(name)}`", text))
-    parts = [f"`{MODEL_NAME}`:", "", *_table(("", "name", "what"), picture)]
-    if bare:
-        network = [
-            ("input", "`L`", "float32, (N, 1, H, W), lightness: L\\* / 100 of CIE Lab (D65), in [0, 1]"),
-            ("output", "`ab`", "float32, (N, 2, H, W), chroma: a\\*b\\* / 128, in [-1, 1]"),
-        ]
-        parts += ["", f"`{BARE_NAME}`:", "", *_table(("", "name", "what"), network)]
-    return "\n".join(parts)
-
-
-_MAKING = {
-    "producer": "made by",
-    "producer_version": "version",
-    "architecture": "architecture",
-    "precision": "precision",
-    "opset": "ONNX operator set",
-    "val_l1": "L1 on validation photographs",
-    "l1": "L1, when it was made",
-    "retained_colour": "retained colour G, when it was made",
-    "checkpoint_sha256": "SHA-256 of the checkpoint",
-    "calibration_sha256": "SHA-256 of the calibration photographs",
-}
-
-
-_SAID_ELSEWHERE = ("size_bytes", "work_size", "saturation")
-
-
-def _format_making(metadata: Mapping[str, str]) -> str:
-    """Every entry of the file's metadata: first those of _MAKING, in its order and words, then the others."""
-    known = [(text, metadata.get(name, "not recorded")) for name, text in _MAKING.items()]
-    others = [(name, text) for name, text in metadata.items() if name not in (*_MAKING, *_SAID_ELSEWHERE)]
-    return "\n".join(_table(("what", "value"), [(_cell(name), _cell(text)) for name, text in known + others]))
-
-
-def _format_figures(figures: Mapping[str, Any]) -> str:
-    def show(name: str, pattern: str, missing: str = "not measured") -> str:
+    def show(name: str, pattern: str = "{}", missing: str = "not measured") -> str:
         value = figures.get(name)
-        absent = value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
-        return missing if absent else pattern.format(value)
+        is_absent = value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+        return _cell(missing if is_absent else pattern.format(value))
 
     def interval(name: str, pattern: str, what: str) -> str:
         low, high = (show(f"{name}_{end}", pattern, "") for end in ("low", "high"))
         return f" ({what} {low} to {high})" if low and high else ""
 
-    def condition(name: str) -> str:
-        return show(name, "{}", "not recorded")
-
-    rows = [
-        ("L1", show("l1", "{:.4f}")),
-        ("L1 against the original", show("l1_delta_pct", "{:+.2f} %")),
-        ("retained colour G", show("retained_colour", "{:.3f}") + interval("retained", "{:.2f}", "95 % interval")),
-        ("PSNR", show("psnr_db", "{:.2f} dB")),
-        ("SSIM", show("ssim", "{:.4f}")),
-        ("colourfulness, as a part of the photographs' own", show("colourfulness_ratio", "{:.2f}")),
-        ("time for a call, median", show("p50_ms", "{:.3g} ms")),
-        ("time for a call, 9 of 10 below", show("p90_ms", "{:.3g} ms")),
-        ("speed against the original", show("speedup", "{:.3g} times") + interval("speedup", "{:.3g}", "rounds")),
-        ("memory of the process, peak", show("peak_rss_mb", "{:.0f} MB")),
-    ]
-    conditions = [
-        ("model", f"{condition('model')}, file of {show('size_bytes', '{:,} bytes', 'unrecorded size')}"),
-        ("photographs, held out from its training", condition("photos")),
-        ("runtime", f"{condition('runtime')}, threads: {condition('threads')}"),
-        ("a call", f"height {condition('height')}, width {condition('width')}, batch {condition('batch')}"),
-        ("calls timed", condition("runs")),
-        ("machine", _describe_machine(figures.get("machine"))),
-        ("date", condition("date")),
-    ]
-    head = _table(("figure", "value"), [(name, _cell(text)) for name, text in rows])
-    tail = _table(("condition", "value"), [(name, _cell(text)) for name, text in conditions])
-    return "\n".join([*head, "", "Measured so:", "", *tail])
-
-
-def _describe_machine(machine: Any) -> str:
-    if not isinstance(machine, Mapping):
-        return str(machine or "not recorded")
-    cores = machine.get("cores_usable")
-    return f"{machine.get('cpu') or 'not recorded'}{f', {cores} cores' if cores else ''}"
-
-
-def _format_training(figures: Mapping[str, Any]) -> str:
-    counts = [figures.get(name) for name in ("train_photos", "val_photos", "photos")]
-    used = "; ".join(
-        f"{count} {purpose}"
-        for count, purpose in zip(counts, ("to learn from", "to choose by", "to measure with"), strict=True)
-        if count is not None
+    return _fill(
+        "MODEL_CARD.md",
+        graph=graph,
+        size=format_bytes(len(graph.content)),
+        bare=bare,
+        web=web,
+        figures=figures,
+        show=show,
+        interval=interval,
+        noted=partial(show, missing="not recorded"),
     )
-    first = f"Photographs: {used}." if used else "How many photographs were used is not recorded here."
-    return f"{first} Which ones they were, and under which terms, is for whoever publishes this folder to say here."
 
 
-def _format_licences(web: bool) -> str:
-    runtime = (
-        f"\n**ONNX Runtime Web** (`web/ort/`, {PACKAGE} {VERSION}) is by Microsoft, under the MIT License in\n"
-        "`web/ort/LICENSE`.\n"
-        if web
-        else ""
+def _fill(template: str, **values: Any) -> str:
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
-    template = Template((_TEMPLATES / "LICENSE-NOTE.md").read_text(encoding="utf-8"))
-    return template.substitute(web_code=" and the page in `web/`" if web else "", runtime=runtime)
+    environment.filters |= {"cell": _cell, "printable": printable}
+    return environment.from_string((_TEMPLATES / template).read_text(encoding="utf-8")).render(values)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _cell(text: str) -> str:
+def _cell(text: object) -> str:
     """Text of unknown origin on one line of a Markdown table."""
-    return re.sub(r"([|<\\`*_\[\]])", r"\\\1", printable(text))
-
-
-def _format_bytes(size: int) -> str:
-    return f"{size / 1e3:.1f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
+    return re.sub(r"([|<\\`*_\[\]])", r"\\\1", printable(str(text)))
 
 
 def _check_destination(folder: Path, name: Path, force: bool) -> None:

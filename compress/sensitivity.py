@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,7 @@ def prune_layer(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], channel
     dropped_count = channels // 2
     if not dropped_count:
         return None
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
     own = {node.name for node in nodes}
     for node in copy.graph.node:

@@ -62,7 +62,7 @@ def test_rounded_it_answers_as_the_int8_file_does(graphs: dict[str, Path], tmp_p
     way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
     path = tmp_path / "int8.onnx"
     path.write_bytes(quantizer.quantize(way).SerializeToString())
-    network = quantizer._rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers)
+    network = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers)
     float_answer, int8 = OnnxPredictor(graphs[name], threads=1), OnnxPredictor(path, threads=1)
     for picture in smooth_pictures(3):
         with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_weights_and_ranges_learn_and_go_back_into_the_graph(graphs: dict[str, P
     quantizer = quantizer_of(graphs["transpose"])
     way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
     ranges = {name: (0.5 * low, 0.5 * high) for name, (low, high) in quantizer.ranges(way).items()}
-    network = quantizer._rounded_network(quantizer.model, ranges, quantizer.layers)
+    network = quantizer.rounded_network(quantizer.model, ranges, quantizer.layers)
     network(torch.from_numpy(smooth_pictures(1)[0])).square().sum().backward()
     without = [name for name, each in network.named_parameters() if each.grad is None]
     assert without == []
@@ -134,12 +134,10 @@ def test_a_shared_bias_is_left_alone(graphs: dict[str, Path]) -> None:
     second = next(node for node in model.graph.node if node.name == "encoder.2.3")
     second.input[2] = "encoder.2.0.bias"
     way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
-    ranges = quantizer._rounded_values(quantizer.ranges(way), quantizer.layers)
-    kinds = {"ranges": ranges, "layers": quantizer.layers, "weight_levels": 7}
-    after = {
-        t.name: onnx.numpy_helper.to_array(t)
-        for t in correct_biases(model, smooth_pictures(), **kinds).graph.initializer
-    }
+    ranges = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers).read_ranges()
+    kinds = {"rounded": ranges, "rounded_layers": frozenset(quantizer.layers), "weight_levels": 7}
+    corrected = correct_biases(model, smooth_pictures(), quantizer.layers, lambda graph: GraphNetwork(graph, **kinds))
+    after = {t.name: onnx.numpy_helper.to_array(t) for t in corrected.graph.initializer}
     before = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     np.testing.assert_array_equal(after["encoder.2.0.bias"], before["encoder.2.0.bias"])
     assert (after["encoder.1.3.bias"] != before["encoder.1.3.bias"]).any()
@@ -188,14 +186,16 @@ def _answer_of(model: onnx.ModelProto) -> str:
 def test_corrected_biases_take_the_shift_of_rounding_back(graphs: dict[str, Path]) -> None:
     quantizer = quantizer_of(graphs["transpose"])
     way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
-    ranges = quantizer._rounded_values(quantizer.ranges(way), quantizer.layers)
-    levels = 7  # weights of four bits shift means enough to see it
-    kinds = {"ranges": ranges, "layers": quantizer.layers, "weight_levels": levels}
-    corrected = correct_biases(quantizer.model, smooth_pictures(), **kinds)
-    rounded_layers = frozenset(quantizer.layers)
+    ranges = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers).read_ranges()
+
+    def rounding(model: onnx.ModelProto) -> GraphNetwork:
+        # Weights of four bits shift means enough to see it.
+        return GraphNetwork(model, rounded=ranges, rounded_layers=frozenset(quantizer.layers), weight_levels=7)
+
+    corrected = correct_biases(quantizer.model, smooth_pictures(), quantizer.layers, rounding)
 
     def shift(model: onnx.ModelProto) -> float:
-        network = GraphNetwork(model, rounded=ranges, rounded_layers=rounded_layers, weight_levels=levels)
+        network = rounding(model)
         plain, total = GraphNetwork(quantizer.model), 0.0
         with torch.inference_mode():
             for picture in smooth_pictures():

@@ -14,8 +14,8 @@ from colorpress.core.config import ExportConfig, QuantizeConfig
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import (
     Int8Way,
+    Judge,
     QuantizeResult,
-    Scoring,
     _Quantizer,
     choose_layers,
     describe_tries,
@@ -23,7 +23,7 @@ from compress.int8.int8_choice import (
 )
 from compress.int8.int8_graph import weight_sizes
 from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
-from compress.yardstick import Score
+from compress.yardstick import Score, Scoring
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
@@ -59,8 +59,8 @@ def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -
 
 def quantize(source: Path, folder: Path, **arguments) -> QuantizeResult:
     config = arguments.pop("config", QuantizeConfig())
-    scoring = arguments.pop("scoring", score_against(source, folder))
-    return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, scoring=scoring, **arguments)
+    judge = Judge(arguments.pop("scoring", score_against(source, folder)), **arguments)
+    return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, judge)
 
 
 def test_the_way_with_the_lowest_l1_is_taken(source: Path, tmp_path: Path) -> None:

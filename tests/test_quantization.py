@@ -65,7 +65,7 @@ def float_model(float_models: dict[str, Path]) -> Path:
 
 
 def quantize(source: Path, target: Path, **options):
-    return quantize_onnx(source, target, smooth_pictures(), QuantizeConfig(**options), metadata={"stage": "test"})
+    return quantize_onnx(source, target, smooth_pictures(), QuantizeConfig(**options))
 
 
 @pytest.mark.parametrize("upsample", UPSAMPLERS)
@@ -93,7 +93,6 @@ def test_what_is_int8_and_what_is_not(float_model, tmp_path):
     assert found["quantized"]
     assert found["int8_share"] == pytest.approx(result.weight_share, abs=1e-6)
     assert found["metadata"]["precision"] == "int8"
-    assert found["metadata"]["stage"] == "test"
     assert found["metadata"]["checkpoint_sha256"] == "cd" * 32
     assert found["metadata"]["calibration_sha256"] == result.calibration_sha256
     assert result.size_bytes == result.path.stat().st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,13 @@ class ActivationHistogram:
         return max(low, self.low), min(high, self.high)
 
     @property
-    def _edges(self) -> npt.NDArray[np.float64]:
+    def _edges(self) -> npt.NDArray[np.float64]:  # (bins + 1,)
         return np.linspace(-self.limit, self.limit, 2 * _HALF_BINS + 1)
+
+    @property
+    def _centres(self) -> npt.NDArray[np.float64]:  # (bins,)
+        edges = self._edges
+        return (edges[:-1] + edges[1:]) / 2.0
 
     def _percentile_range(self, percentile: float) -> tuple[float, float]:
         """All but the outermost (100 - percentile) percent of the values, split over both tails."""
@@ -86,8 +92,7 @@ class ActivationHistogram:
 
         Clipping costs the squared distance of what lies outside, rounding a twelfth of a squared step inside.
         """
-        edges = self._edges
-        centres = (edges[:-1] + edges[1:]) / 2.0
+        centres = self._centres
         step = (high - low) / _LEVELS
         outside = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
         return float(np.sum(self.counts * np.where(outside > 0, outside**2, step**2 / 12.0)))
@@ -98,8 +103,7 @@ class ActivationHistogram:
         What lies outside counts for the outermost bins inside; each level spreads evenly over its bins that are not
         empty. Source: Migacz 2017, 8-bit inference with TensorRT.
         """
-        edges = self._edges
-        centres = (edges[:-1] + edges[1:]) / 2.0
+        centres = self._centres
         inside = np.flatnonzero((centres >= low) & (centres <= high))
         if len(inside) <= _LEVELS:
             return math.inf  # fewer bins than levels: nothing is rounded, and nothing can be told
@@ -148,8 +152,7 @@ def observe_activations(
     Raises:
         InputError: no picture, a picture of another shape or type, or an answer that is not finite.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched = deepcopy(model)
     present = {value.name for value in watched.graph.output}
     for name in tensors:
         if name not in present:
@@ -157,9 +160,8 @@ def observe_activations(
     session = open_session(Path("calibration"), watched.SerializeToString(), threads=threads or None)
     source = session.get_inputs()[0].name
     histograms = {name: ActivationHistogram() for name in tensors}
-    digest = hashlib.sha256()
-    count = 0
-    for picture in pictures:
+    digest, count = hashlib.sha256(), 0
+    for count, picture in enumerate(pictures, start=1):  # noqa: B007 (how many there were)
         if picture.dtype != np.float32 or picture.ndim != 4 or picture.shape[1] != 1 or not picture.size:
             got = f"{picture.dtype} {picture.shape}"
             raise InputError("calibration picture", None, f"got {got}", "give float32 (1, 1, H, W)")
@@ -168,7 +170,6 @@ def observe_activations(
         answers: list[Any] = session.run(list(tensors), {source: picture})
         for name, values in zip(tensors, answers, strict=True):
             histograms[name].add(values)
-        count += 1
     if not count:
         raise InputError("calibration", None, "got no picture", "give at least one photograph")
     return Calibration(histograms, count, digest.hexdigest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -156,11 +157,9 @@ def insert_qdq(
     data: dict[str, Any] = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
     }
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     with silence_libraries():
         quantizer = QDQQuantizer(
-            copy,
+            deepcopy(model),
             per_channel=True,
             reduce_range=reduce_range,
             weight_qType=QuantType.QInt8,
@@ -177,7 +176,9 @@ def insert_qdq(
     _keep_in_float_(
         quantized.graph, [node.name for node in model.graph.node if _is_conv(node) and node.name not in nodes]
     )
+    # The quantizer calls itself the producer, and adds an entry of its own.
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in model.metadata_props})
     return quantized
 
 

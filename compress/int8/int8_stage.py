@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,14 @@ from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
 from compress.distillation import Lesson, distil_network
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
+from compress.int8.int8_choice import Judge, QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
 from compress.precisions import variant_name
 from compress.ranking import count_macs
-from compress.yardstick import Score, Yardstick, make_yardstick, score_onnx
+from compress.yardstick import Score, make_yardstick, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
 from training.batches import whole_photos
-from training.checkpoint import Checkpoint
 from training.lab import rgb_to_l_ab
 from training.photos import Photo, PhotoSplit
 from training.run_folder import Run
@@ -52,23 +50,15 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     """
     settings, destination = run.settings, run.folder / variant / "model.onnx"
     config = settings.quantize
+    judged = run.best_path.exists()
     calibrating, choosing = photos.train[: config.calibration_photos], photos.val[: config.choosing_photos]
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as folder:
             trial = Path(folder) / "model.onnx"
             pictures = _calibration(run, calibrating)
-            judge = _Judge(run, source, replace(photos, val=choosing), Path(folder)) if run.best_path.exists() else None
-            quantized = quantize_onnx(
-                source,
-                trial,
-                pictures,
-                config,
-                scoring=judge.score if judge else None,
-                most_l1=judge.most_l1 if judge else None,
-                tuning=judge.tune if judge and settings.qat.qat_crops else None,
-                threads=settings.machine.threads,
-            )
+            judge = _make_judge(run, source, replace(photos, val=choosing), Path(folder)) if judged else None
+            quantized = quantize_onnx(source, trial, pictures, config, judge, threads=settings.machine.threads)
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
             parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
             if not math.isfinite(parity.max_abs):
@@ -108,7 +98,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
         **run.data_key(used_photos),
         **run.arch_key(),
     }
-    inputs = [source, run.best_path] if run.best_path.exists() else [source]
+    inputs = [source, run.best_path] if judged else [source]
     return run.do(f"quantize-{variant}", action, inputs=inputs, settings=used)
 
 
@@ -124,59 +114,38 @@ def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list
     return stages
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Scores int8 files by best.pt on the photographs that choose, and trains what loses too much."""
+def _make_judge(run: Run, source: Path, photos: PhotoSplit, folder: Path) -> Judge:
+    """Scores int8 files by best.pt on the photographs of `val`, and trains what loses too much on those of `train`."""
+    settings = run.settings
+    best = run.load(run.best_path)
+    yardstick = make_yardstick(run, best, photos.val, short_side=settings.score.eval_size)
 
-    run: Run
-    source: Path
-    photos: PhotoSplit
-    folder: Path
+    def score(path: Path) -> Score:
+        return score_onnx(yardstick, path, threads=settings.machine.threads)
 
-    @cached_property
-    def _best(self) -> Checkpoint:
-        return self.run.load(self.run.best_path)
-
-    @cached_property
-    def _yardstick(self) -> Yardstick:
-        return make_yardstick(self.run, self._best, self.photos.val, short_side=self.run.settings.score.eval_size)
-
-    def score(self, content: bytes) -> Score:
-        """Of an int8 file."""
-        return self._score_file(write_bytes(self.folder / "candidate.onnx", content))
-
-    def _score_file(self, path: Path) -> Score:
-        return score_onnx(self._yardstick, path, threads=self.run.settings.machine.threads)
-
-    @cached_property
-    def most_l1(self) -> float | None:
-        """The L1 that is good enough: the goal's, or a little above the float model's; None: there is no colour."""
-        parent = self._score_file(self.source)
-        if math.isnan(parent.retained_colour):
-            return None
-        enough = parent.retained_colour - self.run.settings.quantize.int8_loss
-        floor = self._yardstick.floor_of(self.run.settings.goal)
-        # A goal that the float model itself misses is not for int8 to reach.
-        return self._yardstick.l1_at(enough if floor is None else min(floor, enough))
-
-    def tune(self, network: GraphNetwork) -> None:
-        """Train the rounded graph on best.pt's answers and the truth."""
-        settings = self.run.settings
-        distil = settings.distil
-        crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // self._macs_of_a_crop()))
-        photos = replace(self.photos, train=self.photos.train[:crops])
-        recipe = distil.recipe(settings.fit, crops=crops, photos=len(photos.train), val_size=settings.score.eval_size)
+    def tune(network: GraphNetwork) -> None:
+        distil, side = settings.distil, settings.distil.student_imgsz
+        checkpoint = source.with_name("model.pt")
+        origin = run.load(checkpoint) if checkpoint.exists() else best
+        macs_of_a_crop = count_macs(origin.build_network(), height=side, width=side)
+        crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // macs_of_a_crop))
+        taught = replace(photos, train=photos.train[:crops])
+        recipe = distil.recipe(settings.fit, crops=crops, photos=len(taught.train), val_size=settings.score.eval_size)
         # bf16 would round what int8 is to round.
         recipe = replace(recipe, learning_rate=settings.qat.qat_learning_rate, precision="fp32")
-        lesson = Lesson.of(self.run, self._best, photos, recipe, teacher_weight=distil.student_teacher_weight)
-        distilled = distil_network(network, lesson, self.folder / "tuned.pt", label="int8 training")
+        lesson = Lesson.of(run, best, taught, recipe, teacher_weight=distil.student_teacher_weight)
+        distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
         network.load_state_dict(distilled.checkpoint.state_dict)
 
-    def _macs_of_a_crop(self) -> int:
-        side = self.run.settings.distil.student_imgsz
-        checkpoint = self.source.with_name("model.pt")
-        origin = self.run.load(checkpoint) if checkpoint.exists() else self._best
-        return count_macs(origin.build_network(), height=side, width=side)
+    parent, floor = score(source).retained_colour, yardstick.floor_of(settings.goal)
+    enough = parent - settings.quantize.int8_loss
+    # A goal that the float model itself misses is not for int8 to reach.
+    most_l1 = yardstick.l1_at(enough if floor is None else min(floor, enough))
+    return Judge(
+        scoring=lambda content: score(write_bytes(folder / "candidate.onnx", content)),
+        most_l1=math.inf if math.isnan(parent) else most_l1,
+        tuning=tune if settings.qat.qat_crops else None,
+    )
 
 
 def _describe(source: Path, quantized: QuantizeResult, profile: Int8Profile) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from onnx import numpy_helper
 
 from compress.int8.calibration import Floats
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_graph import Range
 from training.network import pad_to_multiple
 
 # A channel is scaled by no more than this: further out, what it gains is lost in the weights behind it.
@@ -34,8 +34,7 @@ def equalize_channels(model: onnx.ModelProto, pictures: Iterable[Floats]) -> onn
     """
     pairs = _find_pairs(model.graph)
     largest = _largest_by_channel(model, [relu for _, relu, _ in pairs], pictures)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     for first, relu, second in pairs:
         weight, after = (numpy_helper.to_array(constants[node.input[1]]) for node in (first, second))
@@ -73,26 +72,20 @@ def _find_pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str, onnx.
 
 
 def _largest_by_channel(
-    model: onnx.ModelProto, names: Sequence[str], pictures: Iterable[Floats]
+    model: onnx.ModelProto, names: Collection[str], pictures: Iterable[Floats]
 ) -> Mapping[str, Floats]:
-    network = GraphNetwork(model)
     largest: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
-        for picture in pictures:
-            lightness = pad_to_multiple(torch.from_numpy(picture), network.size_multiple)
-            for name, value in network.forward_values(lightness, frozenset(names)).items():
-                seen = value.amax(dim=(0, 2, 3))
-                largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+    for name, value in _values(GraphNetwork(model), names, pictures):
+        seen = value.amax(dim=(0, 2, 3))  # (C,)
+        largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
     return {name: value.numpy() for name, value in largest.items()}
 
 
 def correct_biases(
     model: onnx.ModelProto,
     pictures: Sequence[Floats],
-    *,
-    ranges: Mapping[str, Range],
-    layers: Sequence[str],
-    weight_levels: int,
+    layers: Collection[str],
+    rounding: Callable[[onnx.ModelProto], GraphNetwork],
 ) -> onnx.ModelProto:
     """A copy of `model` whose convolutions answer in 8 bits, on average, what they answer in float.
 
@@ -101,38 +94,38 @@ def correct_biases(
 
     Args:
         pictures: L (1, 1, H, W) float32.
-        ranges: (low, high) of every value in 8 bits. `layers`: the convolutions whose weights are.
+        layers: the convolutions whose weights are in 8 bits.
+        rounding: a graph like `model` as a network that rounds as the int8 file will.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     uses = Counter(name for node in copy.graph.node for name in node.input)
     # A bias that several layers share cannot take back the shift of each.
-    order = [
-        node
-        for node in copy.graph.node
-        if node.name in set(layers) and len(node.input) > 2 and uses[node.input[2]] == 1
-    ]
-    names = frozenset(node.output[0] for node in order)
-    float_means = _channel_means(GraphNetwork(model), names, pictures)
+    order = [n for n in copy.graph.node if n.name in layers and len(n.input) > 2 and uses[n.input[2]] == 1]
+    float_means = _channel_means(GraphNetwork(model), [node.output[0] for node in order], pictures)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     for node in order:
-        rounded = GraphNetwork(copy, rounded=ranges, rounded_layers=frozenset(layers), weight_levels=weight_levels)
-        name = node.output[0]
-        shift = float_means[name] - _channel_means(rounded, frozenset({name}), pictures)[name]
-        bias = constants[node.input[2]]
+        name, bias = node.output[0], constants[node.input[2]]
+        shift = float_means[name] - _channel_means(rounding(copy), [name], pictures)[name]  # (C,)
         _set(bias, numpy_helper.to_array(bias) + shift)
     return copy
 
 
-def _channel_means(network: GraphNetwork, names: frozenset[str], pictures: Sequence[Floats]) -> dict[str, Floats]:
+def _channel_means(network: GraphNetwork, names: Collection[str], pictures: Sequence[Floats]) -> dict[str, Floats]:
     sums: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
-        for picture in pictures:
-            lightness = pad_to_multiple(torch.from_numpy(picture), network.size_multiple)
-            for name, value in network.forward_values(lightness, names).items():
-                mean = value.double().mean(dim=(0, 2, 3))
-                sums[name] = sums[name] + mean if name in sums else mean
+    for name, value in _values(network, names, pictures):
+        mean = value.double().mean(dim=(0, 2, 3))  # (C,)
+        sums[name] = sums[name] + mean if name in sums else mean
     return {name: (total / len(pictures)).float().numpy() for name, total in sums.items()}
+
+
+@torch.inference_mode()
+def _values(
+    network: GraphNetwork, names: Collection[str], pictures: Iterable[Floats]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The values (1, C, h, w) of these names, picture by picture."""
+    for picture in pictures:
+        lightness = pad_to_multiple(torch.from_numpy(picture), network.size_multiple)
+        yield from network.forward_values(lightness, frozenset(names)).items()
 
 
 def _set(tensor: onnx.TensorProto, value: NDArray[np.floating[Any]]) -> None:

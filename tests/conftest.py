@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def _one_torch_thread() -> None:
 def _speaking() -> None:
     """A command that was told to be quiet in this process must not silence the next test."""
     set_quiet(False)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """A command that ran in this process must not leave its handlers of Ctrl-C and SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def make_network(plan: UNetPlan = TINY_PLAN, seed: int = 0) -> UNet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,7 @@ from training.unet import count_parameters
 CALIBRATION_PHOTOS = 300
 _HERE = Path(__file__).resolve().parent
 # In this process, on the project's own loader and training loop; any other recipe is a module of its own process.
-_PROJECT_RECIPES: Mapping[str, Callable[[Run, PhotoSplit, Path, Mapping[str, Any]], dict[str, Any]]] = {
-    "torch_pruning_recipe": make_pruned
-}
+_TRAINING_RECIPE = "torch_pruning_recipe"
 
 
 @dataclass(frozen=True)
@@ -143,13 +141,12 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph
     if not peer.recipe:
         return made if peer.name == BEST else replace(made, path=run.best_path)
     folder = run.folder / peer.name
-    trained = peer.recipe in _PROJECT_RECIPES
+    trained = peer.recipe == _TRAINING_RECIPE
 
     def action() -> tuple[list[Path], Mapping[str, Any]]:
         say(f"{peer.name}: {peer.tool} {next(iter(environment.versions.values()), '')}")
         if trained:
-            result = _make_here(run, photos, peer, folder)
-            return [folder / "model.pt"], result
+            return [folder / "model.pt"], _train_peer(run, photos, peer, folder)
         return run_recipe(peer, graph, calibration, folder, environment), {}
 
     stage = run.do(
@@ -167,7 +164,7 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph
             **run.data_key(PhotoSplit(photos.train, photos.val if trained else (), (), ())),
         },
     )
-    seconds = stage.result.get("seconds", stage.seconds) + (0.0 if peer.parent == BEST else parent.seconds or 0.0)
+    seconds = stage.result.get("seconds", stage.seconds) + (parent.seconds or 0.0)
     made = replace(made, path=folder / peer.files[0], seconds=round(seconds, 1))
     if not trained:
         return made
@@ -175,9 +172,9 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph
     return replace(made, **_count(run, folder / "model.pt"))
 
 
-def _make_here(run: Run, photos: PhotoSplit, peer: Peer, folder: Path) -> dict[str, Any]:
+def _train_peer(run: Run, photos: PhotoSplit, peer: Peer, folder: Path) -> dict[str, Any]:
     try:
-        return _PROJECT_RECIPES[peer.recipe](run, photos, folder, peer.options)
+        return make_pruned(run, photos, folder, peer.options)
     except ColorpressError:
         raise
     except Exception as error:  # a tool of any kind fails in any way

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from colorpress.core.charts import drawn
 from colorpress.core.errors import ConfigError, InputError
-from colorpress.core.files import atomic_write, write_csv
+from colorpress.core.files import write_csv
 
 # What training.curve_prose tells of it.
 EXPLANATION_NAME = "training_inference.md"
@@ -25,6 +26,8 @@ _VALIDATION = ("val", "validation", "valid", "eval")
 _TRAINING = ("train", "training", "")
 _RATES = ("learningrate", "lr", "lradam", "lradamw", "lrsgd")
 _HINT = "name its columns epoch, train_l1 and val_l1 (train_loss and val_loss are understood too)"
+_GIVE = "give the CSV with one row per epoch, such as history.csv of a run folder"
+_ONE_ROW = "keep one row for each epoch"
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
@@ -39,26 +42,21 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
 
 def plot_history(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     """Draw the training and validation curves with the best epoch marked, and return `path`."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [row["epoch"] for row in history]
-    best = best_epoch(history)
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(epochs, [row["train_l1"] for row in history], "o-", color="#4c72b0", label="training (random crops)")
-    axes.plot(epochs, [row["val_l1"] for row in history], "s-", color="#dd8452", label="validation (whole photographs)")
-    axes.axvline(best["epoch"], color="#55a868", linestyle="--", linewidth=1)
-    axes.plot(
-        best["epoch"], best["val_l1"], "*", color="#55a868", markersize=16,
-        label=f"best.pt: epoch {best['epoch']:.0f}, validation L1 {best['val_l1']:.4f}",
-    )  # fmt: skip
-    axes.set(xlabel="epoch", ylabel="L1 of ab / 128", title="Training the UNet colorizer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    epochs, best = [row["epoch"] for row in history], best_epoch(history)
+    with drawn(path, width=8, height=4.5, dpi=120) as figure:
+        axes = figure.subplots()
+        axes.plot(epochs, [row["train_l1"] for row in history], "o-", color="#4c72b0", label="training (random crops)")
+        label = "validation (whole photographs)"
+        axes.plot(epochs, [row["val_l1"] for row in history], "s-", color="#dd8452", label=label)
+        axes.axvline(best["epoch"], color="#55a868", linestyle="--", linewidth=1)
+        axes.plot(
+            best["epoch"], best["val_l1"], "*", color="#55a868", markersize=16,
+            label=f"best.pt: epoch {best['epoch']:.0f}, validation L1 {best['val_l1']:.4f}",
+        )  # fmt: skip
+        axes.set(xlabel="epoch", ylabel="L1 of ab / 128", title="Training the UNet colorizer")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
     return path
 
 
@@ -76,125 +74,118 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
         ConfigError: there is no such file.
         InputError: not a CSV of numbers, too large, no validation column, no rows, or an epoch twice.
     """
-    header, body = _split_rows(path, _read_text(path))
-    columns = _find_columns(path, header)
-    merged: dict[int, dict[str, float]] = {}
-    for line, cells in body:
-        values = {name: _number(path, header, cells, index, line) for name, index in columns.items()}
-        epoch = _epoch_number(path, values["epoch"], line) if "epoch" in values else len(merged) + 1
-        row = merged.setdefault(epoch, dict.fromkeys(columns, math.nan) | {"epoch": epoch})
-        for name, value in values.items():
-            if name == "epoch" or math.isnan(value):
-                continue
-            if name in ("train_l1", "val_l1") and not math.isnan(row[name]) and row[name] != value:
-                raise InputError(
-                    "history", path, f"line {line}: epoch {epoch} is there twice", "keep one row for each epoch"
-                )
-            row[name] = value
-    if not merged:
-        raise InputError("history", path, "has no rows", "give the history of a training of one epoch or more")
-    return tuple(merged[epoch] for epoch in sorted(merged))
+    try:
+        return _merge_rows(*_split_rows(_read_text(path)))
+    except InputError as error:
+        raise InputError("history", path, error.why, error.hint) from None
+
+
+def _unusable(why: str, hint: str = _HINT) -> InputError:
+    return InputError("history", None, why, hint)
 
 
 def _read_text(path: Path) -> str:
-    give = "give the CSV with one row per epoch, such as history.csv of a run folder"
     try:
         if not path.exists():
-            raise ConfigError("history", path, "no such file", give)
+            raise ConfigError("history", path, "no such file", _GIVE)
         # Opening a pipe would wait for its writer, and reading a device need not end.
         if not path.is_file():
-            raise InputError("history", path, "is a folder" if path.is_dir() else "is not a regular file", give)
+            raise _unusable("is a folder" if path.is_dir() else "is not a regular file", _GIVE)
         with path.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(
-            "history", path, f"cannot be read: {getattr(error, 'strerror', None) or error}", give
-        ) from None
+        raise _unusable(f"cannot be read: {getattr(error, 'strerror', None) or error}", _GIVE) from None
     if len(content) > _MAX_BYTES:
-        raise InputError("history", path, f"is larger than {_MAX_BYTES // 1024**2} MiB", give)
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        raise _unusable(f"is larger than {_MAX_BYTES // 1024**2} MiB", _GIVE)
     try:
-        text = content.decode(encoding)
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError("history", path, "is not text", give) from None
+        text = "\0"
     if "\0" in text:
-        raise InputError("history", path, "is not text", give)
+        raise _unusable("is not text", _GIVE)
     return text
 
 
-def _split_rows(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _split_rows(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the rows with their line numbers; blank lines are left out."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     # Without strict a quote that is never closed would swallow the rest of the file as one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
     body: list[tuple[int, list[str]]] = []
     try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = cells
-                continue
+        filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+        if not (header := next(filled, [])):
+            raise _unusable("is empty")
+        for cells in filled:
             if any(cell.strip() for cell in cells[len(header) :]):
                 why = f"line {reader.line_num} has {len(cells)} values for {len(header)} columns"
-                raise InputError("history", path, why, "write numbers with a decimal point, one value for each column")
-            body.append((reader.line_num, [c.replace(",", ".") for c in cells] if delimiter != "," else cells))
+                raise _unusable(why, "write numbers with a decimal point, one value for each column")
+            body.append((reader.line_num, cells if delimiter == "," else [cell.replace(",", ".") for cell in cells]))
             if len(body) > _MAX_ROWS:
-                raise InputError("history", path, f"has more than {_MAX_ROWS:,} rows", "keep one row for each epoch")
+                raise _unusable(f"has more than {_MAX_ROWS:,} rows", _ONE_ROW)
     except csv.Error as error:
-        raise InputError("history", path, f"is not a CSV: {error}", _HINT) from None
-    if not header:
-        raise InputError("history", path, "is empty", _HINT)
+        raise _unusable(f"is not a CSV: {error}") from None
     return header, body
 
 
-def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+def _merge_rows(header: Sequence[str], body: Sequence[tuple[int, list[str]]]) -> tuple[Mapping[str, float], ...]:
+    columns = _find_columns(header)
+    merged: dict[int, dict[str, float]] = {}
+    for line, cells in body:
+        values = {name: _number(header[index], cells[index : index + 1], line) for name, index in columns.items()}
+        epoch = _epoch_number(values.pop("epoch", len(merged) + 1), line)
+        row = merged.setdefault(epoch, {})
+        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        if any(row.get(name, known.get(name)) != known.get(name, row.get(name)) for name in ("train_l1", "val_l1")):
+            raise _unusable(f"line {line}: epoch {epoch} is there twice", _ONE_ROW)
+        row.update(known)
+    if not merged:
+        raise _unusable("has no rows", "give the history of a training of one epoch or more")
+    unknown = dict.fromkeys(columns, math.nan)
+    return tuple({**unknown, **merged[epoch], "epoch": epoch} for epoch in sorted(merged))
+
+
+def _find_columns(header: Sequence[str]) -> dict[str, int]:
     """The position of each column of `HISTORY_COLUMNS` that the header has under any name."""
     names = [re.sub(r"[\W_]+", "", name.casefold()) for name in header]
 
     def position(wanted: Iterable[str]) -> int | None:
         name = next((each for each in wanted if each and each in names), None)
         if name is not None and names.count(name) > 1:
-            raise InputError("history", path, f"has two columns '{header[names.index(name)]}'", _HINT)
+            raise _unusable(f"has two columns '{header[names.index(name)]}'")
         return None if name is None else names.index(name)
 
-    val, metric = None, ""
     for metric in _METRICS:
-        val = position([f"{each}{metric}" for each in _VALIDATION] + [f"metrics{each}{metric}" for each in _VALIDATION])
-        if val is not None:
+        plain = [f"{each}{metric}" for each in _VALIDATION]
+        if (val := position([*plain, *(f"metrics{each}" for each in plain)])) is not None:
             break
-    if val is None:
-        raise InputError("history", path, "has no column with the validation loss", _HINT)
-    # A gap between two different measures would mean nothing, so the same one is looked for first.
-    train = position(f"{each}{name}" for name in (metric, *_METRICS) for each in _TRAINING)
+    else:
+        raise _unusable("has no column with the validation loss")
     found = {
         "epoch": position(("epoch", "epochs")),
-        "train_l1": train,
+        # A gap between two different measures would mean nothing, so the same one is looked for first.
+        "train_l1": position(f"{each}{name}" for name in (metric, *_METRICS) for each in _TRAINING),
         "val_l1": val,
         "learning_rate": position(_RATES),
         "seconds": position(("seconds", "epochseconds")),
         "images_per_s": position(("imagespers",)),
     }
-    return {name: found[name] for name in HISTORY_COLUMNS if found[name] is not None}  # type: ignore[misc]
+    return {name: index for name, index in found.items() if index is not None}
 
 
-def _number(path: Path, header: Sequence[str], cells: Sequence[str], index: int, line: int) -> float:
-    text = cells[index].strip() if index < len(cells) else ""
-    if text.casefold() in _EMPTY:
-        return math.nan
+def _number(column: str, cell: Sequence[str], line: int) -> float:
+    text = "".join(cell).strip()
     try:
-        value = float(text)
+        value = math.nan if text.casefold() in _EMPTY else float(text)
     except ValueError:
         shown = text if len(text) <= 40 else text[:40] + "..."
-        why = f"line {line}: {header[index].strip()} is '{shown}', which is no number"
-        raise InputError("history", path, why, _HINT) from None
+        raise _unusable(f"line {line}: {column.strip()} is '{shown}', which is no number") from None
     return value if math.isfinite(value) else math.nan
 
 
-def _epoch_number(path: Path, value: float, line: int) -> int:
+def _epoch_number(value: float, line: int) -> int:
     if not 0 <= value <= _MAX_EPOCH or value != int(value):
         why = f"line {line}: its epoch is {'missing' if math.isnan(value) else f'{value:g}'}"
-        raise InputError("history", path, why, "number the epochs with whole numbers from 0 or 1")
+        raise _unusable(why, "number the epochs with whole numbers from 0 or 1")
     return int(value)

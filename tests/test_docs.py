@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +27,7 @@ from colorpress.core.source_code import ROOT
 from tests.conftest import make_photo
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+RECORDS = tuple(sorted((ROOT / "reports").rglob("README.md")))
 LINKED = (*PAGES, *sorted((ROOT / "reports").rglob("*.md")))
 README_LINES = 150
 # Blocks that `<!-- not run: why -->` keeps from being run, by page: what needs something that tests do not have.
@@ -99,10 +104,22 @@ def find_blocks(page: Path) -> Iterator[Block]:
         else:
             if fence in ("sh", "console"):
                 why = _NOT_RUN.fullmatch(before)
-                joined = "\n".join(lines).replace("\\\n", " ").splitlines()
-                commands = (each.removeprefix("$ ") for each in joined if each.strip())
-                yield Block(page, number - len(lines), tuple(commands), why[1] if why else "")
+                yield Block(page, number - len(lines), read_lines("\n".join(lines)), why[1] if why else "")
             fence, before = "", ""
+
+
+def read_lines(text: str) -> tuple[str, ...]:
+    """The command lines of a block: what is continued joined, one variable per line filled in, `&&` taken apart."""
+    found: list[str] = []
+    variables: dict[str, str] = {}
+    for line in text.replace("\\\n", " ").splitlines():
+        if variable := re.fullmatch(r"([A-Z]+)=\"(.*)\"", line):
+            variables[f"${variable[1]}"] = variable[2]
+            continue
+        for name, value in variables.items():
+            line = line.replace(name, value)
+        found += [part.removeprefix("$ ") for part in line.split(" && ") if part.strip()]
+    return tuple(found)
 
 
 def find_spans(page: Path) -> tuple[str, ...]:
@@ -179,10 +196,15 @@ def click_command(module: ModuleType) -> click.Command | None:
 
 
 def argparse_options(module: ModuleType) -> set[str]:
-    """The options that a module adds to an argparse parser, read from its code."""
-    return set(re.findall(r"add_argument\(\s*\"(--[a-z0-9-]+)\"", Path(str(module.__file__)).read_text()))
+    """The options that the help of a module's `main` shows."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(said), pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
+        module.main()
+    return set(re.findall(r"--[a-z0-9-]+", said.getvalue()))
 
 
+@cache
 def all_options() -> set[str]:
     """Every option of every command that a page may speak of."""
     modules = [load_module(f"benchmarks.{name}") for name in (
@@ -192,7 +214,8 @@ def all_options() -> set[str]:
     found = {
         name for each in commands for parameter in each.params for name in parameter.opts + parameter.secondary_opts
     }
-    return found.union({"--help"}, *map(argparse_options, modules))
+    others = (module for module in modules if click_command(module) is None)
+    return found.union({"--help"}, *map(argparse_options, others))
 
 
 def slug_of(heading: str) -> str:
@@ -210,16 +233,16 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-BLOCKS = [block for page in PAGES for block in find_blocks(page)]
+BLOCKS = [block for page in (*PAGES, *RECORDS) for block in find_blocks(page)]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page.name}:{block.line}")
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page.relative_to(ROOT)}:{block.line}")
 def test_the_commands_of_each_block_exist(block: Block, ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in block.commands:
         check_command(read_command(line), monkeypatch)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", (*PAGES, *RECORDS), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_in_a_page_s_text_exist(page: Path, ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = all_options()
     for span in find_spans(page):
@@ -263,11 +286,11 @@ def test_blocks_are_found_with_their_reasons(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# A\n<!-- not run: needs a GPU -->\n```sh\nmake gpu \\\n  now\n\n# why\n```\n\n```python\nmake()\n```\n"
-        "text\n```console\n$ make demo\n```\n"
+        'text\n```console\nO="-o out"\n$ make demo && make $O\n```\n'
     )
     first, second = find_blocks(page)
     assert (first.commands, first.not_run, first.line) == (("make gpu    now", "# why"), "needs a GPU", 4)
-    assert (second.commands, second.not_run) == (("make demo",), "")
+    assert (second.commands, second.not_run) == (("make demo", "make -o out"), "")
     page.write_text("```\ncolorpress train\n```\n")
     with pytest.raises(ValueError, match="nothing"):
         list(find_blocks(page))

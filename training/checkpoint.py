@@ -75,7 +75,7 @@ class Checkpoint:
             return build_unet(self.architecture, self.state_dict)
         if not isinstance(self.architecture, ForeignArchitecture):
             why = "holds the weights of a tuned ONNX graph, and not the graph"
-            raise InputError("checkpoint", self.path, why, "use the .onnx file beside it")
+            raise _unusable(self.path, why, "use the .onnx file beside it")
         if not self.arch.arch:
             why = f"holds the network {self.architecture.source}, and no code is run that you do not name"
             hint = f"name the file: {self.architecture.as_arguments()}"
@@ -87,7 +87,7 @@ class Checkpoint:
         require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
         network.load_state_dict(dict(self.state_dict))
         if why := find_fault(network.net, network.architecture.size_multiple):
-            raise InputError("checkpoint", self.path, f"its network {why}", "give the --arch that it is of")
+            raise _unusable(self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
 
 
@@ -136,8 +136,10 @@ def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
     if not path.exists():
         raise ConfigError("checkpoint", path, "no such file", _NO_CHECKPOINT)
     if not path.is_file():
-        raise InputError("checkpoint", path, "not a regular file", _NO_CHECKPOINT)
+        raise _unusable(path, "not a regular file")
     raw = path.read_bytes()
+    if impostor := find_impostor(raw[:512]):
+        raise _unusable(path, impostor)
     content = _read_safetensors(path, raw) if _is_safetensors(path, raw) else _read_dictionary(path, raw)
     if content.get("format") == "colorpress":
         checkpoint = _read_own(path, content)
@@ -149,18 +151,22 @@ def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
         checkpoint = _read_foreign(path, content, arch)
     for name, tensor in checkpoint.state_dict.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError("checkpoint", path, f"{name} holds NaN or Inf", "train again, or use an older checkpoint")
+            raise _unusable(path, f"{name} holds NaN or Inf", "train again, or use an older checkpoint")
     if checkpoint.val_l1 is not None and not math.isfinite(checkpoint.val_l1):
-        raise InputError("checkpoint", path, "its validation L1 is not finite", _NO_CHECKPOINT)
+        raise _unusable(path, "its validation L1 is not finite")
     return replace(checkpoint, sha256=sha256_bytes(raw), path=path, arch=arch)
+
+
+def _unusable(path: Path | None, why: str, hint: str = _NO_CHECKPOINT) -> InputError:
+    return InputError("checkpoint", path, why, hint)
 
 
 def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     version = content.get("format_version")
     if not isinstance(version, int):
-        raise InputError("checkpoint", path, "holds no colorpress network", _NO_CHECKPOINT)
+        raise _unusable(path, "holds no colorpress network")
     if version > FORMAT_VERSION:
-        raise InputError("checkpoint", path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
+        raise _unusable(path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
     try:
         described = content["architecture"]
         checkpoint = Checkpoint(
@@ -173,10 +179,10 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
             training_state=content["training_state"],
         )
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
-        raise InputError("checkpoint", path, f"is incomplete ({error})", _NO_CHECKPOINT) from error
+        raise _unusable(path, f"is incomplete ({error})") from error
     for name, tensor in checkpoint.state_dict.items():
         if not isinstance(tensor, Tensor):
-            raise InputError("checkpoint", path, f"{name} is no tensor", _NO_CHECKPOINT)
+            raise _unusable(path, f"{name} is no tensor")
     return checkpoint
 
 
@@ -195,7 +201,7 @@ def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> C
         named = rename_keys(state_dict, {"head.weight"})
         if plan := _own_plan(path, named):
             return Checkpoint(plan, named, converted=True)
-        raise InputError("checkpoint", path, f"holds no colorpress network (keys {_some(named)})", _NAME_ITS_NETWORK)
+        raise _unusable(path, f"holds no colorpress network (keys {_some(named)})", _NAME_ITS_NETWORK)
     network = adapt_network(arch)
     expected = network.net.state_dict()
     named = rename_keys(state_dict, set(expected))
@@ -227,7 +233,7 @@ def find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> 
         )
     if not candidates:
         why = f"holds no dictionary of weights (keys {_some(content)})"
-        raise InputError("checkpoint", path, why, "save the weights: torch.save(network.state_dict(), 'weights.pt')")
+        raise _unusable(path, why, "save the weights: torch.save(network.state_dict(), 'weights.pt')")
     return dict(content[candidates[0]])
 
 
@@ -236,11 +242,8 @@ def _state_keys(content: Mapping[str, Any]) -> list[str]:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
-    )
+    named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    return named and len(value) > 0 and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _as_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,7 +252,7 @@ def _as_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
     for name, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
             why = f"{name} is {'quantized' if tensor.is_quantized else f'{tensor.layout} {tensor.dtype}'}"
-            raise InputError("checkpoint", path, why, "save the weights in float32")
+            raise _unusable(path, why, "save the weights in float32")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kinds.add(str(tensor.dtype).removeprefix("torch."))
             tensor = tensor.float()
@@ -264,7 +267,7 @@ def _own_plan(path: Path, state_dict: Mapping[str, Tensor]) -> UNetPlan | None:
     shapes = _shapes(state_dict)
     if "up.0.0.weight" in shapes and "head.weight" in shapes:
         why = "holds a UNet that up-samples by bilinear or by nearest: its weights alone do not tell"
-        raise InputError("checkpoint", path, why, "give the checkpoint that `colorpress train` wrote")
+        raise _unusable(path, why, "give the checkpoint that `colorpress train` wrote")
     try:
         plan = plan_of_weights(shapes, "transpose")
     except InputError:
@@ -289,7 +292,7 @@ def require_fit(path: Path | None, expected: Mapping[str, Tensor], found: Mappin
     if wrong:
         counts = f"; {len(missing)} missing, {len(unexpected)} unexpected" if missing or unexpected else ""
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError("checkpoint", path, "; ".join(wrong[:5]) + more + counts, hint)
+        raise _unusable(path, "; ".join(wrong[:5]) + more + counts, hint)
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -307,43 +310,30 @@ def _is_safetensors(path: Path, raw: bytes) -> bool:
 
 
 def _read_safetensors(path: Path, raw: bytes) -> dict[str, Any]:
-    if not raw:
-        raise InputError("checkpoint", path, "is empty", _NO_CHECKPOINT)
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return dict(load(raw))
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(
-            "checkpoint", path, "is corrupt or truncated, or no safetensors file", _NO_CHECKPOINT
-        ) from error
+        raise _unusable(path, "is corrupt or truncated, or no safetensors file") from error
 
 
 def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
-    if reason := _why_no_checkpoint(raw):
-        raise InputError("checkpoint", path, reason, _NO_CHECKPOINT)
+    if raw.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):
+        raise _unusable(path, "is corrupt or truncated")
+    if not raw.startswith((b"PK", b"\x80")):
+        raise _unusable(path, "is not a PyTorch file")
     try:
         with warnings.catch_warnings():
             # Files of other programs may use newer pickle protocols; what counts is whether they can be read.
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, and its text advises to read unsafely: it is not shown
-        held_code = "Weights only load failed" in str(error) or "Unsupported" in str(error)
-        if held_code:
+        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
             hint = "save the weights alone, torch.save(network.state_dict(), 'weights.pt'), and give that file"
-            raise InputError("checkpoint", path, "contains code, refused", hint) from error
-        raise InputError("checkpoint", path, "is corrupt or truncated", _NO_CHECKPOINT) from error
+            raise _unusable(path, "contains code, refused", hint) from error
+        raise _unusable(path, "is corrupt or truncated") from error
     if not isinstance(content, dict):
-        raise InputError("checkpoint", path, f"holds a {type(content).__name__}, not a dictionary", _NO_CHECKPOINT)
+        raise _unusable(path, f"holds a {type(content).__name__}, not a dictionary")
     return content
-
-
-def _why_no_checkpoint(raw: bytes) -> str:
-    if impostor := find_impostor(raw[:512]):
-        return impostor
-    if raw.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):
-        return "is corrupt or truncated"
-    if not raw.startswith((b"PK", b"\x80")):
-        return "is not a PyTorch file"
-    return ""

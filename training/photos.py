@@ -28,22 +28,8 @@ NO_COLOUR = "no colour (grey photograph)"
 _ACCEPTED_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif", "mpo"}
 # Pictures that are not decoded here: named in skipped_images.csv rather than passed over in silence.
 _REFUSED_SUFFIXES = {
-    "heic",
-    "heif",
-    "avif",
-    "jxl",
-    "jp2",
-    "j2k",
-    "svg",
-    "psd",
-    "eps",
-    "fits",
-    "dng",
-    "cr2",
-    "cr3",
-    "nef",
+    *("heic", "heif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "fits", "dng", "cr2", "cr3", "nef"),
 }
-_SUFFIXES = frozenset(_ACCEPTED_SUFFIXES | _REFUSED_SUFFIXES)
 # Astronaut, cat, cup, motorcycle (one of the stereo pair), rocket: what a person would photograph. The galaxy field,
 # the stained tissue and the retina of the wheel have false colours that so few photographs could not outweigh; its
 # other files are grey, charts or drawings.
@@ -157,7 +143,7 @@ def find_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path
             if entry.name.startswith("."):
                 continue
             # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
-            if entry.name.rpartition(".")[2].lower() in _SUFFIXES and "." in entry.name:
+            if entry.name.rpartition(".")[2].lower() in _ACCEPTED_SUFFIXES | _REFUSED_SUFFIXES and "." in entry.name:
                 yield Path(entry.path)
             elif entry.is_dir():
                 folders.append(Path(entry.path))
@@ -197,10 +183,11 @@ def scan_photos(
         index.write(index_path)
     bad = [each for each in found if isinstance(each, SkippedPhoto) and each.reason != NO_COLOUR]
     photos, copies = _drop_copies(each for each in found if isinstance(each, Photo))
-    not_used = [copies.get(each.path) if isinstance(each, Photo) else each for each in found]
-    skipped = tuple(each for each in not_used if each is not None)
+    not_used = (copies.get(each.path) if isinstance(each, Photo) else each for each in found)
+    skipped = tuple(filter(None, not_used))
     if skipped_path is not None:
-        write_skipped(skipped_path, skipped)
+        rows = ({"path": str(each.path), "reason": each.reason} for each in skipped)
+        write_csv(skipped_path, ("path", "reason"), rows)
     if copies:
         warn(f"{len(copies)} files have the same content as others; each photograph is used once")
     _check_counts(root, len(found), len(photos), len(copies), bad, config)
@@ -210,11 +197,6 @@ def scan_photos(
 def hash_photos(*parts: Sequence[Photo]) -> str:
     """The SHA-256 of which photographs, by content, are in which part."""
     return hashlib.sha256("|".join(",".join(photo.sha256 for photo in part) for part in parts).encode()).hexdigest()
-
-
-def write_skipped(path: Path, skipped: Sequence[SkippedPhoto]) -> Path:
-    """Write skipped_images.csv: path and reason of each file that is not used."""
-    return write_csv(path, ("path", "reason"), ({"path": str(each.path), "reason": each.reason} for each in skipped))
 
 
 def _list_files(data: Path | None) -> tuple[Path, list[Path]]:

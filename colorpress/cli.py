@@ -229,8 +229,7 @@ def train(current: Run) -> Iterable[StageRecord]:
 @stage_command(ArchConfig, RankConfig, CountConfig, DataConfig, MachineConfig, checkpoint=_THE_CHECKPOINT)
 def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
-    from compress.layer_views import rank_views
-    from compress.ranking import rank
+    from compress.ranking_stages import rank, rank_views
     from training.run_folder import find_photos
 
     path = checkpoint or current.best_path
@@ -290,7 +289,8 @@ def compress(
     if original is not None and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with BEST.PT", "give one of the two")
     current = _open_run(output_dir, force, options)
-    from compress.students.search_stages import describe_plan, lead_or_assist, result_lines, search, summarize
+    from compress.students.search_estimate import describe_plan
+    from compress.students.search_stages import lead_or_assist, result_lines, search, summarize
     from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 

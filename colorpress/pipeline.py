@@ -22,9 +22,8 @@ from colorpress.core.stages import RUN_RECORD, StageRecord
 from colorpress.deploy_stages import deploy, exported_variants
 from compress.export_stages import export
 from compress.int8.int8_stage import quantize_each
-from compress.layer_views import rank_views
 from compress.prune_stage import prune
-from compress.ranking import rank
+from compress.ranking_stages import rank, rank_views
 from compress.students.search_stages import search_stage
 from compress.students.student_stages import distil_student
 from training.curve_prose import explain

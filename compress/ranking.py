@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from colorpress.core.charts import drawn, number_in_thousands
 from colorpress.core.errors import ConfigError, InputError
-from colorpress.core.files import atomic_write, write_csv, write_text
-from colorpress.core.stages import StageRecord
+from colorpress.core.files import write_csv, write_text
 from training.network import ColorNetwork
-from training.run_folder import Run
 
 CSV_COLUMNS = ("rank", "name", "type", "params", "pct", "cum_pct", "bytes", "shape", "macs", "macs_pct", "output_bytes")
 
@@ -57,7 +56,6 @@ class RankResult:
     summary_path: Path
     csv_path: Path
     chart_path: Path
-    layers: tuple[LayerSize, ...]
     params: int
     macs: int
     finding: str
@@ -93,21 +91,18 @@ def rank_layers(network: nn.Module, *, height: int = 256, width: int = 256) -> t
     """
     costs = _measure_costs(network, height, width)
     seen: set[int] = set()
-    owned: list[tuple[str, nn.Module, int, int]] = []
+    owned: list[tuple[str, nn.Module, list[nn.Parameter]]] = []
     for name, module in network.named_modules():
-        parameters = list(module.parameters(recurse=False))
-        fresh = [parameter for parameter in parameters if id(parameter) not in seen]
-        seen.update(id(parameter) for parameter in fresh)
-        if parameters:
-            params = sum(parameter.numel() for parameter in fresh)
-            size = sum(parameter.numel() * parameter.element_size() for parameter in fresh)
-            owned.append((name or ".", module, params, size))
-    total = sum(params for _, _, params, _ in owned)
-    if total == 0:
+        if parameters := list(module.parameters(recurse=False)):
+            owned.append((name or ".", module, [each for each in parameters if id(each) not in seen]))
+            seen.update(map(id, parameters))
+    sizes = [sum(each.numel() for each in parameters) for _, _, parameters in owned]
+    if not (total := sum(sizes)):
         raise InputError("network", type(network).__name__, "has no parameters", "give a network that was trained")
     layers, cumulative = [], 0
-    for rank, (name, module, params, size) in enumerate(sorted(owned, key=lambda each: -each[2]), start=1):
-        cumulative += params
+    for rank, place in enumerate(sorted(range(len(owned)), key=lambda each: -sizes[each]), start=1):
+        name, module, parameters = owned[place]
+        cumulative += sizes[place]
         cost = costs.get(module, _Cost())
         layers.append(
             LayerSize(
@@ -115,11 +110,11 @@ def rank_layers(network: nn.Module, *, height: int = 256, width: int = 256) -> t
                 name=name,
                 type=type(module).__name__,
                 shape=cost.shape,
-                params=params,
-                share_pct=100 * params / total,
+                params=sizes[place],
+                share_pct=100 * sizes[place] / total,
                 cumulative_pct=100 * cumulative / total,
                 macs=cost.macs,
-                bytes=size,
+                bytes=sum(each.numel() * each.element_size() for each in parameters),
                 output_bytes=cost.output_bytes,
             )
         )
@@ -135,9 +130,8 @@ def largest_layers(layers: Sequence[LayerSize], share: float) -> tuple[LayerSize
     """
     if not 0 < share <= 1:
         raise ConfigError("share", None, f"got {share}", "give a share above 0 and at most 1")
-    total = sum(layer.params for layer in layers)
+    total, held = _sum(layers, "params"), 0
     chosen: list[LayerSize] = []
-    held = 0
     for layer in layers:
         if layer.params == 0 or held >= share * total:
             break
@@ -226,7 +220,7 @@ def write_ranking(
         InputError: `layers` are not those of `network`.
         MachineError: a file cannot be written.
     """
-    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    parameters, macs = _sum(layers, "params"), _sum(layers, "macs")
     expected = sum(parameter.numel() for parameter in network.parameters())
     if parameters != expected:
         raise InputError(
@@ -236,30 +230,22 @@ def write_ranking(
             "rank this network again",
         )
     finding = describe_ranking(layers)
-    title = (
-        f"{network.title if isinstance(network, ColorNetwork) else type(network).__name__} at {height} x {width} pixels"
-    )
-    rows = (
+    name = network.title if isinstance(network, ColorNetwork) else type(network).__name__
+    title = f"{name} at {height} x {width} pixels"
+    rows = [
         {
-            "rank": layer.rank,
-            "name": layer.name,
-            "type": layer.type,
-            "params": layer.params,
+            **vars(layer),
             "pct": round(layer.share_pct, 4),
             "cum_pct": round(layer.cumulative_pct, 4),
-            "bytes": layer.bytes,
             "shape": shape_text(layer.shape),
-            "macs": layer.macs,
             "macs_pct": round(_percent(layer.macs, macs), 4),
-            "output_bytes": layer.output_bytes,
         }
         for layer in layers
-    )
+    ]
     return RankResult(
         summary_path=write_text(output_dir / "model_summary.txt", format_ranking(layers, title, finding)),
         csv_path=write_csv(output_dir / "layer_param_counts.csv", CSV_COLUMNS, rows),
         chart_path=_draw_top_layers(layers, f"Largest layers of {title}", output_dir / "top20_layers.png"),
-        layers=tuple(layers),
         params=parameters,
         macs=macs,
         finding=finding,
@@ -268,22 +254,22 @@ def write_ranking(
 
 def describe_ranking(layers: Sequence[LayerSize]) -> str:
     """What a reader should see in the ranking, from its numbers: where the parameters are, and where the work is."""
-    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    parameters, macs = _sum(layers, "params"), _sum(layers, "macs")
     most = largest_layers(layers, 0.9)
     text = (
-        f"{len(most)} of {len(layers)} layers hold {_percent(sum(m.params for m in most), parameters):.0f} % of the "
-        f"parameters and do {_percent(sum(m.macs for m in most), macs):.0f} % of the multiply-accumulates."
+        f"{len(most)} of {len(layers)} layers hold {_percent(_sum(most, 'params'), parameters):.0f} % of the "
+        f"parameters and do {_percent(_sum(most, 'macs'), macs):.0f} % of the multiply-accumulates."
     )
     sizes = _by_output_size(layers)
     if len(sizes) < 2 or macs == 0:
         return text
     heavy, held = [], 0
-    for size, group in sorted(sizes.items(), key=lambda item: -sum(m.params for m in item[1])):
+    for size in sorted(sizes, key=lambda size: -_sum(sizes[size], "params")):
         heavy.append(size)
-        held += sum(m.params for m in group)
+        held += _sum(sizes[size], "params")
         if held >= 0.8 * parameters:
             break
-    work = sum(m.macs for size in heavy for m in sizes[size])
+    work = sum(_sum(sizes[size], "macs") for size in heavy)
     text += (
         f" Outputs of {join_words(heavy)} pixels belong to layers with {_percent(held, parameters):.0f} % of the "
         f"parameters and {_percent(work, macs):.0f} % of the work"
@@ -291,20 +277,17 @@ def describe_ranking(layers: Sequence[LayerSize]) -> str:
     others = [size for size in sizes if size not in heavy]
     if not others:
         return text + "."
-    return text + (
-        f"; those of {join_words(others)} hold {_percent(parameters - held, parameters):.0f} % and do "
-        f"{_percent(macs - work, macs):.0f} %. "
-        + (
-            "Removing channels from the largest layers shrinks the file more than the time."
-            if work / macs < held / parameters
-            else "Removing channels from the largest layers saves work at least as much as size."
-        )
+    shrinks = work / macs < held / parameters
+    return (
+        f"{text}; those of {join_words(others)} hold {_percent(parameters - held, parameters):.0f} % and do "
+        f"{_percent(macs - work, macs):.0f} %. Removing channels from the largest layers "
+        f"{'shrinks the file more than the time' if shrinks else 'saves work at least as much as size'}."
     )
 
 
 def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str:
     """The ranking as text: a table of layers with their totals, and one by output size."""
-    parameters, macs = sum(layer.params for layer in layers), sum(layer.macs for layer in layers)
+    parameters, macs = _sum(layers, "params"), _sum(layers, "macs")
     header = ("rank", "layer", "type", "output", "parameters", "share", "cumulative", "MACs", "share")
     body = [
         (
@@ -321,15 +304,9 @@ def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str
         for layer in layers
     ]
     total = ("", "total", "", "", f"{parameters:,}", "100.00 %", "", f"{macs:,}", "100.00 %" if macs else "")
-    output_bytes = sum(layer.output_bytes for layer in layers)
+    wholes = {"params": parameters, "macs": macs, "output_bytes": _sum(layers, "output_bytes")}
     levels = [
-        (
-            size,
-            f"{len(group)}",
-            f"{_percent(sum(m.params for m in group), parameters):.1f} %",
-            f"{_percent(sum(m.macs for m in group), macs):.1f} %",
-            f"{_percent(sum(m.output_bytes for m in group), output_bytes):.1f} %",
-        )
+        (size, f"{len(group)}", *(f"{_percent(_sum(group, what), whole):.1f} %" for what, whole in wholes.items()))
         for size, group in _by_output_size(layers).items()
     ]
     return "\n".join(
@@ -354,8 +331,11 @@ def _by_output_size(layers: Sequence[LayerSize]) -> dict[str, list[LayerSize]]:
     for layer in layers:
         if len(layer.shape) == 4:
             groups.setdefault(layer.shape[2:], []).append(layer)
-    ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
-    return {shape_text(size): group for size, group in ordered}
+    return {shape_text(size): groups[size] for size in sorted(groups, key=lambda size: -size[0] * size[1])}
+
+
+def _sum(layers: Iterable[LayerSize], what: str) -> int:
+    return sum(getattr(layer, what) for layer in layers)
 
 
 def _table(
@@ -376,34 +356,26 @@ def _table(
 
 def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Path:
     """Bars of the parameters of the 20 largest layers, and beside them of their share of the work."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
     top = [layer for layer in layers if layer.params][:20]
-    macs = sum(layer.macs for layer in layers)
-    figure = Figure(figsize=(11, 1.6 + 0.32 * len(top)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    shares = [_percent(layer.macs, _sum(layers, "macs")) for layer in top]
     rows = range(len(top))
-    shares = [_percent(layer.macs, macs) for layer in top]
-    bars = left.barh(rows, [layer.params for layer in top], color="#3b6ea5")
-    left.bar_label(bars, [f"{layer.params:,} ({layer.share_pct:.1f} %)" for layer in top], padding=4, fontsize=8)
-    work = right.barh(rows, shares, color="#c77b30")
-    right.bar_label(work, [f"{share:.1f} %" for share in shares], padding=4, fontsize=8)
-    left.set_yticks(rows, [f"{layer.name}  {layer.type}  {shape_text(layer.shape)}" for layer in top], fontsize=8)
-    left.invert_yaxis()
-    left.set_xlabel(f"parameters (these {len(top)}: {top[-1].cumulative_pct:.1f} % of all)")
-    right.set_xlabel(f"share of MACs (these {len(top)}: {sum(shares):.1f} %)")
-    left.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    right.xaxis.set_major_formatter("{x:g} %")
-    for axis in (left, right):
-        axis.margins(x=0.3, y=0.01)  # room for the number at the end of the longest bar
-        axis.set_xlim(left=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    with drawn(path, width=11, height=1.6 + 0.32 * len(top)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        bars = left.barh(rows, [layer.params for layer in top], color="#3b6ea5")
+        left.bar_label(bars, [f"{layer.params:,} ({layer.share_pct:.1f} %)" for layer in top], padding=4, fontsize=8)
+        work = right.barh(rows, shares, color="#c77b30")
+        right.bar_label(work, [f"{share:.1f} %" for share in shares], padding=4, fontsize=8)
+        left.set_yticks(rows, [f"{layer.name}  {layer.type}  {shape_text(layer.shape)}" for layer in top], fontsize=8)
+        left.invert_yaxis()
+        left.set_xlabel(f"parameters (these {len(top)}: {top[-1].cumulative_pct:.1f} % of all)")
+        right.set_xlabel(f"share of MACs (these {len(top)}: {sum(shares):.1f} %)")
+        number_in_thousands(left)
+        right.xaxis.set_major_formatter("{x:g} %")
+        for axis in (left, right):
+            axis.margins(x=0.3, y=0.01)  # room for the number at the end of the longest bar
+            axis.set_xlim(left=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(title)
     return path
 
 
@@ -419,17 +391,3 @@ def join_words(words: Sequence[str]) -> str:
 
 def _percent(part: float, whole: float) -> float:
     return 100 * part / whole if whole else 0.0
-
-
-def rank(run: Run, checkpoint: Path) -> StageRecord:
-    """Rank the layers by parameters: model_summary.txt, layer_param_counts.csv, top20_layers.png."""
-    size = run.settings.count.rank_size
-
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        network = run.load(checkpoint).build_network()
-        ranked = write_ranking(
-            rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
-        )
-        return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
-
-    return run.do("rank", action, inputs=[checkpoint], settings={"size": size, **run.arch_key()})

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import floor, log10, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from colorpress.core.charts import drawn, explain_colours, shade_of
 from colorpress.core.errors import printable
-from colorpress.core.files import atomic_write, write_csv
+from colorpress.core.files import write_csv
 from compress.ranking import LayerSize, join_words, shape_text
 from compress.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VIEW_COLUMNS = (
-    "rank",
-    "name",
-    "type",
-    "params",
-    "params_pct",
-    "macs",
-    "macs_pct",
-    "activation_bytes",
-    "ort_ms",
-    "ort_pct",
-    "torch_ms",
-    "torch_pct",
-    "prune_loss",
-    "int8_loss",
-)
 # More rows than this are not legible in one picture.
 _MOST_ROWS = 40
 # How many of the largest layers are looked for among the slowest.
@@ -71,6 +56,9 @@ class LayerView:
     torch_pct: float | None
     prune_loss: float | None
     int8_loss: float | None
+
+
+VIEW_COLUMNS = tuple(each.name for each in fields(LayerView) if each.name != "shape")
 
 
 @dataclass(frozen=True)
@@ -146,9 +134,7 @@ def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Pa
     Raises:
         MachineError: a file cannot be written.
     """
-    rows: list[dict[str, Any]] = [
-        {column: _rounded(column, getattr(view, column)) for column in VIEW_COLUMNS} for view in views
-    ]
+    rows = [{column: _rounded(column, value) for column, value in vars(view).items()} for view in views]
     return ViewsResult(
         csv_path=write_csv(output_dir / "layer_ranking.csv", VIEW_COLUMNS, rows),
         chart_path=_draw_views(views, order, title, output_dir / "layer_ranking.png"),
@@ -184,15 +170,15 @@ def describe_views(views: Sequence[LayerView]) -> str:
                 ("prune_loss", "that lose most colour when pruned"),
                 ("int8_loss", "that lose most in int8"),
             )
-            if (found := _largest(views, column)) and (column == "ort_ms" or _matters(found[0], column))
+            if (found := _largest(views, column)) and (column == "ort_ms" or getattr(found[0], column) >= _LEAST_LOSS)
         ]
         if compared:
             parts.append(f"among the {len(largest)} with most parameters are {join_words(compared)}")
     for column, words in (("prune_loss", "halving"), ("int8_loss", "int8 of")):
-        if found := _largest(views, column):
-            name, loss = printable(found[0].name), getattr(found[0], column)
-            if _matters(found[0], column):
-                parts.append(f"{words} {name} alone costs most, G {loss:.2g}")
+        for most in _largest(views, column)[:1]:
+            loss = getattr(most, column)
+            if loss >= _LEAST_LOSS:
+                parts.append(f"{words} {printable(most.name)} alone costs most, G {loss:.2g}")
             else:
                 parts.append(f"{words} any one layer costs next to nothing, G {max(loss, 0.0):.2g} at most")
     text = "; ".join(parts) or "all convolutions answer at one size"
@@ -200,17 +186,16 @@ def describe_views(views: Sequence[LayerView]) -> str:
 
 
 def _describe_group(views: Sequence[LayerView], group: Sequence[LayerView]) -> str:
-    def share(column: str) -> float:
-        total = sum(getattr(view, column) or 0 for view in views)
-        return 100 * sum(getattr(view, column) or 0 for view in group) / total if total else 0.0
-
-    words = [f"{share('params'):.0f} % of the parameters", f"{share('activation_bytes'):.0f} % of the activation bytes"]
-    words += [f"{share('ort_ms'):.0f} % of the time"] if any(view.ort_ms is not None for view in views) else []
-    return join_words(words)
+    words = {"params": "the parameters", "activation_bytes": "the activation bytes"}
+    if any(view.ort_ms is not None for view in views):
+        words["ort_ms"] = "the time"
+    return join_words([f"{_share_of(group, views, column):.0f} % of {what}" for column, what in words.items()])
 
 
-def _matters(view: LayerView, column: str) -> bool:
-    return bool(getattr(view, column) >= _LEAST_LOSS)
+def _share_of(group: Sequence[LayerView], views: Sequence[LayerView], column: str) -> float:
+    """In percent; what is unknown counts for nothing."""
+    part, whole = (sum(getattr(view, column) or 0 for view in some) for some in (group, views))
+    return 100 * part / whole if whole else 0.0
 
 
 def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
@@ -221,57 +206,42 @@ def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
 
 def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, path: Path) -> Path:
     """A row for each layer in the order of the call, a panel for each view; colours tell the output size."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     place = {name: position for position, name in enumerate(order)}
     rows = sorted(_most_telling(views), key=lambda view: place.get(view.name, len(place)))
     sizes = sorted({view.shape[2:] for view in rows}, key=lambda size: -prod(size))
-    tones = colormaps["viridis"]
-    colours = {size: tones(0.92 * (1 - index / max(1, len(sizes) - 1))) for index, size in enumerate(sizes)}
-    activations = sum(view.activation_bytes for view in views) or 1
-    panels: list[tuple[str, list[float | None]]] = [
-        ("parameters", [view.params_pct for view in rows]),
-        ("MACs", [view.macs_pct for view in rows]),
-        ("activation bytes", [100 * view.activation_bytes / activations for view in rows]),
-        ("time, ONNX Runtime", [view.ort_pct for view in rows]),
-        ("time, PyTorch", [view.torch_pct for view in rows]),
-    ]
-    shares = len(panels)
-    for name, column in (("half pruned", "prune_loss"), ("in int8", "int8_loss")):
-        losses = [getattr(view, column) for view in rows]
-        if any(loss is not None for loss in losses):
-            panels.append((name, losses))
-    figure = Figure(figsize=(5 + 2.1 * len(panels), 2.2 + 0.27 * max(len(rows), 3)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    longest = max((value for _, values in panels[:shares] for value in values if value is not None), default=1.0)
-    bar_colours = [colours[view.shape[2:]] for view in rows]
-    for index, (panel, (name, values)) in enumerate(zip(axes, panels, strict=True)):
-        # A loss may be small: two digits of the largest one.
-        size = 0.0 if index < shares else max(abs(value or 0.0) for value in values)
-        decimals = 1 if index < shares else min(6, max(3, 1 - floor(log10(size)))) if size else 3
-        _draw_panel(panel, values, f"{{:.{decimals}f}}", bar_colours)
-        panel.set_title(name, fontsize=10)
-        if index < shares:
+    colours = {size: shade_of(0.92 * (1 - index / max(1, len(sizes) - 1))) for index, size in enumerate(sizes)}
+    shares: dict[str, list[float | None]] = {
+        "parameters": [view.params_pct for view in rows],
+        "MACs": [view.macs_pct for view in rows],
+        "activation bytes": [_share_of([view], views, "activation_bytes") for view in rows],
+        "time, ONNX Runtime": [view.ort_pct for view in rows],
+        "time, PyTorch": [view.torch_pct for view in rows],
+    }
+    losses = {"half pruned": [view.prune_loss for view in rows], "in int8": [view.int8_loss for view in rows]}
+    losses = {name: values for name, values in losses.items() if any(each is not None for each in values)}
+    longest = max((value for values in shares.values() for value in values if value is not None), default=1.0)
+    labels = [f"{_short(printable(view.name))}  {shape_text(view.shape[1:]) or 'unused'}" for view in rows]
+    bar_colours, count = [colours[view.shape[2:]] for view in rows], len(shares) + len(losses)
+    with drawn(path, width=5 + 2.1 * count, height=2.2 + 0.27 * max(len(rows), 3)) as figure:
+        axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+        for panel, (name, values) in zip(axes, shares.items(), strict=False):
+            _draw_panel(panel, name, values, "{:.1f}", bar_colours)
             # One scale, so that the lengths of a row can be compared.
             panel.set_xlim(0, 1.3 * max(longest, 1e-9))
             panel.set_xlabel("share, %", fontsize=9)
-        else:
+        for panel, (name, values) in zip(axes[len(shares) :], losses.items(), strict=True):
+            # A loss may be small: two digits of the largest one.
+            size = max(abs(value or 0.0) for value in values)
+            decimals = min(6, max(3, 1 - floor(log10(size)))) if size else 3
+            _draw_panel(panel, name, values, f"{{:.{decimals}f}}", bar_colours)
             panel.set_xlabel("G lost", fontsize=9)
             panel.locator_params(axis="x", nbins=3)
-    labels = [f"{_short(printable(view.name))}  {shape_text(view.shape[1:]) or 'unused'}" for view in rows]
-    axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
-    axes[0].invert_yaxis()
-    legend = [Patch(color=colours[size], label=f"output {shape_text(size) or 'none'}") for size in sizes]
-    figure.legend(handles=legend, loc="outside lower center", ncols=min(8, max(1, len(legend))), frameon=False)
-    left_out = len(views) - len(rows)
-    note = f" ({left_out} smaller ones left out)" if left_out else ""
-    figure.suptitle(f"{title}{note}", parse_math=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+        axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+        axes[0].invert_yaxis()
+        explain_colours(figure, {f"output {shape_text(size) or 'none'}": colours[size] for size in sizes})
+        left_out = len(views) - len(rows)
+        note = f" ({left_out} smaller ones left out)" if left_out else ""
+        figure.suptitle(f"{title}{note}", parse_math=False)
     return path
 
 
@@ -280,7 +250,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 44 else f"...{name[-41:]}"
 
 
-def _draw_panel(panel: Axes, values: Sequence[float | None], form: str, colours: Sequence[Any]) -> None:
+def _draw_panel(panel: Axes, name: str, values: Sequence[float | None], form: str, colours: Sequence[Any]) -> None:
     lengths = [0.0 if value is None else value for value in values]
     texts = ["-" if value is None else form.format(value) for value in values]
     bars = panel.barh(range(len(values)), lengths, color=colours)
@@ -288,6 +258,7 @@ def _draw_panel(panel: Axes, values: Sequence[float | None], form: str, colours:
     low, high = min([0.0, *lengths]), max([0.0, *lengths])
     span = (high - low) or 1.0
     panel.set_xlim(low - (0.35 * span if low < 0 else 0), high + 0.35 * span)  # room for the numbers at the ends
+    panel.set_title(name, fontsize=10)
     panel.set_ylim(-0.6, len(values) - 0.4)
     panel.axvline(0, color="#777777", linewidth=0.8)
     panel.tick_params(axis="x", labelsize=8)
@@ -299,7 +270,6 @@ def _most_telling(views: Sequence[LayerView]) -> list[LayerView]:
     if len(views) <= _MOST_ROWS:
         return list(views)
     columns = ("params", "macs", "activation_bytes", "ort_ms", "torch_ms", "prune_loss", "int8_loss")
-    tops = {column: max((getattr(view, column) or 0 for view in views), default=0) or 1 for column in columns}
-    return sorted(views, key=lambda view: -max((getattr(view, name) or 0) / tops[name] for name in columns))[
-        :_MOST_ROWS
-    ]
+    tops = {name: max(getattr(view, name) or 0 for view in views) or 1 for name in columns}
+    shares = {view.name: max((getattr(view, name) or 0) / tops[name] for name in columns) for view in views}
+    return sorted(views, key=lambda view: -shares[view.name])[:_MOST_ROWS]

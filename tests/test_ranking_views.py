@@ -15,9 +15,9 @@ from torch import nn
 from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import InputError
-from compress import layer_views
-from compress.layer_views import rank_views
+from compress import ranking_stages
 from compress.ranking import rank_layers
+from compress.ranking_stages import rank_views
 from compress.ranking_views import (
     VIEW_COLUMNS,
     LayerView,
@@ -198,7 +198,7 @@ def test_a_network_that_cannot_be_exported_is_ranked_by_the_rest(
     def refuse(network: nn.Module, *, opset: int) -> None:
         raise InputError("network", "Theirs", "cannot be traced", "no hint")
 
-    monkeypatch.setattr(layer_views, "build_graph", refuse)
+    monkeypatch.setattr(ranking_stages, "build_graph", refuse)
     run, checkpoint, photos = make_run(tmp_path, photo_folder)
     rank_views(run, checkpoint, photos)
     assert "no time in ONNX Runtime and no sensitivities" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,3 +65,25 @@ def font_path() -> Path:
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
+def number_in_thousands(axes: Axes) -> None:
+    """Number the x axis with prefixes: "2 M"."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+
+
+def shade_of(value: float) -> tuple[float, float, float, float]:
+    """A colour for a value from 0, dark, to 1, bright, which tells them apart in grey too."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](value)
+
+
+def explain_colours(figure: Figure, colours: Mapping[str, tuple[float, float, float, float]]) -> None:
+    """Say below the panels what each colour means."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)

@@ -1,4 +1,4 @@
-"""The stage that ranks layers by all that is known of them: size, work, time, and what they mean for the colour."""
+"""The stages that rank layers: by size, and by all that is known: work, time, and what they mean for the colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from colorpress.core.errors import InputError
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord, make_key
 from compress.int8.int8_choice import has_vnni
-from compress.ranking import rank_layers
+from compress.ranking import rank_layers, write_ranking
 from compress.ranking_views import convolution_channels, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
 from compress.yardstick import Score, make_yardstick, score_onnx
@@ -24,6 +24,20 @@ from training.checkpoint import Checkpoint
 from training.network import ColorNetwork
 from training.photos import Photo, PhotoSplit
 from training.run_folder import Run, warn_of_other_split
+
+
+def rank(run: Run, checkpoint: Path) -> StageRecord:
+    """Rank the layers by parameters: model_summary.txt, layer_param_counts.csv, top20_layers.png."""
+    size = run.settings.count.rank_size
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        network = run.load(checkpoint).build_network()
+        ranked = write_ranking(
+            rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
+        )
+        return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
+
+    return run.do("rank", action, inputs=[checkpoint], settings={"size": size, **run.arch_key()})
 
 
 def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRecord:

@@ -96,6 +96,8 @@ class AccuracyResult:
 
 @dataclass
 class _Tally:
+    """One variant's scores so far; where it fails, `error` says why, and no more are added."""
+
     predictor: Predictor | None = None
     error: str = ""
     scores: list[PhotoScores] = field(default_factory=list)
@@ -111,13 +113,13 @@ def choose_photos(photos: Sequence[Photo], count: int) -> tuple[Photo, ...]:
 def measure_accuracy(
     variants: Sequence[Variant],
     photos: Sequence[Photo],
-    config: BenchmarkPlan,
+    plan: BenchmarkPlan,
     *,
     max_pixels: int,
     threads: int = 0,
     unfit: Mapping[str, str] | None = None,
 ) -> AccuracyResult:
-    """Score every variant on at most `config.eval_photos` photographs; the first variant is the reference best.pt.
+    """Score every variant on at most `plan.eval_photos` photographs; the first variant is the reference best.pt.
 
     Of a network that PyTorch compiles, the colours are those of the same precision without the compiler. A variant
     that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
@@ -126,66 +128,54 @@ def measure_accuracy(
     Args:
         unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
     """
-    chosen = choose_photos(photos, config.eval_photos)
-    if not config.eval_photos:
+    chosen = choose_photos(photos, plan.eval_photos)
+    if not plan.eval_photos:
         return AccuracyResult({variant.name: Accuracy("ok") for variant in variants}, photos=(), grey_l1=())
-    reasons = unfit or {}
-    tallies = {
-        variant.name: _Tally(error=reasons[variant.name]) if variant.name in reasons else _open_tally(variant, threads)
-        for variant in variants
-    }
+    tallies = {variant.name: _open_tally(variant, threads, (unfit or {}).get(variant.name)) for variant in variants}
     measured: list[Photo] = []
     grey_l1: list[float] = []
     true_colourfulness: list[float] = []
     with progress("measuring colours", len(chosen)) as bar, torch.inference_mode():
-        for photo, rgb in whole_photos(chosen, short_side=config.eval_size, max_pixels=max_pixels):
-            lightness, ab = rgb_to_l_ab(rgb)
+        for photo, rgb in whole_photos(chosen, short_side=plan.eval_size, max_pixels=max_pixels):
+            lightness, ab = rgb_to_l_ab(rgb)  # (1, 1, H, W), (1, 2, H, W)
             measured.append(photo)
             grey_l1.append(mean_l1(torch.zeros_like(ab), ab))
             truth = show_colours(lightness, ab)
             true_colourfulness.append(colourfulness(truth.rgb))
-            _score_variants(tallies, lightness, truth)
+            _score_variants(list(tallies.values()), lightness, truth)
             bar.advance()
     reference = next(iter(tallies.values()), _Tally(error="no variant"))
-    return AccuracyResult(
-        variants={
-            name: summarize_tally(tally, reference, grey_l1, true_colourfulness) for name, tally in tallies.items()
-        },
-        photos=tuple(measured),
-        grey_l1=tuple(grey_l1),
-    )
+    summaries = {name: _summarize(each, reference, grey_l1, true_colourfulness) for name, each in tallies.items()}
+    return AccuracyResult(summaries, photos=tuple(measured), grey_l1=tuple(grey_l1))
 
 
-def _open_tally(variant: Variant, threads: int) -> _Tally:
+def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
+    if unfit:
+        return _Tally(error=unfit)
     try:
         refuse_hostile(variant.path)
-        predictor = open_predictor(
-            variant.path,
-            arch=variant.arch,
-            device=variant.device,
-            threads=threads,
-            runtime=RUNTIMES[variant.runtime].uncompiled,
+        runtime = RUNTIMES[variant.runtime].uncompiled
+        return _Tally(
+            open_predictor(variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=runtime)
         )
-        return _Tally(predictor=predictor)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))
 
 
-def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, truth: ShownColours) -> None:
-    """Add this photograph's scores to every tally that has not failed."""
-    array = lightness.numpy()
+def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownColours) -> None:
+    """Add this photograph's scores to every tally that has not failed; the first one is the reference."""
     reference: Tensor | None = None
-    for position, tally in enumerate(tallies.values()):
+    for tally in tallies:
         if tally.error or tally.predictor is None:
             continue
         try:
-            answer = torch.from_numpy(np.ascontiguousarray(tally.predictor(array), dtype=np.float32))
+            answer = torch.from_numpy(np.ascontiguousarray(tally.predictor(lightness.numpy()), dtype=np.float32))
             if answer.shape != truth.ab.shape or not bool(torch.isfinite(answer).all()):
                 raise ValueError(f"answered {tuple(answer.shape)} with NaN or Inf, or another shape than the picture's")
         except Exception as error:  # as above
             tally.error = _one_line(error)
             continue
-        if position == 0:
+        if tally is tallies[0]:
             reference = answer
         shown = show_colours(lightness, answer)
         tally.scores.append(score_photo(truth, shown))
@@ -194,18 +184,17 @@ def _score_variants(tallies: Mapping[str, _Tally], lightness: Tensor, truth: Sho
             tally.agreement.append(mean_l1(answer, reference))
 
 
-def summarize_tally(
+def _summarize(
     tally: _Tally, reference: _Tally, grey_l1: Sequence[float], true_colourfulness: Sequence[float]
 ) -> Accuracy:
     """Means of one variant, against the reference where that one has no error."""
     if tally.error or not tally.scores:
         return Accuracy(status="error", error=tally.error or "no photographs to measure on")
     own = np.array([score.l1_ab for score in tally.scores])
-    l1 = float(own.mean())
     truth, colourful = _mean(true_colourfulness) or 0.0, _mean(tally.colourfulness) or 0.0
     accuracy = Accuracy(
         status="ok",
-        l1=l1,
+        l1=float(own.mean()),
         l1_rgb=_mean([score.l1_rgb for score in tally.scores]),
         psnr_db=_mean([score.psnr_db for score in tally.scores]),
         ssim=_mean([score.ssim for score in tally.scores if math.isfinite(score.ssim)]),
@@ -220,7 +209,7 @@ def summarize_tally(
     low, high = bootstrap_interval(grey, own, best)
     return replace(
         accuracy,
-        l1_delta_pct=100.0 * (l1 / float(best.mean()) - 1.0) if best.mean() > 0 else None,
+        l1_delta_pct=100.0 * (float(own.mean()) / float(best.mean()) - 1.0) if best.mean() > 0 else None,
         retained_colour=_finite(retained_colour(grey, own, best)),
         retained_low=_finite(low),
         retained_high=_finite(high),

@@ -6,8 +6,7 @@ A model's time beside the time that its work takes at these rates says how much 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from benchmarks import roof_worker
 from benchmarks.roof_worker import KERNELS
@@ -36,10 +35,6 @@ class Roof:
     macs_per_s: Mapping[str, float]
     kernels: Mapping[str, str]
     bytes_per_s: float | None
-
-    def as_record(self) -> dict[str, Any]:
-        """The same as JSON-ready values."""
-        return asdict(self)
 
 
 def measure_roof(*, threads: int, seconds: float = 0.4) -> Roof:

@@ -13,6 +13,8 @@ from colorpress.core.files import write_text
 from export.runtimes import RUNTIMES
 
 FORMAT_VERSION = 2
+# Calls that vary by more than this are on a machine that does something else as well.
+NOISY_CV_PCT = 2.5
 # No figure is as large: beyond it arithmetic would overflow.
 ENDLESS = 1e100
 
@@ -102,6 +104,11 @@ class Row:
     def is_ok(self) -> bool:
         """Whether it was measured to the end."""
         return self.status == "ok"
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether something else ran on the machine as well."""
+        return self.cv_pct is not None and self.cv_pct > NOISY_CV_PCT
 
     @property
     def condition(self) -> tuple[str, int, int, int, int]:

@@ -20,121 +20,13 @@ from colorpress.core.config import BenchmarkPlan, DataConfig, MachineConfig
 from colorpress.core.errors import GateError, InputError
 from colorpress.core.machine import describe_machine, machine_key
 from colorpress.core.stages import StageRecord, forget_stage
+from export.timing import Ratio
 from training.checkpoint import load_checkpoint
 from training.photos import Photo, PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """A benchmark's figures and the files it wrote.
-
-    Attributes:
-        rows: best.pt first.
-        grey_l1: the L1 of a grey answer on the same photographs.
-        aa_ratios: per device, best.pt's p50 over best.pt's p50 timed as a second arm: "median", "low", "high".
-        paths: benchmark.csv, benchmark.json and the pictures.
-    """
-
-    rows: tuple[Row, ...]
-    grey_l1: float | None
-    aa_ratios: Mapping[str, Mapping[str, float]]
-    paths: tuple[Path, ...]
-
-
-def run_benchmark(
-    variants: Sequence[Variant],
-    test_photos: Sequence[Photo],
-    config: BenchmarkPlan,
-    output_dir: Path,
-    *,
-    machine: MachineConfig,
-    data: DataConfig,
-) -> BenchmarkResult:
-    """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
-
-    A variant that fails is a row that says so. Every file is run in the runtimes that `config.bench_runtime` names for
-    its kind, as "<name> @ openvino", and timed under every combination of batch, size and threads, as "<name>, batch
-    8". With `machine.device` auto or cuda, and a GPU that both PyTorch and ONNX Runtime can use, every variant is
-    measured there too, as "<name> @ cuda".
-
-    Args:
-        variants: the first one is best.pt, which the others are compared with.
-        test_photos: held-out photographs, at least one; not looked at where `config.eval_photos` is 0.
-    Raises:
-        InputError: no variant, or no photograph.
-        MachineError: a CUDA device was asked for and is not there, or a file cannot be written.
-    """
-    if not variants or (config.eval_photos and not test_photos):
-        missing = "photographs" if variants else "model"
-        raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
-    variants = in_runtimes(variants, config.bench_runtime, _find_gpu(machine.device))
-    latency = time_variants(variants, config, threads=machine.threads, seed=data.seed)
-    threads = latency.arms[0].condition.threads
-    roof = measure_roof(threads=threads) if config.roof else None
-    unfit = {name: f"its timing ended as {t.status}" for name, t in latency.timings.items() if t.status != "ok"}
-    accuracy = measure_accuracy(variants, test_photos, config, max_pixels=data.max_pixels, threads=threads, unfit=unfit)
-    rows = make_rows(latency, accuracy, roof)
-    record = make_record(rows, latency, accuracy, config, seed=data.seed, roof=roof)
-    paths = [
-        write_benchmark_csv(output_dir / "benchmark.csv", rows),
-        write_benchmark_json(output_dir / "benchmark.json", record),
-    ]
-    if accuracy.photos:
-        paths.append(draw_pareto(rows, accuracy.mean_grey_l1, output_dir / "pareto.png"))
-        paths += write_picture_set(variants, accuracy, test_photos, rows, config, output_dir, data.max_pixels, threads)
-    return BenchmarkResult(
-        rows=tuple(rows), grey_l1=accuracy.mean_grey_l1, aa_ratios=record["aa_ratios"], paths=tuple(paths)
-    )
-
-
-def _find_gpu(device: str) -> str:
-    """The GPU to measure on as well, or "cpu"."""
-    import onnxruntime
-    import torch
-
-    from training.device import choose_device
-
-    chosen = choose_device(device)
-    both = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return str(chosen) if both or device != "auto" else "cpu"
-
-
-def make_record(
-    rows: Sequence[Row],
-    latency: LatencyResult,
-    accuracy: AccuracyResult,
-    config: BenchmarkPlan,
-    *,
-    seed: int,
-    roof: Roof | None = None,
-) -> dict[str, Any]:
-    """What benchmark.json holds: rows, raw call times, values of each photograph, and the conditions."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": asdict(config),
-        "seed": seed,
-        "machine": describe_machine(),
-        "grey_l1": accuracy.mean_grey_l1,
-        "aa_ratios": {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()},
-        "roof": roof.as_record() if roof else None,
-        "rows": [asdict(row) for row in rows],
-        "per_photo": {
-            "photos": [photo.path.name for photo in accuracy.photos],
-            "grey_l1": list(accuracy.grey_l1),
-            "l1": {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items()},
-        },
-        "raw_times": {name: [_raw_round(answer) for answer in each.rounds] for name, each in latency.timings.items()},
-    }
-
-
-def _raw_round(answer: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: answer[key]
-        for key in ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
-        if key in answer
-    }
+# What benchmark.json keeps of a worker's answer.
+_RAW = ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
 
 
 def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
@@ -178,3 +70,108 @@ def require_measured(run: Run, measured: StageRecord) -> None:
         forget_stage(run.folder, "benchmark")
         why = f"{', '.join(failed)} could not be measured"
         raise GateError("benchmark", run.folder, why, "see status and error in benchmark.csv, and run it again")
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """A benchmark's figures and the files it wrote.
+
+    Attributes:
+        rows: best.pt first.
+        grey_l1: the L1 of a grey answer on the same photographs.
+        aa_ratios: per device, best.pt's p50 over best.pt's p50 timed as a second arm.
+        paths: benchmark.csv, benchmark.json and the pictures.
+    """
+
+    rows: tuple[Row, ...]
+    grey_l1: float | None
+    aa_ratios: Mapping[str, Ratio]
+    paths: tuple[Path, ...]
+
+
+def run_benchmark(
+    variants: Sequence[Variant],
+    photos: Sequence[Photo],
+    plan: BenchmarkPlan,
+    output_dir: Path,
+    *,
+    machine: MachineConfig,
+    data: DataConfig,
+) -> BenchmarkResult:
+    """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
+
+    A variant that fails is a row that says so. Every file is run in the runtimes that `plan.bench_runtime` names for
+    its kind, as "<name> @ openvino", and timed under every combination of batch, size and threads, as "<name>, batch
+    8". With `machine.device` auto or cuda, and a GPU that both PyTorch and ONNX Runtime can use, every variant is
+    measured there too, as "<name> @ cuda".
+
+    Args:
+        variants: the first one is best.pt, which the others are compared with.
+        photos: held out, at least one; not looked at where `plan.eval_photos` is 0.
+    Raises:
+        InputError: no variant, or no photograph.
+        MachineError: a CUDA device was asked for and is not there, or a file cannot be written.
+    """
+    if not variants or (plan.eval_photos and not photos):
+        missing = "photographs" if variants else "model"
+        raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
+    variants = in_runtimes(variants, plan.bench_runtime, _find_gpu(machine.device))
+    latency = time_variants(variants, plan, threads=machine.threads, seed=data.seed)
+    threads = latency.arms[0].condition.threads
+    roof = measure_roof(threads=threads) if plan.roof else None
+    unfit = {name: f"its timing ended as {t.status}" for name, t in latency.timings.items() if t.status != "ok"}
+    accuracy = measure_accuracy(variants, photos, plan, max_pixels=data.max_pixels, threads=threads, unfit=unfit)
+    rows = make_rows(latency, accuracy, roof)
+    record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof)
+    paths = [
+        write_benchmark_csv(output_dir / "benchmark.csv", rows),
+        write_benchmark_json(output_dir / "benchmark.json", record),
+    ]
+    if accuracy.photos:
+        paths.append(draw_pareto(rows, accuracy.mean_grey_l1, output_dir / "pareto.png"))
+        paths += write_picture_set(variants, accuracy, photos, rows, plan, output_dir, data.max_pixels, threads)
+    return BenchmarkResult(tuple(rows), accuracy.mean_grey_l1, latency.aa_ratios, tuple(paths))
+
+
+def _find_gpu(device: str) -> str:
+    """The GPU to measure on as well, or "cpu"."""
+    import onnxruntime
+    import torch
+
+    from training.device import choose_device
+
+    chosen = choose_device(device)
+    both = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return str(chosen) if both or device != "auto" else "cpu"
+
+
+def make_record(
+    rows: Sequence[Row],
+    latency: LatencyResult,
+    accuracy: AccuracyResult,
+    plan: BenchmarkPlan,
+    *,
+    seed: int,
+    roof: Roof | None = None,
+) -> dict[str, Any]:
+    """What benchmark.json holds: rows, raw call times, values of each photograph, and the conditions."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": asdict(plan),
+        "seed": seed,
+        "machine": describe_machine(),
+        "grey_l1": accuracy.mean_grey_l1,
+        "aa_ratios": {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()},
+        "roof": asdict(roof) if roof else None,
+        "rows": [asdict(row) for row in rows],
+        "per_photo": {
+            "photos": [photo.path.name for photo in accuracy.photos],
+            "grey_l1": list(accuracy.grey_l1),
+            "l1": {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items()},
+        },
+        "raw_times": {
+            name: [{key: answer[key] for key in _RAW if key in answer} for answer in timing.rounds]
+            for name, timing in latency.timings.items()
+        },
+    }

@@ -75,6 +75,7 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
         return lambda lightness: shares[path.name.removesuffix(".onnx")] * truths[lightness.tobytes()]
 
     monkeypatch.setattr(accuracy, "open_predictor", open_fake)
+    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # there are no such files
     result = measure_accuracy([fake_variant(name) for name in shares], photos, CONFIG, max_pixels=LIMIT)
     best, half, grey, perfect = result.variants.values()
     assert result.mean_grey_l1 is not None and best.l1 == pytest.approx(result.mean_grey_l1 / 2, rel=1e-5)
@@ -105,6 +106,7 @@ def test_a_failing_variant_is_a_row_and_the_others_finish(
         "nan": lambda lightness: np.full((1, 2, *lightness.shape[2:]), np.nan, np.float32),
         "shape": lambda lightness: np.zeros((1, 2, 1, 1), np.float32),
     }
+    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # not all of them are files
     real = accuracy.open_predictor
     monkeypatch.setattr(accuracy, "open_predictor", lambda path, **options: odd.get(path.stem) or real(path, **options))
     best = describe_variant("best.pt", tiny_checkpoint)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def test_a_roof_is_measured_and_a_kernel_that_fails_is_left_out(
     some = {name: KERNELS[name] for name in ("numpy copy", "ONNX Runtime MatMul", "ONNX Runtime MatMulInteger")}
     monkeypatch.setattr(roof, "KERNELS", {**some, "not there": ("fp32", None), "nor this": ("bf16", None)})
     measured = measure_roof(threads=1, seconds=0.01)
-    record = json.loads(json.dumps(measured.as_record(), allow_nan=False))
+    record = json.loads(json.dumps(asdict(measured), allow_nan=False))
     assert list(record) == ["threads", "macs_per_s", "kernels", "bytes_per_s"]
     assert record["threads"] == 1
     assert record["kernels"] == {"fp32": "ONNX Runtime MatMul", "int8": "ONNX Runtime MatMulInteger"}

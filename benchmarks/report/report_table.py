@@ -9,8 +9,6 @@ from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
 from export.runtimes import RUNTIMES
 
-# Calls that vary by more than this are on a machine that does something else as well.
-MAX_CV_PCT = 2.5
 NOISY_MARK = "†"
 _FOUR = "{:.4f}"
 
@@ -135,7 +133,7 @@ def _format_share(row: Row) -> str:
 
 
 def _mark(row: Row) -> str:
-    return f" {NOISY_MARK}" if row.cv_pct is not None and row.cv_pct > MAX_CV_PCT else ""
+    return f" {NOISY_MARK}" if row.is_noisy else ""
 
 
 def _speedup_range(row: Row) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.errors import printable
+from colorpress.core.text import align_cells
+
+_COLUMNS = ("layer", "operator", "shape", "weights", "bytes", "stored", "computed")
 
 
 def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
@@ -14,6 +17,11 @@ def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
 
     Layers stand by their bytes, the largest first.
     """
+    layers = [
+        (each["name"], each["operator"], "x".join(map(str, each["shape"])), f"{each['weights']:,}",
+         f"{each['size_bytes']:,}", each["stored"], each["computed"])
+        for each in sorted(found["layers"], key=lambda each: -int(each["size_bytes"]))
+    ]  # fmt: skip
     lines = [
         f"{path.name}: {path.stat().st_size:,} bytes, {found['weights']:,} weights in {len(found['layers'])} layers, "
         f"opset {found['opset']}",
@@ -23,21 +31,7 @@ def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
         "metadata",
         *(f"  {key}: {value}" for key, value in sorted(found["metadata"].items())),
         "",
-        *_table(
-            ("layer", "operator", "shape", "weights", "bytes", "stored", "computed"),
-            [
-                (
-                    layer["name"],
-                    layer["operator"],
-                    "x".join(map(str, layer["shape"])),
-                    f"{layer['weights']:,}",
-                    f"{layer['size_bytes']:,}",
-                    layer["stored"],
-                    layer["computed"],
-                )
-                for layer in sorted(found["layers"], key=lambda layer: -int(layer["size_bytes"]))
-            ],
-        ),
+        *align_cells([_COLUMNS, *layers]),
         "",
         "operators: " + ", ".join(f"{count} {name}" for name, count in found["nodes"].items()),
     ]
@@ -46,15 +40,3 @@ def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
 
 def _sides(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))})" if shape else "(a number)"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    right = {3, 4}
-    return [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]

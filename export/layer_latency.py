@@ -9,9 +9,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,42 +60,35 @@ def time_torch_layers(
         runs: timed calls after two that are not.
         threads: CPU threads; 0: torch's own number.
     """
-    spent: dict[str, float] = defaultdict(float)
-    started: dict[str, int] = {}
-    by_layer: dict[str, list[float]] = {}
-    calls: list[float] = []
-
-    def start(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            started[name] = time.perf_counter_ns()
-
-        return hook
-
-    def stop(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            spent[name] += (time.perf_counter_ns() - started[name]) / 1e6
-
-        return hook
-
     picture = torch.linspace(0.0, 1.0, side * side).reshape(1, 1, side, side)
+    started: dict[str, int] = {}
+    spent: dict[str, float] = defaultdict(float)
+    calls: list[Mapping[str, float]] = []
+    calls_ms: list[float] = []
+
+    def start(name: str, *_: Any) -> None:
+        started[name] = time.perf_counter_ns()
+
+    def stop(name: str, *_: Any) -> None:
+        spent[name] += (time.perf_counter_ns() - started[name]) / 1e6
+
     handles = []
     for name in layers:
         module: nn.Module = network.get_submodule(name)
-        handles += [module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name))]
+        handles.append(module.register_forward_pre_hook(partial(start, name)))
+        handles.append(module.register_forward_hook(partial(stop, name)))
     try:
         with torch_threads(threads), torch.inference_mode():
-            for run in range(_WARMUP + runs):
+            for _ in range(_WARMUP + runs):
                 spent.clear()
                 before = time.perf_counter_ns()
                 network(picture)
-                if run >= _WARMUP:
-                    calls.append((time.perf_counter_ns() - before) / 1e6)
-                    for name, value in spent.items():
-                        by_layer.setdefault(name, []).append(value)
+                calls_ms.append((time.perf_counter_ns() - before) / 1e6)
+                calls.append(dict(spent))
     finally:
         for handle in handles:
             handle.remove()
-    return LayerTimes({name: float(np.median(each)) for name, each in by_layer.items()}, float(np.median(calls)))
+    return _take_medians(calls[_WARMUP:], calls_ms[_WARMUP:])
 
 
 def time_onnx_layers(
@@ -142,15 +136,21 @@ def sum_layer_events(events: list[Mapping[str, Any]], names: Mapping[str, str], 
     """
     kernels = find_kernels(events)
     each_call = len(kernels) // (1 + runs)
-    by_layer: dict[str, list[float]] = {}
-    calls = []
+    calls: list[Mapping[str, float]] = []
+    calls_ms = []
     for run in range(1, 1 + runs):
         spent: dict[str, float] = defaultdict(float)
         call = kernels[run * each_call : (run + 1) * each_call]
         for event in call:
             if (layer := names.get(original_name(event["name"]))) is not None:
                 spent[layer] += event["dur"] / 1e3
-        calls.append(sum(event["dur"] for event in call) / 1e3)
-        for layer, value in spent.items():
-            by_layer.setdefault(layer, []).append(value)
-    return LayerTimes({name: float(np.median(each)) for name, each in by_layer.items()}, float(np.median(calls)))
+        calls.append(spent)
+        calls_ms.append(sum(event["dur"] for event in call) / 1e3)
+    return _take_medians(calls, calls_ms)
+
+
+def _take_medians(calls: Sequence[Mapping[str, float]], calls_ms: Sequence[float]) -> LayerTimes:
+    """From the milliseconds of each layer in each call, and those of the calls."""
+    names = dict.fromkeys(name for call in calls for name in call)
+    by_layer = {name: float(np.median([call[name] for call in calls if name in call])) for name in names}
+    return LayerTimes(by_layer, float(np.median(calls_ms)))

@@ -136,22 +136,29 @@ def _inspect(path: Path) -> dict[str, Any]:
     return describe_graph(model)
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    """Every tensor of a graph, those in node attributes and subgraphs included."""
-    found = list(graph.initializer)
-    for sparse in graph.sparse_initializer:
-        found += [sparse.values, sparse.indices]
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every one inside of it."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            found += [attribute.t, *attribute.tensors]
             for inner in (attribute.g, *attribute.graphs):
-                found += _tensors(inner)
-    return found
+                yield from _graphs(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph, those in node attributes and subgraphs included."""
+    for each in _graphs(graph):
+        yield from each.initializer
+        for sparse in each.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in each.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
 
 
 def describe_graph(model: onnx.ModelProto) -> dict[str, Any]:
     """The answer of `inspect_onnx`, for a model in memory that is known to be sound."""
-    counts = Counter(node.op_type for node in _nodes(model.graph))
+    counts = Counter(node.op_type for graph in _graphs(model.graph) for node in graph.node)
     layers = _layers(model.graph)
     weights = sum(layer["weights"] for layer in layers)
     int8 = sum(layer["weights"] for layer in layers if layer["stored"] == "int8")
@@ -167,15 +174,6 @@ def describe_graph(model: onnx.ModelProto) -> dict[str, Any]:
         "int8_share": int8 / weights if weights else 0.0,
         "quantized": bool(_QUANTIZED_OPS & counts.keys()),
     }
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph, those of its subgraphs included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
 
 
 def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ Runtime or OpenVINO: openers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -65,28 +65,33 @@ class Runtime:
     Attributes:
         name: as the option --runtime and the column of a benchmark say it.
         title: for people.
-        family: "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
-        suffixes: of the files that it runs.
         open_network: opens a checkpoint or a bare network: L to ab.
-        modules: what is to be imported before a clock is started that measures the opening alone.
-        devices: "cpu" and "cuda", or one of them.
-        uncompiled: the runtime that answers the same without a compiler, which photographs of many sizes would occupy
-            for hours: most often itself.
         open_pictures: opens a picture graph, given its content, working size and saturation (None: the graph's own);
             None where it runs none.
+        family: "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
+        suffixes: of the files that it runs.
+        modules: what is to be imported before a clock is started that measures the opening alone.
+        devices: "cpu" and "cuda", or one of them.
+        twin: the name of the runtime that answers the same without a compiler.
         loads_at_call: its first call belongs to loading a file, since only that prepares the graph for the size.
     """
 
     name: str
     title: str
+    open_network: Callable[[Path, Opening], TimedPredictor]
+    _: KW_ONLY
     family: str
     suffixes: tuple[str, ...]
-    open_network: Callable[[Path, Opening], TimedPredictor]
     modules: tuple[str, ...]
-    devices: tuple[str, ...]
-    uncompiled: str
     open_pictures: Callable[[Path, bytes, Opening, int | None, float | None], Colorizer] | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    twin: str = ""
     loads_at_call: bool = False
+
+    @property
+    def uncompiled(self) -> str:
+        """What answers the same without a compiler, which photographs of many sizes would occupy for hours."""
+        return self.twin or self.name
 
     @property
     def needs_gpu(self) -> bool:
@@ -241,56 +246,62 @@ def provider_on(provider: str, device: str) -> str:
     return f"{provider or kind}{colon}{index}"
 
 
-_CPU, _GPU, _BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
-
-
-def _in_torch(
-    name: str, title: str, way: TorchWay, *, devices: tuple[str, ...] = _BOTH, uncompiled: str = ""
-) -> Runtime:
-    return Runtime(
-        name,
-        title,
-        "PyTorch",
-        CHECKPOINT_SUFFIXES,
-        partial(_open_torch, way=way),
-        modules=("torch", "training.checkpoint", "export.torch_runtimes"),
-        devices=devices,
-        uncompiled=uncompiled or name,
-    )
-
-
-def _in_onnxruntime(
-    name: str, title: str, provider: str = "", *, family: str = "ONNX Runtime", devices: tuple[str, ...] = _BOTH
-) -> Runtime:
-    return Runtime(
-        name,
-        title,
-        family,
-        (".onnx",),
-        partial(_open_onnx, provider=provider),
-        modules=("onnxruntime",),
-        devices=devices,
-        uncompiled=name,
-        open_pictures=partial(_color_onnx, provider=provider),
-    )
-
-
+_torch = partial(
+    Runtime,
+    family="PyTorch",
+    suffixes=CHECKPOINT_SUFFIXES,
+    modules=("torch", "training.checkpoint", "export.torch_runtimes"),
+)
+_onnx = partial(Runtime, family="ONNX Runtime", suffixes=(".onnx",), modules=("onnxruntime",))
 _ALL = (
-    _in_torch("torch", "PyTorch", TorchWay(channels_last=False)),
-    _in_torch("torch-channels-last", "PyTorch channels-last", TorchWay()),
-    _in_torch("torch-bf16", "PyTorch bf16", TorchWay(compute="bf16")),
-    _in_torch("torch-compile", "torch.compile", TorchWay(compiled=True), uncompiled="torch-channels-last"),
-    _in_torch(
-        "torch-compile-bf16", "torch.compile bf16", TorchWay(compute="bf16", compiled=True), uncompiled="torch-bf16"
+    _torch("torch", "PyTorch", partial(_open_torch, way=TorchWay(channels_last=False))),
+    _torch("torch-channels-last", "PyTorch channels-last", partial(_open_torch, way=TorchWay())),
+    _torch("torch-bf16", "PyTorch bf16", partial(_open_torch, way=TorchWay(compute="bf16"))),
+    _torch(
+        "torch-compile",
+        "torch.compile",
+        partial(_open_torch, way=TorchWay(compiled=True)),
+        twin="torch-channels-last",
     ),
-    _in_torch("torch-fp16", "PyTorch fp16", TorchWay(compute="fp16"), devices=_GPU),
-    _in_torch("torch-cuda-graph", "PyTorch CUDA graph", TorchWay(compute="fp16", cuda_graph=True), devices=_GPU),
-    _in_onnxruntime("onnxruntime", "ONNX Runtime"),
-    _in_onnxruntime("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
-    _in_onnxruntime("onnxruntime-tensorrt", "ONNX Runtime + TensorRT", "tensorrt", devices=_GPU),
+    _torch(
+        "torch-compile-bf16",
+        "torch.compile bf16",
+        partial(_open_torch, way=TorchWay(compute="bf16", compiled=True)),
+        twin="torch-bf16",
+    ),
+    _torch("torch-fp16", "PyTorch fp16", partial(_open_torch, way=TorchWay(compute="fp16")), devices=("cuda",)),
+    _torch(
+        "torch-cuda-graph",
+        "PyTorch CUDA graph",
+        partial(_open_torch, way=TorchWay(compute="fp16", cuda_graph=True)),
+        devices=("cuda",),
+    ),
+    _onnx("onnxruntime", "ONNX Runtime", _open_onnx, open_pictures=_color_onnx),
+    _onnx(
+        "onnxruntime-openvino",
+        "ONNX Runtime + OpenVINO",
+        partial(_open_onnx, provider="openvino"),
+        open_pictures=partial(_color_onnx, provider="openvino"),
+        family="OpenVINO",
+        devices=("cpu",),
+    ),
+    _onnx(
+        "onnxruntime-tensorrt",
+        "ONNX Runtime + TensorRT",
+        partial(_open_onnx, provider="tensorrt"),
+        open_pictures=partial(_color_onnx, provider="tensorrt"),
+        devices=("cuda",),
+    ),
     Runtime(
-        "openvino", "OpenVINO", "OpenVINO", (".onnx", ".xml"), _open_openvino,
-        modules=("openvino",), devices=_CPU, uncompiled="openvino", open_pictures=_color_openvino, loads_at_call=True,
+        "openvino",
+        "OpenVINO",
+        _open_openvino,
+        open_pictures=_color_openvino,
+        family="OpenVINO",
+        suffixes=(".onnx", ".xml"),
+        modules=("openvino",),
+        devices=("cpu",),
+        loads_at_call=True,
     ),
-)  # fmt: skip
+)
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType({each.name: each for each in _ALL})

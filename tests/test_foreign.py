@@ -22,18 +22,18 @@ from colorpress.core.config import (
     ExportConfig,
     MachineConfig,
     PruneConfig,
-    TrainConfig,
+    Recipe,
 )
 from colorpress.core.errors import ConfigError, InputError
-from compress.distillation import distil_network
+from compress.distillation import Lesson, distil_network
 from compress.prune_plan import read_plan, write_plan
-from compress.pruning import apply_pruning, layer_widths, plan_pruning, prune_network
+from compress.pruning import Evidence, apply_pruning, layer_widths, plan_pruning, prune_network
 from compress.ranking import rank_layers
 from export.graph import export_onnx, simplify_for_export
 from export.predictors import OnnxPredictor
 from export.runtimes import open_predictor
-from export.torch_runtimes import TorchPredictor
 from export.timing import run_worker
+from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.foreign import AdaptedNetwork, adapt_network, parse_arguments
 from training.network import ColorNetwork
@@ -474,7 +474,7 @@ def test_a_foreign_network_is_ranked_and_pruned_like_our_own(source: Path, tmp_p
     assert sum(layer.params for layer in rank_layers(network)) == count_parameters(network.net)
     widths = layer_widths(network)
     assert "net.out" not in widths and len(widths) == 7
-    result = prune_network(network, EVERYTHING, height=16, width=16)
+    result = prune_network(network, EVERYTHING, Evidence(height=16, width=16))
     assert result.plan.source == widths
     assert layer_widths(result.network) == result.plan.result == {name: width // 2 for name, width in widths.items()}
     for size in ((1, 1), (9, 14), (33, 17)):
@@ -485,7 +485,7 @@ def test_a_foreign_network_is_ranked_and_pruned_like_our_own(source: Path, tmp_p
 
 def test_a_pruned_foreign_network_comes_back_from_its_checkpoint(source: Path, tmp_path: Path) -> None:
     for name in ("UNet", "Residual"):
-        pruned = prune_network(theirs(source, name), EVERYTHING, height=16, width=16).network
+        pruned = prune_network(theirs(source, name), EVERYTHING, Evidence(height=16, width=16)).network
         path = save_checkpoint(tmp_path / f"{name}.pt", Checkpoint(pruned.architecture, pruned.state_dict()))
         found = load_checkpoint(path, ArchConfig(arch=f"{source}:{name}")).build_network()
         assert torch.equal(answer(found), answer(pruned))
@@ -499,7 +499,7 @@ def test_layers_that_are_added_lose_the_same_channels(source: Path) -> None:
     assert {shared.root, *shared.coupled} >= {"net.stem", "net.first", "net.point", "net.up", "net.depthwise"}
     # As many from each half, so that the two groups of the group norm stay what they are.
     for seed in range(6):
-        by_luck = plan_pruning(network, replace(EVERYTHING, importance="random"), seed=seed)
+        by_luck = plan_pruning(network, replace(EVERYTHING, importance="random"), Evidence(seed=seed))
         removed = next(group.removed for group in by_luck.groups if group.coupled)
         assert [sum(c < 4 for c in removed), sum(c >= 4 for c in removed)] == [2, 2]
     pruned = apply_pruning(network, plan)
@@ -540,10 +540,8 @@ def test_a_plan_is_tried_on_pictures_of_several_sizes(source: Path) -> None:
 def test_layers_that_are_added_and_a_group_norm_are_traded_for_time(source: Path) -> None:
     network = theirs(source, "Residual")
     config = replace(EVERYTHING, prune_strategy="latency")
-    plan = plan_pruning(
-        network, config, height=16, width=16,
-        time_convolution=lambda shape: shape.inputs * shape.outputs / shape.groups * shape.height * shape.width,
-    )  # fmt: skip
+    work = lambda shape: shape.inputs * shape.outputs / shape.groups * shape.height * shape.width  # noqa: E731
+    plan = plan_pruning(network, config, Evidence(height=16, width=16, time_convolution=work))
     shared = next(group for group in plan.groups if group.coupled)
     assert shared.removed and not len(shared.removed) % 2
     assert layer_widths(apply_pruning(network, plan)) == plan.result
@@ -552,15 +550,13 @@ def test_layers_that_are_added_and_a_group_norm_are_traded_for_time(source: Path
 def test_a_pruned_foreign_network_is_distilled(source: Path, photo_folder: Path, tmp_path: Path) -> None:
     arch = named(source)
     teacher = load_checkpoint(saved(source, theirs(source).net.state_dict()), arch)
-    pruned = prune_network(teacher.build_network(), EVERYTHING, height=16, width=16).network
+    pruned = prune_network(teacher.build_network(), EVERYTHING, Evidence(height=16, width=16)).network
     split = scan_photos(DataConfig(data=photo_folder, val_share=0.2), workers=0)
-    recipe = TrainConfig(epochs=1, batch_size=4, imgsz=16, val_size=24)
+    recipe = Recipe(epochs=1, batch_size=4, imgsz=16, val_size=24)
+    machine = MachineConfig(workers=0, threads=1)
+    lesson = Lesson(teacher, split, recipe, 0.5, tmp_path / "answers", 64, DataConfig(), machine)
     for tune in (True, False):
-        distilled = distil_network(
-            pruned, teacher, split, tmp_path / "pruned" / "model.pt", recipe, teacher_weight=0.5,
-            answer_folder=tmp_path / "answers", answer_size=64, data=DataConfig(),
-            machine=MachineConfig(workers=0, threads=1), tune=tune,
-        )  # fmt: skip
+        distilled = distil_network(pruned, lesson, tmp_path / "pruned" / "model.pt", tune=tune)
         built = distilled.checkpoint.build_network()
         found = load_checkpoint(distilled.path, arch).build_network()
         assert torch.equal(answer(found), answer(built))

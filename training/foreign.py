@@ -10,9 +10,10 @@ import inspect
 import json
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,9 +62,7 @@ class ForeignArchitecture:
         Raises:
             ValueError: a value is of another kind than `describe` writes.
         """
-        found = ForeignArchitecture(
-            values["source"], values["args"], values["ab_scale"], values["size_multiple"], values["source_sha256"]
-        )
+        found = ForeignArchitecture(**{field.name: values[field.name] for field in fields(ForeignArchitecture)})
         multiple, scale = found.size_multiple, found.ab_scale
         if not all(isinstance(text, str) for text in (found.source, found.source_sha256)):
             raise ValueError("its architecture's source is not a text")
@@ -177,7 +176,9 @@ def load_source(spec: str) -> LoadedSource:
     sha256 = sha256_bytes(content)
     module = _run_file(path, content, sha256)
     if not callable(made := getattr(module, name, None)):
-        networks = [key for key, value in vars(module).items() if _is_network_class(value, module.__name__)]
+        classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+        own = {key: value for key, value in classes.items() if value.__module__ == module.__name__}
+        networks = [key for key, value in own.items() if issubclass(value, nn.Module)]
         hint = f"its networks: {', '.join(networks)}" if networks else "name a class or function of that file"
         raise ConfigError("network file", path, f"holds no class or function {name!r}", hint)
     return LoadedSource(f"{path.name}:{name}", path, made, sha256)
@@ -197,7 +198,8 @@ def _run_file(path: Path, content: bytes, sha256: str) -> ModuleType:
             exec(compile(content, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:  # a user's file fails in any way
         del sys.modules[name]
-        raise ConfigError("network file", path, f"cannot be run: {_reason(error, path)}", _check_file(path)) from error
+        hint = f"it must run by itself: try `python {path.name}` in its folder"
+        raise ConfigError("network file", path, f"cannot be run: {_reason(error, path)}", hint) from error
     return module
 
 
@@ -213,23 +215,11 @@ def _as_a_script(path: Path) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _is_network_class(value: Any, module_name: str) -> bool:
-    return inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module_name
-
-
 def _reason(error: BaseException, path: Path) -> str:
     """An exception in one line, with the line of the user's file that it came from where there is one."""
-    lines, traceback = [], error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == str(path):
-            lines.append(traceback.tb_lineno)
-        traceback = traceback.tb_next
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}{f' in line {lines[-1]}' if lines else ''}{f': {text}' if text else ''}"
-
-
-def _check_file(path: Path) -> str:
-    return f"it must run by itself: try `python {path.name}` in its folder"
 
 
 def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
@@ -341,23 +331,18 @@ def resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
     Args:
         shapes: of the weights by name; a layer that has fewer channels than these is left alone.
     """
-    with torch.inference_mode(False):
-        _resize_layers_(network, shapes)
-
-
-def _resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for prefix, module in network.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        changed = False
-        for name, tensor in own:
-            shape = shapes.get(f"{prefix}.{name}" if prefix else name, tuple(tensor.shape))
-            fewer = len(shape) == tensor.ndim and all(new <= old for new, old in zip(shape, tensor.shape, strict=True))
-            if fewer and shape != tuple(tensor.shape):
-                changed = True
+    # Shared ones under each of their names: every layer that has one is resized.
+    tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        shape, before = shapes.get(name, tuple(tensor.shape)), tuple(tensor.shape)
+        fewer = len(shape) == len(before) and all(new <= old for new, old in zip(shape, before, strict=True))
+        if fewer and shape != before:
+            prefix, _, own_name = name.rpartition(".")
+            module = network.get_submodule(prefix)
+            with torch.inference_mode(False):
                 smaller = tensor.detach().new_zeros(shape)
                 is_parameter = isinstance(tensor, nn.Parameter)
-                setattr(module, name, nn.Parameter(smaller, tensor.requires_grad) if is_parameter else smaller)
-        if changed:
+                setattr(module, own_name, nn.Parameter(smaller, tensor.requires_grad) if is_parameter else smaller)
             _count_channels_(module)
 
 

@@ -30,36 +30,7 @@ from colorpress.command_options import (
     output_option,
     quiet_option,
 )
-from colorpress.core.config import (
-    CONFIGS,
-    OPTION_NAMES,
-    RUNTIME_NAMES,
-    ArchConfig,
-    BenchmarkConfig,
-    BudgetConfig,
-    Config,
-    CountConfig,
-    DataConfig,
-    DeployConfig,
-    DistilConfig,
-    ExportConfig,
-    FinetuneConfig,
-    FitConfig,
-    GoalConfig,
-    MachineConfig,
-    PruneConfig,
-    QatConfig,
-    QuantizeConfig,
-    RankConfig,
-    ScoreConfig,
-    SearchConfig,
-    Settings,
-    StudentConfig,
-    TimeConfig,
-    TrainConfig,
-    UNetConfig,
-    WorkerConfig,
-)
+from colorpress.core.config import CONFIGS, OPTION_NAMES, RUNTIME_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
 from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 from compress.precisions import PRECISIONS
 
@@ -145,14 +116,14 @@ def cli(context: click.Context) -> None:
 
 
 def stage_command(
-    *configs: type[Config], checkpoint: str = "", aliased: Sequence[type[Config]] = ()
+    *configs: str, checkpoint: str = "", aliased: Sequence[str] = ()
 ) -> Callable[[Callable[..., Iterable[StageRecord]]], click.Command]:
     """Make a function the command of one or several stages: from the run to their records.
 
     The command holds the folder's lock, writes the effective options to it, and prints what the stages wrote.
 
     Args:
-        configs: whose options the command has. `aliased`: as `config_options`.
+        configs: names in `Settings` of those whose options the command has. `aliased`: as `config_options`.
         checkpoint: what --checkpoint says; empty where there is none.
     """
 
@@ -174,7 +145,7 @@ def stage_command(
 
 
 def _as_stage(
-    function: Callable[..., None], *configs: type[Config], checkpoint: str = "", aliased: Sequence[type[Config]] = ()
+    function: Callable[..., None], *configs: str, checkpoint: str = "", aliased: Sequence[str] = ()
 ) -> click.Command:
     """A command with what all stages have: run folder, common options, perhaps --checkpoint, and those of `configs`."""
     function = config_options(*configs, aliased=aliased)(function)
@@ -197,7 +168,7 @@ def _without_options(given: dict[str, Any]) -> dict[str, Any]:
 @output_option(is_stage=False)
 @common_options
 @checkpoint_option("A trained model to start from; default: train one.")
-@config_options(*CONFIGS.values(), common_first=True)
+@config_options(*CONFIGS, common_first=True)
 def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
     """Everything: train, rank, prune, distil a student, search, export, quantize, benchmark, report."""
     settings = Settings.from_options(options)
@@ -216,7 +187,7 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
         click.echo(f"\nreport: {finished.report_path}")
 
 
-@stage_command(DataConfig, UNetConfig, TrainConfig, FitConfig, MachineConfig)
+@stage_command("data", "unet", "train", "fit", "machine")
 def train(current: Run) -> Iterable[StageRecord]:
     """Train the original UNet: photographs to best.pt."""
     from training.curve_prose import explain
@@ -226,7 +197,7 @@ def train(current: Run) -> Iterable[StageRecord]:
     return [train(current, find_photos(current)), *explain(current)]
 
 
-@stage_command(ArchConfig, RankConfig, CountConfig, DataConfig, MachineConfig, checkpoint=_THE_CHECKPOINT)
+@stage_command("arch", "rank", "count", "data", "machine", checkpoint=_THE_CHECKPOINT)
 def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
     from compress.ranking_stages import rank, rank_views
@@ -238,8 +209,8 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(
-    ArchConfig, DataConfig, PruneConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, FinetuneConfig, FitConfig,
-    MachineConfig, checkpoint=_THE_CHECKPOINT,
+    "arch", "data", "prune", "budget", "count", "time", "score", "finetune", "fit",
+    "machine", checkpoint=_THE_CHECKPOINT,
 )  # fmt: skip
 def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
@@ -250,8 +221,8 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(
-    ArchConfig, DataConfig, GoalConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, StudentConfig, DistilConfig,
-    ExportConfig, QuantizeConfig, QatConfig, MachineConfig, checkpoint=_THE_CHECKPOINT, aliased=(BudgetConfig,),
+    "arch", "data", "goal", "budget", "count", "time", "score", "student", "distil",
+    "export", "quantize", "qat", "machine", checkpoint=_THE_CHECKPOINT, aliased=("budget",),
 )  # fmt: skip
 @click.option(
     "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
@@ -310,9 +281,9 @@ def compress(
 
 
 _as_stage(
-    compress, ArchConfig, DataConfig, GoalConfig, BudgetConfig, CountConfig, TimeConfig, ScoreConfig, SearchConfig,
-    WorkerConfig, DistilConfig, ExportConfig, QuantizeConfig, MachineConfig, checkpoint=_THE_CHECKPOINT,
-    aliased=(BudgetConfig,),
+    compress, "arch", "data", "goal", "budget", "count", "time", "score", "search",
+    "worker", "distil", "export", "quantize", "machine", checkpoint=_THE_CHECKPOINT,
+    aliased=("budget",),
 )  # fmt: skip
 
 
@@ -323,7 +294,7 @@ _as_stage(
 @click.option("--study", required=True, help=f"{_study_help}; that of the search to join.")
 @click.option("--data", type=PATH, default=None, help="Folder of the same photographs as the search's.")
 @click.option("--unlabelled", type=PATH, default=None, help="Folder of the same further photographs, if it has some.")
-@config_options(ArchConfig, MachineConfig)
+@config_options("arch", "machine")
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
     """Join a search on this or another machine; all other options are those of the search."""
     from compress.students.search_stages import lead_or_assist, read_worker_options, work
@@ -343,7 +314,7 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         lead_or_assist(current, photos, study, lead)
 
 
-@stage_command(ArchConfig, ExportConfig, checkpoint=_THE_CHECKPOINT)
+@stage_command("arch", "export", checkpoint=_THE_CHECKPOINT)
 def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
     from compress.export_stages import export
@@ -355,8 +326,8 @@ def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(
-    ArchConfig, DataConfig, GoalConfig, QuantizeConfig, QatConfig, CountConfig, ScoreConfig, DistilConfig,
-    MachineConfig, checkpoint=_THE_EXPORT,
+    "arch", "data", "goal", "quantize", "qat", "count", "score", "distil",
+    "machine", checkpoint=_THE_EXPORT,
 )  # fmt: skip
 def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
@@ -383,8 +354,8 @@ def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable
 
 
 @stage_command(
-    ArchConfig, DataConfig, BenchmarkConfig, TimeConfig, ScoreConfig, MachineConfig, checkpoint=_THE_CHECKPOINT,
-    aliased=(BenchmarkConfig, TimeConfig),
+    "arch", "data", "benchmark", "time", "score", "machine", checkpoint=_THE_CHECKPOINT,
+    aliased=("benchmark", "time"),
 )  # fmt: skip
 @click.argument("models", type=PATH, nargs=-1)
 def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -> Iterable[StageRecord]:
@@ -447,7 +418,7 @@ def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple
         raise GateError("comparison", after, why, "see `failures` on standard output, or allow more with --fail-if")
 
 
-@stage_command(ArchConfig, DataConfig, DeployConfig)
+@stage_command("arch", "data", "deploy")
 def deploy(current: Run) -> Iterable[StageRecord]:
     """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
     from colorpress.deploy_stages import deploy, exported_variants
@@ -457,7 +428,7 @@ def deploy(current: Run) -> Iterable[StageRecord]:
     return [deploy(current, name, photos) for name in exported_variants(current)]
 
 
-@stage_command(ArchConfig, DataConfig, ExportConfig)
+@stage_command("arch", "data", "export")
 def verify(current: Run) -> Iterable[StageRecord]:
     """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
     from colorpress.deploy_stages import exported_variants, verify
@@ -496,7 +467,7 @@ def bundle(
         click.echo(f"{made.size_bytes:,} bytes in {printable(str(made.folder))}")
 
 
-_as_stage(bundle, DataConfig, DeployConfig)
+_as_stage(bundle, "data", "deploy")
 
 
 @cli.command()
@@ -542,7 +513,7 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
     default=None,
     help="Any model colorpress wrote, .pt or .onnx, or a checkpoint with --arch; default: one that comes along.",
 )
-@config_options(ArchConfig)
+@config_options("arch")
 @click.option("--work-size", type=click.IntRange(16, 8192), default=None,
               help="Short side that the network sees, in pixels.  [default: the model's, 256]")  # fmt: skip
 @click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,

@@ -15,6 +15,7 @@ import click
 
 from colorpress.core.config import (
     ARCH_OPTIONS,
+    CONFIGS,
     PATH_OPTIONS,
     RESOLVED_OPTIONS,
     Config,
@@ -63,23 +64,24 @@ class _Quantity(click.ParamType[float]):
 
 
 def config_options(
-    *configs: type[Config], aliased: Sequence[type[Config]] = (), common_first: bool = False
+    *configs: str, aliased: Sequence[str] = (), common_first: bool = False
 ) -> Callable[[Function], Function]:
     """One command-line option per field.
 
     A name belongs to the first config that claims it, by a field or by its alias.
 
     Args:
+        configs: by their names in `Settings`.
         aliased: of them, those whose second names the command offers.
         common_first: the help shows common options only, and all of them with --help-all.
     """
     options: list[Callable[[Any], Any]] = []
     taken: set[str] = set()
-    for config in configs:
-        for each in fields(config):
+    for group in configs:
+        for each in fields(config := CONFIGS[group]):
             if (name := option_name(each.name)) in taken:
                 continue
-            names = [name, *([each.metadata["alias"]] if each.metadata["alias"] and config in aliased else [])]
+            names = [name, *([each.metadata["alias"]] if each.metadata["alias"] and group in aliased else [])]
             taken |= set(names)
             options.append(_make_option(config, each, names, hidden=common_first and not each.metadata["common"]))
     if common_first:

@@ -13,16 +13,7 @@ import click
 
 from colorpress.cli import run_command
 from colorpress.command_options import PATH, config_options, debug_option, quiet_option
-from colorpress.core.config import (
-    ArchConfig,
-    BenchmarkConfig,
-    DataConfig,
-    ExportConfig,
-    MachineConfig,
-    ScoreConfig,
-    Settings,
-    TimeConfig,
-)
+from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,8 +35,8 @@ _NAME = "python -m benchmarks.peers"
 @quiet_option
 @debug_option
 @config_options(
-    ArchConfig, DataConfig, BenchmarkConfig, TimeConfig, ScoreConfig, MachineConfig, ExportConfig,
-    aliased=(BenchmarkConfig, TimeConfig),
+    "arch", "data", "benchmark", "time", "score", "machine", "export",
+    aliased=("benchmark", "time"),
 )  # fmt: skip
 def compare_peers(
     checkpoint: Path,

@@ -28,25 +28,16 @@ from torch import Tensor, nn
 
 from colorpress.cli import run_command
 from colorpress.command_options import PATH, config_options, debug_option, quiet_option
-from colorpress.core.config import (
-    ArchConfig,
-    DataConfig,
-    DistilConfig,
-    MachineConfig,
-    PruneConfig,
-    ScoreConfig,
-    Settings,
-)
+from colorpress.core.config import PruneConfig, Settings
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
 from colorpress.core.source_code import hash_code
 from compress.distillation import DistilLoss, Lesson, distil_network
 from compress.pruning import prune_network
-from compress.students.ladder import build_student
-from compress.students.student_job import StudentJob
+from compress.students.student_job import StudentJob, build_student
 from compress.students.student_plan import read_student_network
 from compress.yardstick import Score
-from training.losses import CLASSES_PER_AXIS, Batch, Loss, class_cross_entropy
+from training.losses import CLASSES_PER_AXIS, Batch, class_cross_entropy
 from training.network import ColorNetwork, pad_to_multiple
 from training.original import adopt_checkpoint
 from training.run_folder import Run, find_photos
@@ -55,7 +46,6 @@ from training.unet import UNet, UNetPlan, count_parameters
 _NAME = "python -m benchmarks.studies.distillation_levers"
 _HINT_WEIGHT, _CLASS_WEIGHT = 0.02, 0.05
 _CROPS_HELP = "Of each training, in epochs of 8,000."
-Way = Callable[[int], tuple[ColorNetwork, Score]]
 
 
 class FullSizeLoss(DistilLoss):
@@ -94,7 +84,7 @@ class _FeatureLoss(DistilLoss):
     def forward(self, lightness: Tensor) -> Any:
         """The answer, and what the convolution tells."""
         answer = super().forward(lightness)
-        return answer, self.tell(self.features.pop())
+        return answer, self.tell(self.features.pop())  # (N, channels, S / stride, S / stride, rounded up)
 
 
 class HintLoss(_FeatureLoss):
@@ -123,7 +113,7 @@ class HintLoss(_FeatureLoss):
             teacher.to(lightness.device)(padded)
         # A layer that is called at several sizes is heard at each of them.
         side = padded.shape[-1] // self.network.output_stride
-        wanted = [features for _, features in heard if features.shape[-1] == side][-1]
+        wanted = [features for _, features in heard if features.shape[-1] == side][-1]  # (N, channels, side, side)
         return answer, F.mse_loss(told.float(), self.scale(wanted[..., : told.shape[-2], : told.shape[-1]].float()))
 
     def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -175,25 +165,59 @@ class Lever:
     """One change of how a student learns.
 
     Attributes:
-        recipe: other values of the recipe.
-        teacher_weight: another one than that of the recipe.
-        make_loss: another loss; what beside the network has weights is trained too and thrown away.
-        train_share: of the training photographs that are looked at.
+        recipe, lesson: other values of theirs; what a loss has beside the network is trained too and thrown away.
+        train_share: of the training photographs that are looked at. `crops_share`: of the crops.
+        start: the network that learns, from a seed; None: the student, untrained.
     """
 
     name: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    teacher_weight: float | None = None
-    make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
+    lesson: Mapping[str, Any] = field(default_factory=dict)
     train_share: float = 1.0
+    crops_share: float = 1.0
+    start: Callable[[int], ColorNetwork] | None = None
 
 
-def list_levers(teacher: ColorNetwork, plan: UNetPlan, learning_rate: float) -> list[Lever]:
-    """The recipe itself, and its changes; hints only where best.pt has features of the student's stride."""
+@dataclass(frozen=True)
+class LeverJob(StudentJob):
+    """All trainings of a comparison: the student, and how many crops each training takes, in whole epochs."""
+
+    plan: UNetPlan
+    crops: int
+
+    def learn(self, lever: Lever, seed: int) -> tuple[ColorNetwork, Score]:
+        """Distil a network, and score it."""
+        settings = self.run.settings
+        start = lever.start(seed) if lever.start else build_student(self.plan, seed)
+        train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
+        crops, val_size = int(lever.crops_share * self.crops), settings.score.eval_size
+        recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=val_size)
+        lesson = Lesson.of(
+            self.run,
+            self.best,
+            replace(self.photos, train=train),
+            replace(recipe, **lever.recipe),
+            teacher_weight=settings.distil.student_teacher_weight,
+        )
+        data, reference_l1 = replace(settings.data, seed=seed), self.reference_l1(len(self.given.val))
+        lesson = replace(lesson, data=data, reference_l1=reference_l1, **lever.lesson)
+        destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
+        distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
+        network = distilled.checkpoint.build_network()
+        return network, self.yardstick.score(network)
+
+
+def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:
+    """The recipe itself, and its changes, by name.
+
+    Hints only where best.pt has features of the student's stride; best.pt itself without the share `pruned` of its
+    channels, where that is given.
+    """
+    teacher, learning_rate = job.best.build_network(), job.run.settings.distil.student_learning_rate
     levers = [
         Lever("recipe"),
-        Lever("truth alone", teacher_weight=0.0),
-        Lever("best.pt's answer alone", teacher_weight=1.0),
+        Lever("truth alone", lesson={"teacher_weight": 0.0}),
+        Lever("best.pt's answer alone", lesson={"teacher_weight": 1.0}),
         Lever("same tones", recipe={"tone_jitter": 0.0}),
         Lever("one scale", recipe={"crop_share": 1.0}),
         Lever("last weights, no average", recipe={"ema_decay": 0.0}),
@@ -201,50 +225,27 @@ def list_levers(teacher: ColorNetwork, plan: UNetPlan, learning_rate: float) -> 
         Lever("half the learning rate", recipe={"learning_rate": learning_rate / 2}),
         Lever("twice the learning rate", recipe={"learning_rate": learning_rate * 2}),
         Lever("half the photographs", train_share=0.5),
-        Lever("loss at full size", make_loss=FullSizeLoss),
-        Lever("colour classes too", make_loss=ClassLoss),
+        Lever("loss at full size", lesson={"make_loss": FullSizeLoss}),
+        Lever("colour classes too", lesson={"make_loss": ClassLoss}),
     ]
-    if found := find_layer_of_stride(teacher, plan.output_stride):
+    if found := find_layer_of_stride(teacher, job.plan.output_stride):
         hints = partial(HintLoss, teacher=teacher, layer=found[0], channels=found[1])
-        levers.append(Lever("hints of best.pt's features", make_loss=hints))
-    return levers
+        levers.append(Lever("hints of best.pt's features", lesson={"make_loss": hints}))
+    levers.append(Lever("from a wider one, pruned", start=partial(learn_wider, job), crops_share=0.5))
+    if pruned is not None:
+        smaller, name = prune_evenly(teacher, pruned), f"best.pt pruned by {pruned:g}"
+        levers.append(Lever(name, start=lambda seed: smaller))
+        levers.append(Lever(f"{name}, from scratch", start=partial(forget_weights, smaller)))
+    return {lever.name: lever for lever in levers}
 
 
-@dataclass(frozen=True)
-class LeverJob(StudentJob):
-    """All trainings of a comparison, `crops` crops long each, in whole epochs."""
-
-    crops: int
-
-    def learn(self, lever: Lever, start: ColorNetwork, seed: int, crops: int) -> tuple[ColorNetwork, Score]:
-        """Distil a copy of a network, and score it."""
-        settings = self.run.settings
-        train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
-        recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=settings.score.eval_size)
-        weight = settings.distil.student_teacher_weight if lever.teacher_weight is None else lever.teacher_weight
-        photos, recipe = replace(self.photos, train=train), replace(recipe, **lever.recipe)
-        lesson = replace(
-            Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight),
-            make_loss=lever.make_loss,
-            data=replace(settings.data, seed=seed),
-            reference_l1=self.reference_l1(len(self.given.val)),
-        )
-        destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
-        distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
-        network = distilled.checkpoint.build_network()
-        return network, self.yardstick.score(network)
-
-    def learn_from_wider(self, lever: Lever, plan: UNetPlan, seed: int) -> tuple[ColorNetwork, Score]:
-        """Half the crops for a student of twice the channels, of which half are pruned, and half for what is left."""
-        wider = replace(plan, encoder=_doubled(plan.encoder), decoder=_doubled(plan.decoder))
-        large, _ = self.learn(
-            replace(lever, name=f"{lever.name}, wider"), build_student(wider, seed), seed, self.crops // 2
-        )
-        return self.learn(lever, prune_evenly(large, 0.5), seed, self.crops // 2)
-
-
-def _doubled(levels: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(2 * width for width in level) for level in levels)
+def learn_wider(job: LeverJob, seed: int) -> ColorNetwork:
+    """A student of twice the channels that learns from half the crops, then without half of its channels."""
+    levels = (job.plan.encoder, job.plan.decoder)
+    encoder, decoder = (tuple(tuple(2 * width for width in level) for level in each) for each in levels)
+    wider = partial(build_student, replace(job.plan, encoder=encoder, decoder=decoder))
+    large, _ = job.learn(Lever("from a wider one, pruned, wider", start=wider, crops_share=0.5), seed)
+    return prune_evenly(large, 0.5)
 
 
 def prune_evenly(network: ColorNetwork, ratio: float) -> ColorNetwork:
@@ -258,8 +259,7 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in fresh.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
+            if reset := getattr(layer, "reset_parameters", None):
                 reset()
     return fresh
 
@@ -274,7 +274,7 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
 @click.option("--pruned", type=click.FloatRange(0.01, 0.99), help="Also best.pt without this share of its channels.")
 @quiet_option
 @debug_option
-@config_options(ArchConfig, DataConfig, DistilConfig, ScoreConfig, MachineConfig)
+@config_options("arch", "data", "distil", "score", "machine")
 def compare_levers(
     checkpoint: Path,
     plan: Path,
@@ -293,30 +293,30 @@ def compare_levers(
     network = read_student_network(plan)
     with locked_folder(output_dir):
         adopt_checkpoint(run, checkpoint)
-        job = LeverJob(run, run.best_path, find_photos(run), crops)
-        ways = list_ways(job, network, pruned)
-        if unknown := sorted(set(names) - set(ways)):
-            raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(ways)}")
-        path, asked = output_dir / "levers.json", describe_question(job, network)
+        job = LeverJob(run, run.best_path, find_photos(run), network, crops)
+        levers = list_levers(job, pruned)
+        if unknown := sorted(set(names) - set(levers)):
+            raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(levers)}")
+        path, asked = output_dir / "levers.json", describe_question(job)
         rows = read_rows(path, asked)
         # Before the first training, so that what is left of an interrupted one is not gone on with by another question.
         write_json(path, {"asked": asked, "rows": rows})
         known = {(row["lever"], row["seed"]) for row in rows}
-        for seed, name in itertools.product(range(seeds), names or ways):
+        for seed, name in itertools.product(range(seeds), names or levers):
             if (name, seed) not in known:
-                learned, score = ways[name](seed)
+                learned, score = job.learn(levers[name], seed)
                 row = {"lever": name, "seed": seed, "params": count_parameters(learned)}
                 rows.append({**row, **without_nan(asdict(score))})
                 write_json(path, {"asked": asked, "rows": rows})
     click.echo(format_levers(rows))
 
 
-def describe_question(job: LeverJob, network: UNetPlan) -> dict[str, Any]:
+def describe_question(job: LeverJob) -> dict[str, Any]:
     """What all rows of levers.json have in common, JSON-ready."""
     run = job.run
     return {
         "best.pt": job.best.sha256,
-        "network": network.to_dict(),
+        "network": job.plan.to_dict(),
         "crops": job.crops,
         "photographs": run.data_key(job.photos),
         "settings": {name: str(value) for name, value in {**vars(run.settings.distil), **run.arch_key()}.items()},
@@ -338,24 +338,6 @@ def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ConfigError("folder", path.parent, "compares other trainings", hint)
     rows: list[dict[str, Any]] = found["rows"]
     return rows
-
-
-def list_ways(job: LeverJob, plan: UNetPlan, pruned: float | None) -> dict[str, Way]:
-    """Every training that is compared, by name: from a seed to a network and its score."""
-    teacher, learning_rate = job.best.build_network(), job.run.settings.distil.student_learning_rate
-
-    def by_lever(lever: Lever) -> Way:
-        return lambda seed: job.learn(lever, build_student(plan, seed), seed, job.crops)
-
-    ways = {lever.name: by_lever(lever) for lever in list_levers(teacher, plan, learning_rate)}
-    wider = Lever("from a wider one, pruned")
-    ways[wider.name] = lambda seed: job.learn_from_wider(wider, plan, seed)
-    if pruned is not None:
-        smaller = prune_evenly(teacher, pruned)
-        kept, fresh = (Lever(f"best.pt pruned by {pruned:g}{how}") for how in ("", ", from scratch"))
-        ways[kept.name] = lambda seed: job.learn(kept, smaller, seed, job.crops)
-        ways[fresh.name] = lambda seed: job.learn(fresh, forget_weights(smaller, seed), seed, job.crops)
-    return ways
 
 
 def format_levers(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -302,7 +302,7 @@ def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size
     box = (left / aspect * width, top * height, right / aspect * width, bottom * height)
     # Pillow refuses a box that rounding put outside.
     box = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
-    planes = [
+    planes = [  # (size, size) each
         Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=box)
         for plane in answer.astype(np.float32)
     ]

@@ -25,22 +25,22 @@ def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
         linear = _linear_from_srgb(torch.arange(256, device=rgb.device) / 255.0)[rgb.long()]
     else:
         linear = _linear_from_srgb(rgb)
-    matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]
-    xyz = torch.einsum("ij,njhw->nihw", matrix, linear)
+    matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]  # (3, 3), relative to white
+    xyz = torch.einsum("ij,njhw->nihw", matrix, linear)  # (N, 3, H, W)
     f = torch.where(xyz > LAB_EPSILON, xyz.clamp(min=LAB_EPSILON).pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
-    fx, fy, fz = f.unbind(dim=1)
-    lightness = (1.16 * fy - 0.16).unsqueeze(1)
-    ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
+    fx, fy, fz = f.unbind(dim=1)  # (N, H, W) each
+    lightness = (1.16 * fy - 0.16).unsqueeze(1)  # (N, 1, H, W)
+    ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE  # (N, 2, H, W)
     return lightness, ab
 
 
 def l_ab_to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
     """Convert L (N, 1, H, W) in [0, 1] and ab (N, 2, H, W) in [-1, 1] to sRGB (N, 3, H, W) clipped to [0, 1]."""
-    fy = (lightness[:, 0] + 0.16) / 1.16
+    fy = (lightness[:, 0] + 0.16) / 1.16  # (N, H, W)
     fx = fy + ab[:, 0] * (AB_SCALE / 500.0)
     fz = fy - ab[:, 1] * (AB_SCALE / 200.0)
     # Clipped as Z is by scikit-image: there is no colour beyond.
-    f = torch.stack((fx, fy, fz), dim=1).clamp(min=0.0)
+    f = torch.stack((fx, fy, fz), dim=1).clamp(min=0.0)  # (N, 3, H, W)
     xyz = torch.where(f > LAB_KNEE, f**3, (f - LAB_OFFSET) / LAB_SLOPE)
     xyz = xyz * xyz.new_tensor(WHITE)[None, :, None, None]
     matrix = torch.linalg.inv(xyz.new_tensor(RGB_TO_XYZ, dtype=torch.float64)).to(xyz.dtype)

@@ -38,7 +38,7 @@ class Batch:
 
 def prepare_batch(crops: Crops, device: torch.device) -> Batch:
     """Crops from the loader on `device`; the colour conversion runs there, and the change of tones."""
-    lightness, ab = rgb_to_l_ab(crops.rgb.to(device, non_blocking=True))
+    lightness, ab = rgb_to_l_ab(crops.rgb.to(device, non_blocking=True))  # (N, 1, S, S), (N, 2, S, S)
     if crops.tones is not None:
         lightness = lightness.clamp(min=0.0) ** crops.tones.to(device)[:, None, None, None]
     answers = None if crops.answers is None else crops.answers.to(device, torch.float32, non_blocking=True)
@@ -103,8 +103,8 @@ class ChromaClassLoss(Loss):
         """L (N, 1, H, W) to the network's ab, and to logits (N, 256, H / 4, W / 4, rounded up)."""
         height, width = lightness.shape[-2:]
         coarse, levels = self.network.forward_levels(pad_to_multiple(lightness, self.network.size_multiple))
-        answer = upsample_bilinear(coarse, self.network.output_stride)[..., :height, :width]
-        return answer, self.head(levels[self.level])
+        answer = upsample_bilinear(coarse, self.network.output_stride)[..., :height, :width]  # (N, 2, H, W)
+        return answer, self.head(levels[self.level])  # levels[...]: (N, C, H/4, W/4), rounded up
 
     def loss(self, answered: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         answer, logits = answered
@@ -117,8 +117,8 @@ def class_cross_entropy(logits: Tensor, ab: Tensor, stride: int) -> Tensor:
 
     Classes are those of the mean colours of areas of stride x stride pixels.
     """
-    pooled = F.avg_pool2d(ab, stride, ceil_mode=True)
+    pooled = F.avg_pool2d(ab, stride, ceil_mode=True)  # (N, 2, H/stride, W/stride), rounded up
     cells = ((pooled / _CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
     height, width = pooled.shape[-2:]
-    classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]
+    classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]  # (N, H/stride, W/stride), 0 to 255
     return F.cross_entropy(logits[..., :height, :width].float(), classes)

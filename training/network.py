@@ -61,8 +61,8 @@ class ColorNetwork(nn.Module, ABC):
 
     def forward(self, lightness: Tensor) -> Tensor:
         height, width = lightness.shape[-2:]
-        answer = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))
-        return upsample_bilinear(answer, self.output_stride)[..., :height, :width]
+        answer = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))  # (N, 2, padded H/s, padded W/s)
+        return upsample_bilinear(answer, self.output_stride)[..., :height, :width]  # (N, 2, H, W)
 
     @abstractmethod
     def forward_coarse(self, lightness: Tensor) -> Tensor:

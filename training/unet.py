@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,11 @@ class UNetPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready primitives."""
-        return cast("dict[str, Any]", _lists(asdict(self)))
+        levels = {
+            "encoder": [list(level) for level in self.encoder],
+            "decoder": [list(level) for level in self.decoder],
+        }
+        return {**levels, "upsample": self.upsample, "stem_stride": self.stem_stride}
 
     def describe(self) -> dict[str, Any]:
         """The architecture as a checkpoint carries it."""
@@ -110,23 +114,15 @@ def _bad_plan(got: str) -> InputError:
     )
 
 
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
 class ConvBlock(nn.Sequential):
     """For each width: convolution, batch norm, ReLU; 3x3, but the first one reads patches of `patch` pixels, if any."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], patch: int = 1) -> None:
         layers: list[nn.Module] = []
         for width in widths:
-            if patch > 1:
-                layers.append(nn.Conv2d(in_channels, width, patch, stride=patch, bias=False))
-            else:
-                layers.append(nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
-            layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            kernel, padding = (patch, 0) if patch > 1 else (3, 1)
+            convolution = nn.Conv2d(in_channels, width, kernel, stride=patch, padding=padding, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             in_channels, patch = width, 1
         super().__init__(*layers)
 
@@ -171,16 +167,17 @@ class UNet(ColorNetwork):
     def forward_levels(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`forward_coarse`, and what each block of the decoder made on the way, deep to shallow."""
         skips = []
-        features = lightness
+        features = lightness  # (N, 1, H, W)
         for level, block in enumerate(self.encoder):
-            features = block(features if level == 0 else self.pool(features))
+            features = block(features if level == 0 else self.pool(features))  # (N, C_level, H/s/2^level, W/s/2^level)
             skips.append(features)
         features = self.dropout(skips.pop())
         levels = []
         for up, block in zip(self.up, self.decoder, strict=True):
+            # up: twice the height and width; with the skip connection of that size in front of it.
             features = block(torch.cat([skips.pop(), up(features)], dim=1))
             levels.append(features)
-        return torch.tanh(self.head(features)), levels
+        return torch.tanh(self.head(features)), levels  # (N, 2, H/output_stride, W/output_stride)
 
 
 def build_unet(plan: UNetPlan, state_dict: Mapping[str, Tensor]) -> UNet:
@@ -197,10 +194,9 @@ def _upsampler(in_channels: int, out_channels: int, kind: str) -> nn.Module:
     if kind == "transpose":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     # A 1x1 convolution commutes with interpolation, and costs a quarter when it comes first.
-    convolution = nn.Conv2d(in_channels, out_channels, 1)
-    if kind == "bilinear":
-        return nn.Sequential(convolution, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
-    return nn.Sequential(convolution, nn.Upsample(scale_factor=2, mode="nearest"))
+    align_corners = False if kind == "bilinear" else None
+    upsample = nn.Upsample(scale_factor=2, mode=kind, align_corners=align_corners)
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), upsample)
 
 
 def plan_of(network: UNet) -> UNetPlan:

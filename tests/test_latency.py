@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import TINY_PLAN, make_network
 from benchmarks import latency
 from benchmarks.latency import Arm, make_arms, make_conditions, time_variants
 from benchmarks.variants import Variant, describe_variant
-from colorpress.core.config import BenchmarkConfig, BenchmarkPlan, ExportConfig
+from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.cores import usable_cores
 from colorpress.core.machine import describe_machine
 from export.graph import export_onnx
@@ -48,6 +49,14 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> list[Variant]:
     best = save_checkpoint(folder / "best.pt", Checkpoint(TINY_PLAN, make_network().state_dict()))
     exported = export_onnx(load_checkpoint(best), folder / "best" / "model.onnx", ExportConfig())
     return [describe_variant("best.pt", best), describe_variant("best", exported.path)]
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What `run_worker` can start, and is STUB."""
+    (tmp_path / "stub_worker.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return ModuleType("stub_worker")
 
 
 def test_statistics_match_a_hand_computation() -> None:
@@ -152,9 +161,9 @@ def test_real_models_are_timed(variants: list[Variant], monkeypatch: pytest.Monk
 
 
 def test_failures_are_rows_and_the_others_finish(
-    variants: list[Variant], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    variants: list[Variant], monkeypatch: pytest.MonkeyPatch, stub: ModuleType, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(latency, "_WORKER", (sys.executable, "-c", STUB))
+    monkeypatch.setattr(latency, "run_worker", partial(run_worker, module=stub))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
     best = variants[1]
@@ -170,9 +179,8 @@ def test_failures_are_rows_and_the_others_finish(
     assert len(timings["abort"].rounds) == 1  # what crashed once is not started again
 
 
-def test_a_hanging_worker_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_WORKER", (sys.executable, "-c", STUB))
-    assert run_worker({"path": "hang"}, threads=1, timeout_s=0.5)["status"] == "timeout"
+def test_a_hanging_worker_times_out(stub: ModuleType) -> None:
+    assert run_worker({"path": "hang"}, threads=1, timeout_s=0.5, module=stub)["status"] == "timeout"
 
 
 def test_rounds_are_shuffled_by_the_seed_and_never_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +196,7 @@ def test_rounds_are_shuffled_by_the_seed_and_never_parallel(monkeypatch: pytest.
     arms = [
         Variant(name, Path(f"/{name}"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1) for name in ("best", "a", "b", "c")
     ]
-    result = time_variants(arms, BenchmarkConfig(), threads=2, seed=1)
+    result = time_variants(arms, BenchmarkPlan(), threads=2, seed=1)
     rounds = [calls[start : start + 5] for start in (0, 5, 10)]
     assert [sorted(each) for each in rounds] == [["/a", "/b", "/best", "/best", "/c"]] * 3
     assert len({tuple(each) for each in rounds}) > 1
@@ -197,7 +205,7 @@ def test_rounds_are_shuffled_by_the_seed_and_never_parallel(monkeypatch: pytest.
     assert result.aa_ratios["cpu"].median == 1.0
     again = calls.copy()
     calls.clear()
-    time_variants(arms, BenchmarkConfig(), threads=2, seed=1)
+    time_variants(arms, BenchmarkPlan(), threads=2, seed=1)
     assert calls == again
 
 

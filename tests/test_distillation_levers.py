@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_network
 
 from benchmarks.studies.distillation_levers import (
     ClassLoss,
@@ -23,7 +24,6 @@ from colorpress.cli import run_command
 from colorpress.core.errors import DivergedError
 from compress.distillation import DistilLoss
 from compress.students.student_plan import StudentPlan, write_student_plan
-from tests.conftest import make_network
 from training.losses import Batch
 from training.unet import UNetPlan
 
@@ -88,25 +88,22 @@ def test_from_scratch_means_other_weights_in_the_same_channels() -> None:
 
 def test_the_table_compares_seed_by_seed() -> None:
     def row(lever: str, seed: int, kept: float) -> dict[str, object]:
-        return {
-            "lever": lever,
-            "seed": seed,
-            "params": 1234,
-            "retained_colour": kept,
-            "l1_delta_pct": 0.5,
-            "seconds": 3,
-        }
+        usual = {"params": 1234, "l1_delta_pct": 0.5, "seconds": 3}
+        return {"lever": lever, "seed": seed, "retained_colour": kept, **usual}
 
     table = format_levers([row("recipe", 0, 0.9), row("recipe", 1, 0.8), row("other", 1, 0.7)])
     assert table.splitlines()[2] == "| recipe | 1,234 | 2 | 0.850 | 0.800-0.900 |  | +0.50 % |"
     assert table.splitlines()[3] == "| other | 1,234 | 1 | 0.700 | 0.700-0.700 | -0.100 | +0.50 % |"
 
 
-def test_a_comparison_goes_on_where_it_was(
-    tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def line(tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path) -> list[str]:
+    """The comparison of a student of the tiny original, as a command line."""
     plan = write_student_plan(tmp_path / "plan.json", StudentPlan(STUDENT, "for a test"))
-    line = [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
+    return [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
+
+
+def test_a_comparison_goes_on_where_it_was(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line += ["--crops", "32", "--student-imgsz", "16", "--workers", "0", "--pruned", "0.5"]
 
     def compare(*options: str) -> int:
@@ -130,11 +127,8 @@ def test_a_comparison_goes_on_where_it_was(
 
 
 def test_what_is_left_of_an_interrupted_training_answers_no_other_question(
-    tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+    line: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = write_student_plan(tmp_path / "plan.json", StudentPlan(STUDENT, "for a test"))
-    line = [str(tiny_checkpoint), str(plan), "--data", str(photo_folder), "-o", str(tmp_path / "out"), "--quiet"]
-
     def stop(*_: object) -> None:
         raise DivergedError("training", None, "was stopped", "go on")
 

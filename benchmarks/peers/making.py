@@ -126,7 +126,7 @@ def write_calibration(run: Run, photos: Sequence[Photo]) -> Path:
         paths = []
         for number, (_, rgb) in enumerate(whole_photos(photos, short_side=size, max_pixels=max_pixels)):
             paths.append(folder / f"{number:04d}.npy")
-            np.save(paths[-1], rgb_to_l_ab(rgb)[0].numpy())
+            np.save(paths[-1], rgb_to_l_ab(rgb)[0].numpy())  # (1, 1, H, W)
         return paths, {"photos": len(paths)}
 
     settings = {"size": size, "max_pixels": max_pixels, "photos": [photo.sha256 for photo in photos]}

@@ -86,9 +86,9 @@ class DistilLoss(Loss):
 
     def loss(self, answered: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.answers is not None
-        answer = answered.float()
-        truth = F.avg_pool2d(batch.ab, self.stride, ceil_mode=True)
-        taught = upsample_bilinear(batch.answers, ANSWER_STRIDE // self.stride)
+        answer = answered.float()  # (N, 2, S / stride, S / stride), as both targets
+        truth = F.avg_pool2d(batch.ab, self.stride, ceil_mode=True)  # of (N, 2, S, S)
+        taught = upsample_bilinear(batch.answers, ANSWER_STRIDE // self.stride)  # of (N, 2, S / 4, S / 4)
         taught = taught[..., : answer.shape[-2], : answer.shape[-1]]
         l1 = (answer - truth).abs().mean()
         loss = self.teacher_weight * (answer - taught).abs().mean() + (1.0 - self.teacher_weight) * l1
@@ -131,13 +131,8 @@ class Lesson:
 
     def validate(self, network: nn.Module, device: torch.device) -> float:
         """The mean L1 (ab/128) of a network on `device` on the validation photographs."""
-        return validate_l1(
-            network,
-            self.photos.val,
-            short_side=self.recipe.val_size,
-            max_pixels=self.data.max_pixels,
-            device=device,
-        )
+        limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
+        return validate_l1(network, self.photos.val, **limits, device=device)
 
 
 def distil_network(
@@ -153,14 +148,13 @@ def distil_network(
         label: what a person reads beside the progress bar.
     Raises: as `training.original.train_unet`.
     """
-    teacher, recipe = lesson.teacher, lesson.recipe
+    teacher, last_path = lesson.teacher, destination.with_name("last.pt")
     device = choose_device(lesson.machine.device)
     with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         grey_l1, best_l1 = lesson.reference_l1 or (lesson.validate(_Grey(), device), lesson.validate(best, device))
         before = _settle_batch_norm_(network, lesson, device)
-        last_path = destination.with_name("last.pt")
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         untuned = Checkpoint(
             network.architecture, start, val_l1=before, extra=_origin(teacher), arch=_arch_of(network, teacher)
@@ -184,24 +178,18 @@ def distil_network(
             "answer_size": lesson.answer_size,
             "code": hash_code(__name__),
         }
+        data = replace(lesson.data, seed=lesson.data.seed + 1)
         fitted = fit_network(
             lesson.make_loss(network, lesson.teacher_weight),
-            FitJob(
-                lesson.photos.train,
-                lesson.photos.val,
-                recipe,
-                replace(lesson.data, seed=lesson.data.seed + 1),
-                lesson.machine,
-                answers,
-            ),
+            FitJob(lesson.photos.train, lesson.photos.val, lesson.recipe, data, lesson.machine, answers),
             FitFiles(destination, last_path, extra, restart=True),
             label=label,
         )
-    paths: tuple[Path, ...] = (destination,)
+    files: tuple[Path, ...] = ()
     if is_main_process():
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
         forget_fit(last_path)
-        paths += write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
+        files = write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
     assert fitted.best.val_l1 is not None
     kept = replace(fitted.best, arch=_arch_of(network, teacher))
     if before < fitted.best.val_l1:
@@ -210,6 +198,7 @@ def distil_network(
             save_checkpoint(destination, untuned)
         kept = untuned
     assert kept.val_l1 is not None
+    paths = (destination, *files)
     return DistillResult(destination, kept, before, kept.val_l1, grey_l1, best_l1, len(fitted.history), paths)
 
 
@@ -247,10 +236,8 @@ def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.dev
 
 def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     """L (N, 1, S, S) of a few batches of training crops."""
-    recipe = lesson.recipe
-    taken = CropRecipe(
-        recipe.imgsz, recipe.batch_size, lesson.data.seed, lesson.data.max_pixels, recipe.crop_share
-    )  # fmt: skip
+    recipe, data = lesson.recipe, lesson.data
+    taken = CropRecipe(recipe.imgsz, recipe.batch_size, data.seed, data.max_pixels, recipe.crop_share)
     loader = CropLoader(lesson.photos.train, taken, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(crops, device).lightness

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,26 +106,23 @@ class PrunePlan:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        roots = [group.root for group in self.groups]
+        roots = Counter(group.root for group in self.groups)
         for group in self.groups:
             if group.root not in self.source:
-                meant = difflib.get_close_matches(group.root, self.source, 1)
-                did_you_mean = f"; did you mean {meant[0]!r}?" if meant else ""
-                raise _bad_plan(f"no layer {group.root!r} can lose output channels{did_you_mean}")
+                raise _bad_plan(f"no layer {group.root!r} can lose output channels{_meant(group.root, self.source)}")
             if self.source[group.root] != group.channels_before:
                 raise _bad_plan(
                     f"group {group.root!r}: 'channels_before' is {group.channels_before}, "
                     f"the layer has {self.source[group.root]}"
                 )
-            if roots.count(group.root) > 1:
+            if roots[group.root] > 1:
                 raise _bad_plan(f"group {group.root!r} is there twice")
             for name in group.coupled:
                 if self.source.get(name) != group.channels_before:
                     raise _bad_plan(f"group {group.root!r}: no layer {name!r} has as many channels to lose")
-        lost = [name for group in self.groups if group.removed for name in (group.root, *group.coupled)]
-        for name in lost:
-            if lost.count(name) > 1:
-                raise _bad_plan(f"layer {name!r} would lose channels with two groups")
+        lost = Counter(name for group in self.groups if group.removed for name in (group.root, *group.coupled))
+        if twice := [name for name, count in lost.items() if count > 1]:
+            raise _bad_plan(f"layer {twice[0]!r} would lose channels with two groups")
 
     @property
     def result(self) -> dict[str, int]:
@@ -237,11 +235,15 @@ def _check_keys(values: Any, where: str, needed: Sequence[str], optional: Sequen
     known = [*needed, *optional]
     for key in values:
         if key not in known:
-            meant = difflib.get_close_matches(str(key), known, 1)
-            raise _bad_plan(f"{where} has an unknown key {key!r}" + (f"; did you mean {meant[0]!r}?" if meant else ""))
+            raise _bad_plan(f"{where} has an unknown key {key!r}{_meant(str(key), known)}")
     missing = [key for key in needed if key not in values]
     if missing:
         raise _bad_plan(f"{where} lacks {', '.join(map(repr, missing))}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _bad_plan(why: str) -> InputError:

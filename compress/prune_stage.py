@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.config import DATA_DRIVEN
 from colorpress.core.console import say, warn
 from colorpress.core.files import without_nan
 from colorpress.core.machine import machine_key
@@ -17,10 +16,10 @@ from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
-from compress.importance import load_pictures
+from compress.importance import IMPORTANCES, load_pictures
 from compress.prune_budget import MeasuredLimits, misses
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import PruneResult, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
+from compress.pruning import Evidence, Tuning, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
 from export.conv_latency import time_convolution
 from export.graph import ExportResult, export_onnx
@@ -32,14 +31,13 @@ from training.photos import PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 from training.unet import count_parameters
 
-# A network and the passes over the photographs that it gets: the network of its best epoch.
-StepTuning = Callable[[ColorNetwork, int, int], ColorNetwork]
-
 
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     """Prune the largest layers and distil: pruned/plan.json, pruned/model.pt."""
     settings, folder = run.settings, run.folder / "pruned"
     given, size = settings.prune.prune_plan, settings.count.rank_size
+    # Of each step; the last one's are those of the network that is kept.
+    epochs = split_epochs(settings.finetune.finetune_epochs, 1 if given else settings.prune.prune_steps)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = run.load(checkpoint)
@@ -55,19 +53,26 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             say(distilled.summary())
             return distilled
 
-        def tune(network: ColorNetwork, step: int, epochs: int) -> ColorNetwork:
-            return distil(network, folder / f"step{step}" / "model.pt", epochs).checkpoint.build_network()
+        def tune(network: ColorNetwork, step: int) -> ColorNetwork:
+            return distil(network, folder / f"step{step}" / "model.pt", epochs[step - 1]).checkpoint.build_network()
 
-        pruned = prune_checkpoint(run, teacher, photos, tune)
+        network = teacher.build_network()
+        with tempfile.TemporaryDirectory(prefix="colorpress-prune-") as trials:
+            limits = prune_limits(run, teacher, Path(trials))
+            if given is None:
+                plan, smaller = _choose_and_prune(run, network, photos, limits, tune)
+            else:
+                plan = read_plan(given)
+                smaller = apply_pruning(network, plan)
+                for why in misses(limits, smaller):
+                    warn(f"the plan of --prune-plan misses a budget: {why}")
+        pruned = measure_pruning(network, smaller, plan, height=size, width=size)
         say(pruned.summary())
         if is_main_process():
-            write_plan(folder / "plan.json", pruned.plan)
-        steps = 1 if given else settings.prune.prune_steps
-        epochs = split_epochs(settings.finetune.finetune_epochs, steps)[-1]
-        distilled = distil(pruned.network, folder / "model.pt", epochs)
+            write_plan(folder / "plan.json", plan)
+        distilled = distil(smaller, folder / "model.pt", epochs[-1])
         scores = {name: getattr(distilled, name) for name in ("val_l1_before", "val_l1_after", "retained_colour")}
-        result = {**pruned.figures(), **without_nan(scores)}
-        return [folder / "plan.json", *distilled.paths], result
+        return [folder / "plan.json", *distilled.paths], {**pruned.figures(), **without_nan(scores)}
 
     used = {**vars(settings.prune), **vars(settings.finetune), **vars(settings.fit), "size": size}
     used |= {**run.arch_key(), **run.data_key(photos), **_measured_key(run), **vars(settings.score)}
@@ -75,54 +80,25 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     return run.do("prune", action, inputs=inputs, settings=used)
 
 
-def prune_checkpoint(run: Run, teacher: Checkpoint, photos: PhotoSplit, tune: StepTuning) -> PruneResult:
-    """Choose a plan within the budgets and carry it out, in steps where they are asked for; or the plan that is given.
-
-    Args:
-        tune: fine-tunes the network of a step between two: (network, number of the step from 1, epochs). It is not
-            asked after the last step.
-    """
-    settings, network = run.settings, teacher.build_network()
-    config, size = settings.prune, settings.count.rank_size
-    with tempfile.TemporaryDirectory(prefix="colorpress-prune-") as folder:
-        limits = prune_limits(run, teacher, Path(folder))
-        if config.prune_plan is None:
-            plan, pruned = _choose_and_prune(run, network, photos, limits, tune)
-        else:
-            plan = read_plan(config.prune_plan)
-            pruned = apply_pruning(network, plan)
-            for why in misses(limits, pruned):
-                warn(f"the plan of --prune-plan misses a budget: {why}")
-    return measure_pruning(network, pruned, plan, height=size, width=size)
-
-
 def _choose_and_prune(
-    run: Run, network: ColorNetwork, photos: PhotoSplit, limits: MeasuredLimits, tune: StepTuning
+    run: Run, network: ColorNetwork, photos: PhotoSplit, limits: MeasuredLimits, tune: Tuning
 ) -> tuple[PrunePlan, ColorNetwork]:
-    settings, seed = run.settings, run.settings.data.seed
-    config, size = settings.prune, settings.count.rank_size
-    looks = config.importance in DATA_DRIVEN or config.prune_strategy == "latency"
+    """A plan within the budgets, and the network after as many steps as are asked for."""
+    settings, config, size = run.settings, run.settings.prune, run.settings.count.rank_size
+    looks = IMPORTANCES[config.importance].looks or config.prune_strategy == "latency"
     looked_at = photos.train[: config.importance_photos] if looks else ()
-    pictures = load_pictures(looked_at, short_side=settings.score.eval_size, data=settings.data)
-    # Times differ from process to process, and all have to prune alike.
-    plan = share_answer(
-        lambda: plan_pruning(
-            network,
-            config,
-            seed=seed,
-            height=size,
-            width=size,
-            pictures=pictures,
-            limits=limits,
-            time_convolution=partial(time_convolution, threads=settings.machine.threads),
-        )
+    evidence = Evidence(
+        pictures=load_pictures(looked_at, short_side=settings.score.eval_size, data=settings.data),
+        seed=settings.data.seed,
+        height=size,
+        width=size,
+        time_convolution=partial(time_convolution, threads=settings.machine.threads),
     )
+    # Times differ from process to process, and all have to prune alike.
+    plan = share_answer(lambda: plan_pruning(network, config, evidence, limits=limits))
     if limits:
         say(f"prune: a ratio of {plan.settings['prune_ratio']:.3f} meets the budgets")
-    epochs = split_epochs(settings.finetune.finetune_epochs, config.prune_steps)
-    return prune_in_steps(
-        network, plan, config, seed=seed, pictures=pictures, tune=lambda each, step: tune(each, step, epochs[step - 1])
-    )
+    return prune_in_steps(network, plan, config, evidence, tune=tune)
 
 
 def split_epochs(epochs: int, steps: int) -> list[int]:
@@ -158,7 +134,7 @@ def prune_limits(run: Run, original: Checkpoint, folder: Path) -> MeasuredLimits
         "latency_ms": latency_ms,
     }
     network = original.build_network()
-    limits = read_limits(settings.budget, params=count_parameters(network), macs=macs(network))
+    limits = read_limits(settings.budget, whole={"params": count_parameters(network), "macs": macs(network)})
     return {limit: measures[limit.figure] for limit in limits}
 
 

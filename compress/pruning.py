@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
@@ -17,28 +18,38 @@ from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
 from compress.importance import ChannelScores, Picture, score_groups
-from compress.knapsack import trade_for_latency
+from compress.knapsack import Trade, trade_for_latency
 from compress.prune_budget import MeasuredLimits, plan_within_limits
-from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans, read_plan, write_plan
+from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
 from export.conv_latency import ConvTimer
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
 
-__all__ = [
-    "PrunePlan",
-    "PruneResult",
-    "PrunedGroup",
-    "apply_pruning",
-    "layer_widths",
-    "plan_pruning",
-    "prune_network",
-    "read_plan",
-    "write_plan",
-]
-
 # Fine-tunes the network of a step, numbered from 1, between two steps of pruning.
 Tuning = Callable[[ColorNetwork, int], ColorNetwork]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is looked at to decide which channels go.
+
+    Attributes:
+        pictures: photographs for the measures of importance that look at some, and for strategy "latency", which
+            without them takes the channels of all layers to be worth the same.
+        seed: for importance "random" alone.
+        height, width: of the picture that convolutions are timed for and work is counted at, in pixels.
+        time_convolution: measures a convolution, for strategy "latency".
+    """
+
+    pictures: Sequence[Picture] = ()
+    seed: int = 0
+    height: int = 256
+    width: int = 256
+    time_convolution: ConvTimer | None = None
+
+
+WEIGHTS_ALONE = Evidence()
 
 
 @dataclass(frozen=True)
@@ -46,10 +57,8 @@ class PruneResult:
     """A pruned network, and what was removed.
 
     Attributes:
-        plan: what was done.
         network: the pruned network, in eval mode.
         channels_before, channels_after: output channels of all convolutions but the output layer.
-        params_before, params_after: parameters.
         macs_before, macs_after: multiply-accumulates for one picture of `height` x `width` pixels.
     """
 
@@ -64,64 +73,40 @@ class PruneResult:
     height: int
     width: int
 
-    @property
-    def channels_removed_pct(self) -> float:
-        """Share of the channels that went, in percent."""
-        return 100 * (1 - self.channels_after / self.channels_before)
-
-    @property
-    def params_removed_pct(self) -> float:
-        """Share of the parameters that went, in percent."""
-        return 100 * (1 - self.params_after / self.params_before)
-
-    @property
-    def macs_removed_pct(self) -> float:
-        """Share of the multiply-accumulates that went, in percent."""
-        return 100 * (1 - self.macs_after / self.macs_before)
+    def removed_pct(self, kind: str) -> float:
+        """Share of the "channels", "params" or "macs" that went, in percent."""
+        return float(100 * (1 - getattr(self, f"{kind}_after") / getattr(self, f"{kind}_before")))
 
     def figures(self) -> dict[str, int | float]:
         """All figures, JSON-ready."""
         kinds = ("channels", "params", "macs")
         counts = {f"{kind}_{when}": getattr(self, f"{kind}_{when}") for kind in kinds for when in ("before", "after")}
-        return {**counts, **{f"{kind}_removed_pct": getattr(self, f"{kind}_removed_pct") for kind in kinds}}
+        return {**counts, **{f"{kind}_removed_pct": self.removed_pct(kind) for kind in kinds}}
 
     def summary(self) -> str:
         """One paragraph: channels, parameters and multiply-accumulates removed."""
         pruned = sum(1 + len(group.coupled) for group in self.plan.groups if group.removed)
         return (
             f"pruned {pruned} of {len(layer_widths(self.network))} convolutions: "
-            f"{self.channels_before:,} -> {self.channels_after:,} channels (-{self.channels_removed_pct:.1f} %), "
-            f"{self.params_before:,} -> {self.params_after:,} parameters (-{self.params_removed_pct:.1f} %), "
+            f"{self.channels_before:,} -> {self.channels_after:,} channels (-{self.removed_pct('channels'):.1f} %), "
+            f"{self.params_before:,} -> {self.params_after:,} parameters (-{self.removed_pct('params'):.1f} %), "
             f"{self.macs_before / 1e9:,.3f} -> {self.macs_after / 1e9:,.3f} G multiply-accumulates at "
-            f"{self.height} x {self.width} (-{self.macs_removed_pct:.1f} %)"
+            f"{self.height} x {self.width} (-{self.removed_pct('macs'):.1f} %)"
         )
 
 
-def prune_network(
-    network: ColorNetwork,
-    config: PruneConfig,
-    *,
-    seed: int = 0,
-    height: int = 256,
-    width: int = 256,
-    pictures: Sequence[Picture] = (),
-) -> PruneResult:
-    """Plan and apply; `network` stays as it is.
-
-    Args:
-        height, width: the size that multiply-accumulates are counted at, in pixels. The others as `plan_pruning`.
-    """
-    plan = plan_pruning(network, config, seed=seed, height=height, width=width, pictures=pictures)
-    return measure_pruning(network, apply_pruning(network, plan), plan, height=height, width=width)
+def prune_network(network: ColorNetwork, config: PruneConfig, evidence: Evidence = WEIGHTS_ALONE) -> PruneResult:
+    """Plan and apply; `network` stays as it is."""
+    plan = plan_pruning(network, config, evidence)
+    return measure_pruning(network, apply_pruning(network, plan), plan, height=evidence.height, width=evidence.width)
 
 
 def prune_in_steps(
     network: ColorNetwork,
     target: PrunePlan,
     config: PruneConfig,
+    evidence: Evidence = WEIGHTS_ALONE,
     *,
-    seed: int = 0,
-    pictures: Sequence[Picture] = (),
     tune: Tuning | None = None,
 ) -> tuple[PrunePlan, ColorNetwork]:
     """Prune to the channel counts of `target` in `config.prune_steps` steps, each by the importance there is then.
@@ -140,8 +125,7 @@ def prune_in_steps(
     for step in range(1, config.prune_steps + 1):
         done = step / config.prune_steps
         keep = {root: before[root] - int(done * (before[root] - count)) for root, count in final.items()}
-        prospect = _Prospect.of(current, config, tuple(final), seed=seed, pictures=pictures)
-        next_plan = prospect.plan(keep)
+        next_plan = _Prospect.of(current, config, tuple(final), evidence).plan(keep)
         current = apply_pruning(current, next_plan)
         plan = next_plan if step == 1 else compose_plans(plan, next_plan)
         if tune is not None and step < config.prune_steps:
@@ -171,13 +155,9 @@ def measure_pruning(
 def plan_pruning(
     network: ColorNetwork,
     config: PruneConfig,
+    evidence: Evidence = WEIGHTS_ALONE,
     *,
-    seed: int = 0,
-    height: int = 256,
-    width: int = 256,
-    pictures: Sequence[Picture] = (),
     limits: MeasuredLimits | None = None,
-    time_convolution: ConvTimer | None = None,
 ) -> PrunePlan:
     """Decide which output channels of which convolutions go; `network` stays as it is.
 
@@ -192,41 +172,24 @@ def plan_pruning(
     by channel number.
 
     Args:
-        seed: for `importance` "random" alone.
-        height, width: of the picture that convolutions are timed for, in pixels.
-        pictures: photographs for the measures of importance that look at some, and for strategy "latency", which
-            without them takes the channels of all layers to be worth the same.
         limits: budgets; where there are any, the smallest prune ratio that meets them all replaces the config's, and
             the plan's settings say which.
-        time_convolution: measures a convolution, for strategy "latency".
     Raises:
         ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
         InputError: torch-pruning cannot follow the network, or no convolution gives its two output channels.
     """
     share = config.largest_share if config.prune_strategy == "largest" else 1.0
     roots = tuple(layer.name for layer in largest_layers(rank_layers(network), share))
-    prospect = _Prospect.of(network, config, roots, seed=seed, pictures=pictures)
-    free, scores = prospect.free, prospect.scores
+    prospect = _Prospect.of(network, config, roots, evidence)
     if config.prune_strategy == "latency":
-        if time_convolution is None:
-            raise ValueError("strategy 'latency' needs a way to time convolutions")
-        trade = trade_for_latency(
-            network,
-            free,
-            scores,
-            _measure_worth(prospect, pictures),
-            time_convolution,
-            round_to=config.round_to,
-            height=height,
-            width=width,
-        )
+        keep_at = _trade(prospect).keep
+    elif config.scope == "global":
+        keep_at = partial(keep_of_all_layers, prospect.free, prospect.scores, round_to=config.round_to)
+    else:
+        keep_at = partial(keep_of_each_layer, prospect.free, round_to=config.round_to)
 
     def plan_at(ratio: float) -> PrunePlan:
-        if config.prune_strategy == "latency":
-            return prospect.plan(trade.keep(ratio))
-        if config.scope == "global":
-            return prospect.plan(keep_of_all_layers(free, scores, ratio, config.round_to))
-        return prospect.plan(keep_of_each_layer(free, ratio, config.round_to))
+        return prospect.plan(keep_at(ratio))
 
     if not limits:
         plan = plan_at(config.prune_ratio)
@@ -263,22 +226,20 @@ class _Prospect:
 
     network: ColorNetwork
     config: PruneConfig
-    seed: int
+    evidence: Evidence
     groups: tuple[ChannelGroup, ...]
     layers: Mapping[str, LayerSize]
     scores: Mapping[str, ChannelScores]
 
     @staticmethod
-    def of(
-        network: ColorNetwork, config: PruneConfig, roots: Sequence[str], *, seed: int, pictures: Sequence[Picture]
-    ) -> _Prospect:
+    def of(network: ColorNetwork, config: PruneConfig, roots: Sequence[str], evidence: Evidence) -> _Prospect:
         widths = layer_widths(network)
         # Batch norm goes with its convolution; the output layer stays.
         groups = find_groups(network, [root for root in roots if root in widths])
         free = [group for group in groups if not group.obstacle]
-        scores = score_groups(network, free, config.importance, pictures=pictures, seed=seed)
+        scores = score_groups(network, free, config.importance, pictures=evidence.pictures, seed=evidence.seed)
         layers = {layer.name: layer for layer in rank_layers(network)}
-        return _Prospect(network, config, seed, groups, layers, scores)
+        return _Prospect(network, config, evidence, groups, layers, scores)
 
     @property
     def free(self) -> list[ChannelGroup]:
@@ -290,7 +251,7 @@ class _Prospect:
         plan = PrunePlan(
             source=layer_widths(self.network),
             groups=tuple(self._plan_group(group, keep.get(group.root, group.channels)) for group in self.groups),
-            settings={**asdict(self.config), "seed": self.seed},
+            settings={**asdict(self.config), "seed": self.evidence.seed},
             weights_sha256=hash_weights(self.network),
         )
         return _leave_whole_what_breaks(self.network, plan)
@@ -316,7 +277,23 @@ class _Prospect:
         )
 
 
-def _measure_worth(prospect: _Prospect, pictures: Sequence[Picture]) -> dict[str, float]:
+def _trade(prospect: _Prospect) -> Trade:
+    evidence = prospect.evidence
+    if evidence.time_convolution is None:
+        raise ValueError("strategy 'latency' needs a way to time convolutions")
+    return trade_for_latency(
+        prospect.network,
+        prospect.free,
+        prospect.scores,
+        _measure_worth(prospect),
+        evidence.time_convolution,
+        round_to=prospect.config.round_to,
+        height=evidence.height,
+        width=evidence.width,
+    )
+
+
+def _measure_worth(prospect: _Prospect) -> dict[str, float]:
     """How far a unit of each group's normalized importance moves the answer, by the root of the group; 1 if unknown.
 
     Measured without the less important half of the group's channels, as mean |change of ab / 128| over the pictures,
@@ -325,6 +302,7 @@ def _measure_worth(prospect: _Prospect, pictures: Sequence[Picture]) -> dict[str
     """
     network, worth = prospect.network, {group.root: 1.0 for group in prospect.free}
     # Of a smaller picture the deepest batch norm sees a single value.
+    pictures = prospect.evidence.pictures
     seen = [lightness for lightness, _ in pictures if max(lightness.shape[-2:]) > network.size_multiple]
     if not seen:
         return worth
@@ -340,10 +318,8 @@ def _measure_worth(prospect: _Prospect, pictures: Sequence[Picture]) -> dict[str
             if lost > 0 and any(each.removed for each in plan.groups):
                 smaller = apply_pruning(network, plan)
                 recalibrate_batch_norm_(smaller, seen)
-                moved = [
-                    float((smaller(lightness) - answer).abs().mean())
-                    for lightness, answer in zip(seen, answers, strict=True)
-                ]
+                pairs = zip(seen, answers, strict=True)
+                moved = [float((smaller(lightness) - answer).abs().mean()) for lightness, answer in pairs]
                 worth[group.root] = sum(moved) / len(moved) / lost
     return worth
 
@@ -408,12 +384,9 @@ def _check_source(network: ColorNetwork, plan: PrunePlan) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError(
-            "prune plan",
-            None,
-            f"is for another network ({'; '.join(wrong[:5])}{more})",
-            "give the checkpoint that the plan was made from, or make a new plan",
-        )
+        why = f"is for another network ({'; '.join(wrong[:5])}{more})"
+        hint = "give the checkpoint that the plan was made from, or make a new plan"
+        raise InputError("prune plan", None, why, hint)
     if plan.weights_sha256 and plan.weights_sha256 != hash_weights(network):
         warn("the prune plan chose its channels by other weights than these; the channel counts fit, so it is applied")
 
@@ -427,9 +400,5 @@ def _check_forward(network: ColorNetwork) -> None:
         with torch.no_grad():
             answer = network(ramp.reshape(1, 1, height, width))
         if answer.shape != (1, 2, height, width) or not bool(torch.isfinite(answer).all()):
-            raise GateError(
-                "pruned network",
-                None,
-                f"answers {tuple(answer.shape)} to {height} x {width} pixels, or not finitely",
-                "check the checkpoint; prune less",
-            )
+            why = f"answers {tuple(answer.shape)} to {height} x {width} pixels, or not finitely"
+            raise GateError("pruned network", None, why, "check the checkpoint; prune less")

@@ -142,6 +142,5 @@ def _measure(
             score,
             cache_path,
             key=key,
-            reduce_range=not has_vnni(),
             threads=settings.machine.threads,
         )

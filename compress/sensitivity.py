@@ -22,6 +22,7 @@ from colorpress.core.console import progress, warn
 from colorpress.core.errors import InputError
 from colorpress.core.files import write_json
 from compress.int8.calibration import Floats, observe_activations
+from compress.int8.int8_choice import has_vnni
 from compress.int8.int8_graph import (
     Range,
     insert_qdq,
@@ -59,7 +60,6 @@ def measure_sensitivities(
     cache_path: Path,
     *,
     key: str,
-    reduce_range: bool = False,
     threads: int = 0,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of each layer, of those in `layers` that are in the graph.
@@ -72,7 +72,6 @@ def measure_sensitivities(
         pictures: L (1, 1, H, W) float32 of the photographs that `scoring` judges by; they give the int8 ranges.
         cache_path: a JSON file; another key or damage, and everything is measured again.
         key: hash of all that the answer depends on.
-        reduce_range: 7-bit weights, for processors that would saturate.
         threads: CPU threads while observing ranges; 0: ONNX Runtime's choice.
     Raises:
         InputError: the float graph itself does not answer.
@@ -98,7 +97,7 @@ def measure_sensitivities(
                 answers = not outputs.isdisjoint(node.name for node in nodes)
                 known[name] = Sensitivity(
                     prune_loss=loss(None if answers else prune_layer(model, nodes, layers[name])),
-                    int8_loss=loss(_quantize_layer(model, nodes, ranges, reduce_range)),
+                    int8_loss=loss(_quantize_layer(model, nodes, ranges)),
                 )
                 write_json(cache_path, {"key": key, "layers": {each: asdict(known[each]) for each in sorted(known)}})
                 bar.advance(note=name)
@@ -120,13 +119,13 @@ def prune_layer(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], channel
     for node in copy.graph.node:
         if node.name not in own:
             continue
-        weight = _output_first(constants[node.input[1]], node)
+        weight = _output_first(constants[node.input[1]], node)  # (outputs, ...)
         # A rewritten transposed convolution makes the pixels of one channel in channels of their own, side by side.
         repeat = len(weight) // channels
-        norms = np.linalg.norm(weight.reshape(channels, -1), axis=1)
+        norms = np.linalg.norm(weight.reshape(channels, -1), axis=1)  # (channels,)
         dropped = np.zeros(channels, bool)
         dropped[np.argsort(norms, kind="stable")[:dropped_count]] = True
-        kept = np.repeat(~dropped, repeat)
+        kept = np.repeat(~dropped, repeat)  # (outputs,)
         # Under names of their own: equal constants of different layers may be one in the graph.
         _replace_input_(copy.graph, node, 1, _mask_output(constants[node.input[1]], node, kept))
         if len(node.input) > 2 and node.input[2] in constants:
@@ -138,22 +137,23 @@ def _output_first(weight: Floats, node: onnx.NodeProto) -> Floats:
     """The weights with output channels in the first place; a transposed convolution keeps them in the second."""
     if node.op_type == "Conv":
         return weight
-    groups = _groups(node)
-    grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
-    return np.ascontiguousarray(grouped).reshape(groups * weight.shape[1], -1)
+    # (inputs, outputs / groups, kH, kW) -> (groups, outputs / groups, inputs / groups, kH, kW) -> (outputs, ...)
+    grouped = _by_group(weight, node).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped).reshape(len(grouped) * weight.shape[1], -1)
 
 
 def _mask_output(weight: Floats, node: onnx.NodeProto, kept: NDArray[np.bool_]) -> Floats:
     if node.op_type == "Conv":
         return weight * kept[:, None, None, None]
-    groups = _groups(node)
-    grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-    masked: Floats = grouped * kept.reshape(groups, 1, -1, 1, 1)
+    grouped = _by_group(weight, node)
+    masked: Floats = grouped * kept.reshape(len(grouped), 1, -1, 1, 1)
     return masked.reshape(weight.shape)
 
 
-def _groups(node: onnx.NodeProto) -> int:
-    return next((int(each.i) for each in node.attribute if each.name == "group"), 1)
+def _by_group(weight: Floats, node: onnx.NodeProto) -> Floats:
+    """(inputs, outputs / groups, kH, kW) as (groups, inputs / groups, outputs / groups, kH, kW)."""
+    groups = next((int(each.i) for each in node.attribute if each.name == "group"), 1)
+    return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
 
 
 def _replace_input_(graph: onnx.GraphProto, node: onnx.NodeProto, place: int, value: NDArray[Any]) -> None:
@@ -178,13 +178,13 @@ def _observe_ranges(
 
 
 def _quantize_layer(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], observed: Mapping[str, Range], reduce_range: bool
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], observed: Mapping[str, Range]
 ) -> onnx.ModelProto | None:
     if any(node.op_type != "Conv" for node in nodes):
         return None
     chosen = nodes_to_quantize(model.graph, {node.name for node in nodes})
     own = {name: observed[name] for name in tensors_to_observe(model.graph, chosen)}
-    return insert_qdq(model, chosen, spread_ranges(model.graph, own), reduce_range=reduce_range)
+    return insert_qdq(model, chosen, spread_ranges(model.graph, own), reduce_range=not has_vnni())
 
 
 def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:

@@ -25,9 +25,10 @@ from colorpress.core.config import (
     Recipe,
 )
 from colorpress.core.errors import ConfigError, InputError
+from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson, distil_network
 from compress.prune_plan import read_plan, write_plan
-from compress.pruning import Evidence, apply_pruning, layer_widths, plan_pruning, prune_network
+from compress.pruning import Evidence, apply_pruning, plan_pruning, prune_network
 from compress.ranking import rank_layers
 from export.graph import export_onnx, simplify_for_export
 from export.predictors import OnnxPredictor

@@ -14,7 +14,7 @@ from colorpress.core.config import DATA_DRIVEN, PruneConfig
 from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, find_groups, layer_widths
 from compress.importance import IMPORTANCES, Picture, _by_channel, score_groups
-from compress.pruning import plan_pruning
+from compress.pruning import Evidence, plan_pruning
 from tests.conftest import make_network
 from training.unet import UNet, UNetPlan
 
@@ -193,7 +193,7 @@ def test_data_finds_a_channel_that_matters_though_its_weights_are_small(
     assert found.argmax() == 2
     assert found[2] > 10 * found[[0, 1, 3]].max()
     config = PruneConfig(largest_share=1.0, round_to=1, importance=measure)
-    plan = plan_pruning(network, config, pictures=pictures)
+    plan = plan_pruning(network, config, Evidence(pictures))
     group = next(group for group in plan.groups if group.root == ROOT)
     assert 2 not in group.removed
     assert f"channels of least {measure} go" in group.reason

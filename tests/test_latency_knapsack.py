@@ -13,7 +13,7 @@ from compress.channel_counts import Counts
 from compress.dependency_graph import find_groups, layer_widths
 from compress.importance import ChannelScores, score_groups
 from compress.knapsack import Trade, trade_for_latency
-from compress.pruning import apply_pruning, plan_pruning
+from compress.pruning import Evidence, apply_pruning, plan_pruning
 from export.conv_latency import ConvShape
 from tests.conftest import make_network
 from training.unet import UNet, UNetPlan
@@ -89,7 +89,7 @@ def test_time_is_that_of_the_pruned_network(network: UNet) -> None:
     found = trade(network, note, {})
     assert len(asked) == len(set(asked))
     config = PruneConfig(prune_strategy="latency", prune_ratio=0.6, round_to=2)
-    plan = plan_pruning(network, config, height=16, width=16, time_convolution=macs_ms)
+    plan = plan_pruning(network, config, Evidence(height=16, width=16, time_convolution=macs_ms))
     pruned = apply_pruning(network, plan)
     groups = find_groups(pruned, layer_widths(pruned))
     scores = score_groups(pruned, groups, "magnitude")
@@ -116,7 +116,7 @@ def test_layers_that_the_answer_does_not_need_give_first(network: UNet) -> None:
     config = PruneConfig(prune_strategy="latency", prune_ratio=0.1, round_to=2)
 
     def pruned(looked_at: list[tuple[torch.Tensor, torch.Tensor]]) -> set[str]:
-        plan = plan_pruning(network, config, height=16, width=16, pictures=looked_at, time_convolution=macs_ms)
+        plan = plan_pruning(network, config, Evidence(looked_at, height=16, width=16, time_convolution=macs_ms))
         return {group.root for group in plan.groups if group.removed}
 
     assert pruned(pictures) <= {"encoder.2.0", "encoder.2.3"}

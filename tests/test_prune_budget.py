@@ -13,7 +13,7 @@ from colorpress.core.errors import ConfigError
 from compress.budgets import Limit
 from compress.prune_budget import MeasuredLimits
 from compress.prune_plan import read_plan, write_plan
-from compress.pruning import apply_pruning, plan_pruning, prune_in_steps
+from compress.pruning import Evidence, apply_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
 from tests.conftest import make_network
 from training.network import ColorNetwork
@@ -86,10 +86,9 @@ def test_what_takes_long_to_measure_is_asked_only_where_the_rest_is_met(network:
 
 def test_budgets_of_the_latency_strategy(network: UNet) -> None:
     config = replace(_ALL, prune_strategy="latency", round_to=2)
-    plan = plan_pruning(
-        network, config, height=16, width=16, limits=limits(network, work=0.4),
-        time_convolution=lambda shape: shape.inputs * shape.outputs * shape.height * shape.width / 1e6,
-    )  # fmt: skip
+    macs_ms = lambda shape: shape.inputs * shape.outputs * shape.height * shape.width / 1e6  # noqa: E731
+    evidence = Evidence(height=16, width=16, time_convolution=macs_ms)
+    plan = plan_pruning(network, config, evidence, limits=limits(network, work=0.4))
     assert 0.3 * macs(network) < macs(apply_pruning(network, plan)) <= 0.4 * macs(network)
 
 

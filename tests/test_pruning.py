@@ -19,8 +19,9 @@ from colorpress.core.config import PruneConfig
 from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import round_channels
+from compress.dependency_graph import layer_widths
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import apply_pruning, layer_widths, plan_pruning, prune_network
+from compress.pruning import Evidence, apply_pruning, plan_pruning, prune_network
 from compress.ranking import count_macs
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
 
@@ -125,7 +126,7 @@ def test_a_skip_connection_reaches_the_decoder() -> None:
 )
 def test_every_network_kind_by_every_measure(depth: int, upsample: str, importance: str) -> None:
     network = make_network(4, depth, upsample)
-    result = prune_network(network, dataclasses.replace(_ALL, importance=importance), height=32, width=32)
+    result = prune_network(network, dataclasses.replace(_ALL, importance=importance), Evidence(height=32, width=32))
     halves = UNetPlan.classic(2, depth, upsample)
     assert plan_of(result.network) == halves
     assert layer_widths(result.network) == result.plan.result
@@ -165,7 +166,7 @@ def test_pruned_networks_answer_any_size_with_fewer_parameters(
 ) -> None:
     network = make_network(4, depth, upsample)
     config = PruneConfig(largest_share=share, prune_ratio=ratio, round_to=1, importance=importance)
-    result = prune_network(network, config, height=height, width=width)
+    result = prune_network(network, config, Evidence(height=height, width=width))
     assert answer(result.network, height, width).shape == (1, 2, height, width)
     assert result.params_after < result.params_before
     assert result.macs_after < result.macs_before
@@ -254,8 +255,10 @@ def test_bn_scale_takes_the_smallest_scales_whatever_their_sign() -> None:
 
 def test_random_follows_its_seed() -> None:
     network, config = make_network(), dataclasses.replace(_ALL, importance="random")
-    assert plan_pruning(network, config, seed=1) == plan_pruning(network, config, seed=1)
-    assert plan_pruning(network, config, seed=1).groups != plan_pruning(network, config, seed=2).groups
+    assert plan_pruning(network, config, Evidence(seed=1)) == plan_pruning(network, config, Evidence(seed=1))
+    assert (
+        plan_pruning(network, config, Evidence(seed=1)).groups != plan_pruning(network, config, Evidence(seed=2)).groups
+    )
 
 
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -265,7 +268,7 @@ def test_nothing_else_changes(surroundings: Callable[[], Any]) -> None:
     before, random_state, threads = everything_about(network), torch.get_rng_state(), torch.get_num_threads()
     with surroundings():
         graded = torch.is_grad_enabled()
-        result = prune_network(network, _ALL, height=16, width=16)
+        result = prune_network(network, _ALL, Evidence(height=16, width=16))
         assert torch.is_grad_enabled() == graded
     assert everything_about(network) == before
     assert torch.equal(random_state, torch.get_rng_state())
@@ -278,21 +281,21 @@ def test_nothing_else_changes(surroundings: Callable[[], Any]) -> None:
 
 
 def test_pruning_again_prunes_further() -> None:
-    once = prune_network(make_network(8, 2), _ALL, height=16, width=16).network
-    twice = prune_network(once, _ALL, height=16, width=16)
+    once = prune_network(make_network(8, 2), _ALL, Evidence(height=16, width=16)).network
+    twice = prune_network(once, _ALL, Evidence(height=16, width=16))
     assert plan_of(twice.network) == UNetPlan.classic(2, 2)
 
 
 def test_a_recipe_that_removes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     network = make_network(4, 1)
-    result = prune_network(network, PruneConfig(prune_ratio=0.5, round_to=16), height=16, width=16)
+    result = prune_network(network, PruneConfig(prune_ratio=0.5, round_to=16), Evidence(height=16, width=16))
     assert "warning: nothing was pruned" in capsys.readouterr().err
-    assert result.params_removed_pct == result.macs_removed_pct == result.channels_removed_pct == 0
+    assert result.removed_pct("params") == result.removed_pct("macs") == result.removed_pct("channels") == 0
     assert torch.equal(answer(network), answer(result.network))
 
 
 def test_the_summary_names_channels_parameters_and_work() -> None:
-    result = prune_network(make_network(4, 1), _ALL, height=16, width=16)
+    result = prune_network(make_network(4, 1), _ALL, Evidence(height=16, width=16))
     text = result.summary()
     # 4+4+8+8+4+4+4 channels; 3x3 weights, batch norm pairs, up-sampling and head by hand.
     before = 9 * (4 + 16 + 32 + 64) + 2 * (4 + 4 + 8 + 8) + (8 * 4 * 4 + 4) + 9 * (32 + 16) + 2 * 8 + (8 + 2)
@@ -300,7 +303,7 @@ def test_the_summary_names_channels_parameters_and_work() -> None:
     assert (result.params_before, result.params_after) == (before, after)
     assert f"36 -> 18 channels (-50.0 %), {before:,} -> {after:,} parameters" in text
     assert "7 of 7 convolutions" in text
-    assert f"(-{result.macs_removed_pct:.1f} %)" in text
+    assert f"(-{result.removed_pct('macs'):.1f} %)" in text
     assert "\n" not in text
     figures = result.figures()
     assert json.loads(json.dumps(figures)) == figures
@@ -473,7 +476,7 @@ def test_batch_norm_statistics_are_the_average_over_the_batches() -> None:
 
 
 def test_batch_norm_recalibration_brings_a_pruned_network_back_to_scale() -> None:
-    pruned = prune_network(make_network(8, 2), _ALL, height=16, width=16).network
+    pruned = prune_network(make_network(8, 2), _ALL, Evidence(height=16, width=16)).network
     batches = [torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     recalibrate_batch_norm_(pruned, batches)
     assert not any(module.training for module in pruned.modules())

@@ -56,8 +56,7 @@ class GraphNetwork(ColorNetwork):
         self.output_stride = round(1 / float(constants["up.step"])) if "up.step" in constants else 1
         self._source_sha256 = metadata.get("source_sha256", "")
         self._nodes = _nodes_between(model.graph, self._source, self._target)
-        self._attributes = {node.name: {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-                            for node in self._nodes}  # fmt: skip
+        self._attributes = {node.name: _attributes_of(node) for node in self._nodes}
         self.constants: dict[str, Any] = {}
         self.weights = nn.ParameterDict()
         for node in self._nodes:
@@ -127,6 +126,10 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # torch keeps "." for modules inside modules
 
 
+def _attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+
+
 def _nodes_between(graph: onnx.GraphProto, source: str, target: str) -> list[onnx.NodeProto]:
     """The nodes that `target` needs and that come after `source`, in their order."""
     needed, nodes = {target}, []
@@ -145,10 +148,8 @@ def _find_unknown(node: onnx.NodeProto, constants: Mapping[str, Any], attributes
         if len(node.input) != 3 or node.input[2] not in constants:
             return "Resize to a size"
         # Whole factors give the same nearest pixels in every mode of coordinates; between pixels modes differ.
-        mode, where = (
-            attributes.get("mode", b"nearest"),
-            attributes.get("coordinate_transformation_mode", b"half_pixel"),
-        )
+        mode = attributes.get("mode", b"nearest")
+        where = attributes.get("coordinate_transformation_mode", b"half_pixel")
         if any(float(each) != int(each) for each in constants[node.input[2]]):
             return "Resize by a broken factor"
         if mode == b"cubic" or (mode == b"linear" and where not in (b"half_pixel", b"pytorch_half_pixel")):
@@ -179,7 +180,7 @@ def _round_weight(weight: Tensor, axis: int, levels: int) -> Tensor:
     """`weight` in symmetric levels per output channel; gradients pass straight through."""
     with torch.no_grad():
         others = [each for each in range(weight.ndim) if each != axis]
-        step = (weight.abs().amax(dim=others, keepdim=True) / levels).clamp(min=1e-12)
+        step = (weight.abs().amax(dim=others, keepdim=True) / levels).clamp(min=1e-12)  # (O, 1, 1, 1) or (1, O, 1, 1)
         rounded = torch.round(weight / step) * step
     return weight + (rounded - weight).detach()
 
@@ -189,7 +190,7 @@ _Operator = Callable[[list[Any], Mapping[str, Any]], Tensor]
 
 
 def _convolve(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-    value, weight, bias = (*inputs, None)[:3]
+    value, weight, bias = (*inputs, None)[:3]  # (N, I, H, W), (O, I / groups, kH, kW), (O,)
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     if (top, left) != (bottom, right):
         value, top, left = F.pad(value, (left, right, top, bottom)), 0, 0
@@ -198,7 +199,7 @@ def _convolve(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
 
 
 def _convolve_transposed(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-    value, weight, bias = (*inputs, None)[:3]
+    value, weight, bias = (*inputs, None)[:3]  # (N, I, H, W), (I, O / groups, kH, kW), (O,)
     stride, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
     extra, groups = attributes.get("output_padding", [0, 0]), attributes.get("group", 1)
     return F.conv_transpose2d(value, weight, bias, stride, pads[:2], extra, groups, attributes.get("dilations", [1, 1]))
@@ -210,12 +211,10 @@ def _pool(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
 
 
 def _shuffle(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-    value, size = inputs[0], attributes["blocksize"]
-    if attributes.get("mode", b"DCR") == b"DCR":
-        count, channels, height, width = value.shape
-        value = value.reshape(count, size * size, channels // size**2, height, width).transpose(1, 2)
-        value = value.reshape(count, channels, height, width)
-    return F.pixel_shuffle(value, size)
+    value, size = inputs[0], attributes["blocksize"]  # (N, C, H, W)
+    if attributes.get("mode", b"DCR") == b"DCR":  # channels p C/r^2 + c, where torch wants c r^2 + p
+        value = value.unflatten(1, (size * size, -1)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(value, size)  # (N, C / size^2, H size, W size)
 
 
 def _tensors(inputs: list[Any]) -> list[Tensor]:
@@ -226,7 +225,7 @@ def _tensors(inputs: list[Any]) -> list[Tensor]:
 
 
 def _resize(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-    factors = tuple(float(each) for each in inputs[2][2:])
+    factors = tuple(float(each) for each in inputs[2][2:])  # of height and width
     if attributes.get("mode", b"nearest") == b"nearest":
         return F.interpolate(inputs[0], scale_factor=factors, mode="nearest")
     return F.interpolate(inputs[0], scale_factor=factors, mode="bilinear", align_corners=False)

@@ -48,8 +48,9 @@ def choose_layers(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...]
 
 def outer_convolutions(graph: onnx.GraphProto) -> set[str]:
     """The convolutions that read the picture, and those whose answer leaves the network."""
-    before, after = _convolutions_around(graph)
-    return {node.name for node in graph.node if _is_conv(node) and not (before[node.name] and after[node.name])}
+    before, _ = _convolutions_around(graph)
+    reading = {node.name for node in graph.node if _is_conv(node) and not before[node.name]}
+    return reading | output_convolutions(graph)
 
 
 def output_convolutions(graph: onnx.GraphProto) -> set[str]:

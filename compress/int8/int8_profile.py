@@ -84,7 +84,9 @@ def summarize_profile(events: list[Mapping[str, Any]], *, calls: int) -> Int8Pro
     micros: dict[tuple[str, str, bool], float] = defaultdict(float)
     for event in kernels:
         name, operator = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-        micros[name, operator, _reads_bytes(event["args"]) and operator not in CONVERSIONS] += event["dur"]
+        # Any input: QLinearConcat's first one is a scale.
+        reads_bytes = any(not _BYTES.isdisjoint(each) for each in event["args"].get("input_type_shape", []))
+        micros[name, operator, reads_bytes and operator not in CONVERSIONS] += event["dur"]
     total = sum(micros.values()) or 1.0
     return Int8Profile(tuple(NodeTime(*node, spent / total) for node, spent in micros.items()))
 
@@ -132,8 +134,3 @@ def find_origin(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
         before = producer.get(node.input[0])
         return before if before is not None and before.op_type in ("Conv", "ConvTranspose") else node
     return node
-
-
-def _reads_bytes(arguments: Mapping[str, Any]) -> bool:
-    """Whether an input of a kernel is a tensor of bytes (QLinearConcat's first one is a scale)."""
-    return any(not _BYTES.isdisjoint(each) for each in arguments.get("input_type_shape", []))

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from colorpress.core.console import say
 from colorpress.core.errors import GateError
@@ -23,6 +21,7 @@ from colorpress.core.files import write_bytes, write_json
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
 from compress.distillation import Lesson, distil_network
+from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Judge, QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
@@ -31,9 +30,7 @@ from compress.ranking import count_macs
 from compress.yardstick import Score, make_yardstick, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
-from training.batches import whole_photos
-from training.lab import rgb_to_l_ab
-from training.photos import Photo, PhotoSplit
+from training.photos import PhotoSplit
 from training.run_folder import Run
 
 # Multiply-accumulates forward that training in 8 bits takes at most: about five minutes of two cores.
@@ -56,7 +53,8 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as folder:
             trial = Path(folder) / "model.onnx"
-            pictures = _calibration(run, calibrating)
+            seen = load_pictures(calibrating, short_side=config.calibration_size, data=settings.data)
+            pictures = [lightness.numpy() for lightness, _ in seen]
             judge = _make_judge(run, source, replace(photos, val=choosing), Path(folder)) if judged else None
             quantized = quantize_onnx(source, trial, pictures, config, judge, threads=settings.machine.threads)
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
@@ -176,9 +174,3 @@ def _what_slows(quantized: QuantizeResult, profile: Int8Profile) -> str:
             f"{slowest.share:.0%})"
         )
     return ", and ".join(causes)
-
-
-def _calibration(run: Run, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
-    size, max_pixels = run.settings.quantize.calibration_size, run.settings.data.max_pixels
-    for _, rgb in whole_photos(photos, short_side=size, max_pixels=max_pixels):
-        yield rgb_to_l_ab(rgb)[0].numpy()

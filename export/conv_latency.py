@@ -72,26 +72,21 @@ def time_convolution(shape: ConvShape, threads: int = 0) -> float:
 
 def build_convolution(shape: ConvShape) -> onnx.ModelProto:
     """An ONNX model `x` (1, inputs, height, width) -> `y` of one convolution with random weights."""
-    outputs, kernel, operator = shape.outputs, shape.kernel, "ConvTranspose" if shape.transposed else "Conv"
-    attributes: dict[str, Any] = {
-        "strides": list(shape.stride),
-        "pads": [*shape.padding, *shape.padding],
-        "dilations": list(shape.dilation),
-        "group": shape.groups,
-    }
-    exported_as_1x1 = shape.transposed and shape.kernel == shape.stride == (2, 2) and shape.groups == 1
-    if exported_as_1x1:
-        outputs, kernel, operator, attributes = 4 * shape.outputs, (1, 1), "Conv", {}
-    sides = (
-        (shape.inputs, outputs // shape.groups)
-        if operator == "ConvTranspose"
-        else (outputs, shape.inputs // shape.groups)
-    )
-    weight = np.random.default_rng(1).standard_normal((*sides, *kernel)).astype(np.float32)
-    answer = "wide" if exported_as_1x1 else "y"
-    nodes = [helper.make_node(operator, ["x", "weight", "bias"], [answer], **attributes)]
-    if exported_as_1x1:
-        nodes.append(helper.make_node("DepthToSpace", [answer], ["y"], blocksize=2))
+    is_shuffle = shape.transposed and shape.kernel == shape.stride == (2, 2) and shape.groups == 1
+    if is_shuffle:
+        outputs = 4 * shape.outputs
+        sides: tuple[int, ...] = (outputs, shape.inputs, 1, 1)
+        nodes = [
+            helper.make_node("Conv", ["x", "weight", "bias"], ["wide"]),
+            helper.make_node("DepthToSpace", ["wide"], ["y"], blocksize=2),
+        ]
+    else:
+        outputs, operator = shape.outputs, "ConvTranspose" if shape.transposed else "Conv"
+        first, second = (shape.inputs, outputs) if shape.transposed else (outputs, shape.inputs)
+        sides = (first, second // shape.groups, *shape.kernel)
+        attributes: dict[str, Any] = {"strides": shape.stride, "pads": shape.padding * 2, "dilations": shape.dilation}
+        nodes = [helper.make_node(operator, ["x", "weight", "bias"], ["y"], group=shape.groups, **attributes)]
+    weight = np.random.default_rng(1).standard_normal(sides).astype(np.float32)
     graph = helper.make_graph(
         nodes,
         "convolution",

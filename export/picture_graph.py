@@ -170,13 +170,13 @@ def build_picture_graph(
     if names != [[f"network.{INPUT_NAME}"], [f"network.{OUTPUT_NAME}"]]:
         raise InputError("model", None, f"has inputs and outputs {names}", "give a model that colorpress exported")
     g = _Graph("picture.")
-    size = g("Shape", IMAGE_NAME)
+    size = g("Shape", IMAGE_NAME)  # (4): N, H, W, C
     count, height, width, channels = g.split(size, 4)
-    sides = g("Concat", height, width, axis=0)
+    sides = g("Concat", height, width, axis=0)  # (2)
     small, block = _choose_sizes(g, sides)
-    rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))
-    code = _shrink(g, rows, (count, height, width, channels), small, block)
-    lightness = _measure_lightness(g, code)
+    rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))  # (N * H, W, C)
+    code = _shrink(g, rows, (count, height, width, channels), small, block)  # (N, C, h, w)
+    lightness = _measure_lightness(g, code)  # (N, 1, h, w)
     before = len(g.nodes)
     _put_under_luminance(g, rows, f"network.{OUTPUT_NAME}", (count, height, width, channels), small)
     g.nodes[-1].output[0] = COLORIZED_NAME
@@ -271,12 +271,12 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     picture, first = _start_stripe(b, high, stripes)
     at = b("Min", b("Add", inner_rows, b("Mul", first, block)), last_row)
     at = b("Add", at, b("Mul", picture, height))
-    values = b("Reshape", b.as_float(b("Gather", rows, at, axis=0)), row_shape)
-    sums = b("Reshape", b("ReduceSum", values, [1], keepdims=0), flat_shape)
-    squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)
+    values = b("Reshape", b.as_float(b("Gather", rows, at, axis=0)), row_shape)  # (rows, block, W * C)
+    sums = b("Reshape", b("ReduceSum", values, [1], keepdims=0), flat_shape)  # (rows, W, C)
+    squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)  # (rows, columns, block, C)
     # Turned, since ReduceSum is quick over the middle one of three axes only.
     turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), g("Concat", high, block, [-1], axis=0))
-    averages = b("ReduceSum", turned, [1], keepdims=0)
+    averages = b("ReduceSum", turned, [1], keepdims=0)  # (rows, columns * C)
     averaged = _loop(g, b, g("Mul", count, stripes), averages, TensorProto.FLOAT)
     # (N * stripes, rows, columns, C) -> (N, rows, columns * C)
     averaged = g("Reshape", averaged, g("Concat", count, g("Mul", stripes, high), g("Mul", wide, channels), axis=0))
@@ -284,12 +284,12 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     step = g("Div", g.as_float(g("Concat", height, width, axis=0)), g.as_float(g("Mul", small, block)))
     small_high, small_wide = g.split(small)
     step_high, step_wide = g.split(step)
-    short = _lay_triangles(g, averaged, tall, small_high, step_high)
+    short = _lay_triangles(g, averaged, tall, small_high, step_high)  # (N, h, columns * C)
     short = g("Reshape", short, g("Concat", count, small_high, wide, channels, axis=0))
-    turned = g("Transpose", short, perm=[0, 2, 3, 1])
+    turned = g("Transpose", short, perm=[0, 2, 3, 1])  # (N, columns, C, h)
     turned = g("Reshape", turned, g("Concat", count, wide, g("Mul", channels, small_high), axis=0))
     shape_4d = g("Concat", count, small_wide, channels, small_high, axis=0)
-    narrow = g("Reshape", _lay_triangles(g, turned, wide, small_wide, step_wide), shape_4d)
+    narrow = g("Reshape", _lay_triangles(g, turned, wide, small_wide, step_wide), shape_4d)  # (N, w, C, h)
     return str(g("Transpose", narrow, perm=[0, 2, 3, 1]))
 
 
@@ -302,7 +302,7 @@ def _lay_triangles(g: _Graph, values: str, used: str, small: str, step: str) -> 
     center = g("Sub", g("Mul", g("Add", g.as_float(g.range(small)), 0.5), step), 0.5)
     taps = g.range(g("Cast", g("Add", g("Ceil", g("Mul", reach, 2.0)), 1.0), to=TensorProto.INT64))
     first = g("Cast", g("Floor", g("Sub", center, reach)), to=TensorProto.INT64)
-    index = g("Add", g("Unsqueeze", first, [1]), taps)
+    index = g("Add", g("Unsqueeze", first, [1]), taps)  # (small, taps)
     distance = g("Abs", g("Sub", g("Unsqueeze", center, [1]), g.as_float(index)))
     near = g("Relu", g("Sub", 1.0, g("Div", distance, reach)))
     inside = g("And", g("GreaterOrEqual", index, 0), g("Less", index, used))
@@ -318,10 +318,10 @@ def _measure_lightness(g: _Graph, code: str) -> str:
     """L (N, 1, h, w) of sRGB codes (N, C, h, w), exactly."""
     srgb = g("Div", code, 255.0)
     power = g("Pow", g("Div", g("Add", srgb, 0.055), 1.055), 2.4)
-    linear = g("Where", g("Greater", srgb, 0.04045), power, g("Div", srgb, 12.92))
+    linear = g("Where", g("Greater", srgb, 0.04045), power, g("Div", srgb, 12.92))  # (N, C, h, w)
     weights = np.array(RGB_TO_XYZ[1], np.float32).reshape(1, 3, 1, 1)
     # One channel of grey counts as three equal ones: the weights add to 1.
-    y = g("ReduceSum", g("Mul", linear, weights), [1], keepdims=1)
+    y = g("ReduceSum", g("Mul", linear, weights), [1], keepdims=1)  # (N, 1, h, w)
     root = g("Pow", g("Max", y, LAB_EPSILON), 1.0 / 3.0)
     f = g("Where", g("Greater", y, LAB_EPSILON), root, g("Add", g("Mul", y, LAB_SLOPE), LAB_OFFSET))
     return str(g("Sub", g("Mul", f, 1.16), 0.16))
@@ -340,14 +340,14 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     ratio_high, ratio_wide = g.split(ratio)
     last_row, last_small, last_column = (g("Sub", each, [1]) for each in (height, small_high, small_wide))
     # The columns are enlarged at once, with w in front, so that what is gathered are long rows: (W, 2 * N * h)
-    turned = g("Transpose", ab, perm=[3, 1, 0, 2])
-    turned = g("Reshape", turned, g("Concat", small_wide, [-1], axis=0))
+    turned = g("Transpose", ab, perm=[3, 1, 0, 2])  # (w, 2, N, h)
+    turned = g("Reshape", turned, g("Concat", small_wide, [-1], axis=0))  # (w, 2 * N * h)
     at = g("Sub", g("Mul", g("Add", g.as_float(g.range(width)), 0.5), ratio_wide), 0.5)
     at = g("Min", g("Max", at, 0.0), g.as_float(last_column))
     left = g("Cast", at, to=TensorProto.INT64)
     share = g("Unsqueeze", g("Sub", at, g.as_float(left)), [1])
     left, right = (g("Gather", turned, each, axis=0) for each in (left, g("Min", g("Add", left, 1), last_column)))
-    enlarged = g("Add", left, g("Mul", g("Sub", right, left), share))
+    enlarged = g("Add", left, g("Mul", g("Sub", right, left), share))  # (W, 2 * N * h)
     enlarged = g("Reshape", g("Transpose", enlarged, perm=[1, 0]), g("Concat", [2], [-1], width, axis=0))
     # Offsets of fx, fy and fz from f of the luminance: (3, N * h, W)
     of_x, of_z = g.split(enlarged)
@@ -365,17 +365,17 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     b = _Graph("colour.")
     picture, first = _start_stripe(b, high, stripes)
     at = b("Min", b("Add", stripe_rows, first), last_row)
-    seen = b("Gather", rows, b("Add", at, b("Mul", picture, height)), axis=0)
+    seen = b("Gather", rows, b("Add", at, b("Mul", picture, height)), axis=0)  # (rows, W, C)
     lies = b("Sub", b("Mul", b("Add", b.as_float(at), 0.5), ratio_high), 0.5)
     base = b("Cast", b("Floor", b("Gather", lies, [0])), to=TensorProto.INT64)
-    near = b("Add", near_rows, base)
-    weights = b("Relu", b("Sub", 1.0, b("Abs", b("Sub", b("Unsqueeze", lies, [1]), b.as_float(near)))))
+    near = b("Add", near_rows, base)  # (near)
+    weights = b("Relu", b("Sub", 1.0, b("Abs", b("Sub", b("Unsqueeze", lies, [1]), b.as_float(near)))))  # (rows, near)
     near = b("Min", b("Max", near, [0]), last_small)
     near = b("Add", near, b("Mul", picture, small_high))
-    offset = b("Reshape", b("MatMul", weights, b("Gather", enlarged, near, axis=1)), planes)
+    offset = b("Reshape", b("MatMul", weights, b("Gather", enlarged, near, axis=1)), planes)  # (3, rows * W)
 
     grey_branch, colour_branch = _read_grey(seen, gain=scale), _read_colours(seen, gain=scale)
-    f = b("Add", offset, b("If", grey, then_branch=grey_branch, else_branch=colour_branch))
+    f = b("Add", offset, b("If", grey, then_branch=grey_branch, else_branch=colour_branch))  # (3, P)
     power = b("Max", f, scale * knee)
     power = b("Mul", b("Mul", power, power), power)
     xyz = b("Sub", power, b("HardSigmoid", f, alpha=-1.0 / (scale * knee), beta=1.0))
@@ -385,33 +385,33 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     constant, first_factor, second_factor, last_factor = curve.upper
     root = curve.toe / -last_factor
     unit, light = -last_factor * root**-3, root**4
-    linear = b("MatMul", (to_rgb * knee_xyz * light).astype(np.float32), xyz)
+    linear = b("MatMul", (to_rgb * knee_xyz * light).astype(np.float32), xyz)  # (3, P)
     z = b("Sqrt", b("Sqrt", b("Max", linear, curve.high * light)))
     total = b("Mul", b("Sub", second_factor / unit / root**2, z), z)
     total = b("Mul", b("Add", total, first_factor / unit / root), z)
     total = b("Add", total, b("Clip", linear, 0.0, curve.high * light))
     coded = b("QuantizeLinear", b("Add", total, constant / unit), np.float32(1.0 / (255.0 * unit)), np.uint8(0))
-    answer = b("Transpose", coded, perm=[1, 0])
+    answer = b("Transpose", coded, perm=[1, 0])  # (P, 3)
     striped = _loop(g, b, g("Mul", count, stripes), answer, TensorProto.UINT8)
-    whole = g("Reshape", striped, g("Concat", count, g("Mul", stripes, high), width, [3], axis=0))
+    whole = g("Reshape", striped, g("Concat", count, g("Mul", stripes, high), width, [3], axis=0))  # (N, rows, W, 3)
     g("Slice", whole, [0], height, [1])
 
 
 def _read_grey(pixels: str, *, gain: float) -> onnx.GraphProto:
     """A branch: `gain` * f(Y), float32 (1, P), of grey codes uint8."""
     h = _Graph("grey.")
-    code = h.as_float(h("Reshape", pixels, [1, -1]))
+    code = h.as_float(h("Reshape", pixels, [1, -1]))  # (1, P)
     return h.branch(_apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain))
 
 
 def _read_colours(pixels: str, *, gain: float) -> onnx.GraphProto:
     """A branch: `gain` * f(Y), float32 (1, P), of sRGB codes uint8 (rows, columns, 3)."""
     h = _Graph("rgb.")
-    code = h.as_float(h("Transpose", h("Reshape", pixels, [-1, 3]), perm=[1, 0]))
+    code = h.as_float(h("Transpose", h("Reshape", pixels, [-1, 3]), perm=[1, 0]))  # (3, P)
     curve = LINEAR_FROM_SRGB.of(255.0)
     # The leading factor is left to the sum over the channels.
     linear = _apply_curve(h, curve, code, gain=1.0 / curve.upper[-1])
-    y = h("MatMul", (np.array([RGB_TO_XYZ[1]]) * curve.upper[-1]).astype(np.float32), linear)
+    y = h("MatMul", (np.array([RGB_TO_XYZ[1]]) * curve.upper[-1]).astype(np.float32), linear)  # (1, P)
     return h.branch(_apply_curve(h, F_FROM_Y, y, gain=gain))
 
 

@@ -50,7 +50,7 @@ def shrink_pixels(pixels: Pixels, work_size: int) -> Tensor:
         missing = (0, -width % block, 0, -stripe.shape[2] % block)
         averaged[:, :, start : start + step] = F.avg_pool2d(F.pad(stripe, missing, mode="replicate"), block)
     short = _lay_triangles(averaged.transpose(2, 3), height / (rows * block), rows).transpose(2, 3)
-    return _lay_triangles(short, width / (columns * block), columns) / 255.0
+    return _lay_triangles(short, width / (columns * block), columns) / 255.0  # (1, C, h, w)
 
 
 def _lay_triangles(values: Tensor, step: float, small: int) -> Tensor:
@@ -58,9 +58,9 @@ def _lay_triangles(values: Tensor, step: float, small: int) -> Tensor:
     length = values.shape[-1]
     reach = max(step, 1.0)
     center = (torch.arange(small, dtype=torch.float64) + 0.5) * step - 0.5
-    index = (center - reach).floor().long()[:, None] + torch.arange(math.ceil(2 * reach) + 1)
+    index = (center - reach).floor().long()[:, None] + torch.arange(math.ceil(2 * reach) + 1)  # (small, taps)
     near = (1.0 - (center[:, None] - index).abs() / reach).clamp(min=0.0) * ((index >= 0) & (index < length))
-    weights = (near / near.sum(dim=1, keepdim=True)).float()
+    weights = (near / near.sum(dim=1, keepdim=True)).float()  # (small, taps)
     total = values.new_zeros(*values.shape[:-1], small)
     for tap in range(index.shape[1]):
         total += values[..., index[:, tap].clamp(0, length - 1)] * weights[:, tap]
@@ -79,18 +79,18 @@ def color_pixels(
     Raises:
         InputError: the predictor answers NaN, infinity or another shape.
     """
-    small = shrink_pixels(pixels, work_size).expand(-1, 3, -1, -1)
-    lightness = rgb_to_l_ab(small)[0]
+    small = shrink_pixels(pixels, work_size).expand(-1, 3, -1, -1)  # (1, 3, h, w)
+    lightness = rgb_to_l_ab(small)[0]  # (1, 1, h, w)
     answer = predictor(np.ascontiguousarray(lightness.numpy()))
     if answer.shape != (1, 2, *lightness.shape[-2:]) or not np.isfinite(answer).all():
         why = f"answered {'x'.join(map(str, answer.shape))} values, some perhaps not finite, instead of colours"
         raise InputError("model", None, why, "give a model that colorpress exported")
-    ab = saturation * torch.from_numpy(np.asarray(answer, np.float32))
+    ab = saturation * torch.from_numpy(np.asarray(answer, np.float32))  # (1, 2, h, w)
     height, width, _ = pixels.shape
     colored = np.empty((height, width, 3), np.uint8)
     for rows in _stripes(height, width):
-        stripe = torch.tensor(pixels[rows]).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
-        rgb = l_ab_to_rgb(rgb_to_l_ab(stripe)[0], _enlarge_rows(ab, rows, height, width))
+        stripe = torch.tensor(pixels[rows]).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)  # (1, 3, rows, W)
+        rgb = l_ab_to_rgb(rgb_to_l_ab(stripe)[0], _enlarge_rows(ab, rows, height, width))  # (1, 3, rows, W)
         colored[rows] = (rgb[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return colored
 
@@ -108,5 +108,5 @@ def _enlarge_rows(ab: Tensor, rows: slice, height: int, width: int) -> Tensor:
     above = source.long()
     below = (above + 1).clamp(max=ab.shape[2] - 1)
     weight = (source - above)[:, None]
-    mixed = ab[:, :, above] * (1.0 - weight) + ab[:, :, below] * weight
+    mixed = ab[:, :, above] * (1.0 - weight) + ab[:, :, below] * weight  # (1, 2, rows, w)
     return F.interpolate(mixed, (rows.stop - rows.start, width), mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from colorpress.core.config import ArchConfig
 from colorpress.core.errors import ConfigError, MachineError
@@ -33,12 +33,17 @@ class Opening:
         threads: CPU threads; 0: one per core.
         arch: names the network of a foreign checkpoint.
         alone: the process does nothing else than running this file, so the library may be set up for it.
+        work_size: short side that the network sees of a picture, in pixels; smaller pictures are not enlarged.
+        saturation: what the network's chroma is multiplied by. None for these two: what a picture graph says, 256 and
+            1 else.
     """
 
     device: str = "cpu"
     threads: int = 0
     arch: ArchConfig | None = None
     alone: bool = False
+    work_size: int | None = None
+    saturation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,7 @@ class Runtime:
         name: as the option --runtime and the column of a benchmark say it.
         title: for people.
         open_network: opens a checkpoint or a bare network: L to ab.
-        open_pictures: opens a picture graph, given its content, working size and saturation (None: the graph's own);
-            None where it runs none.
+        open_pictures: opens a picture graph, given its content; None where it runs none.
         family: "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
         suffixes: of the files that it runs.
         modules: what is to be imported before a clock is started that measures the opening alone.
@@ -83,7 +87,7 @@ class Runtime:
     family: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
-    open_pictures: Callable[[Path, bytes, Opening, int | None, float | None], Colorizer] | None = None
+    open_pictures: Callable[[Path, bytes, Opening], Colorizer] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     twin: str = ""
     loads_at_call: bool = False
@@ -148,21 +152,19 @@ def open_colorizer(
     """Open anything that colorpress wrote to colour pictures with: a picture graph, a bare network or a checkpoint.
 
     Args:
-        work_size: short side that the network sees, in pixels, smaller pictures are not enlarged; None: what a picture
-            graph says, 256 else.
-        saturation: what the network's chroma is multiplied by; None: what a picture graph says, 1 else.
-        runtime, device, threads, arch: as `open_predictor`.
+        runtime: as `open_predictor`.
+        work_size, saturation, device, threads, arch: as `Opening`.
     Raises:
         ConfigError, InputError, MachineError: as `open_predictor`.
     """
     chosen = find_runtime(path, runtime)
-    opening = Opening(device, threads, arch)
+    opening = Opening(device, threads, arch, work_size=work_size, saturation=saturation)
     if path.suffix == ".onnx" and chosen.open_pictures is not None:
         from export.colorizers import read_as_picture_graph
 
         content = read_as_picture_graph(path)
         if content is not None:
-            return chosen.open_pictures(path, content, chosen.choose_device(opening), work_size, saturation)
+            return chosen.open_pictures(path, content, chosen.choose_device(opening))
     from export.picture_graph import DEFAULT_WORK_SIZE
     from export.picture_reference import color_pixels
 
@@ -213,21 +215,19 @@ def _open_openvino(path: Path, opening: Opening) -> TimedPredictor:
     return OpenVinoPredictor(path, threads=opening.threads)
 
 
-def _color_onnx(
-    path: Path, content: bytes, opening: Opening, work_size: int | None, saturation: float | None, provider: str = ""
-) -> Colorizer:
+def _color_onnx(path: Path, content: bytes, opening: Opening, provider: str = "") -> Colorizer:
     from export.colorizers import OnnxColorizer
 
-    chosen = partial(OnnxColorizer, path, content, work_size=work_size, saturation=saturation, threads=opening.threads)
+    size, gain = opening.work_size, opening.saturation
+    chosen = partial(OnnxColorizer, path, content, work_size=size, saturation=gain, threads=opening.threads)
     return _on_provider(lambda each: chosen(provider=each), opening, provider)
 
 
-def _color_openvino(
-    path: Path, content: bytes, opening: Opening, work_size: int | None, saturation: float | None
-) -> Colorizer:
+def _color_openvino(path: Path, content: bytes, opening: Opening) -> Colorizer:
     from export.colorizers import OpenVinoColorizer
 
-    return OpenVinoColorizer(path, content, work_size=work_size, saturation=saturation, threads=opening.threads)
+    size, gain = opening.work_size, opening.saturation
+    return OpenVinoColorizer(path, content, work_size=size, saturation=gain, threads=opening.threads)
 
 
 def _on_provider(open_with: Callable[[str], Opened], opening: Opening, provider: str) -> Opened:
@@ -246,52 +246,30 @@ def provider_on(provider: str, device: str) -> str:
     return f"{provider or kind}{colon}{index}"
 
 
-_torch = partial(
-    Runtime,
-    family="PyTorch",
-    suffixes=CHECKPOINT_SUFFIXES,
-    modules=("torch", "training.checkpoint", "export.torch_runtimes"),
-)
-_onnx = partial(Runtime, family="ONNX Runtime", suffixes=(".onnx",), modules=("onnxruntime",))
+def _torch(name: str, title: str, way: TorchWay, **more: Any) -> Runtime:
+    modules = ("torch", "training.checkpoint", "export.torch_runtimes")
+    opener = partial(_open_torch, way=way)
+    return Runtime(name, title, opener, family="PyTorch", suffixes=CHECKPOINT_SUFFIXES, modules=modules, **more)
+
+
+def _onnx(name: str, title: str, provider: str = "", family: str = "ONNX Runtime", **more: Any) -> Runtime:
+    opener, pictures = partial(_open_onnx, provider=provider), partial(_color_onnx, provider=provider)
+    more |= {"suffixes": (".onnx",), "modules": ("onnxruntime",), "open_pictures": pictures}
+    return Runtime(name, title, opener, family=family, **more)
+
+
+_CPU, _GPU = ("cpu",), ("cuda",)
 _ALL = (
-    _torch("torch", "PyTorch", partial(_open_torch, way=TorchWay(channels_last=False))),
-    _torch("torch-channels-last", "PyTorch channels-last", partial(_open_torch, way=TorchWay())),
-    _torch("torch-bf16", "PyTorch bf16", partial(_open_torch, way=TorchWay(compute="bf16"))),
-    _torch(
-        "torch-compile",
-        "torch.compile",
-        partial(_open_torch, way=TorchWay(compiled=True)),
-        twin="torch-channels-last",
-    ),
-    _torch(
-        "torch-compile-bf16",
-        "torch.compile bf16",
-        partial(_open_torch, way=TorchWay(compute="bf16", compiled=True)),
-        twin="torch-bf16",
-    ),
-    _torch("torch-fp16", "PyTorch fp16", partial(_open_torch, way=TorchWay(compute="fp16")), devices=("cuda",)),
-    _torch(
-        "torch-cuda-graph",
-        "PyTorch CUDA graph",
-        partial(_open_torch, way=TorchWay(compute="fp16", cuda_graph=True)),
-        devices=("cuda",),
-    ),
-    _onnx("onnxruntime", "ONNX Runtime", _open_onnx, open_pictures=_color_onnx),
-    _onnx(
-        "onnxruntime-openvino",
-        "ONNX Runtime + OpenVINO",
-        partial(_open_onnx, provider="openvino"),
-        open_pictures=partial(_color_onnx, provider="openvino"),
-        family="OpenVINO",
-        devices=("cpu",),
-    ),
-    _onnx(
-        "onnxruntime-tensorrt",
-        "ONNX Runtime + TensorRT",
-        partial(_open_onnx, provider="tensorrt"),
-        open_pictures=partial(_color_onnx, provider="tensorrt"),
-        devices=("cuda",),
-    ),
+    _torch("torch", "PyTorch", TorchWay(channels_last=False)),
+    _torch("torch-channels-last", "PyTorch channels-last", TorchWay()),
+    _torch("torch-bf16", "PyTorch bf16", TorchWay(compute="bf16")),
+    _torch("torch-compile", "torch.compile", TorchWay(compiled=True), twin="torch-channels-last"),
+    _torch("torch-compile-bf16", "torch.compile bf16", TorchWay(compute="bf16", compiled=True), twin="torch-bf16"),
+    _torch("torch-fp16", "PyTorch fp16", TorchWay(compute="fp16"), devices=_GPU),
+    _torch("torch-cuda-graph", "PyTorch CUDA graph", TorchWay(compute="fp16", cuda_graph=True), devices=_GPU),
+    _onnx("onnxruntime", "ONNX Runtime"),
+    _onnx("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
+    _onnx("onnxruntime-tensorrt", "ONNX Runtime + TensorRT", "tensorrt", devices=_GPU),
     Runtime(
         "openvino",
         "OpenVINO",
@@ -300,7 +278,7 @@ _ALL = (
         family="OpenVINO",
         suffixes=(".onnx", ".xml"),
         modules=("openvino",),
-        devices=("cpu",),
+        devices=_CPU,
         loads_at_call=True,
     ),
 )

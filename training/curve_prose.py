@@ -276,11 +276,9 @@ def _patience_text(stop: EarlyStop, margin: float | None) -> str:
 def _advice(reading: CurveReading) -> Iterator[str]:
     """What to change, in the order of urgency."""
     rate = reading.learning_rate
-    constant = rate is not None and rate.shape == "constant"
-    at_peak = "" if rate is None else f"it was constant at {rate.peak:.2g}"
     if reading.diverged or reading.best_epoch is None:
         than = f" than {rate.peak:.2g}" if rate is not None and rate.peak else ""
-        warm_up = ", with a warm-up and a decay" if constant else ""
+        warm_up = ", with a warm-up and a decay" if rate is not None and rate.shape == "constant" else ""
         yield f"Train with a lower learning rate{than}{warm_up}, and check the data if that does not help."
         if reading.broke_epoch is not None:
             yield f"Do not use weights from epoch {reading.broke_epoch} on."
@@ -288,9 +286,25 @@ def _advice(reading: CurveReading) -> Iterator[str]:
     if reading.noise is None:
         yield "Train for more epochs: three or more are needed before the curve says anything."
         return
+    yield from _advice_on_course(reading)
+    as_good = [stop for stop in reading.early_stopping if stop.saved_epochs and stop.cost <= (reading.margin or 0.0)]
+    if as_good and reading.timing == "late" and (reading.learned or reading.rise_is_real):
+        stop = min(as_good, key=lambda each: each.cost)
+        same = "the same weights" if stop.cost == 0 else "weights as good within the noise"
+        yield f"Stop early with patience {stop.patience}: {same}, {_count(stop.saved_epochs, 'epoch')} less."
+    if reading.noisy:
+        yield "Validate on more photographs, or average the weights of several epochs: this curve is noisy."
+    if reading.overfitting is False and reading.learned:
+        yield "Keep weight decay as it is, and do without dropout: with no overfitting they have nothing to cure."
+
+
+def _advice_on_course(reading: CurveReading) -> Iterator[str]:
+    rate = reading.learning_rate
+    constant = rate is not None and rate.shape == "constant"
+    at_peak = "" if rate is None else f"it was constant at {rate.peak:.2g}"
     if reading.still_falling:
         yield "Train for more epochs: validation was still falling."
-        if rate is not None and rate.last <= 0.05 * rate.peak:
+        if rate is not None and rate.last < 0.05 * rate.peak:
             at = f"it had decayed to {rate.last:.2g}"
             yield f"For that start a longer run with its schedule stretched: the learning rate is spent, {at}."
     elif reading.rise_is_real:
@@ -314,29 +328,6 @@ def _advice(reading: CurveReading) -> Iterator[str]:
         yield f"Lower the learning rate at epoch {reading.plateau_epoch}, where the plateau begins; {at_peak}."
     elif reading.plateau_epoch is not None:
         yield "Do not train longer with these settings: validation has levelled off."
-    if reading.timing == "late" and (reading.learned or reading.rise_is_real):
-        yield from _advice_on_patience(reading)
-    if reading.noisy:
-        yield "Validate on more photographs, or average the weights of several epochs: this curve is noisy."
-    if reading.overfitting is False and reading.learned:
-        yield "Keep weight decay as it is, and do without dropout: with no overfitting they have nothing to cure."
-
-
-def _advice_on_patience(reading: CurveReading) -> Iterator[str]:
-    """The shortest patience that would have kept weights as good as the best ones."""
-    assert reading.margin is not None
-    worth = [stop for stop in reading.early_stopping if stop.saved_epochs]
-    for most, gain in (
-        (0.0, "the same weights, {} less"),
-        (reading.margin, "{} less for a difference within the noise"),
-    ):
-        for stop in worth:
-            if stop.cost <= most:
-                yield f"Stop early with patience {stop.patience}: {gain.format(_count(stop.saved_epochs, 'epoch'))}."
-                return
-    if worth:
-        longest = max(stop.patience for stop in worth)
-        yield f"Use a patience above {longest}: with {longest} the run would have ended before its best epoch."
 
 
 def _advice_on_layers(layers: Sequence[RankedLayer]) -> Iterator[str]:

@@ -62,6 +62,7 @@ class _FitState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
+    extra: Mapping[str, Any]  # of both checkpoints, with the identity of the fit
     history: list[Mapping[str, float]] = field(default_factory=list)
     # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
     step: int = 0
@@ -83,7 +84,7 @@ class _FitState:
         """What is validated and kept."""
         return self.network if self.average is None else self.average.module
 
-    def to_checkpoint(self, extra: Mapping[str, Any], identity: Mapping[str, Any]) -> Checkpoint:
+    def to_checkpoint(self) -> Checkpoint:
         """What is kept of the epoch that ended last, without the state that training needs."""
         return Checkpoint(
             architecture=self.network.architecture,
@@ -91,17 +92,23 @@ class _FitState:
             epoch=len(self.history),
             val_l1=self.history[-1]["val_l1"] if self.history else None,
             history=tuple(self.history),
-            extra={**extra, "fit": dict(identity)},
+            extra=self.extra,
         )
 
-    def training_state(self) -> dict[str, Any]:
-        """What `last.pt` holds beyond a checkpoint, tensors and primitives."""
-        return {
+    def save(self, last_path: Path) -> None:
+        """Write all of it in the main process; of `last_path` the generation before is kept."""
+        if not is_main_process():
+            return
+        training_state = {
             "trained": _tensors_of(self.criterion),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
         }
+        checkpoint = replace(self.to_checkpoint(), training_state=training_state)
+        if last_path.exists():
+            last_path.replace(_previous(last_path))
+        save_checkpoint(last_path, checkpoint)
 
     def restore_(self, last: Checkpoint) -> None:
         """Go back to the state that `last` holds; changes the network."""
@@ -187,17 +194,13 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
         optimizer=_make_optimizer(criterion, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
         average=AveragedModel(criterion.network, use_buffers=True) if recipe.ema_decay else None,
+        extra={**files.extra, "fit": identity},
     )
     if found is not None:
         state.restore_(found)
         inside = f" and {state.step} steps" if state.step else ""
         say(f"{label}: {len(state.history)} of {recipe.epochs} epochs{inside} are done")
     started_at = len(state.history)
-
-    def save_last() -> None:
-        if is_main_process():
-            kept = replace(state.to_checkpoint(files.extra, identity), training_state=state.training_state())
-            _save_generation(files.last_path, kept)
 
     with CropLoader(
         job.train,
@@ -209,22 +212,7 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
     ) as loader:
         trainer = _Trainer(state, loader, job, device)
         while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
-            title = f"{label} {state.epoch}/{recipe.epochs}"
-            try:
-                trainer.finish_epoch_(title)
-                val_l1 = job.validate(state.kept(), device)
-            except Interrupted:
-                save_last()
-                raise
-            with held_signals() as received:
-                row = trainer.close_epoch_(val_l1)
-                if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
-                    save_checkpoint(files.best_path, state.to_checkpoint(files.extra, identity))
-                # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-                save_last()
-            say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
-            if received():
-                raise Interrupted(received())
+            trainer.fit_epoch_(files, f"{label} {state.epoch}/{recipe.epochs}")
     if len(state.history) < recipe.epochs:
         say(f"{label}: stopped early, since {recipe.patience} epochs brought no lower validation L1")
     best = share_answer(lambda: load_checkpoint(files.best_path))
@@ -290,6 +278,29 @@ class _Trainer:
             if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
                 raise MachineError("option", "--compile", "no C++ compiler found", "install g++, or leave it out")
             self.forward = torch.compile(self.forward)
+
+    def fit_epoch_(self, files: FitFiles, title: str) -> None:
+        """Train what is left of the epoch under way, validate, and keep what earns it.
+
+        Raises:
+            Interrupted: a signal came; `files.last_path` holds the state after a whole step.
+        """
+        state = self.state
+        try:
+            self.finish_epoch_(title)
+            val_l1 = self.job.validate(state.kept(), self.device)
+        except Interrupted:
+            state.save(files.last_path)
+            raise
+        with held_signals() as received:
+            row = self.close_epoch_(val_l1)
+            if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
+                save_checkpoint(files.best_path, state.to_checkpoint())
+            # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
+            state.save(files.last_path)
+        say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
+        if received():
+            raise Interrupted(received())
 
     def finish_epoch_(self, title: str) -> None:
         """Do the steps that are left of the epoch under way; changes network, optimizer and average.
@@ -432,12 +443,6 @@ def forget_fit(last_path: Path) -> None:
     """Remove what an interrupted fit would go on from."""
     for path in (last_path, _previous(last_path)):
         path.unlink(missing_ok=True)
-
-
-def _save_generation(last_path: Path, checkpoint: Checkpoint) -> None:
-    if last_path.exists():
-        last_path.replace(_previous(last_path))
-    save_checkpoint(last_path, checkpoint)
 
 
 def _find_interrupted(files: FitFiles, identity: Mapping[str, Any]) -> Checkpoint | None:

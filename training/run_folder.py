@@ -52,11 +52,8 @@ class Run:
         Raises:
             ConfigError: an input is no file.
         """
-        return run_stage(self.folder, name, self.key(name, action, inputs, settings or {}), action, force=self.force)
-
-    def key(self, name: str, action: Action, inputs: Sequence[Path], settings: Mapping[str, Any]) -> str:
-        """The hash of all that a stage's answer depends on."""
-        return make_key(action, inputs=inputs, settings={"stage": name, **settings})
+        key = make_key(action, inputs=inputs, settings={"stage": name, **(settings or {})})
+        return run_stage(self.folder, name, key, action, force=self.force)
 
     def arch_key(self) -> dict[str, Any]:
         """What the answer of a stage that reads a checkpoint depends on of a foreign network: its code and options.

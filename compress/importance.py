@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,18 +179,15 @@ def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
     totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in case.groups}
     copy = copy_network(case.network)
 
-    def watch(group: ChannelGroup, member: Member) -> Callable[..., None]:
-        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            read = inputs[0] if member.reads else output  # (1, C, H, W), or (1, ..., C) of a linear layer
-            channel_dimension = read.ndim - 1 if isinstance(layer, nn.Linear) else 1
-            means = read.abs().transpose(0, channel_dimension).flatten(1).mean(1)[list(member.own)]  # (member.own,)
-            totals[group.root].index_add_(0, torch.tensor(member.of), means.double().cpu())
-
-        return add
+    def add(root: str, member: Member, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        read = inputs[0] if member.reads else output  # (1, C, H, W), or (1, ..., C) of a linear layer
+        channel_dimension = read.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        means = read.abs().transpose(0, channel_dimension).flatten(1).mean(1)[list(member.own)]  # (member.own,)
+        totals[root].index_add_(0, torch.tensor(member.of), means.double().cpu())
 
     for group in case.groups:
         for member in _readers(copy, group):
-            _layer(copy, member).register_forward_hook(watch(group, member))
+            _layer(copy, member).register_forward_hook(partial(add, group.root, member))
     with torch.inference_mode():
         device = next(copy.parameters()).device
         for lightness, _ in case.pictures:

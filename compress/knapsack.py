@@ -8,9 +8,9 @@ of a latency table under structured pruning is that of NetAdapt (Yang et al. 201
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -122,27 +122,24 @@ def _find_convolutions(
     copy = copy_network(network)
     found: dict[str, _Convolution] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def note(layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            shape = ConvShape(
-                transposed=isinstance(layer, nn.ConvTranspose2d),
-                inputs=layer.in_channels,
-                outputs=layer.out_channels,
-                kernel=layer.kernel_size,
-                stride=layer.stride,
-                padding=layer.padding if isinstance(layer.padding, tuple) else (0, 0),
-                dilation=layer.dilation,
-                groups=layer.groups,
-                height=inputs[0].shape[2],
-                width=inputs[0].shape[3],
-            )
-            found[name] = _Convolution(shape, depthwise=is_depthwise(layer))
-
-        return note
+    def note(name: str, layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        shape = ConvShape(
+            transposed=isinstance(layer, nn.ConvTranspose2d),
+            inputs=layer.in_channels,
+            outputs=layer.out_channels,
+            kernel=layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding if isinstance(layer.padding, tuple) else (0, 0),
+            dilation=layer.dilation,
+            groups=layer.groups,
+            height=inputs[0].shape[2],
+            width=inputs[0].shape[3],
+        )
+        found[name] = _Convolution(shape, depthwise=is_depthwise(layer))
 
     for name, module in copy.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.register_forward_hook(watch(name))
+            module.register_forward_hook(partial(note, name))
     with torch.no_grad():
         copy(next(copy.parameters()).new_zeros(1, 1, height, width))
     for group in groups:

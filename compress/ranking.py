@@ -51,7 +51,7 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class RankResult:
-    """The files that `write_ranking` wrote, and the totals in them."""
+    """The files that `write_ranking` wrote, the totals in them, and what they say in a sentence or two."""
 
     summary_path: Path
     csv_path: Path
@@ -64,10 +64,6 @@ class RankResult:
     def paths(self) -> tuple[Path, ...]:
         """All files written."""
         return (self.summary_path, self.csv_path, self.chart_path)
-
-    def summary(self) -> str:
-        """What the ranking says, in a sentence or two."""
-        return self.finding
 
 
 @dataclass
@@ -208,28 +204,15 @@ def _module_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
     return 0
 
 
-def write_ranking(
-    layers: Sequence[LayerSize], network: nn.Module, output_dir: Path, *, height: int = 256, width: int = 256
-) -> RankResult:
+def write_ranking(network: nn.Module, output_dir: Path, *, height: int = 256, width: int = 256) -> RankResult:
     """Write model_summary.txt, layer_param_counts.csv and top20_layers.png into `output_dir`.
 
-    Args:
-        layers: the answer of `rank_layers(network, height=height, width=width)`.
-        height, width: the size the layers were measured at, named in the files.
     Raises:
-        InputError: `layers` are not those of `network`.
+        InputError: as `rank_layers`.
         MachineError: a file cannot be written.
     """
-    parameters, macs = _sum(layers, "params"), _sum(layers, "macs")
-    expected = sum(parameter.numel() for parameter in network.parameters())
-    if parameters != expected:
-        raise InputError(
-            "ranking",
-            type(network).__name__,
-            f"its layers hold {parameters:,} parameters, the network {expected:,}",
-            "rank this network again",
-        )
-    finding = describe_ranking(layers)
+    layers = rank_layers(network, height=height, width=width)
+    macs, finding = _sum(layers, "macs"), describe_ranking(layers)
     name = network.title if isinstance(network, ColorNetwork) else type(network).__name__
     title = f"{name} at {height} x {width} pixels"
     rows = [
@@ -246,7 +229,7 @@ def write_ranking(
         summary_path=write_text(output_dir / "model_summary.txt", format_ranking(layers, title, finding)),
         csv_path=write_csv(output_dir / "layer_param_counts.csv", CSV_COLUMNS, rows),
         chart_path=_draw_top_layers(layers, f"Largest layers of {title}", output_dir / "top20_layers.png"),
-        params=parameters,
+        params=_sum(layers, "params"),
         macs=macs,
         finding=finding,
     )

@@ -32,9 +32,7 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         network = run.load(checkpoint).build_network()
-        ranked = write_ranking(
-            rank_layers(network, height=size, width=size), network, run.folder, height=size, width=size
-        )
+        ranked = write_ranking(network, run.folder, height=size, width=size)
         return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
 
     return run.do("rank", action, inputs=[checkpoint], settings={"size": size, **run.arch_key()})

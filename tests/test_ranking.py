@@ -142,7 +142,7 @@ def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
 def test_files_agree_with_the_layers(tmp_path: Path) -> None:
     network = UNet(UNetPlan.classic(4, 2))
     layers = rank_layers(network, height=32, width=32)
-    result = write_ranking(layers, network, tmp_path, height=32, width=32)
+    result = write_ranking(network, tmp_path, height=32, width=32)
     assert {path.name for path in tmp_path.iterdir()} == {
         "model_summary.txt",
         "layer_param_counts.csv",
@@ -174,7 +174,7 @@ def test_files_agree_with_the_layers(tmp_path: Path) -> None:
     assert f"{result.params:,}" in text
     assert f"{result.macs:,}" in text
     assert "32 x 32 pixels" in text
-    assert result.summary() in text
+    assert result.finding in text
     assert all(layer.name in text for layer in layers)
     table = text.splitlines()[3 : 3 + len(layers) + 2]
     assert len({line.index("%") for line in table[2:]}) == 1  # columns line up
@@ -194,10 +194,9 @@ def test_the_finding_of_a_network_without_pictures_inside() -> None:
     assert describe_ranking(rank_layers(Tied(), height=1, width=6)).startswith("2 of 2 layers hold 100 %")
 
 
-def test_layers_of_another_network_are_not_written(tmp_path: Path) -> None:
-    layers = rank_layers(UNet(UNetPlan.classic(4, 2)), height=16, width=16)
-    with pytest.raises(InputError, match="parameters, the network"):
-        write_ranking(layers, UNet(UNetPlan.classic(4, 1)), tmp_path)
+def test_nothing_is_written_of_a_network_that_cannot_be_ranked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not take a picture"):
+        write_ranking(nn.Linear(3, 3), tmp_path, height=8, width=8)
     assert list(tmp_path.iterdir()) == []
 
 

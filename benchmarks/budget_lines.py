@@ -42,7 +42,7 @@ def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: 
         return []
     ours = [row for row in own_rows(rows) if row.is_ok and row.speedup]
     figures = {row.model: _figures_of(row) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
-    limits = {limit.name: limit for limit in read_limits(budget, goal, params=rows[0].params, macs=rows[0].macs)}
+    limits = {limit.name: limit for limit in read_limits(budget, goal, whole=_figures_of(rows[0]))}
     lines = []
     for name in (name for name, value in {**vars(goal), **vars(budget)}.items() if value is not None):
         title = f"{option_name(name)} {options[option_name(name)]}"

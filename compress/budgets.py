@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from colorpress.core.config import BudgetConfig, GoalConfig, option_name
+from colorpress.core.config import BudgetConfig, GoalConfig, option_name, parse_size
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
 
 Figures = Mapping[str, Any]
@@ -38,6 +38,7 @@ _KINDS = {
     "target_size": _Kind("size_bytes", "bytes", lambda value: format_bytes(int(value))),
     "target_latency_ms": _Kind("latency_ms", "ms", lambda value: f"{format_number(value)} ms a picture"),
 }
+_SHARES = ("keep_params", "keep_macs")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Limit:
         """Whether the figure has to be large."""
         return _KINDS[self.name].is_floor
 
+    @property
+    def is_goal(self) -> bool:
+        """Whether it is about accuracy, and no budget."""
+        return self.figure in ("retained_colour", "l1_delta_pct")
+
     def is_met(self, figures: Figures) -> bool | None:
         """Whether the figure is good enough, which NaN never is; None where it is unknown."""
         value = figures.get(self.figure)
@@ -83,11 +89,11 @@ class Limit:
             return None
         return bool(value >= self.bound if self.is_floor else value <= self.bound)
 
-    def excess(self, figures: Figures) -> float | None:
-        """How far the figure is beyond the bound, as a share of it: above 0 is too far, NaN infinitely; None: unknown."""
-        value = figures.get(self.figure)
-        if value is None or math.isnan(value):
-            return None if value is None else math.inf
+    def excess(self, figures: Figures) -> float:
+        """How far a known figure is beyond the bound, as a share of it: above 0 is too far, NaN infinitely."""
+        value = figures[self.figure]
+        if math.isnan(value):
+            return math.inf
         if self.bound > 0 and not self.is_floor:
             return float(value / self.bound - 1.0)
         beyond = self.bound - value if self.is_floor else value - self.bound
@@ -109,38 +115,36 @@ def read_limits(
     budget: BudgetConfig,
     goal: GoalConfig | None = None,
     *,
-    params: float | None,
-    macs: float | None,
+    whole: Figures,
     otherwise: Mapping[str, float] | None = None,
 ) -> tuple[Limit, ...]:
     """What the options ask for, goals first, budgets from the quickest to measure to the slowest.
 
     Args:
         goal: None leaves goals out.
-        params, macs: of best.pt. A share of what is None or 0 is left out.
+        whole: "params" and "macs" of best.pt. A share of what is unknown or 0 is left out.
         otherwise: bounds by the name of an option, for budgets that were not given.
     """
-    wholes = {"keep_params": params, "keep_macs": macs}
-    asked = {**(vars(goal) if goal else {}), **vars(budget)}
     limits = []
-    for name, value in asked.items():
-        whole = wholes.get(name)
+    for name, value in {**(vars(goal) if goal else {}), **vars(budget)}.items():
+        best = whole.get(_KINDS[name].figure) if name in _SHARES else None
         if value is None:
             if otherwise and name in otherwise:
-                limits.append(Limit(name, otherwise[name], whole=whole))
+                limits.append(Limit(name, otherwise[name], whole=best))
+        elif name in _SHARES:
+            if best:
+                limits.append(Limit(name, value * best, f"{value:g}", best))
         elif name == "target_size":
-            limits.append(Limit(name, budget.given()[name], value))
-        elif name not in wholes:
+            limits.append(Limit(name, parse_size(value), value))
+        else:
             limits.append(Limit(name, value, f"{value:g}{'%' if name == 'max_l1_increase' else ''}"))
-        elif whole:
-            limits.append(Limit(name, value * whole, f"{value:g}", whole))
     return tuple(limits)
 
 
 def find_excess(limits: Sequence[Limit], figures: Figures) -> dict[str, float]:
     """How far each known figure is beyond its limit, by its name."""
-    found = {limit.figure: limit.excess(figures) for limit in limits}
-    return {name: share for name, share in found.items() if share is not None}
+    known = [limit for limit in limits if figures.get(limit.figure) is not None]
+    return {limit.figure: limit.excess(figures) for limit in known}
 
 
 def fits(limits: Sequence[Limit], figures: Figures) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
+from colorpress.core.files import with_nan, without_nan
 from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint
@@ -55,6 +57,45 @@ class Score:
         """
         return 0.0 if math.isnan(self.low) else _FOUR_IN_FIVE * (self.high - self.low) / (2 * _NINETEEN_IN_TWENTY)
 
+    @property
+    def loss(self) -> float:
+        """What should be small: 1 - G, or where there is no G the share that the L1 is above best.pt's."""
+        return self.l1_delta_pct / 100.0 if math.isnan(self.retained_colour) else 1.0 - self.retained_colour
+
+    def likely_figures(self, grey_increase_pct: float) -> dict[str, float]:
+        """G and the increase of the L1 that goals are held against: what other photographs keep with odds of 4 to 1.
+
+        Args:
+            grey_increase_pct: L1 of the grey answer above best.pt's, in percent of it.
+        """
+        further = self.margin * grey_increase_pct if self.margin else 0.0
+        return {"retained_colour": self.retained_colour - self.margin, "l1_delta_pct": self.l1_delta_pct + further}
+
+    def keeps(self, floor: float, *, most_increase_pct: float = 0.0) -> bool:
+        """Whether G on other photographs is at least `floor` with odds of 4 to 1; without a G the L1 counts."""
+        if math.isnan(self.retained_colour):
+            return math.isnan(self.l1_delta_pct) or self.l1_delta_pct <= most_increase_pct
+        return self.retained_colour - self.margin >= floor
+
+    @property
+    def interval(self) -> str:
+        """The interval as a remark behind a figure; empty where there is none."""
+        return "" if math.isnan(self.low) else f" (95 % interval {self.low:.3f} to {self.high:.3f})"
+
+    def describe(self) -> str:
+        """G in a few words, else the L1."""
+        kept = self.retained_colour
+        return f"{self.l1_delta_pct:+.2f} % L1" if math.isnan(kept) else f"G {kept:.3f}"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The score as JSON-ready primitives."""
+        return without_nan(asdict(self))
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Score:
+        """Rebuild a score from `to_dict`'s answer."""
+        return Score(**with_nan(values))
+
 
 # Scores an ONNX file, given as its bytes, by the photographs of a yardstick.
 Scoring = Callable[[bytes], Score]
@@ -62,11 +103,11 @@ Scoring = Callable[[bytes], Score]
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Whole photographs, as (L, ab) on the CPU, with the L1 of the grey answer and of best.pt on each."""
+    """Whole photographs on the CPU, with the L1 (ab/128) of the grey answer and of best.pt on each."""
 
-    pictures: tuple[tuple[Tensor, Tensor], ...]
-    grey_l1: NDArray[np.float64]
-    best_l1: NDArray[np.float64]
+    pictures: tuple[tuple[Tensor, Tensor], ...]  # L (1, 1, H, W), ab (1, 2, H, W), each of its own size
+    grey_l1: NDArray[np.float64]  # (photographs,)
+    best_l1: NDArray[np.float64]  # (photographs,)
 
     @staticmethod
     def of(
@@ -86,29 +127,30 @@ class Yardstick:
         return Yardstick(tuple(pictures), grey, own)
 
     @property
+    def means(self) -> tuple[float, float]:
+        """The mean L1 (ab/128) of the grey answer and of best.pt."""
+        return float(self.grey_l1.mean()), float(self.best_l1.mean())
+
+    @property
     def grey_increase_pct(self) -> float:
         """The L1 of the grey answer above best.pt's, in percent of best.pt's; NaN where that is 0."""
-        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
+        grey, best = self.means
         return 100.0 * (grey / best - 1.0) if best else math.nan
-
-    def _retained_colour_at(self, increase_pct: float) -> float:
-        """The G of an L1 that is `increase_pct` percent above best.pt's; NaN where best.pt is no better than grey."""
-        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
-        return 1.0 - increase_pct / 100.0 * best / (grey - best) if grey > best else math.nan
 
     def floor_of(self, goal: GoalConfig) -> float | None:
         """The G that a goal asks for, the stricter one where it says it twice.
 
-        None where it asks for nothing, or best.pt is no better than grey.
+        None where it asks for nothing, or for L1 where best.pt is no better than grey.
         """
-        floors = [goal.min_retained_colour]
-        if goal.max_l1_increase is not None:
-            floors.append(self._retained_colour_at(goal.max_l1_increase))
-        return max((each for each in floors if each is not None and not math.isnan(each)), default=None)
+        floors = [] if goal.min_retained_colour is None else [goal.min_retained_colour]
+        grey, best = self.means
+        if goal.max_l1_increase is not None and grey > best:
+            floors.append(1.0 - goal.max_l1_increase / 100.0 * best / (grey - best))
+        return max(floors, default=None)
 
     def l1_at(self, retained_colour: float) -> float:
         """The mean L1 (ab/128) of this G."""
-        grey, best = float(self.grey_l1.mean()), float(self.best_l1.mean())
+        grey, best = self.means
         return grey - retained_colour * (grey - best)
 
     def score(self, answering: Answering) -> Score:
@@ -125,9 +167,9 @@ class Yardstick:
                     why = f"answers {tuple(answer.shape)} or NaN to {tuple(lightness.shape)}"
                     raise InputError("network", None, why, "use another setting for this step")
                 own.append(mean_l1(answer.cpu(), ab))
-        l1 = np.array(own)
+        l1 = np.array(own)  # (photographs,)
         low, high = bootstrap_interval(self.grey_l1, l1, self.best_l1)
-        best_l1 = float(self.best_l1.mean())
+        _, best_l1 = self.means
         return Score(
             l1=float(l1.mean()),
             l1_delta_pct=100.0 * (float(l1.mean()) / best_l1 - 1.0) if best_l1 else math.nan,

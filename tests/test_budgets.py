@@ -1,71 +1,62 @@
-"""Goals and budgets: who meets them, with the figure."""
+"""Goals and budgets as numbers: what is met, how far it is missed, and what is not known."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import math
 
 import pytest
-from test_verdict import BEST, SMALL, row
 
-from benchmarks.budget_lines import BudgetLine, judge_budgets
-from colorpress.core.errors import ConfigError
+from colorpress.core.config import BudgetConfig, GoalConfig
+from compress.budgets import Limit, find_excess, fits, read_limits
 
-WORK = {"params": 8_000_000, "macs": 12_000_000_000}
-ROWS = [
-    replace(BEST, **WORK),
-    row("pruned", **SMALL, params=2_000_000, macs=6_000_000_000, retained_colour=0.97, l1_delta_pct=0.3),
-    row("auto", **{**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}, params=60_000, macs=2_000_000_000,
-        retained_colour=0.95, l1_delta_pct=0.8),
-    row("nncf", peer=True, **{**SMALL, "p50_ms": 0.1}, **WORK),
-    row("late", status="timeout", speedup=None, **WORK),
-]  # fmt: skip
+WHOLE = {"params": 1000, "macs": 8000}
 
 
-def test_without_a_budget_there_is_no_line() -> None:
-    assert judge_budgets({"epochs": 3, "student-effort": "fast"}, ROWS, "auto") == []
-    assert judge_budgets({"target-size": "1MB"}, [], None) == []
+def test_options_are_numbers_goals_first_and_the_quick_ones_before_the_slow() -> None:
+    budget = BudgetConfig(target_latency_ms=2.0, target_size="30KB", keep_macs=0.25, keep_params=0.5)
+    limits = read_limits(budget, GoalConfig(min_retained_colour=0.9, max_l1_increase=1.5), whole=WHOLE)
+    assert [(limit.figure, limit.bound) for limit in limits] == [
+        ("retained_colour", 0.9), ("l1_delta_pct", 1.5), ("params", 500), ("macs", 2000), ("size_bytes", 30_000),
+        ("latency_ms", 2.0),
+    ]  # fmt: skip
+    assert list(map(str, limits)) == [
+        "--min-retained-colour 0.9", "--max-l1-increase 1.5%", "--keep-params 0.5", "--keep-macs 0.25",
+        "--target-size 30KB", "--target-latency-ms 2",
+    ]  # fmt: skip
+    assert [limit.is_goal for limit in limits] == [True, True, False, False, False, False]
+    assert read_limits(budget, whole=WHOLE) == limits[2:]
+
+
+def test_what_was_not_given_may_have_a_bound_and_a_share_of_nothing_has_none() -> None:
+    (limit,) = read_limits(BudgetConfig(), whole=WHOLE, otherwise={"keep_macs": 4000.0})
+    assert (limit.name, limit.bound, limit.given) == ("keep_macs", 4000.0, "")
+    assert read_limits(BudgetConfig(keep_params=0.5, keep_macs=0.5), whole={"params": 0, "macs": None}) == ()
+
+
+def test_limits_say_how_far_a_cost_is_over() -> None:
+    limits = (Limit("keep_params", 100), Limit("target_latency_ms", 2.0))
+    assert find_excess(limits, {"params": 150, "macs": 9, "latency_ms": 1.0}) == {"params": 0.5, "latency_ms": -0.5}
+    assert fits(limits, {"params": 100, "latency_ms": None}) and not fits(limits, {"params": 101})
 
 
 @pytest.mark.parametrize(
-    ("options", "met", "sentence"),
+    ("name", "value", "met", "excess"),
     [
-        ({"min-retained-colour": 0.95}, True, "auto: G 0.950."),
-        ({"min-retained-colour": 0.96}, False, "auto: G 0.950; pruned meets it: G 0.970."),
-        ({"max-l1-increase": 0.1}, False, "auto: ΔL1 +0.80 %; no variant meets it."),
-        ({"keep-params": 0.01}, True, "auto: 60 k parameters, 0.75 % of best.pt's."),
-        ({"keep-macs": 0.1}, False,
-         "auto: 2 G multiply-accumulates, 16.7 % of best.pt's; no variant meets it."),
-        ({"target-size": "310KB"}, True, "auto: 300 kB."),
-        ({"target-size": "200KB"}, False, "auto: 300 kB; no variant meets it."),
-        ({"target-latency-ms": 1.0}, False, "auto: 2.00 ms a picture; no variant meets it."),
+        ("min_retained_colour", 0.5, True, 0.0),
+        ("min_retained_colour", 0.25, False, 0.5),
+        ("min_retained_colour", math.nan, False, math.inf),
+        ("target_latency_ms", 0.5, True, 0.0),
+        ("target_latency_ms", 1.0, False, 1.0),
+        ("max_l1_increase", math.nan, False, math.inf),
     ],
-)  # fmt: skip
-def test_each_budget_is_judged_by_its_figure(options: dict[str, Any], met: bool, sentence: str) -> None:
-    (line,) = judge_budgets(options, ROWS, "auto")
-    ((name, value),) = options.items()
-    assert line == BudgetLine(f"{name} {value}", met, sentence)
+)
+def test_floors_and_ceilings(name: str, value: float, met: bool, excess: float) -> None:
+    limit = Limit(name, 0.5)
+    assert limit.is_met({limit.figure: value}) is met and limit.excess({limit.figure: value}) == excess
+    assert limit.is_met({}) is None and limit.is_met({limit.figure: None}) is None
 
 
-def test_without_a_recommendation_the_variant_that_meets_it_is_named() -> None:
-    (line,) = judge_budgets({"target-latency-ms": 5}, ROWS, None)
-    assert line == BudgetLine("target-latency-ms 5", None, "Nothing is recommended; auto meets it: 2.00 ms a picture.")
-
-
-def test_a_batch_is_divided() -> None:
-    rows = [replace(each, batch=8) for each in ROWS]
-    (line,) = judge_budgets({"target-latency-ms": 0.3}, rows, "auto")
-    assert (line.met, line.sentence) == (True, "auto: 0.25 ms a picture.")
-
-
-def test_an_unknown_figure_is_no_answer() -> None:
-    unknown = [ROWS[0], replace(ROWS[2], params=0)]
-    (line,) = judge_budgets({"keep-params": 0.5}, unknown, "auto")
-    assert (line.met, line.sentence) == (None, "auto has no such figure; no variant meets it.")
-    (line,) = judge_budgets({"keep-macs": 0.5}, [replace(ROWS[0], macs=None), ROWS[2]], "auto")
-    assert (line.met, line.sentence) == (None, "best.pt has no figure.")
-
-
-def test_a_value_out_of_range_is_refused() -> None:
-    with pytest.raises(ConfigError, match="target-size"):
-        judge_budgets({"target-size": "much"}, ROWS, "auto")
+def test_bounds_of_zero_and_below_are_missed_by_what_is_beyond() -> None:
+    assert Limit("max_l1_increase", 0.0).excess({"l1_delta_pct": 2.0}) == 2.0
+    assert Limit("max_l1_increase", -4.0).excess({"l1_delta_pct": -2.0}) == 0.5
+    assert Limit("min_retained_colour", -4.0).excess({"retained_colour": -6.0}) == 0.5

@@ -12,14 +12,15 @@ import pytest
 
 from colorpress.core.config import BudgetConfig, GoalConfig
 from colorpress.core.errors import InputError
+from compress.budgets import Limit, read_limits
 from compress.students.search_front import (
     FRONT_FILES,
     STAGES,
     FrontRow,
+    Recommendation,
     choose_spread,
-    find_front,
     format_front,
-    list_demands,
+    front_of,
     list_front,
     recommend,
     write_front,
@@ -52,9 +53,9 @@ def names(rows: list[FrontRow]) -> str:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    assert names(find_front(ROWS)) == "abdfg"
+    assert names(front_of(ROWS)) == "abdfg"
     twin = row("t", 10_000, 0.5, 0.80)
-    assert names(find_front([*ROWS, twin])) == "atbdfg"
+    assert names(front_of([*ROWS, twin])) == "atbdfg"
 
 
 def test_those_that_go_on_are_spread_over_the_sizes() -> None:
@@ -66,11 +67,14 @@ def test_those_that_go_on_are_spread_over_the_sizes() -> None:
     assert choose_spread([], 3) == []
 
 
-def demands(params: int = 100_000, **options: object) -> list:
+def demands(params: int = 100_000, **options: object) -> tuple[Limit, ...]:
     goal = {name: options.pop(name) for name in ("min_retained_colour", "max_l1_increase") if name in options}
-    return list_demands(
-        GoalConfig(**goal), BudgetConfig(**options), params=params, macs=10 * params, grey_increase_pct=10.0
-    )  # type: ignore[arg-type]
+    whole = {"params": params, "macs": 10 * params}
+    return read_limits(BudgetConfig(**options), GoalConfig(**goal), whole=whole)  # type: ignore[arg-type]
+
+
+def recommended(rows: list[FrontRow], **options: object) -> Recommendation:
+    return recommend(rows, demands(**options), grey_increase_pct=10.0)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +94,13 @@ def demands(params: int = 100_000, **options: object) -> list:
     ],
 )
 def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object], expected: str) -> None:
-    found = recommend(ROWS, demands(**asked))
+    found = recommended(ROWS, **asked)
     assert found.row is not None and found.row.name == expected
     assert found.sentence.startswith(f"{expected}: ")
 
 
 def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
-    found = recommend(ROWS, demands(target_size="15KB", min_retained_colour=0.92))
+    found = recommended(ROWS, target_size="15KB", min_retained_colour=0.92)
     assert found.row is None
     assert found.sentence.startswith(
         "No student meets --min-retained-colour 0.92 and --target-size 15KB. a comes nearest"
@@ -106,22 +110,22 @@ def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
         "Loosen --min-retained-colour 0.92 to G 0.796 with odds of 4 to 1 (a), or --target-size 15KB to 40.0 kB (d)"
         in found.sentence
     )
-    alone = recommend(ROWS, demands(target_size="5KB", keep_params=0.05, min_retained_colour=2.0))
+    alone = recommended(ROWS, target_size="5KB", keep_params=0.05, min_retained_colour=2.0)
     assert alone.row is None and "More than one has to be loosened" in alone.sentence
 
 
 def test_candidates_do_not_stand_in_for_files() -> None:
     exported = [row("x", 30_000, 0.5, 0.93, STAGES[2])]
-    found = recommend([*ROWS, *exported], demands(target_size="50KB"))
+    found = recommended([*ROWS, *exported], target_size="50KB")
     assert found.row is not None and found.row.file == "front/x/model.onnx"
-    assert recommend([], demands()).row is None
+    assert recommended([]).row is None
 
 
 def test_where_there_is_no_colour_the_l1_counts() -> None:
     blind = [replace(each, score=replace(each.score, retained_colour=math.nan)) for each in ROWS]
-    assert names(find_front(blind)) == "abdfg"
+    assert names(front_of(blind)) == "abdfg"
     assert "+2.00 % L1" in blind[0].describe()
-    assert recommend(blind, demands(min_retained_colour=0.5)).row is None
+    assert recommended(blind, min_retained_colour=0.5).row is None
 
 
 def test_a_benchmark_looks_at_few_files_of_a_long_front(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from optuna.samplers import RandomSampler
 
 from colorpress.core.config import Settings
 from colorpress.core.errors import InputError
+from compress.budgets import Limit
 from compress.ranking import count_macs
 from compress.students.search_space import (
-    CostLimits,
     SearchSpace,
     StudentPoint,
     ladder_points,
@@ -21,12 +21,16 @@ from compress.students.search_space import (
     predict_cost,
     suggest,
 )
+from compress.students.student_job import measure_stand_in
 from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
-from compress.students.student_stages import measure_stand_in
 from training.unet import UNet, count_parameters
 
 SPACE = SearchSpace((1, 2, 4, 8, 16, 32), largest_base=64, crops=100, side=96)
 POINT = StudentPoint(4, 2, 16, base=8, growth=(1.5, 2.0, 1.0), decoder_share=0.5, convolutions=2, crops=100)
+
+
+def at_most(params: int) -> tuple[Limit, ...]:
+    return (Limit("keep_params", params),)
 
 
 def draw(count: int, seed: int = 0, space: SearchSpace = SPACE) -> list[StudentPoint]:
@@ -92,21 +96,15 @@ def test_nothing_of_a_structure_is_smaller_than_its_narrow_point() -> None:
         assert all(getattr(cost, measure) >= value for measure, value in least.items())
 
 
-def test_limits_say_how_far_a_cost_is_over() -> None:
-    limits = CostLimits(params=100, latency_ms=2.0)
-    assert limits.excess(params=150, macs=9, latency_ms=1.0) == {"params": 0.5, "latency_ms": -0.5}
-    assert limits.are_met(params=100, latency_ms=None) and not limits.are_met(params=101)
-
-
 def test_the_space_is_no_wider_than_its_limits() -> None:
-    narrow = make_space((2, 4), CostLimits(params=20_000), crops=10, side=64)
-    wide = make_space((2, 4), CostLimits(), crops=10, side=64)
+    narrow = make_space((2, 4), at_most(20_000), crops=10, side=64)
+    wide = make_space((2, 4), (), crops=10, side=64)
     assert 4 <= narrow.largest_base < wide.largest_base == 128
     assert narrow.count_points() < wide.count_points()
 
 
 def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
-    limits = CostLimits(params=100_000)
+    limits = at_most(100_000)
     rungs = ladder_points(SPACE, limits, 6)
     sizes = [SPACE.cost(point).size_bytes for point in rungs]
     assert sizes == sorted(set(sizes)) and len(sizes) == 6
@@ -115,4 +113,4 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
     assert [point.output_stride for point in rungs[1:]] == [32, 16, 8, 4, 2]
     assert all(point.stem_stride * 4 == min(16, point.output_stride) for point in rungs[1:5])
     assert ladder_points(SPACE, limits, 1) == rungs[:1]
-    assert ladder_points(SPACE, CostLimits(params=10), 6) == ()
+    assert ladder_points(SPACE, at_most(10), 6) == ()

@@ -21,7 +21,9 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
 from colorpress.pipeline import find_photos, train, write_settings
-from compress.students.search_stages import CANDIDATES, FULL, describe_plan, search
+from compress.students import search_trial
+from compress.students.search_estimate import describe_plan
+from compress.students.search_stages import CANDIDATES, FULL, search
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
@@ -73,7 +75,7 @@ def trials(run: Run, study: str) -> list[TrialState]:
 def finished(trained: tuple[Run, PhotoSplit]) -> tuple[Run, PhotoSplit, pd.DataFrame]:
     """A search that was interrupted in its second candidate, the front it had then, and then gone on with."""
     run, photos = trained
-    learn, calls = SearchJob.learn, []
+    learn, calls = search_trial.learn, []
 
     def stopping(job: SearchJob, point: object) -> object:
         calls.append(point)
@@ -82,7 +84,7 @@ def finished(trained: tuple[Run, PhotoSplit]) -> tuple[Run, PhotoSplit, pd.DataF
         return learn(job, point)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SearchJob, "learn", stopping)
+        patch.setattr(search_trial, "learn", stopping)
         with pytest.raises(Interrupted):
             search(run, photos)
     early = pd.read_csv(run.folder / "front.csv")
@@ -119,7 +121,7 @@ def test_another_goal_is_another_recommendation_and_trains_nothing(
     finished: tuple[Run, PhotoSplit, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, photos, _ = finished
-    monkeypatch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+    monkeypatch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
     easy = search(changed(run, min_retained_colour=-9.0), photos).recommendation
     assert easy.row is not None and easy.row.size_bytes == min(row.size_bytes for row in search(run, photos).rows)
     hard = search(changed(run, min_retained_colour=9.0), photos).recommendation
@@ -166,7 +168,7 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
     assert find_journal(copy.folder) != before and before.is_file()
     assert len(pd.read_csv(copy.folder / "front.csv")) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+        patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
         search(copy, photos)
     assert len(pd.read_csv(copy.folder / "front.csv")) == 4
 
@@ -175,7 +177,7 @@ def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
     trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, photos = trained
-    monkeypatch.setattr(SearchJob, "learn", lambda job, point: pytest.fail("something was trained"))
+    monkeypatch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
     before = {path for path in run.folder.rglob("*") if path.is_file()}
     lines, planned = describe_plan(changed(run, target_size="20KB"), photos, study=None)
     assert planned["candidates"] == 3 and planned["seconds"] > 0

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from colorpress.core.errors import ConfigError, InputError
 from compress.students.ladder import (
     LADDER_WIDTHS,
-    Goal,
-    build_student,
     choose_candidate,
     choose_output_stride,
     list_output_strides,
     score_strides,
     student_ladder,
 )
+from compress.students.student_job import build_student
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
 from compress.yardstick import Score, Yardstick
 from training.unet import UNetPlan, count_parameters
@@ -123,7 +122,7 @@ def test_the_smallest_that_meets_the_goal_is_found_with_few_trials(first_good: i
         tried.append(candidate.params // 10)
         return score_of(1.1 if tried[-1] >= first_good else 0.9)
 
-    chosen, seen, reason = choose_candidate(candidates(9), goal=Goal(1.0), why_too_large=lambda _: "", try_out=try_out)
+    chosen, seen, reason = choose_candidate(candidates(9), floor=1.0, why_too_large=lambda _: "", try_out=try_out)
     assert chosen.params // 10 == first_good
     assert len(tried) == len(set(tried)) <= 5
     assert "smallest" in reason
@@ -132,18 +131,18 @@ def test_the_smallest_that_meets_the_goal_is_found_with_few_trials(first_good: i
 
 
 def test_a_goal_is_a_g_or_no_more_l1_where_there_is_no_colour() -> None:
-    assert not Goal(1.0).is_met(score_of(1.02, spread=0.05))
-    assert Goal(1.0).is_met(score_of(1.022, spread=0.05))  # 0.84 of 1.96 standard deviations
-    assert Goal(1.0).is_met(score_of(1.0, spread=math.nan))  # of one photograph there is no interval
+    assert not score_of(1.02, spread=0.05).keeps(1.0)
+    assert score_of(1.022, spread=0.05).keeps(1.0)  # 0.84 of 1.96 standard deviations
+    assert score_of(1.0, spread=math.nan).keeps(1.0)  # of one photograph there is no interval
     for delta_pct, met in ((-1.0, True), (1.0, False), (math.nan, True)):
         no_colour = Score(l1=0.1, l1_delta_pct=delta_pct, retained_colour=math.nan, low=math.nan, high=math.nan)
-        assert Goal(1.0).is_met(no_colour) is met
+        assert no_colour.keeps(1.0) is met
 
 
 def test_where_none_meets_the_goal_the_best_of_those_tried_is_taken() -> None:
     chosen, _, reason = choose_candidate(
         candidates(5),
-        goal=Goal(1.0),
+        floor=1.0,
         why_too_large=lambda _: "",
         try_out=lambda candidate: score_of(0.5 + candidate.params / 1000),
     )
@@ -155,15 +154,11 @@ def test_budgets_leave_candidates_untried() -> None:
     def why(candidate: Candidate) -> str:
         return "too many" if candidate.params > 20 else ""
 
-    chosen, seen, _ = choose_candidate(
-        candidates(5), goal=Goal(1.0), why_too_large=why, try_out=lambda _: score_of(0.9)
-    )
+    chosen, seen, _ = choose_candidate(candidates(5), floor=1.0, why_too_large=why, try_out=lambda _: score_of(0.9))
     assert chosen.params <= 20
     assert [each.verdict for each in seen[3:]] == ["not tried: too many"] * 2
     with pytest.raises(ConfigError, match="the smallest student misses it: too many"):
-        choose_candidate(
-            candidates(5), goal=Goal(1.0), why_too_large=lambda _: "too many", try_out=lambda _: score_of(1.0)
-        )
+        choose_candidate(candidates(5), floor=1.0, why_too_large=lambda _: "too many", try_out=lambda _: score_of(1.0))
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:

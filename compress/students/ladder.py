@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from colorpress.core.console import say
 from colorpress.core.errors import ConfigError
+from colorpress.core.files import with_nan, without_nan
+from colorpress.core.stages import StageRecord
+from compress.students.student_job import StudentJob
 from compress.students.student_plan import Candidate, StrideScore
 from compress.yardstick import Score, Yardstick
+from training.device import choose_device
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
-from training.unet import UNet, UNetPlan
+from training.unet import UNetPlan
 
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -39,13 +46,28 @@ def score_strides(
     def coarse_at(stride: int) -> Callable[[Tensor], Tensor]:
         def answer(lightness: Tensor) -> Tensor:
             height, width = lightness.shape[-2:]
-            padded = pad_to_multiple(best(lightness.to(device)), stride)
+            padded = pad_to_multiple(best(lightness.to(device)), stride)  # (1, 2, H, W), each side up to a multiple
             return upsample_bilinear(F.avg_pool2d(padded, stride), stride)[..., :height, :width].cpu()
 
         return answer
 
     scores = [(stride, yardstick.score(coarse_at(stride))) for stride in strides]
     return tuple(StrideScore(stride, score.l1_delta_pct, score.retained_colour) for stride, score in scores)
+
+
+def score_output_strides(job: StudentJob) -> tuple[tuple[StrideScore, ...], StageRecord]:
+    """The oracle of a run folder, where it is measured once."""
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        device = choose_device(job.run.settings.machine.device)
+        scores = score_strides(job.best.build_network().to(device), job.yardstick, device=device)
+        kept = ", ".join(f"1/{each.stride} {each.l1_delta_pct:+.2f} %" for each in scores)
+        say(f"best.pt's own answer made coarse changes its L1 by: {kept}")
+        return [], {"strides": [without_nan(asdict(each)) for each in scores]}
+
+    used = {**job.run.arch_key(), **job.data_key(train=False)}
+    record = job.run.do("strides", action, inputs=[job.checkpoint], settings=used)
+    return tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]), record
 
 
 def choose_output_stride(strides: Sequence[StrideScore]) -> int:
@@ -83,38 +105,11 @@ def student_ladder(output_stride: int, widths: Sequence[int] = LADDER_WIDTHS) ->
     )
 
 
-def build_student(plan: UNetPlan, seed: int) -> UNet:
-    """A student that was never trained: it answers grey, and no random state is changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = UNet(plan)
-    # It starts from the best answer that knows nothing, instead of having to unlearn random colours.
-    for parameter in network.head.parameters():
-        nn.init.zeros_(parameter)
-    return network
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a student has to keep: G on the validation photographs, with a margin for others."""
-
-    min_retained_colour: float
-    max_l1_increase_pct: float = 0.0
-
-    def is_met(self, score: Score) -> bool:
-        """Whether G on other photographs is high enough with odds of 4 to 1.
-
-        Where best.pt is no better than grey there is no G, and its L1 counts.
-        """
-        if math.isnan(score.retained_colour):
-            return math.isnan(score.l1_delta_pct) or score.l1_delta_pct <= self.max_l1_increase_pct
-        return score.retained_colour - score.margin >= self.min_retained_colour
-
-
 def choose_candidate(
     candidates: Sequence[Candidate],
     *,
-    goal: Goal,
+    floor: float,
+    increase_pct: float = 0.0,
     why_too_large: Callable[[Candidate], str],
     try_out: Callable[[Candidate], Score],
 ) -> tuple[Candidate, tuple[Candidate, ...], str]:
@@ -122,6 +117,7 @@ def choose_candidate(
 
     Args:
         candidates: smallest first; what a larger one costs more of, it also keeps more colour with.
+        floor, increase_pct: the goal, see `Score.keeps`.
         why_too_large: the budget that a candidate misses, in words; empty when it misses none.
         try_out: trains a candidate for a short while and scores it; called for as few as possible.
     Returns:
@@ -144,8 +140,8 @@ def choose_candidate(
     def meets_goal(place: int) -> bool:
         if place not in met:
             score = try_out(seen[place])
-            met[place] = goal.is_met(score)
-            seen[place] = _with_score(seen[place], score, goal, met[place])
+            met[place] = score.keeps(floor, most_increase_pct=increase_pct)
+            seen[place] = _with_score(seen[place], score, floor, met[place])
         return met[place]
 
     low, high = 0, len(fitting) - 1
@@ -158,15 +154,17 @@ def choose_candidate(
     return seen[best], tuple(seen), "no candidate within the budgets meets the goal; this one kept most colour"
 
 
-def _with_score(candidate: Candidate, score: Score, goal: Goal, met: bool) -> Candidate:
-    kept, low, high = (None if math.isnan(v) else v for v in (score.retained_colour, score.low, score.high))
-    interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
-    what = f"{score.l1_delta_pct:+.2f} % L1" if kept is None else f"keeps {kept:.3f} of the colour{interval}"
+def _with_score(candidate: Candidate, score: Score, floor: float, met: bool) -> Candidate:
+    values = score.to_dict()
+    what = f"keeps {score.retained_colour:.3f} of the colour{score.interval}"
+    if math.isnan(score.retained_colour):
+        what = score.describe()
+    verdict = f"after a short training {what}: {'enough' if met else 'not enough'} for {floor:g}"
     return replace(
         candidate,
         l1_delta_pct=score.l1_delta_pct,
-        retained_colour=kept,
-        low=low,
-        high=high,
-        verdict=f"after a short training {what}: {'enough' if met else 'not enough'} for {goal.min_retained_colour:g}",
+        retained_colour=values["retained_colour"],
+        low=values["low"],
+        high=values["high"],
+        verdict=verdict,
     )

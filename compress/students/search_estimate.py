@@ -1,4 +1,4 @@
-"""How long a search will take on this machine, from a few timed training steps whose weights are thrown away."""
+"""What a search would do: its space, and how long it takes here by a few timed steps whose weights are thrown away."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ import optuna
 import torch
 from optuna.samplers import RandomSampler
 
+from colorpress.core.config import Recipe
 from colorpress.core.console import muted
-from compress.students.ladder import build_student
+from colorpress.core.text import format_bytes, format_count
+from compress.budgets import fits
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
+from compress.students.search_stages import begin_job
 from compress.students.search_study import quiet_optuna
 from compress.students.search_trial import SearchJob
-from compress.students.student_stages import measure_stand_in
+from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.device import choose_device, choose_precision, torch_threads
+from training.photos import PhotoSplit
+from training.run_folder import Run
 
 _DRAWN = 64
 _STEPS = 3
@@ -28,6 +33,34 @@ _BATCHES = 4
 _TIMED = (0.0, 0.5, 0.9, 1.0)
 # Export, 8-bit weights, int8 and three measurements of a student, in exports of one.
 _EXPORTS_OF_A_STUDENT = 4
+
+
+def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[list[str], dict[str, Any]]:
+    """What a search would do, as lines and as JSON-ready values: space, limits, candidates, estimated time.
+
+    Raises:
+        ConfigError: the budgets cannot be met.
+    """
+    job = begin_job(run, photos, study)
+    space, estimate = job.space, estimate_search(job)
+    smallest, asked_for = space.cost(space.smallest("size_bytes")), list(map(str, job.demands))
+    most = [f"{limit.show(limit.bound)}{' file' * (limit.figure == 'size_bytes')}" for limit in job.limits]
+    lines = [
+        *(f"{name}: {values}" for name, values in space.describe().items()),
+        f"points: {space.count_points():,}",
+        f"at most: {', '.join(most)}",
+        f"smallest network: about {format_bytes(smallest.size_bytes)}, {format_count(smallest.params)} parameters",
+        f"asked for: {', '.join(asked_for) or 'nothing: the whole front'}",
+        *format_estimate(estimate),
+    ]
+    unlimited = dict.fromkeys(("params", "macs", "size_bytes", "latency_ms"))
+    return lines, {
+        "space": {**space.describe(), "points": space.count_points()},
+        "limits": unlimited | {limit.figure: limit.bound for limit in job.limits},
+        "smallest": vars(smallest),
+        "asked_for": asked_for,
+        **estimate,
+    }
 
 
 def estimate_search(job: SearchJob) -> dict[str, Any]:
@@ -43,9 +76,9 @@ def estimate_search(job: SearchJob) -> dict[str, Any]:
     timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
     with muted():
         # The first export loads what the others use.
-        measure_stand_in(timed[0].network(), job.run.settings, job.time_alone)
+        job.measure(timed[0].network())
         started = time.monotonic()
-        measure_stand_in(timed[1].network(), job.run.settings, job.time_alone)
+        job.measure(timed[1].network())
         measuring_s = time.monotonic() - started
         loading_s = _time_loading(job)
         learning_s = [_time_learning(job, point) for point in timed]
@@ -73,7 +106,7 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
     for _ in range(_DRAWN):
         point = suggest(study.ask(), job.space)
-        if job.limits.are_met(**vars(job.space.cost(point))):
+        if fits(job.limits, vars(job.space.cost(point))):
             drawn.append(point)
     return drawn
 
@@ -81,15 +114,11 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
 def _time_loading(job: SearchJob) -> float:
     """Seconds a crop, by as many processes as training has."""
     settings = job.run.settings
-    with CropLoader(
-        job.photos.train,
-        imgsz=settings.distil.student_imgsz,
-        batch_size=settings.distil.student_batch_size,
-        seed=settings.data.seed,
-        workers=0,
-        max_pixels=settings.data.max_pixels,
-        crop_share=settings.distil.student_crop_share,
-    ) as loader:
+    distil = settings.distil
+    recipe = Recipe(
+        imgsz=distil.student_imgsz, batch_size=distil.student_batch_size, crop_share=distil.student_crop_share
+    )
+    with CropLoader(job.photos.train, recipe, settings.data, workers=0) as loader:
         started, crops = time.monotonic(), 0
         for batch in islice(loader.epoch(0), _BATCHES):
             crops += len(batch)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from colorpress.core.errors import InputError
+from compress.budgets import Limit, fits
 from training.unet import UNetPlan
 
 if TYPE_CHECKING:
@@ -179,25 +180,6 @@ def predict_cost(plan: UNetPlan, *, side: int) -> PredictedCost:
 
 
 @dataclass(frozen=True)
-class CostLimits:
-    """The most that a candidate may cost; None: any. `latency_ms` is measured, the others are predicted first."""
-
-    params: float | None = None
-    macs: float | None = None
-    size_bytes: float | None = None
-    latency_ms: float | None = None
-
-    def excess(self, **costs: float | None) -> dict[str, float]:
-        """How far each known cost is over its limit, as a share of the limit: above 0 is too much."""
-        limits = {name: most for name, most in vars(self).items() if most is not None}
-        return {name: cost / limits[name] - 1.0 for name, cost in costs.items() if name in limits and cost is not None}
-
-    def are_met(self, **costs: float | None) -> bool:
-        """Whether no known cost is over its limit."""
-        return all(share <= 0 for share in self.excess(**costs).values())
-
-
-@dataclass(frozen=True)
 class SearchSpace:
     """Which points there are.
 
@@ -257,7 +239,7 @@ class SearchSpace:
         return min(self.narrow_points(), key=lambda point: int(getattr(self.cost(point), measure)))
 
 
-def make_space(output_strides: Sequence[int], limits: CostLimits, *, crops: int, side: int) -> SearchSpace:
+def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int) -> SearchSpace:
     """The space whose widest first level still fits the limits with some strides, without growth.
 
     Wider ones could only be refused, and would make most of a small space.
@@ -265,7 +247,7 @@ def make_space(output_strides: Sequence[int], limits: CostLimits, *, crops: int,
     space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side)
     for base in range(LARGEST_BASE, CHANNEL_BLOCK, -CHANNEL_BLOCK):
         flat = (replace(point, base=base, growth=(1.0,) * len(point.growth)) for point in space.narrow_points())
-        if any(limits.are_met(**vars(space.cost(point))) for point in flat):
+        if any(fits(limits, vars(space.cost(point))) for point in flat):
             return replace(space, largest_base=base)
     return space
 
@@ -293,7 +275,7 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     )
 
 
-def ladder_points(space: SearchSpace, limits: CostLimits, count: int) -> tuple[StudentPoint, ...]:
+def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tuple[StudentPoint, ...]:
     """Points to start from: the smallest, and flat networks as evenly spaced by logarithm of size as their strides let.
 
     A sampler that knows nothing yet would start at random; these cover the range of sizes from the first trial on. They
@@ -314,7 +296,7 @@ def ladder_points(space: SearchSpace, limits: CostLimits, count: int) -> tuple[S
     return tuple(dict.fromkeys(chosen))
 
 
-def _flat_points(space: SearchSpace, limits: CostLimits, stride: int) -> list[StudentPoint]:
+def _flat_points(space: SearchSpace, limits: Sequence[Limit], stride: int) -> list[StudentPoint]:
     """Networks of an output stride whose levels have the same width, narrowest first."""
     stem = max(1, min(stride, _LARGEST_STEM) >> _MOST_STEM_STEPS)
     deepest = max(stride, _DEEPEST_STRIDES[0])
@@ -325,5 +307,5 @@ def _flat_points(space: SearchSpace, limits: CostLimits, stride: int) -> list[St
     )
 
 
-def _within(space: SearchSpace, limits: CostLimits, points: Iterable[StudentPoint]) -> list[StudentPoint]:
-    return [point for point in points if limits.are_met(**vars(space.cost(point)))]
+def _within(space: SearchSpace, limits: Sequence[Limit], points: Iterable[StudentPoint]) -> list[StudentPoint]:
+    return [point for point in points if fits(limits, vars(space.cost(point)))]

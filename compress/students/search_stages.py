@@ -11,9 +11,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +20,10 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from colorpress.core.config import CONFIGS, PATH_OPTIONS, Config, QatConfig, Settings, field_type, option_name
+from colorpress.core.config import CONFIGS, PATH_OPTIONS, Config, QatConfig, Settings, field_type
 from colorpress.core.console import live_table, muted, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, GateError
-from colorpress.core.files import sha256_bytes, sha256_file, with_nan, without_nan, write_bytes
+from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import (
     is_cut_off,
@@ -35,25 +34,25 @@ from colorpress.core.processes import (
     working_alone,
 )
 from colorpress.core.stages import StageRecord
-from colorpress.core.text import format_bytes, format_count, format_number
+from colorpress.core.text import format_number
+from compress.budgets import fits
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
-from compress.students.ladder import list_output_strides
-from compress.students.search_estimate import estimate_search, format_estimate
+from compress.students.ladder import list_output_strides, score_output_strides
 from compress.students.search_front import (
     STAGES,
     TABLE_HEADER,
     FrontRow,
     Recommendation,
     choose_spread,
-    find_front,
     format_front,
+    front_of,
     recommend,
     table_cells,
     write_front,
 )
-from compress.students.search_space import CostLimits, SearchSpace, ladder_points
+from compress.students.search_space import ladder_points
 from compress.students.search_study import (
     STARTUP_TRIALS,
     NumberedSampler,
@@ -66,10 +65,19 @@ from compress.students.search_study import (
     retire_own_trials,
     work_through,
 )
-from compress.students.search_trial import SearchJob, make_row, make_rows
-from compress.students.student_job import with_unlabelled
+from compress.students.search_trial import (
+    SearchJob,
+    assist,
+    describe_speed,
+    find_latency_factor,
+    find_weights,
+    make_identity,
+    make_row,
+    try_full,
+    try_short,
+)
+from compress.students.student_job import StudentJob, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
-from compress.students.student_stages import measure_stand_in, score_output_strides
 from compress.yardstick import Score, score_onnx
 from training.photos import PhotoSplit
 from training.run_folder import Run
@@ -78,6 +86,7 @@ from training.unet import UNetPlan
 CANDIDATES, FULL = "candidates", "front"
 _JOURNAL = "journal.log"
 Answer = TypeVar("Answer")
+Files = dict[str, list[FrontRow]]  # the rows of what is exported, by the student's name
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
 _FAILS_A_TRIAL = (DivergedError, GateError)
@@ -111,8 +120,8 @@ def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
         ConfigError: no network of the space meets the budgets.
     """
     # The answer follows from best.pt and the photographs: a run that redoes everything has just measured it.
-    strides = list_output_strides(score_output_strides(replace(run, force=False), run.best_path, photos))
-    job = _make_job(run, photos, study, strides)
+    strides, _ = score_output_strides(StudentJob(replace(run, force=False), run.best_path, photos))
+    job = _make_job(run, photos, study, list_output_strides(strides))
     _require_possible(job)
     return job
 
@@ -137,26 +146,23 @@ def _shared_folder(run: Run, study: str | None) -> Path:
 def _require_possible(job: SearchJob) -> None:
     """Refuse budgets that no network of the space meets, with the smallest that there is."""
     space, limits = job.space, job.limits
-    given = job.run.settings.budget.given()
-    params, macs = job.original_cost
-    measures = {
-        "params": ("keep_params", "parameters", params),
-        "macs": ("keep_macs", "multiply-accumulates", macs),
-        "size_bytes": ("target_size", "bytes", None),
-    }
-    for measure, (name, unit, whole) in measures.items():
-        most = getattr(limits, measure)
-        least = int(getattr(space.cost(space.smallest(measure)), measure))
-        if most is not None and least > most:
-            option = f"--{option_name(name)}"
-            share = f", {_round_up(least / whole):g} of best.pt's" if whole else ""
-            why = f"allows {math.floor(most):,} {unit}, and the smallest network has {least:,}{share}"
-            raise ConfigError("budget", option, why, "allow that at least")
-    if not any(limits.are_met(**vars(space.cost(point))) for point in space.narrow_points()):
-        asked = ", ".join(f"--{option_name(name)}" for name in given)
+    for limit in limits:
+        if limit.figure != "latency_ms":
+            least = int(getattr(space.cost(space.smallest(limit.figure)), limit.figure))
+            if least > limit.bound:
+                share = f", {_round_up(least / limit.whole):g} of best.pt's" if limit.whole else ""
+                why = f"allows {math.floor(limit.bound):,} {limit.unit}, and the smallest network has {least:,}{share}"
+                raise ConfigError("budget", limit.option, why, "allow that at least")
+    if not any(fits(limits, vars(space.cost(point))) for point in space.narrow_points()):
+        asked = ", ".join(limit.option for limit in limits if limit.given)
         raise ConfigError("budgets", None, f"no network meets all of them: {asked}", "loosen one of them")
-    if limits.latency_ms is not None:
-        _require_fast_enough(job, limits.latency_ms)
+    for limit in limits:
+        if limit.figure == "latency_ms":
+            _, latency_ms = job.measure(space.smallest("macs").network())
+            if latency_ms > limit.bound:
+                allowed, least_ms = format_number(limit.bound), format_number(latency_ms)
+                why = f"allows {allowed} ms, and the smallest network takes {least_ms} ms here"
+                raise ConfigError("budget", limit.option, why, f"allow {format_number(1.1 * latency_ms)} ms at least")
 
 
 def _round_up(share: float) -> float:
@@ -164,20 +170,12 @@ def _round_up(share: float) -> float:
     return math.ceil(share * 10.0**digits) / 10.0**digits
 
 
-def _require_fast_enough(job: SearchJob, most: float) -> None:
-    fastest = job.space.smallest("macs")
-    _, latency_ms = measure_stand_in(fastest.network(), job.run.settings, job.time_alone)
-    if latency_ms is not None and latency_ms > most:
-        why = f"allows {format_number(most)} ms, and the smallest network takes {format_number(latency_ms)} ms here"
-        raise ConfigError("budget", "--target-latency-ms", why, f"allow {format_number(1.1 * latency_ms)} ms at least")
-
-
 def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callable[[], Answer]) -> Answer | None:
     """The answer of `lead`, a search or a worker, in the main process; the others of torchrun help it train: None."""
     if process_count() == 1:
         return lead()
     if not is_main_process():
-        _make_job(run, photos, study, ()).assist()
+        assist(_make_job(run, photos, study, ()))
         return None
     try:
         with working_alone():
@@ -208,36 +206,44 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
     if run.force and study is not None:
         raise ConfigError("option", "--force", "does not go with --study, which others may use", "begin another one")
     job = begin_job(run, photos, study)
-    sampler, identity = _make_sampler(run), job.identity()
+    sampler, identity = _make_sampler(run), make_identity(job)
     own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / _JOURNAL
     if run.force:
         shutil.rmtree(own.parent, ignore_errors=True)
     storage = open_storage(study or str(own), timeout_s=run.settings.worker.worker_timeout, create=True)
     candidates, full = (create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
-    leader = _Leader(job, candidates, full, time.monotonic())
+    led = _Search(job, candidates, full, time.monotonic())
     for each in (candidates, full):
         if count := retire_own_trials(each, job.worker):
             say(f"begun again: {count} of the {each.study_name} that an earlier process of this folder left")
     _begin(job, candidates)
-    with _showing(leader) as show:
-        factor = job.latency_factor(candidates.user_attrs["speed"])
-        work_through(
-            candidates,
-            lambda trial: job.try_short(trial, factor),
-            wanted=candidates.user_attrs["wanted"],
-            catch=_what_fails_a_trial(),
-            after=show,
-        )
-        leader.queue_full()
+    factor = find_latency_factor(job, candidates.user_attrs["speed"])
+    with live_table(TABLE_HEADER) as table:
+        files: Files = {}
+        written = -1
 
-        def show_files() -> None:
-            leader.publish()
+        def show() -> None:
+            nonlocal written
+            rows = _list_rows(led, files)
+            # A candidate that is refused takes less time than the chart.
+            if len(rows) != written or files:
+                written = len(rows)
+                _write_result(led, rows)
+                shown = [table_cells(row, led.best_bytes) for row in front_of(rows)[:_TABLE_ROWS]]
+                table(shown, f"{_progress_of(led)}{_newest_of(led)}")
+
+        def publish() -> None:
+            files.update(_publish(led, known=files))
             show()
 
-        work_through(full, job.try_full, wanted=0, catch=_what_fails_a_trial(), after=show_files)
+        wanted, catch = candidates.user_attrs["wanted"], _what_fails_a_trial()
+        work_through(candidates, lambda trial: try_short(job, trial, factor), wanted=wanted, catch=catch, after=show)
+        _queue_full(led)
+        work_through(full, lambda trial: try_full(job, trial), wanted=0, catch=catch, after=publish)
         # Once more, for the files whose latency was measured while other workers were busy.
-        leader.publish(again=True)
-    return leader.write(final=job.effort.front > 0)
+        files.update(_publish(led))
+    rows = _list_rows(led, files)
+    return _write_result(led, [row for row in rows if row.file] if job.effort.front else rows)
 
 
 def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
@@ -269,7 +275,7 @@ def _begin(job: SearchJob, candidates: Study) -> None:
     if "options" not in candidates.user_attrs:
         candidates.set_user_attr("options", _study_options(job.run.settings))
     if "speed" not in candidates.user_attrs:
-        candidates.set_user_attr("speed", job.describe_speed())
+        candidates.set_user_attr("speed", describe_speed(job))
     if not candidates.get_trials(deepcopy=False):
         # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
         counts = {
@@ -298,189 +304,171 @@ def _study_options(settings: Settings) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Leader:
-    """The process that began or goes on with a search: it alone queues, exports and writes the front.
-
-    `files` are the rows of what is exported, by the student's name.
-    """
+class _Search:
+    """What the process that began or goes on with a search leads: it alone queues, exports and writes the front."""
 
     job: SearchJob
     candidates: Study
     full: Study
     started: float
-    files: dict[str, list[FrontRow]] = field(default_factory=dict)
 
     @property
     def best_bytes(self) -> int:
-        return 4 * self.job.original_cost[0]
+        """Of best.pt's weights in 32 bits."""
+        return 4 * self.job.original_cost["params"]
 
-    def rows(self) -> list[FrontRow]:
-        """Every student that is finished, as far as it came: its files, or what it would be."""
-        last = {row.name: row for row, _ in self._candidate_rows()}
-        last |= {row.name: row for row in make_rows(self.full.get_trials(deepcopy=False), STAGES[1])}
-        return [row for name, learned in last.items() for row in self.files.get(name, [learned])]
 
-    def _candidate_rows(self) -> list[tuple[FrontRow, FrozenTrial]]:
-        """Of the first study, each network once."""
-        found: dict[UNetPlan, tuple[FrontRow, FrozenTrial]] = {}
-        for trial in self.candidates.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            row = make_row(trial, STAGES[0])
-            found.setdefault(row.point.network(), (row, trial))
-        return list(found.values())
+def _finished(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
-    def queue_full(self) -> None:
-        """Queue the students of the front for a full distillation, but for those that were queued before.
 
-        Raises:
-            ConfigError: there is none.
-        """
-        rows = self._candidate_rows()
-        if not rows:
-            why = "failed or missed a budget, every one of them"
-            raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
-        trials = {row.name: trial for row, trial in rows}
-        queued = {trial.user_attrs["number"] for trial in self.full.get_trials(deepcopy=False)}
-        for row in choose_spread([row for row, _ in rows], self.job.effort.front):
-            trial = trials[row.name]
-            if trial.number not in queued:
-                point = replace(row.point, crops=self.job.effort.full_crops).to_dict()
-                known = {name: trial.user_attrs[name] for name in ("params", "macs", "size_bytes", "latency_ms")}
-                self.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
-        self.full.set_user_attr("queued_at", self.job.effort.trials)
+def _list_rows(led: _Search, files: Files) -> list[FrontRow]:
+    """Every student that is finished, as far as it came: its files, or what it would be."""
+    last = {row.name: row for row, _ in _list_candidates(led)}
+    last |= {row.name: row for row in (make_row(trial, STAGES[1]) for trial in _finished(led.full))}
+    return [row for name, learned in last.items() for row in files.get(name, [learned])]
 
-    def publish(self, *, again: bool = False) -> None:
-        """Export every student that learned to the end, pack and quantize it, and measure the files.
 
-        Args:
-            again: those that were published by this process too, for files measured while others were at work.
-        """
-        job = self.job
-        # Trained 8-bit weights would take longer than all of the search; `colorpress quantize` has them.
-        settings = replace(job.run.settings, qat=QatConfig(qat_crops=0))
-        # By --force the study began anew; what is exported of it is never another one's.
-        run = replace(job.run, settings=settings, force=False)
-        for trial in self.full.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            row = make_row(trial, STAGES[1])
-            if row.name in self.files and not again:
-                continue
-            folder = f"front/{row.name}"
-            target = run.folder / folder / "model.pt"
+def _list_candidates(led: _Search) -> list[tuple[FrontRow, FrozenTrial]]:
+    """Of the first study, each network once."""
+    found: dict[UNetPlan, tuple[FrontRow, FrozenTrial]] = {}
+    for trial in _finished(led.candidates):
+        row = make_row(trial, STAGES[0])
+        found.setdefault(row.point.network(), (row, trial))
+    return list(found.values())
+
+
+def _queue_full(led: _Search) -> None:
+    """Queue the students of the front for a full distillation, but for those that were queued before.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    rows, effort = _list_candidates(led), led.job.effort
+    if not rows:
+        why = "failed or missed a budget, every one of them"
+        raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
+    trials = {row.name: trial for row, trial in rows}
+    queued = {trial.user_attrs["number"] for trial in led.full.get_trials(deepcopy=False)}
+    for row in choose_spread([row for row, _ in rows], effort.front):
+        trial = trials[row.name]
+        if trial.number not in queued:
+            point = replace(row.point, crops=effort.full_crops).to_dict()
+            known = {name: trial.user_attrs[name] for name in ("params", "macs", "size_bytes", "latency_ms")}
+            led.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
+    led.full.set_user_attr("queued_at", effort.trials)
+
+
+def _publish(led: _Search, *, known: Files | None = None) -> Files:
+    """Export every student that learned to the end, but for those that are known; pack, quantize and measure."""
+    job = led.job
+    # Trained 8-bit weights would take longer than all of the search; `colorpress quantize` has them.
+    settings = replace(job.run.settings, qat=QatConfig(qat_crops=0))
+    # By --force the study began anew; what is exported of it is never another one's.
+    run = replace(job.run, settings=settings, force=False)
+    made = {}
+    for trial in _finished(led.full):
+        row = make_row(trial, STAGES[1])
+        if row.name not in (known or ()):
             with muted():
-                reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
-                plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
-                write_student_plan(target.with_name("plan.json"), plan)
-                weights = job.find_weights(trial)
-                if not target.is_file() or sha256_file(target) != sha256_file(weights):
-                    write_bytes(target, weights.read_bytes())
-                export(run, target, folder)
-                source = target.with_name("model.onnx")
-                pack(run, source, variant_name(folder, "w8"))
-                made = ["fp32", "w8"]
-                if job.effort.int8 and quantize_each(run, [source], job.given):
-                    made.append("int8")
-                self.files[row.name] = [
-                    self._measure(run, row, run.folder / variant_name(folder, precision) / "model.onnx", precision)
-                    for precision in made
-                ]
-
-    def _is_alone(self) -> bool:
-        """Whether no other worker runs a trial."""
-        running = (TrialState.RUNNING,)
-        return not any(
-            trial.user_attrs.get("worker") != self.job.worker
-            for study in (self.candidates, self.full)
-            for trial in study.get_trials(deepcopy=False, states=running)
-        )
-
-    def _measure(self, run: Run, row: FrontRow, path: Path, precision: str) -> FrontRow:
-        settings = run.settings
-
-        def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-            score = score_onnx(self.job.yardstick, path, threads=settings.machine.threads)
-            return [], {"latency_ms": self.job.time_alone(path), "score": without_nan(asdict(score))}
-
-        used = {
-            "machine": machine_key(),
-            "alone": self._is_alone(),
-            "threads": settings.machine.threads,
-            "size": settings.time.bench_size[0],
-            "eval_size": settings.score.eval_size,
-            **run.data_key(replace(self.job.given, train=(), test=())),
-        }
-        name = f"measure-{path.parent.name}"
-        result = run.do(name, action, inputs=[path, run.best_path], settings=used).result
-        return replace(
-            row,
-            stage=STAGES[2],
-            file=path.relative_to(run.folder).as_posix(),
-            precision=precision,
-            size_bytes=path.stat().st_size,
-            latency_ms=result["latency_ms"],
-            score=Score(**with_nan(result["score"])),
-        )
-
-    def write(self, *, final: bool = False) -> SearchResult:
-        """Write the front as it is now; in the end of the exported files alone."""
-        rows = [row for row in self.rows() if not final or row.file]
-        demands = self.job.demands
-        found = recommend(rows, demands)
-        record = {
-            "recommended": (found.row.file or found.row.name) if found.row else None,
-            "sentence": found.sentence,
-            "asked_for": [demand.option for demand in demands],
-            "candidates": self.counts(),
-            "seconds": round(time.monotonic() - self.started, 1),
-        }
-        paths = write_front(self.job.run.folder, rows, best_bytes=self.best_bytes, record=record)
-        return SearchResult(tuple(find_front(rows)), found, self.best_bytes, paths)
-
-    def counts(self) -> dict[str, int]:
-        """Trials of the first study by what became of them."""
-        states = [trial.state for trial in self.candidates.get_trials(deepcopy=False)]
-        names = {
-            "finished": TrialState.COMPLETE,
-            "over a budget": TrialState.PRUNED,
-            "failed": TrialState.FAIL,
-            "running": TrialState.RUNNING,
-            "waiting": TrialState.WAITING,
-        }
-        return {name: states.count(state) for name, state in names.items()}
-
-    def newest(self) -> str:
-        """The candidate that was finished last."""
-        trials = [each for study in (self.candidates, self.full) for each in study.get_trials(deepcopy=False)]
-        done = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.datetime_complete]
-        last = max(done, key=lambda trial: str(trial.datetime_complete), default=None)
-        return f"; newest: {make_row(last, STAGES[0]).describe()}" if last else ""
-
-    def line(self) -> str:
-        """How far the search is."""
-        counts = self.counts()
-        finished = f"{counts['finished']} of {self.job.effort.trials} candidates"
-        others = [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
-        full = [trial.state for trial in self.full.get_trials(deepcopy=False)]
-        learned = f"{full.count(TrialState.COMPLETE)} of {len(full)} to the end" if full else ""
-        spent = f"{time.monotonic() - self.started:.0f} s"
-        return ", ".join(filter(None, [finished, *others, learned, spent]))
+                made[row.name] = _publish_student(led, run, trial, row)
+    return made
 
 
-@contextmanager
-def _showing(leader: _Leader) -> Iterator[Callable[[], None]]:
-    """A function that writes the front and shows it, to be called after each trial."""
-    with live_table(TABLE_HEADER) as table:
-        written = -1
+def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) -> list[FrontRow]:
+    folder = f"front/{row.name}"
+    target = run.folder / folder / "model.pt"
+    reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
+    plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
+    write_student_plan(target.with_name("plan.json"), plan)
+    weights = find_weights(led.job, trial)
+    if not target.is_file() or sha256_file(target) != sha256_file(weights):
+        write_bytes(target, weights.read_bytes())
+    export(run, target, folder)
+    source = target.with_name("model.onnx")
+    pack(run, source, variant_name(folder, "w8"))
+    made = ["fp32", "w8"]
+    if led.job.effort.int8 and quantize_each(run, [source], led.job.given):
+        made.append("int8")
+    return [
+        _measure_file(led, run, replace(row, file=f"{variant_name(folder, each)}/model.onnx", precision=each))
+        for each in made
+    ]
 
-        def show() -> None:
-            nonlocal written
-            rows = leader.rows()
-            # A candidate that is refused takes less time than the chart.
-            if len(rows) != written or leader.files:
-                written = len(rows)
-                leader.write()
-                front = find_front(rows)[:_TABLE_ROWS]
-                table([table_cells(row, leader.best_bytes) for row in front], f"{leader.line()}{leader.newest()}")
 
-        yield show
+def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
+    settings, path = run.settings, run.folder / row.file
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        score = score_onnx(led.job.yardstick, path, threads=settings.machine.threads)
+        return [], {"latency_ms": led.job.time_alone(path), "score": score.to_dict()}
+
+    used = {
+        "machine": machine_key(),
+        "alone": _is_alone(led),
+        "threads": settings.machine.threads,
+        "size": settings.time.bench_size[0],
+        "eval_size": settings.score.eval_size,
+        **run.data_key(replace(led.job.given, train=(), test=())),
+    }
+    result = run.do(f"measure-{path.parent.name}", action, inputs=[path, run.best_path], settings=used).result
+    score, size_bytes = Score.of(result["score"]), path.stat().st_size
+    return replace(row, stage=STAGES[2], size_bytes=size_bytes, latency_ms=result["latency_ms"], score=score)
+
+
+def _is_alone(led: _Search) -> bool:
+    """Whether no other worker runs a trial."""
+    return not any(
+        trial.user_attrs.get("worker") != led.job.worker
+        for study in (led.candidates, led.full)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    )
+
+
+def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
+    """Write the front as it is now."""
+    job = led.job
+    found = recommend(rows, job.demands, grey_increase_pct=job.grey_increase_pct)
+    record = {
+        "recommended": found.label,
+        "sentence": found.sentence,
+        "asked_for": list(map(str, job.demands)),
+        "candidates": _count_candidates(led),
+        "seconds": round(time.monotonic() - led.started, 1),
+    }
+    paths = write_front(job.run.folder, rows, best_bytes=led.best_bytes, record=record)
+    return SearchResult(tuple(front_of(rows)), found, led.best_bytes, paths)
+
+
+def _count_candidates(led: _Search) -> dict[str, int]:
+    """Trials of the first study by what became of them."""
+    states = [trial.state for trial in led.candidates.get_trials(deepcopy=False)]
+    names = {
+        "finished": TrialState.COMPLETE,
+        "over a budget": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+        "running": TrialState.RUNNING,
+        "waiting": TrialState.WAITING,
+    }
+    return {name: states.count(state) for name, state in names.items()}
+
+
+def _newest_of(led: _Search) -> str:
+    """The candidate that was finished last."""
+    done = [trial for study in (led.candidates, led.full) for trial in _finished(study) if trial.datetime_complete]
+    last = max(done, key=lambda trial: str(trial.datetime_complete), default=None)
+    return f"; newest: {make_row(last, STAGES[0]).describe()}" if last else ""
+
+
+def _progress_of(led: _Search) -> str:
+    """How far the search is."""
+    counts = _count_candidates(led)
+    finished = f"{counts['finished']} of {led.job.effort.trials} candidates"
+    others = [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
+    full = len(led.full.get_trials(deepcopy=False))
+    learned = f"{len(_finished(led.full))} of {full} to the end" if full else ""
+    spent = f"{time.monotonic() - led.started:.0f} s"
+    return ", ".join(filter(None, [finished, *others, learned, spent]))
 
 
 def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
@@ -496,36 +484,31 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     # The oracle's answer is the study's: rounding differs between machines.
     strides = candidates.user_attrs["identity"]["space"]["output_strides"]
     job = _make_job(run, photos, study, tuple(strides))
-    identity = job.identity()
+    identity = make_identity(job)
     for each in (candidates, full):
         require_same(each, identity)
         retire_own_trials(each, job.worker)
-    factor = job.latency_factor(_wait_for(candidates, "speed", timeout_s))
-    wanted = _wait_for(candidates, "wanted", timeout_s)
+    factor = find_latency_factor(job, _wait_for(candidates, "speed", timeout_s))
+    wanted, catch = _wait_for(candidates, "wanted", timeout_s), _what_fails_a_trial()
+
+    def own_trials(each: Study) -> list[FrozenTrial]:
+        return [trial for trial in each.get_trials(deepcopy=False) if trial.user_attrs.get("worker") == job.worker]
 
     def show(each: Study) -> None:
-        own = [trial for trial in each.get_trials(deepcopy=False) if trial.user_attrs.get("worker") == job.worker]
-        last = own[-1] if own else None
+        last = next(reversed(own_trials(each)), None)
         if last is not None and last.state == TrialState.COMPLETE:
             say(f"{each.study_name} {last.number}: {make_row(last, STAGES[0]).describe()}")
 
     work_through(
-        candidates,
-        lambda trial: job.try_short(trial, factor),
-        wanted=wanted,
-        catch=_what_fails_a_trial(),
+        candidates, lambda trial: try_short(job, trial, factor), wanted=wanted, catch=catch,
         after=lambda: show(candidates),
-    )
+    )  # fmt: skip
     try:
         _wait_for(full, "queued_at", timeout_s)
     except ConfigError:
         warn("the search that this worker joined has not gone on to its front: start it again, then this worker")
-    work_through(full, job.try_full, wanted=0, catch=_what_fails_a_trial(), after=lambda: show(full))
-    return sum(
-        trial.user_attrs.get("worker") == job.worker and trial.state == TrialState.COMPLETE
-        for each in (candidates, full)
-        for trial in each.get_trials(deepcopy=False)
-    )
+    work_through(full, lambda trial: try_full(job, trial), wanted=0, catch=catch, after=lambda: show(full))
+    return sum(trial.state == TrialState.COMPLETE for each in (candidates, full) for trial in own_trials(each))
 
 
 def _wait_for(study: Study, name: str, timeout_s: float) -> Any:
@@ -550,63 +533,20 @@ def read_worker_options(study: str, timeout_s: int) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in PATH_OPTIONS}
 
 
-def describe_space(space: SearchSpace, limits: CostLimits) -> list[str]:
-    """The space and the limits, a line each."""
-    lines = [f"{name}: {values}" for name, values in space.describe().items()]
-    lines.append(f"points: {space.count_points():,}")
-    shown = {
-        "parameters": limits.params and format_count(int(limits.params)),
-        "multiply-accumulates": limits.macs and format_count(int(limits.macs)),
-        "file": limits.size_bytes and format_bytes(int(limits.size_bytes)),
-        "latency": limits.latency_ms and f"{format_number(limits.latency_ms)} ms",
-    }
-    lines.append("at most: " + ", ".join(f"{value} {name}" for name, value in shown.items() if value))
-    smallest = space.cost(space.smallest("size_bytes"))
-    lines.append(
-        f"smallest network: about {format_bytes(smallest.size_bytes)}, {format_count(smallest.params)} parameters"
-    )
-    return lines
-
-
-def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[list[str], dict[str, Any]]:
-    """What a search would do, as lines and as JSON-ready values: space, limits, candidates, estimated time.
-
-    Raises:
-        ConfigError: the budgets cannot be met.
-    """
-    job = begin_job(run, photos, study)
-    estimate = estimate_search(job)
-    asked = ", ".join(demand.option for demand in job.demands) or "nothing: the whole front"
-    lines = [*describe_space(job.space, job.limits), f"asked for: {asked}", *format_estimate(estimate)]
-    return lines, {
-        "space": {**job.space.describe(), "points": job.space.count_points()},
-        "limits": vars(job.limits),
-        "smallest": vars(job.space.cost(job.space.smallest("size_bytes"))),
-        "asked_for": [demand.option for demand in job.demands],
-        **estimate,
-    }
-
-
 def summarize(found: SearchResult) -> dict[str, Any]:
     """A finished search as JSON-ready values."""
-    row = found.recommendation.row
     return {
-        "recommended": (row.file or row.name) if row else None,
+        "recommended": found.recommendation.label,
         "sentence": found.recommendation.sentence,
-        "front": [
-            {
-                "name": each.name,
-                "file": each.file,
-                "precision": each.precision,
-                "size_bytes": each.size_bytes,
-                "latency_ms": each.latency_ms,
-                "l1_delta_pct": None if math.isnan(each.score.l1_delta_pct) else each.score.l1_delta_pct,
-                "retained_colour": None if math.isnan(each.score.retained_colour) else each.score.retained_colour,
-            }
-            for each in found.rows
-        ],
+        "front": [_summarize_row(each) for each in found.rows],
         "files": [str(path) for path in found.paths],
     }
+
+
+def _summarize_row(row: FrontRow) -> dict[str, Any]:
+    names = ("name", "file", "precision", "size_bytes", "latency_ms", "l1_delta_pct", "retained_colour")
+    figures = {**vars(row), **row.score.to_dict()}
+    return {name: figures[name] for name in names}
 
 
 def result_lines(found: SearchResult) -> list[str]:

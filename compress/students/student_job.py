@@ -1,21 +1,79 @@
-"""What choosing a student asks of a run, whoever chooses: best.pt, the photographs, and best.pt's answers to them."""
+"""What every student asks of a run, whoever chooses it: how it is built, weighed and timed, taught and scored."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+
+from colorpress.core.config import Recipe, Settings
 from colorpress.core.console import say
+from compress.budgets import Limit, read_limits
+from compress.distillation import DistillResult, Lesson, distil_network
+from compress.packing import pack_onnx
 from compress.ranking import count_macs
 from compress.yardstick import Yardstick, make_yardstick
+from export.graph import export_onnx
+from export.timing import time_quickly
 from training.checkpoint import Checkpoint
 from training.photos import Photo, PhotoSplit, scan_photos
 from training.run_folder import Run, warn_of_other_split
-from training.unet import count_parameters
+from training.unet import UNet, UNetPlan, count_parameters
 
 # Validation photographs that choose, at most: all are held in memory, one megabyte each.
 MOST_CHOOSING = 500
+
+
+def build_student(plan: UNetPlan, seed: int) -> UNet:
+    """A student that was never trained: it answers grey, and no random state is changed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(plan)
+    # It starts from the best answer that knows nothing, instead of having to unlearn random colours.
+    for parameter in network.head.parameters():
+        nn.init.zeros_(parameter)
+    return network
+
+
+def measure_stand_in(
+    network: UNetPlan, settings: Settings, timing: Callable[[Path], float] | None
+) -> tuple[int, float | None]:
+    """Bytes of the file with packed weights that a network will have, and its latency, before it is trained.
+
+    Args:
+        timing: gives the latency of a file in milliseconds; None leaves it out.
+    """
+    stand_in = build_student(network, settings.data.seed)
+    # Weights as different from each other as trained ones: equal ones, such as zeros, would be stored once.
+    generator = torch.Generator().manual_seed(settings.data.seed)
+    for parameter in stand_in.parameters():
+        parameter.data.normal_(0.0, 0.1, generator=generator)
+    with tempfile.TemporaryDirectory(prefix="colorpress-candidate-") as folder:
+        source, packed = Path(folder) / "model.onnx", Path(folder) / "packed.onnx"
+        # As long a description as the published file's, so that it is not larger.
+        trial = Checkpoint(network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
+        export_onnx(trial, source, settings.export)
+        size_bytes = pack_onnx(source, packed).size_bytes
+        return size_bytes, timing(packed) if timing else None
+
+
+@contextmanager
+def alone_on_machine() -> Iterator[None]:
+    """Hold the lock under which latency is measured: one process of a user at a time on a machine."""
+    from filelock import FileLock
+
+    owner = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -55,10 +113,59 @@ class StudentJob:
         return float(grey), float(best)
 
     @cached_property
-    def original_cost(self) -> tuple[int, int]:
-        """Parameters and multiply-accumulates of best.pt."""
+    def original_cost(self) -> dict[str, int]:
+        """The "params" and "macs" (multiply-accumulates) of best.pt."""
         network, size = self.best.build_network(), self.run.settings.count.rank_size
-        return count_parameters(network), count_macs(network, height=size, width=size)
+        return {"params": count_parameters(network), "macs": count_macs(network, height=size, width=size)}
+
+    @cached_property
+    def demands(self) -> tuple[Limit, ...]:
+        """The goals and budgets that were given."""
+        return read_limits(self.run.settings.budget, self.run.settings.goal, whole=self.original_cost)
+
+    def data_key(self, *, train: bool = True) -> dict[str, Any]:
+        """What depends on the photographs: those that choose, and those that are learned from where `train`."""
+        used = replace(self.photos, train=self.photos.train if train else (), test=())
+        return {**self.run.data_key(used), "eval_size": self.run.settings.score.eval_size}
+
+    def time_alone(self, path: Path) -> float:
+        """The p50 of a file in milliseconds, while no other process of this user measures here."""
+        settings = self.run.settings
+        with alone_on_machine():
+            return time_quickly(path, size=settings.time.bench_size[0], threads=settings.machine.threads)
+
+    def recipe(self, crops: int) -> Recipe:
+        """How a student learns from so many crops."""
+        settings, photos = self.run.settings, len(self.photos.train)
+        return settings.distil.recipe(settings.fit, crops=crops, photos=photos, val_size=settings.score.eval_size)
+
+    def distil(
+        self,
+        network: UNetPlan,
+        crops: int,
+        destination: Path,
+        *,
+        label: str = "student",
+        teacher_weight: float | None = None,
+        epoch_photos: int = MOST_CHOOSING,
+        reference_l1: tuple[float, float] | None = None,
+    ) -> DistillResult:
+        """Train the network of a plan from the start; what an interruption left is gone on with.
+
+        Args:
+            label: what a person reads beside the progress bar.
+            teacher_weight: another one than that of the options.
+            epoch_photos: how many of the photographs that choose tell the best epoch.
+            reference_l1: on those, where another process of the same training asked best.pt already.
+        """
+        recipe, weight = self.recipe(crops), self.run.settings.distil.student_teacher_weight
+        # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
+        seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
+        photos = replace(self.photos, train=seen, val=self.photos.val[:epoch_photos])
+        weight = weight if teacher_weight is None else teacher_weight
+        lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
+        lesson = replace(lesson, reference_l1=reference_l1 or self.reference_l1(epoch_photos))
+        return distil_network(build_student(network, self.run.settings.data.seed), lesson, destination, label=label)
 
 
 def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:

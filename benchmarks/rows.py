@@ -149,6 +149,14 @@ def own_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in base_rows(rows) if not row.peer and row.variant != rows[0].variant]
 
 
+def one_per_file(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each file: another runtime changes neither its size nor its colours."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.variant, row)
+    return list(first.values())
+
+
 def write_benchmark_json(path: Path, record: Mapping[str, Any]) -> Path:
     """Write a benchmark's record (see suite.make_record): indented but for the long lists of raw figures."""
     parts = []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.budget_lines import BudgetLine, judge_budgets
-from benchmarks.report.report_pictures import Slot, embed_picture, read_picture_set
+from benchmarks.report.report_pictures import embed_picture, read_picture_set
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_tables
-from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, read_benchmark_json
+from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json
 from benchmarks.verdict import (
     MAX_L1_INCREASE_PCT,
     MIN_RETAINED_COLOUR,
@@ -27,48 +27,40 @@ from compress.students.student_plan import is_student_plan
 from training.run_folder import Run
 
 _SHEETS = ("comparison.png", "sample_input_output.png", "sample_output.png")
-_SLOTS = {
-    "comparison.png": Slot(
-        "Photographs as grey input, truth and each variant's colours",
-        "Grey input, the photograph itself, and each variant with its L1. "
-        "Of many photographs, the last two rows are those that compression hurts most.",
-        widest=2400,
-    ),
-    "sample_input_output.png": Slot("Grey input, truth and best.pt's colours", "best.pt: input, truth, answer.", 1400),
-    "sample_output.png": Slot("Photographs coloured by best.pt", "best.pt's colours for held-out photographs.", 1400),
-    "pareto.png": Slot(
-        "Scatter charts of file size and of latency against L1 and retained colour",
-        "What each variant costs against the colour it keeps; up and left is better, and nothing beats those that the "
-        "line joins in both.",
-        widest=1800,
-        is_drawing=True,
-    ),
-    "front.png": Slot(
-        "Scatter charts of file size and of latency against the colour that students lost, by how far each learned",
-        "What the search found, on the validation photographs: down and left is better.",
-        widest=1800,
-        is_drawing=True,
-    ),
-    "training_loss.png": Slot("Training and validation loss by epoch", "Training of best.pt.", 1400, is_drawing=True),
-    "top20_layers.png": Slot(
-        "Bar chart of the layers with most parameters", "Where the parameters are.", 1400, is_drawing=True
-    ),
-    "layer_ranking.png": Slot(
-        "Bar charts of each layer's share of parameters, work, memory and time, and of the colour it is worth",
-        "Where parameters, work, memory and time are, and what each layer alone costs in colour when half of it is "
-        "pruned, and when it is in int8.",
-        widest=2200,
-        is_drawing=True,
-    ),
+# The pictures that a run folder may hold: pixels that they are reduced to, and whether each is a drawing.
+_PICTURES = {
+    "comparison.png": (2400, False),
+    "sample_input_output.png": (1400, False),
+    "sample_output.png": (1400, False),
+    "pareto.png": (1800, True),
+    "front.png": (1800, True),
+    "training_loss.png": (1400, True),
+    "top20_layers.png": (1400, True),
+    "layer_ranking.png": (2200, True),
 }
-
-_AGAIN = "delete it, and make it again"
-_DISTILLATION = Slot(
-    "Line chart of retained colour by minutes of training",
-    "Colour kept on the validation photographs, by minutes of training.",
-    widest=1400,
-    is_drawing=True,
+# What else the report shows beside benchmark.json.
+_REPORTED = (
+    *("*.png", "front.json", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
+    *("training_inference.md", "config.resolved.toml"),
 )
+_AGAIN = "delete it, and make it again"
+
+
+def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
+    """Write report.html from what the run folder holds.
+
+    Raises:
+        InputError: there is no benchmark.json to report on.
+    """
+    source = run.folder / "benchmark.json"
+    if not source.is_file():
+        raise InputError("folder", run.folder, "holds no benchmark.json", "run `colorpress benchmark` first")
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        return [write_report(run.folder, command=shlex.join(argv))], {}
+
+    shown = [path for pattern in _REPORTED for path in sorted(run.folder.glob(pattern))]
+    return run.do("report", action, inputs=[source, *shown])
 
 
 def write_report(output_dir: Path, *, command: str | None = None) -> Path:
@@ -97,7 +89,6 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     picture_set = read_picture_set(output_dir) if scored else None
     # The sliders show what the sheets do, larger.
     left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
-    slots = {name: slot for name, slot in _SLOTS.items() if name not in left_out}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -124,11 +115,14 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         others=others,
         peers=judge_peers(rows),
         bars=[
-            make_bars(_one_per_file(base), "size_bytes", "File size", format_bytes),
+            make_bars(one_per_file(base), "size_bytes", "File size", format_bytes),
             make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
             make_bars(base, "retained_colour", "Retained colour G", "{:.3f}".format),
         ],
-        pictures=dict.fromkeys(_SLOTS) | {name: embed_picture(output_dir / name, slot) for name, slot in slots.items()},
+        pictures={
+            name: None if name in left_out else embed_picture(output_dir / name, widest, is_drawing=is_drawing)
+            for name, (widest, is_drawing) in _PICTURES.items()
+        },
         picture_set=picture_set,
         explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
@@ -168,14 +162,6 @@ def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str 
     return judge_budgets(options, rows, recommended)
 
 
-def _one_per_file(rows: Sequence[Row]) -> list[Row]:
-    """Another runtime does not change a file's size."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.variant, row)
-    return list(first.values())
-
-
 def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | None:
     """What front.json says of the search whose files were measured; None without one."""
     path = output_dir / "front.json"
@@ -196,7 +182,7 @@ def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str
         {
             "name": path.parent.name,
             "plan": read_json(path, "student plan", _AGAIN),
-            "chart": embed_picture(path.with_name("distillation.png"), _DISTILLATION),
+            "chart": embed_picture(path.with_name("distillation.png"), 1400, is_drawing=True),
         }
         for path in sorted(output_dir.glob("*/plan.json"))
         if f"{path.parent.name}.pt" in measured and is_student_plan(path)
@@ -222,27 +208,3 @@ def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[s
     longest = max((value for _, value in finished), default=1)
     bars = [(row.model, show(value), max(0.5, 100.0 * value / longest), row.peer) for row, value in finished]
     return {"title": title, "bars": bars}
-
-
-# What the report shows beside benchmark.json.
-_REPORTED = (
-    *("*.png", "front.json", "*/plan.json", "*/int8.json", "*/distillation.png", "pictures/*"),
-    *("training_inference.md", "config.resolved.toml"),
-)
-
-
-def report(run: Run, argv: Sequence[str] = ()) -> StageRecord:
-    """Write report.html from what the run folder holds.
-
-    Raises:
-        InputError: there is no benchmark.json to report on.
-    """
-    source = run.folder / "benchmark.json"
-    if not source.is_file():
-        raise InputError("folder", run.folder, "holds no benchmark.json", "run `colorpress benchmark` first")
-
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        return [write_report(run.folder, command=shlex.join(argv))], {}
-
-    shown = [path for pattern in _REPORTED for path in sorted(run.folder.glob(pattern))]
-    return run.do("report", action, inputs=[source, *shown])

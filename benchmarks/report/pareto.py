@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import Row, base_rows
+from benchmarks.rows import Row, base_rows, one_per_file
 from colorpress.core.charts import drawn, format_cost, number_log_axis
 from colorpress.core.errors import printable
 from compress.front import find_front
@@ -80,18 +80,13 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
     Raises:
         MachineError: the file cannot be written.
     """
-    times = [
-        _Point(row.p50_ms, row.l1, row.model, row.model, _kind_of(row, is_baseline=row is rows[0]))
-        for row in base_rows(rows)
-        if row.is_ok and row.l1 is not None and row.p50_ms is not None
+    shown = [row for row in base_rows(rows) if row.is_ok and row.l1 is not None and row.p50_ms is not None]
+    kinds = {row.model: _kind_of(row, is_baseline=row is rows[0]) for row in shown}
+    times = [_Point(row.p50_ms or 0.0, row.l1 or 0.0, row.model, row.model, kinds[row.model]) for row in shown]
+    sizes = [
+        _Point(float(row.fair_size_bytes), row.l1 or 0.0, row.variant, row.model, kinds[row.model])
+        for row in one_per_file(shown)
     ]
-    by_model = {row.model: row for row in rows}
-    files: dict[str, _Point] = {}
-    for point in times:
-        row = by_model[point.model]
-        size = _Point(float(row.fair_size_bytes), point.l1, row.variant, point.model, point.kind)
-        files.setdefault(row.variant, size)
-    sizes = list(files.values())
     numbers = _number_points(times, {point.model for points in (sizes, times) for point in _find_front(points)})
     best_l1 = rows[0].l1 if rows else None
     with drawn(path, width=15, height=6.2, dpi=120) as figure:

@@ -24,53 +24,35 @@ _QUALITIES = (92, 88, 82, 75, 65, 50)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A picture that a run folder may hold, and how the page shows it.
-
-    Attributes:
-        alt, caption: its texts.
-        widest: pixels it is reduced to.
-        is_drawing: few colours, so a PNG with a palette; else a photograph, so a JPEG.
-    """
-
-    alt: str
-    caption: str
-    widest: int
-    is_drawing: bool = False
-
-
-@dataclass(frozen=True)
 class Picture:
-    """A picture as the page holds it: a data URI, its size in pixels, and its slot's texts."""
+    """A picture as the page holds it: a data URI, and its size in pixels."""
 
     uri: str
     width: int
     height: int
-    alt: str
-    caption: str
 
 
-def embed_picture(path: Path, slot: Slot) -> Picture | None:
+def embed_picture(path: Path, widest: int, *, is_drawing: bool) -> Picture | None:
     """A picture file as a data URI; None where there is no such file.
 
+    Args:
+        widest: pixels it is reduced to.
+        is_drawing: few colours, so a PNG with a palette; else a photograph, so a JPEG.
     Raises:
         InputError: it is damaged.
     """
     if not path.is_file():
         return None
     picture = _open(path, "PNG")
-    scale = min(1.0, slot.widest / max(picture.width, 1))
+    scale = min(1.0, widest / max(picture.width, 1))
     if scale < 1.0:
-        size = (slot.widest, max(1, math.floor(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if slot.is_drawing:
-        buffer = io.BytesIO()
-        # Drawings have few colours: a palette makes them a third of the size.
-        picture.quantize(128).save(buffer, "PNG", optimize=True)
-        uri = _as_uri(buffer.getvalue(), "png")
-    else:
-        uri = _as_uri(encode_jpeg(picture, 85), "jpeg")
-    return Picture(uri=uri, width=picture.width, height=picture.height, alt=slot.alt, caption=slot.caption)
+        picture = picture.resize((widest, max(1, math.floor(picture.height * scale))), Image.Resampling.LANCZOS)
+    if not is_drawing:
+        return Picture(_as_uri(encode_jpeg(picture, 85), "jpeg"), *picture.size)
+    buffer = io.BytesIO()
+    # Drawings have few colours: a palette makes them a third of the size.
+    picture.quantize(128).save(buffer, "PNG", optimize=True)
+    return Picture(_as_uri(buffer.getvalue(), "png"), *picture.size)
 
 
 def read_picture_set(output_dir: Path) -> dict[str, Any] | None:

@@ -34,10 +34,7 @@ _NAME = "python -m benchmarks.peers"
 @click.option("--force", is_flag=True, help="Make again what is up to date.")
 @quiet_option
 @debug_option
-@config_options(
-    "arch", "data", "benchmark", "time", "score", "machine", "export",
-    aliased=("benchmark", "time"),
-)  # fmt: skip
+@config_options("arch", "data", "benchmark", "time", "score", "machine", "export", aliased=("benchmark", "time"))
 def compare_peers(
     checkpoint: Path,
     ours: tuple[Path, ...],

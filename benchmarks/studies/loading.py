@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from colorpress.core.config import DataConfig, FitConfig, MachineConfig, TrainConfig, UNetConfig, option_name
+from colorpress.core.config import DataConfig, MachineConfig, Recipe, TrainConfig, UNetConfig, option_name
 from colorpress.core.errors import ColorpressError, InputError
 from colorpress.core.machine import describe_machine
-from training.batches import CropLoader, CropRecipe, Crops
+from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
 from training.losses import L1Loss, prepare_batch
 from training.photos import Photo, scan_photos
@@ -87,8 +87,8 @@ def measure_loading(photos: Sequence[Photo], setup: LoadingSetup) -> LoadingResu
     """
     device, steps = choose_device(setup.device), setup.steps
     seconds_loader, seconds_step, seconds_both = [], [], []
-    recipe = CropRecipe(setup.imgsz, setup.batch_size, 0, DataConfig().max_pixels, FitConfig().crop_share)
-    with torch_threads(setup.threads), CropLoader(photos, recipe, workers=setup.workers) as loader:
+    recipe = Recipe(imgsz=setup.imgsz, batch_size=setup.batch_size)
+    with torch_threads(setup.threads), CropLoader(photos, recipe, DataConfig(seed=0), workers=setup.workers) as loader:
         trainer = _Trainer(setup.base, device)
         # One endless stream, so that neither the start of the workers nor the start of an epoch counts.
         stream = _endless(loader)

@@ -121,7 +121,7 @@ def cut_graph(model: Path) -> dict[str, bytes]:
 def _cut_at(whole: onnx.ModelProto, output: str) -> bytes:
     """The part of a graph that gives one of its values; of the other nodes none is left, ONNX Runtime would run them.
 
-    `onnx.utils.extract_model` would lose what the branches of an If read.
+    `onnx.utils.extract_model` would lose what the bodies of an If or a Loop read.
     """
     part = onnx.ModelProto()
     part.CopyFrom(whole)

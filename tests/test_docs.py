@@ -8,7 +8,6 @@ import io
 import re
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -374,14 +373,6 @@ def be_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setenv(f"COLORPRESS_{name}_{parameter.name}".upper(), TINY[parameter.name])
 
 
-@pytest.fixture
-def _signals_as_before() -> Iterator[None]:
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
-
-
 def lines_to_run(page: Path) -> list[str]:
     """The command lines of colorpress itself that a page asks for, in order; studies have tests of their own."""
     lines = [line for block in find_blocks(page) if not block.not_run for line in block.commands]
@@ -390,7 +381,6 @@ def lines_to_run(page: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("_signals_as_before")
 @pytest.mark.parametrize("page", [page for page in PAGES if lines_to_run(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_work_one_after_the_other(
     page: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

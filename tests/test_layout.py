@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import tomllib
 from pathlib import Path
 
@@ -148,9 +147,3 @@ def test_torch_load_always_says_weights_only() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
                 assert keywords.get("weights_only") == "True", f"{path.name}:{node.lineno}"
-
-
-def test_what_the_readmes_link_to_is_there() -> None:
-    for readme in (ROOT / "README.md", *(ROOT / "reports").glob("**/README.md")):
-        for link in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
-            assert "://" in link or (readme.parent / link).exists(), f"{readme.relative_to(ROOT)} links to {link}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from colorpress.core.files import atomic_write, sha256_bytes, write_bytes
+from colorpress.core.files import atomic_write, sha256_bytes
 from export.colorizers import OnnxColorizer
+from export.graph import Published, publish_model
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
 from export.picture_graph import (
     COLORIZED_NAME,
@@ -30,16 +28,6 @@ from export.sessions import check_model_file, open_session
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class DeployableResult:
-    """A published picture graph and how far its pixels are from those of the definition in torch."""
-
-    path: Path
-    size_bytes: int
-    sha256: str
-    parity: PictureParity
-
-
 def export_colorizer(
     source: Path,
     destination: Path,
@@ -48,7 +36,7 @@ def export_colorizer(
     saturation: float = 1.0,
     pictures: Sequence[Pixels] = (),
     metadata: Mapping[str, str] | None = None,
-) -> DeployableResult:
+) -> Published[PictureParity]:
     """Write the picture graph of a bare network, after its pixels were compared with those of `color_pixels`.
 
     Args:
@@ -77,20 +65,17 @@ def export_colorizer(
         "network_size_bytes": str(len(content)),
         **(metadata or {}),
     }
-    helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
-    written = model.SerializeToString(deterministic=True)
-    with tempfile.TemporaryDirectory(prefix="colorpress-export-") as folder:
-        trial = Path(folder) / "colorizer.onnx"
-        trial.write_bytes(written)
-        onnx.checker.check_model(str(trial), full_check=True)
+
+    def check(trial: Path) -> PictureParity:
         parity = check_picture_parity(
             lambda pixels, size: color_pixels(pixels, predictor, work_size=size, saturation=saturation),
             OnnxColorizer(trial, threads=1),
             photographs=pictures,
         )
-    require_picture_parity(parity, destination.name)
-    write_bytes(destination, written)
-    return DeployableResult(destination, len(written), sha256_bytes(written), parity)
+        require_picture_parity(parity, destination.name)
+        return parity
+
+    return publish_model(model, entries, destination, check)
 
 
 def write_ort(source: Path, destination: Path) -> Path:

@@ -6,10 +6,10 @@ import copy
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import onnx
@@ -34,15 +34,20 @@ from training.network import ColorNetwork
 _SIMPLIFIED_ATOL = 1e-4
 
 
+Parity = TypeVar("Parity")
+
+
 @dataclass(frozen=True)
-class ExportResult:
+class Published(Generic[Parity]):
     """A published ONNX file and its measured distance to PyTorch."""
 
     path: Path
     size_bytes: int
     sha256: str
-    opset: int
-    parity: ParityResult
+    parity: Parity
+
+
+ExportResult = Published[ParityResult]
 
 
 def export_onnx(
@@ -62,18 +67,33 @@ def export_onnx(
         MachineError: the file cannot be written.
     """
     network = checkpoint.build_network()
-    model = build_graph(network, opset=config.opset)
+
+    def check(trial: Path) -> ParityResult:
+        parity = check_parity(TorchPredictor(network), OnnxPredictor(trial), atol=config.atol)
+        require_parity(parity, destination.name)
+        return parity
+
     entries = {**_describe_file(checkpoint, network, config), **(metadata or {})}
+    return publish_model(build_graph(network, opset=config.opset), entries, destination, check)
+
+
+def publish_model(
+    model: onnx.ModelProto, entries: Mapping[str, str], destination: Path, check: Callable[[Path], Parity]
+) -> Published[Parity]:
+    """Write a model with `entries` as its metadata_props, after ONNX's checker and `check` had nothing against it.
+
+    Args:
+        check: is given a trial file, raises where it must not be published, and answers what it measured.
+    """
     helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
     content = model.SerializeToString(deterministic=True)
     with tempfile.TemporaryDirectory(prefix="colorpress-export-") as folder:
-        trial = Path(folder) / "model.onnx"
+        trial = Path(folder) / destination.name
         trial.write_bytes(content)
         onnx.checker.check_model(str(trial), full_check=True)
-        parity = check_parity(TorchPredictor(network), OnnxPredictor(trial), atol=config.atol)
-    require_parity(parity, destination.name)
+        parity = check(trial)
     write_bytes(destination, content)
-    return ExportResult(destination, len(content), sha256_bytes(content), config.opset, parity)
+    return Published(destination, len(content), sha256_bytes(content), parity)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

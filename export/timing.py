@@ -73,15 +73,9 @@ class Condition:
 
     def differences(self, other: Condition) -> list[str]:
         """What is another than in `other`, for people."""
-        return [
-            text
-            for text, own, its in (
-                (f"batch {self.batch}", self.batch, other.batch),
-                (f"{self.size} px", self.size, other.size),
-                (f"{self.threads} thread{'s' if self.threads > 1 else ''}", self.threads, other.threads),
-            )
-            if own != its
-        ]
+        plural = "s" if self.threads > 1 else ""
+        texts = {"batch": f"batch {self.batch}", "size": f"{self.size} px", "threads": f"{self.threads} thread{plural}"}
+        return [text for name, text in texts.items() if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True)
@@ -222,7 +216,7 @@ def summarize_rounds(answers: Sequence[Mapping[str, Any]], batch: int) -> Timing
 def compute_statistics(times_ns: Sequence[int], batch: int) -> Statistics:
     """The statistics of timed calls; percentiles interpolate linearly, the deviation is of the sample (n - 1)."""
     ms = np.asarray(times_ns, dtype=np.float64) / 1e6
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(ms, (50, 90, 95, 99)))
+    p50, p90, p95, p99 = np.percentile(ms, (50, 90, 95, 99)).tolist()
     mean, std = float(ms.mean()), float(ms.std(ddof=1)) if len(ms) > 1 else 0.0
     return Statistics(
         runs=len(ms),

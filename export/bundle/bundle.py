@@ -86,7 +86,7 @@ def write_bundle(
         bare: the network in it alone, L to ab, shipped as well; None: it is not.
         destination: the folder; it appears complete or not at all.
         web: a page that runs the model in a browser, with its runtime, in web/.
-        figures: a row of a benchmark (see benchmarks.tables.COLUMNS), and `machine` (text, or what describe_machine
+        figures: a row of a benchmark (see benchmarks.rows.COLUMNS), and `machine` (text, or what describe_machine
             gives), `date`, `train_photos` and `val_photos` (counts). What is missing or None is "not measured".
         force: replace an earlier bundle, once the new one is complete.
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from colorpress.core.config import DataConfig, MachineConfig, Recipe, TrainConfig, UNetConfig, option_name
+from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig, option_name
 from colorpress.core.errors import ColorpressError, InputError
 from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
@@ -42,8 +42,8 @@ class LoadingSetup:
     """
 
     base: int = UNetConfig().base
-    imgsz: int = TrainConfig().imgsz
-    batch_size: int = FitConfig().batch_size
+    imgsz: int = Recipe().imgsz
+    batch_size: int = Recipe().batch_size
     workers: int = MachineConfig().workers
     threads: int = 0
     device: str = "cpu"

@@ -19,7 +19,7 @@ from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.distillation_curve import write_distillation_curve
 from compress.teacher import ask_teacher
-from training.batches import ANSWER_STRIDE, CropLoader, CropRecipe
+from training.batches import ANSWER_STRIDE, CropLoader
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, fit_network, forget_fit
@@ -236,8 +236,8 @@ def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.dev
 
 def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     """L (N, 1, S, S) of a few batches of training crops."""
-    recipe, data = lesson.recipe, lesson.data
-    taken = CropRecipe(recipe.imgsz, recipe.batch_size, data.seed, data.max_pixels, recipe.crop_share)
-    loader = CropLoader(lesson.photos.train, taken, workers=0)
+    recipe = lesson.recipe
+    plain = Recipe(imgsz=recipe.imgsz, batch_size=recipe.batch_size, crop_share=recipe.crop_share)
+    loader = CropLoader(lesson.photos.train, plain, lesson.data, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(crops, device).lightness

@@ -15,10 +15,10 @@ import torch
 from conftest import make_photo
 from PIL import Image
 
-from colorpress.core.config import DataConfig
+from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.errors import MachineError
 from training import batches
-from training.batches import AnswerFolder, CropDraw, CropLoader, CropRecipe, crop_answer, crop_photo, whole_photos
+from training.batches import AnswerFolder, CropDraw, CropLoader, crop_answer, crop_photo, whole_photos
 from training.photos import Photo, load_rgb, scan_photos
 
 LIMIT = 1_000_000
@@ -36,9 +36,10 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_loader(photos: tuple[Photo, ...], **options: object) -> CropLoader:
-    recipe = CropRecipe(imgsz=16, batch_size=4, seed=3, max_pixels=LIMIT, crop_share=0.35, min_crops=1)
-    ours = {"workers": 0} | {name: options.pop(name) for name in ("workers", "answers") if name in options}
-    return CropLoader(photos, replace(recipe, **options), **ours)  # type: ignore[arg-type]
+    recipe = Recipe(imgsz=16, batch_size=4, crop_share=0.35, epoch_crops=1)
+    changed = {name: options.pop(name) for name in vars(recipe) if name in options}
+    data = DataConfig(seed=options.pop("seed", 3), max_pixels=LIMIT)  # type: ignore[arg-type]
+    return CropLoader(photos, replace(recipe, **changed), data, **{"workers": 0, **options})  # type: ignore[arg-type]
 
 
 def pixels_of(loader: CropLoader, epoch: int) -> list[torch.Tensor]:
@@ -64,7 +65,7 @@ def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -
 def test_a_small_set_gives_several_crops_of_each_photograph(
     photos: tuple[Photo, ...], count: int, min_crops: int, crops: int
 ) -> None:
-    loader = make_loader(photos[:count], min_crops=min_crops, batch_size=16)
+    loader = make_loader(photos[:count], epoch_crops=min_crops, batch_size=16)
     keys = [key for batch in loader._order for key in batch]
     assert len(keys) == len(set(keys)) == crops
     assert np.bincount([position for _, position, _ in keys]).tolist() == [crops // count] * count
@@ -72,7 +73,7 @@ def test_a_small_set_gives_several_crops_of_each_photograph(
 
 
 def test_several_crops_of_one_photograph_differ(photos: tuple[Photo, ...]) -> None:
-    (batch,) = pixels_of(make_loader(photos[:1], min_crops=8, batch_size=8), 1)
+    (batch,) = pixels_of(make_loader(photos[:1], epoch_crops=8, batch_size=8), 1)
     assert len({crop.numpy().tobytes() for crop in batch}) == 8
 
 
@@ -155,7 +156,7 @@ def test_a_photograph_that_vanishes_is_left_out_with_one_warning(
 
 def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[Photo, ...]) -> None:
     before = psutil.Process().children()
-    loader = make_loader(photos, workers=2, batch_size=1, min_crops=400)
+    loader = make_loader(photos, workers=2, batch_size=1, epoch_crops=400)
     stream = loader.epoch(1)
     next(stream)
     children = children_since(before)

@@ -56,46 +56,16 @@ class Crops:
     def __len__(self) -> int:
         return len(self.rgb)
 
-
-@dataclass(frozen=True)
-class CropRecipe:
-    """How crops are taken.
-
-    Attributes:
-        imgsz: side of the square crops, in pixels; small photographs are enlarged to it.
-        batch_size: crops per batch at most.
-        seed: of order, crops and flips.
-        max_pixels: larger photographs are refused.
-        crop_share: smallest share of a photograph's area that a crop shows; the largest is 1.
-        min_crops: crops per epoch at least.
-        tone_jitter: standard deviation of the logarithm of each crop's tone.
-    """
-
-    imgsz: int
-    batch_size: int
-    seed: int
-    max_pixels: int
-    crop_share: float
-    min_crops: int = 64
-    tone_jitter: float = 0.0
-
     @staticmethod
-    def of(recipe: Recipe, data: DataConfig) -> CropRecipe:
-        """As a fit takes them."""
-        return CropRecipe(
-            recipe.imgsz, recipe.batch_size, data.seed, data.max_pixels,
-            recipe.crop_share, recipe.epoch_crops, recipe.tone_jitter,
-        )  # fmt: skip
-
-    @property
-    def answer_size(self) -> int:
-        """Side of the crops of a teacher's answers."""
-        return -(-self.imgsz // ANSWER_STRIDE)
-
-    def blank(self, *, taught: bool) -> Crops:
+    def blank(imgsz: int, *, taught: bool) -> Crops:
         """One black crop with a grey answer."""
-        answers = torch.zeros((1, 2, self.answer_size, self.answer_size), dtype=torch.float16) if taught else None
-        return Crops(torch.zeros((1, 3, self.imgsz, self.imgsz), dtype=torch.uint8), answers=answers)
+        size = _answer_size(imgsz)
+        answers = torch.zeros((1, 2, size, size), dtype=torch.float16) if taught else None
+        return Crops(torch.zeros((1, 3, imgsz, imgsz), dtype=torch.uint8), answers=answers)
+
+
+def _answer_size(imgsz: int) -> int:
+    return -(-imgsz // ANSWER_STRIDE)
 
 
 @dataclass(frozen=True)
@@ -138,7 +108,7 @@ _Loaded = tuple[Crops, list[tuple[Path, str]]]
 class CropLoader:
     """Shuffled batches of random crops, epoch by epoch, decoded by worker processes that live as long as the loader.
 
-    An epoch takes each photograph once; of fewer than `min_crops` photographs it takes several crops each, so that
+    An epoch takes each photograph once; of fewer than `epoch_crops` photographs it takes several crops each, so that
     a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. The pixels of a
     crop depend on (seed, epoch, photograph, crop number) alone, and the order on (seed, epoch): neither depends on
     `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
@@ -149,6 +119,8 @@ class CropLoader:
 
     Args:
         photos: what to crop from, at least one.
+        recipe: its imgsz, batch_size, crop_share, epoch_crops and tone_jitter.
+        data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
         answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
         rank: number of this process, from 0 to `ranks` - 1.
@@ -157,7 +129,8 @@ class CropLoader:
     def __init__(
         self,
         photos: Sequence[Photo],
-        recipe: CropRecipe,
+        recipe: Recipe,
+        data: DataConfig,
         *,
         workers: int,
         answers: AnswerFolder | None = None,
@@ -165,9 +138,9 @@ class CropLoader:
         ranks: int = 1,
     ) -> None:
         self.lost: set[Path] = set()
-        self._order = _CropOrder(len(photos), recipe, rank, ranks)
+        self._order = _CropOrder(len(photos), recipe, data.seed, rank, ranks)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, recipe, answers),
+            _CropDataset(photos, recipe, data, answers),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -313,20 +286,21 @@ def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size
 @dataclass(frozen=True)
 class _CropDataset(Dataset[_Loaded]):
     photos: Sequence[Photo]
-    recipe: CropRecipe
+    recipe: Recipe
+    data: DataConfig
     answers: AnswerFolder | None
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        recipe, size = self.recipe, self.recipe.answer_size
+        recipe, size = self.recipe, _answer_size(self.recipe.imgsz)
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
         for epoch, position, number in keys:
             photo = self.photos[position]
-            draw = CropDraw.by((recipe.seed, epoch, position, number), recipe.crop_share)
+            draw = CropDraw.by((self.data.seed, epoch, position, number), recipe.crop_share)
             try:
-                crop, aspect = crop_photo(photo.path, draw, imgsz=recipe.imgsz, max_pixels=recipe.max_pixels)
+                crop, aspect = crop_photo(photo.path, draw, imgsz=recipe.imgsz, max_pixels=self.data.max_pixels)
                 if self.answers is not None:
                     taught.append(crop_answer(self.answers.read(photo), draw, aspect, size))
             except InputError as error:
@@ -347,10 +321,10 @@ class _CropDataset(Dataset[_Loaded]):
 class _CropOrder(Sampler[list[_CropKey]]):
     """The shuffled keys of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
 
-    def __init__(self, photos: int, recipe: CropRecipe, rank: int, ranks: int) -> None:
-        self.photos, self.seed, self.rank, self.ranks = photos, recipe.seed, rank, ranks
+    def __init__(self, photos: int, recipe: Recipe, seed: int, rank: int, ranks: int) -> None:
+        self.photos, self.seed, self.rank, self.ranks = photos, seed, rank, ranks
         self.epoch = self.start = 0
-        self.crops = photos * -(-max(photos, recipe.min_crops) // photos)
+        self.crops = photos * -(-max(photos, recipe.epoch_crops) // photos)
         self.batches = -(-self.crops // recipe.batch_size)
 
     def __len__(self) -> int:

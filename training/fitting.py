@@ -30,7 +30,7 @@ from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from colorpress.core.source_code import hash_code
-from training.batches import AnswerFolder, CropLoader, CropRecipe, Crops
+from training.batches import AnswerFolder, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
@@ -204,7 +204,8 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
 
     with CropLoader(
         job.train,
-        CropRecipe.of(recipe, job.data),
+        recipe,
+        job.data,
         workers=job.machine.workers,
         answers=job.answers,
         rank=process_rank(),
@@ -365,7 +366,7 @@ class _Trainer:
         share = len(crops) * process_count() / count
         if not len(crops):
             # Its part was lost, but the others wait for its sums: nothing, of the right shape.
-            crops = CropRecipe.of(recipe, self.job.data).blank(taught=crops.answers is not None)
+            crops = Crops.blank(recipe.imgsz, taught=crops.answers is not None)
         done = len(state.history) * len(self.loader) + state.step
         if recipe.dropout:
             _seed_dropout(self.job.data.seed, done)

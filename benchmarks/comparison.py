@@ -27,7 +27,7 @@ class Metric(NamedTuple):
     """A figure of a row.
 
     Attributes:
-        column: its name in tables.COLUMNS.
+        column: its name in rows.COLUMNS.
         higher_is_better: the direction.
         unit: of the figure, and of an absolute limit; empty for ratios and counts.
         kind: what decides whether two benchmarks can be compared by it: "time", "ratio" (of times of one
@@ -116,16 +116,13 @@ def parse_gate(text: str) -> Gate:
     unit = METRICS[name].unit
     is_relative = limit.endswith("%")
     try:
-        if not colon:
-            raise ValueError
         value = float(limit.removesuffix("%")) / 100 if is_relative else _parse_amount(limit, unit)
+        if not (colon and 0 <= value < ENDLESS):
+            raise ValueError
     except (ValueError, ConfigError):
         example = "size:1KB" if unit == "B" else f"{name}:0.2{unit}"
-        why = f"got {text!r}, where {limit!r} is no limit"
+        why = f"got {text!r}, where {limit!r} is no limit of how much worse it may become"
         raise ConfigError("option", "--fail-if", why, f"write {name}:5% or {example}") from None
-    if not 0 <= value < ENDLESS:
-        why = f"got {text!r}; a limit is how much worse it may become, 0 or more"
-        raise ConfigError("option", "--fail-if", why, f"write {name}:5%")
     return Gate(text, name, value, is_relative)
 
 

@@ -197,7 +197,7 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
 
 def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit) -> dict[str, Any]:
     """What the card of a bundle says of a variant: its row, and under which conditions it was measured."""
-    row = next((vars(each) for each in measured["rows"] if each.variant == variant), {})
+    row: dict[str, Any] = next((vars(each) for each in measured["rows"] if each.variant == variant), {})
     counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
     return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
 

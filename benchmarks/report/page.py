@@ -73,8 +73,6 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         ConfigError: a budget among the options is outside its range.
         MachineError: the file cannot be written.
     """
-    import jinja2
-
     record = read_benchmark_json(output_dir / "benchmark.json")
     plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
     explanation = output_dir / "training_inference.md"
@@ -89,22 +87,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     picture_set = read_picture_set(output_dir) if scored else None
     # The sliders show what the sheets do, larger.
     left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        bytes=format_bytes,
-        count=format_count,
-        ms=format_ms,
-        number=format_number,
-        percent=format_percent,
-        printable=printable,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = _open_template("report.html.j2").render(
         verdict=verdict,
         rows=rows,
         best=rows[0] if rows else None,
@@ -140,6 +123,27 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         noisy_mark=NOISY_MARK,
     )
     return write_text(output_dir / "report.html", page)
+
+
+def _open_template(name: str) -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": format_bytes,
+        "count": format_count,
+        "ms": format_ms,
+        "number": format_number,
+        "percent": format_percent,
+        "printable": printable,
+    }
+    return environment.get_template(name)
 
 
 def render_markdown(text: str) -> str:

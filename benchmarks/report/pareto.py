@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import Row, base_rows, one_per_file
-from colorpress.core.charts import drawn, format_cost, number_log_axis
+from colorpress.core.charts import drawn, format_cost, number_log_axis, place_labels
 from colorpress.core.errors import printable
 from compress.front import find_front
 from export.runtimes import RUNTIMES
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axes._secondary_axes import SecondaryAxis
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
 _GREY_LINE, _FRONT, _LEADER, _NUMBER = "#777777", "#1f5fbf", "#999999", "#555555"
 _LONGEST_NAME = 34
@@ -57,14 +56,6 @@ class _Point:
     name: str
     model: str
     kind: _Kind
-
-
-# Where a label may stand from its point, in points of 1/72 inch: nearest places first.
-_PLACES = tuple(
-    (far * 9.0 * math.cos(math.radians(angle)), far * 9.0 * math.sin(math.radians(angle)))
-    for far in (1.0, 1.5, 2.2, 3.0, 4.0, 5.2, 6.6, 8.2, 10.0)
-    for angle in (25, -25, 155, -155, 90, -90, 55, -55, 125, -125, 0, 180)
-)
 
 
 def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
@@ -153,7 +144,7 @@ def _draw_panel(
         axes.annotate(
             numbers.get(point.model) or _short(point.name),
             (point.x, point.l1),
-            xytext=_PLACES[0],
+            xytext=(0, 0),
             textcoords="offset points",
             fontsize=8 if point.model in numbers else 9,
             color=_NUMBER if point.model in numbers else point.kind.colour,
@@ -205,12 +196,10 @@ def _add_retained_axis(axes: Axes, best_l1: float, grey_l1: float) -> SecondaryA
 
 def _write_side(axes: Axes, points: Sequence[_Point], numbers: Mapping[str, str]) -> None:
     """The markers that occur, and below them the names of the numbered points."""
-    from matplotlib.lines import Line2D
-
     axes.axis("off")
     kinds = dict.fromkeys(point.kind for point in points)
     handles = [
-        Line2D([], [], linestyle="", marker=kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)
+        axes.plot([], [], kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)[0]
         for kind in kinds
     ]
     if handles:
@@ -220,40 +209,3 @@ def _write_side(axes: Axes, points: Sequence[_Point], numbers: Mapping[str, str]
         lines = [*lines[: _LEGEND_ROWS - 1], f"and {len(lines) - _LEGEND_ROWS + 1} more, in benchmark.csv"]
     top = 0.95 - 0.05 * len(handles)
     axes.text(0, top, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)
-
-
-def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
-    """Move each label to the nearest place where it covers no other label and no point, inside the axes.
-
-    One that finds no place is hidden: a point without a label misleads less than two labels over each other.
-    """
-    from matplotlib.text import Text
-
-    taken: list[Bbox] = [_point_box(axes, annotation) for annotation in annotations]
-    taken += [text.get_window_extent() for text in axes.texts if text not in annotations]
-    frame = axes.get_window_extent()
-    for annotation in annotations:
-        for place in _PLACES:
-            _move(annotation, place)
-            box = Text.get_window_extent(annotation)  # of the text alone, without the line to its point
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-        else:
-            annotation.set_visible(False)
-
-
-def _move(annotation: Annotation, place: tuple[float, float]) -> None:
-    annotation.set_position(place)
-    annotation.set_horizontalalignment("left" if place[0] > 2 else "right" if place[0] < -2 else "center")
-    # A line only to labels that do not touch their point.
-    if annotation.arrow_patch is not None:
-        annotation.arrow_patch.set_visible(math.hypot(*place) > 16)
-
-
-def _point_box(axes: Axes, annotation: Annotation) -> Bbox:
-    from matplotlib.transforms import Bbox
-
-    x, y = axes.transData.transform(annotation.xy)
-    return Bbox.from_extents(x - 5, y - 5, x + 5, y + 5)

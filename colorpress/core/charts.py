@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
     from numpy.typing import NDArray
+
+# Where a label may stand from its point, in points of 1/72 inch: nearest places first.
+_LABEL_PLACES = tuple(
+    (far * 9.0 * math.cos(math.radians(angle)), far * 9.0 * math.sin(math.radians(angle)))
+    for far in (1.0, 1.5, 2.2, 3.0, 4.0, 5.2, 6.6, 8.2, 10.0)
+    for angle in (25, -25, 155, -155, 90, -90, 55, -55, 125, -125, 0, 180)
+)
 
 
 @contextmanager
@@ -87,3 +97,40 @@ def explain_colours(figure: Figure, colours: Mapping[str, tuple[float, float, fl
 
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
+
+
+def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
+    """Move each label to the nearest place where it covers no other label and no point, inside the axes.
+
+    One that finds no place is hidden: a point without a label misleads less than two labels over each other.
+    """
+    from matplotlib.text import Text
+
+    taken: list[Bbox] = [_point_box(axes, annotation) for annotation in annotations]
+    taken += [text.get_window_extent() for text in axes.texts if text not in annotations]
+    frame = axes.get_window_extent()
+    for annotation in annotations:
+        for place in _LABEL_PLACES:
+            _move(annotation, place)
+            box = Text.get_window_extent(annotation)  # of the text alone, without the line to its point
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            annotation.set_visible(False)
+
+
+def _move(annotation: Annotation, place: tuple[float, float]) -> None:
+    annotation.set_position(place)
+    annotation.set_horizontalalignment("left" if place[0] > 2 else "right" if place[0] < -2 else "center")
+    # A line only to labels that do not touch their point.
+    if annotation.arrow_patch is not None:
+        annotation.arrow_patch.set_visible(math.hypot(*place) > 16)
+
+
+def _point_box(axes: Axes, annotation: Annotation) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform(annotation.xy)
+    return Bbox.from_extents(x - 5, y - 5, x + 5, y + 5)

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -240,21 +241,21 @@ def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
     return Photo(path, sha256, *size)
 
 
+_Entry = tuple[int, int, str, int, int, str]
+
+
+@dataclass
 class _PhotoIndex:
     """What is known of the files of one folder: relative path -> (size, mtime_ns, sha256, width, height, reason)."""
 
-    def __init__(self, root: Path, max_pixels: int) -> None:
-        self.root, self.max_pixels = root, max_pixels
-        self.known: dict[str, tuple[int, int, str, int, int, str]] = {}
-        self.current: dict[str, tuple[int, int, str, int, int, str]] = {}
+    root: Path
+    max_pixels: int
+    known: dict[str, _Entry] = field(default_factory=dict)
+    current: dict[str, _Entry] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
-        return {
-            "format": _INDEX_FORMAT,
-            "folder": str(self.root.resolve()),
-            "max_pixels": self.max_pixels,
-            "pillow": PIL.__version__,
-        }
+        folder = str(self.root.resolve())
+        return {"format": _INDEX_FORMAT, "folder": folder, "max_pixels": self.max_pixels, "pillow": PIL.__version__}
 
     @staticmethod
     def read(path: Path | None, root: Path, max_pixels: int) -> _PhotoIndex:
@@ -273,36 +274,30 @@ class _PhotoIndex:
 
     def write(self, path: Path | None) -> None:
         if path is not None and self.current != self.known:
-            write_json(path, {**self.header(), "files": {name: self.current[name] for name in sorted(self.current)}})
+            write_json(path, {**self.header(), "files": dict(sorted(self.current.items()))})
 
     def inspect(self, path: Path) -> Photo | SkippedPhoto:
         try:
             status = path.stat()
         except OSError:
             return inspect_photo(path, self.max_pixels)
-        name = path.relative_to(self.root).as_posix()
+        name, stamp = path.relative_to(self.root).as_posix(), (status.st_size, status.st_mtime_ns)
         entry = self.known.get(name)
-        if entry is None or entry[:2] != (status.st_size, status.st_mtime_ns):
-            answer = inspect_photo(path, self.max_pixels)
-            details = (
-                (answer.sha256, answer.width, answer.height, "")
-                if isinstance(answer, Photo)
-                else ("", 0, 0, answer.reason)
-            )
-            entry = (status.st_size, status.st_mtime_ns, *details)
+        if entry is None or entry[:2] != stamp:
+            found = inspect_photo(path, self.max_pixels)
+            if isinstance(found, Photo):
+                entry = (*stamp, found.sha256, found.width, found.height, "")
+            else:
+                entry = (*stamp, "", 0, 0, found.reason)
         self.current[name] = entry
         _, _, sha256, width, height, reason = entry
         return SkippedPhoto(path, reason) if reason else Photo(path, sha256, width, height)
 
 
-def _checked_entry(entry: Any) -> tuple[int, int, str, int, int, str]:
+def _checked_entry(entry: Any) -> _Entry:
     size, mtime_ns, sha256, width, height, reason = entry
-    if not (
-        all(type(number) is int for number in (size, mtime_ns, width, height))
-        and isinstance(sha256, str)
-        and isinstance(reason, str)
-        and (reason or (len(sha256) == 64 and set(sha256) <= set("0123456789abcdef") and min(width, height) > 0))
-    ):
+    usable = reason or (re.fullmatch("[0-9a-f]{64}", str(sha256)) and min(width, height) > 0)
+    if [type(value) for value in entry] != [int, int, str, int, int, str] or not usable:
         raise ValueError("an index entry of another shape")
     return size, mtime_ns, sha256, width, height, reason
 

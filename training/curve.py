@@ -54,25 +54,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """What early stopping would have done.
+    """What early stopping would have done."""
 
-    Attributes:
-        patience: epochs in a row without a new best (an equal one counts as new) after which the run stops.
-        stop_epoch: the epoch after which it would have stopped; None where the run ends first.
-        kept_epoch, kept_val: the best until then.
-        saved_epochs: rows of the history that would not have been run; 0 or more.
-        saved_seconds: their time; None where the history does not say.
-        cost: `kept_val` less the best of the whole run, in units of the loss; 0 or more. `cost_pct` of that best.
-    """
-
-    patience: int
-    stop_epoch: int | None
-    kept_epoch: int
+    patience: int  # epochs in a row without a new best (an equal one counts as new) after which the run stops
+    stop_epoch: int | None  # the epoch after which it would have stopped; None where the run ends first
+    kept_epoch: int  # the best until then
     kept_val: float
-    saved_epochs: int
-    saved_seconds: float | None
-    cost: float
-    cost_pct: float | None
+    saved_epochs: int  # rows of the history that would not have been run; 0 or more
+    saved_seconds: float | None  # their time; None where the history does not say
+    cost: float  # `kept_val` less the best of the whole run, in units of the loss; 0 or more
+    cost_pct: float | None  # of that best
 
 
 @dataclass(frozen=True)
@@ -90,72 +81,46 @@ class LearningRate:
 class CurveReading:
     """The facts of a training history; losses in the unit of the history, None where a fact cannot be had.
 
-    Attributes:
-        epochs: rows of the history, 1 or more.
-        first_epoch, last_epoch: as numbered in the history.
-        missing_epochs: those without a finite validation loss, the ones after a divergence left out.
-        broke_epoch: the first of the epochs at the end of the run whose loss is not finite.
-        best_epoch, best_val: the lowest validation loss; the later of equals, as training keeps it.
-        train_first, train_at_best, train_last, val_first, val_last: finite ones.
-        val_last_epoch: the epoch of `val_last`.
-        noise: what validation does by chance from one epoch to the next, as a standard deviation.
-        margin: how far two epochs must differ before the difference is called real.
-        noisy: the margin is more than 5 % of the best loss.
-        near_best: epochs within the margin of the best, the best included.
-        learned: the best is better than the first epoch by more than the margin.
-        rise, rise_pct: last less best validation loss; 0 where the best is the last.
-        rise_is_real: the level of the last epochs is above that of the best by more than the margin.
-        rise_epoch: from which on every epoch is above the best by more than the margin; only of a real rise.
-        train_after_best: what the training loss did after the best epoch.
-        overfitting: validation rose beyond the margin while training kept falling; None where that cannot be told.
-        diverged: training and validation rose together beyond their margins, or the run ends in NaN or Inf.
-        still_falling: the best is at the end, and the fall of the last epochs is more than chance.
-        final_pace: what validation still loses per epoch at the end; only while still falling.
-        plateau_epoch: from which on the smoothed validation loss stays within one margin to the end.
-        train_flat: the training loss has levelled off by the end, too.
-        gap_at_best, gap_at_end: validation less training loss; below 0 is normal, see `explain_curve`.
-        timing: whether the run ended too "early", too "late", about "right", or "unclear".
-        late_by: epochs at the end that brought nothing; 0 unless late.
-        seconds: of all epochs together.
+    Epochs are as the history numbers them, losses are finite ones.
     """
 
-    epochs: int
+    epochs: int  # rows of the history, 1 or more
     first_epoch: int
     last_epoch: int
-    missing_epochs: tuple[int, ...] = ()
-    broke_epoch: int | None = None
-    best_epoch: int | None = None
+    missing_epochs: tuple[int, ...] = ()  # without a finite validation loss, but for those after a divergence
+    broke_epoch: int | None = None  # the first of those at the end of the run whose loss is not finite
+    best_epoch: int | None = None  # of the lowest validation loss; the later of equals, as training keeps it
     best_val: float | None = None
     train_first: float | None = None
     train_at_best: float | None = None
     train_last: float | None = None
     val_first: float | None = None
     val_last: float | None = None
-    val_last_epoch: int | None = None
-    noise: float | None = None
-    margin: float | None = None
-    noisy: bool = False
-    near_best: int = 0
-    learned: bool | None = None
-    rise: float | None = None
+    val_last_epoch: int | None = None  # the epoch of `val_last`
+    noise: float | None = None  # what validation does by chance between epochs, as a standard deviation
+    margin: float | None = None  # how far two epochs must differ before the difference is called real
+    noisy: bool = False  # the margin is more than 5 % of the best loss
+    near_best: int = 0  # epochs within the margin of the best, the best included
+    learned: bool | None = None  # the best is better than the first epoch by more than the margin
+    rise: float | None = None  # last less best validation loss; 0 where the best is the last
     rise_pct: float | None = None
-    rise_is_real: bool = False
-    rise_epoch: int | None = None
+    rise_is_real: bool = False  # the level of the last epochs is above that of the best by more than the margin
+    rise_epoch: int | None = None  # from which on every epoch is above the best by the margin; only of a real rise
     train_after_best: Literal["falling", "level", "rising"] | None = None
-    overfitting: bool | None = None
-    diverged: bool = False
-    still_falling: bool = False
-    final_pace: float | None = None
-    plateau_epoch: int | None = None
-    train_flat: bool | None = None
-    gap_at_best: float | None = None
+    overfitting: bool | None = None  # validation rose beyond the margin while training kept falling
+    diverged: bool = False  # training and validation rose together beyond their margins, or the run ends in NaN or Inf
+    still_falling: bool = False  # the best is at the end, and the fall of the last epochs is more than chance
+    final_pace: float | None = None  # what validation still loses per epoch at the end; only while still falling
+    plateau_epoch: int | None = None  # from which on the smoothed validation loss stays within one margin to the end
+    train_flat: bool | None = None  # the training loss has levelled off by the end, too
+    gap_at_best: float | None = None  # validation less training loss; below 0 is normal, see `explain_curve`
     gap_at_end: float | None = None
-    timing: Literal["early", "late", "right", "unclear"] = "unclear"
-    late_by: int = 0
+    timing: Literal["early", "late", "right", "unclear"] = "unclear"  # whether the run ended too early, too late ...
+    late_by: int = 0  # epochs at the end that brought nothing; 0 unless late
     phases: tuple[Phase, ...] = ()
     early_stopping: tuple[EarlyStop, ...] = ()
     learning_rate: LearningRate | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # of all epochs together
 
 
 @dataclass(frozen=True)
@@ -199,6 +164,8 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
     )
     broke = _broken_from(vals, trains)
     rows = np.flatnonzero(np.isfinite(vals))
+    # The last of equals, as `fit_network` keeps it.
+    best = len(rows) - 1 - int(np.argmin(vals[rows][::-1])) if len(rows) else None
     reading = CurveReading(
         epochs=len(history),
         first_epoch=epochs[0],
@@ -207,17 +174,12 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
         broke_epoch=None if broke is None else epochs[broke],
         diverged=broke is not None,
         train_flat=_levels_off(trains[np.isfinite(trains)]),
-        learning_rate=_learning_rate(rates),
+        learning_rate=_learning_rate(rates, math.nan if best is None else float(rates[rows[best]])),
         seconds=_total(seconds),
     )
-    if not len(rows):
+    if best is None:
         return reading
-    # The last of equals, as `fit_network` keeps it.
-    best = len(rows) - 1 - int(np.argmin(vals[rows][::-1]))
     points = _Points([epochs[row] for row in rows], vals[rows], trains[rows], best)
-    if reading.learning_rate is not None:
-        at_best = None if math.isnan(rates[rows[best]]) else float(rates[rows[best]])
-        reading = replace(reading, learning_rate=replace(reading.learning_rate, at_best=at_best))
     reading = _judge(_read_points(reading, points), points)
     stops = tuple(_stop_early(epochs, vals, seconds, each) for each in patience)
     return replace(reading, phases=_phases(points, reading.learned), early_stopping=stops)
@@ -470,11 +432,12 @@ def _total(seconds: Losses) -> float | None:
     return None if np.isnan(seconds).any() else float(sum(seconds))
 
 
-def _learning_rate(recorded: Losses) -> LearningRate | None:
+def _learning_rate(recorded: Losses, at_best: float) -> LearningRate | None:
     rates = recorded[recorded >= 0]
     if not len(rates):
         return None
-    return LearningRate(_rate_shape(rates), float(rates[0]), float(rates.max()), float(rates[-1]), None)
+    first, peak, last = float(rates[0]), float(rates.max()), float(rates[-1])
+    return LearningRate(_rate_shape(rates), first, peak, last, None if math.isnan(at_best) else at_best)
 
 
 def _rate_shape(rates: Losses) -> RateShape:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,11 @@ def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> list[tuple[Path, 
     taken: set[str] = set()
     for source, place in _list_sources(photos, output_dir):
         suffix = place.suffix if place.suffix.lower() in _FORMATS else ".png"
+        whole = place.name.removesuffix(suffix)
         # "a.png" for a.tif, else "a.tif.png", else "a.tif-2.png"; compared as file systems without case would.
-        names = [place.stem + suffix, place.name.removesuffix(suffix) + suffix]
-        number = 2
-        while (output := output_dir / place.with_name(names[0])).as_posix().casefold() in taken:
-            names.pop(0)
-            if not names:
-                names.append(f"{place.name.removesuffix(suffix)}-{number}{suffix}")
-                number += 1
+        stems = chain((place.stem, whole), (f"{whole}-{number}" for number in count(2)))
+        outputs = (output_dir / place.with_name(stem + suffix) for stem in stems)
+        output = next(each for each in outputs if each.as_posix().casefold() not in taken)
         taken.add(output.as_posix().casefold())
         planned.append((source, output))
     # Not Path.resolve: it raises for a loop of links, which is skipped with a reason later.

@@ -7,11 +7,12 @@ opens a user's file has `onnx_probe` look at it first.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ INPUT_NAME, OUTPUT_NAME = "L", "ab"
 _KEPT_SIZES = 8
 
 
-class TimedPredictor(Protocol):
+class TimedPredictor(ABC):
     """A predictor that can also say what it runs on.
 
     Attributes:
@@ -36,17 +37,20 @@ class TimedPredictor(Protocol):
 
     provider: str
 
+    @abstractmethod
     def __call__(self, lightness: Floats) -> Floats:
         """L (N, 1, H, W) to ab (N, 2, H, W)."""
 
     def compute_precision(self, shape: tuple[int, ...]) -> str:
         """What float layers compute in at an input shape: "fp32", "bf16" or "fp16"."""
+        return "fp32"
 
     def time_resident(self, lightness: Floats) -> Callable[[], float] | None:
         """A function that times one call whose input and output stay on the GPU, in ms; None on a CPU."""
+        return None
 
 
-class OnnxPredictor:
+class OnnxPredictor(TimedPredictor):
     """An ONNX file in ONNX Runtime; imports no torch.
 
     Args:
@@ -74,10 +78,6 @@ class OnnxPredictor:
             raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
         return answer
 
-    def compute_precision(self, shape: tuple[int, ...]) -> str:
-        """As `TimedPredictor`: always "fp32"."""
-        return "fp32"
-
     def time_resident(self, lightness: Floats) -> Callable[[], float] | None:
         """As `TimedPredictor`."""
         if not self._gpu:
@@ -99,7 +99,7 @@ class OnnxPredictor:
         return call_ms
 
 
-class OpenVinoPredictor:
+class OpenVinoPredictor(TimedPredictor):
     """An ONNX file, or OpenVINO's own .xml, in OpenVINO on the CPU; imports no torch.
 
     A graph is compiled anew for each size of picture, as OpenVINO is fast for fixed sizes only; the last few sizes are
@@ -144,9 +144,6 @@ class OpenVinoPredictor:
         hint = self._request_for(shape).get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
         name = str(hint.to_string())
         return {"f32": "fp32", "f16": "fp16"}.get(name, name)
-
-    def time_resident(self, lightness: Floats) -> None:
-        """As `TimedPredictor`."""
 
     def _request_for(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._requests:

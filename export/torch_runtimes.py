@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from export.predictors import Floats, TimedPredictor
 from training.device import choose_device, torch_threads
 
 if TYPE_CHECKING:
-    from export.predictors import Floats
     from export.runtimes import TorchWay
 
 Call = Callable[[Tensor], Tensor]
 
 
-class TorchPredictor:
-    """A torch network in eval mode, on one device; a `TimedPredictor`.
+class TorchPredictor(TimedPredictor):
+    """A torch network in eval mode, on one device.
 
     Args:
         network: L (N, 1, H, W) to ab (N, 2, H, W); moved to `device`, put into eval mode, and changed where `way` keeps

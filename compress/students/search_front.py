@@ -16,7 +16,7 @@ from typing import Any
 from colorpress.core.charts import drawn, format_cost, number_log_axis
 from colorpress.core.errors import InputError
 from colorpress.core.files import read_json, write_csv, write_json
-from colorpress.core.text import format_bytes, format_number
+from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit
 from compress.front import find_front
 from compress.students.search_space import StudentPoint
@@ -271,10 +271,7 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
 def format_front(rows: Sequence[FrontRow], best_bytes: int) -> str:
     """The front as a table of plain text, smallest first."""
     lines = [TABLE_HEADER, *(table_cells(row, best_bytes) for row in front_of(rows))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(TABLE_HEADER))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join(align_cells(lines, to_left=True))
 
 
 def table_cells(row: FrontRow, best_bytes: int) -> tuple[str, ...]:

@@ -230,7 +230,7 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
                 written = len(rows)
                 _write_result(led, rows)
                 shown = [table_cells(row, led.best_bytes) for row in front_of(rows)[:_TABLE_ROWS]]
-                table(shown, f"{_progress_of(led)}{_newest_of(led)}")
+                table(shown, _describe_progress(led))
 
         def publish() -> None:
             files.update(_publish(led, known=files))
@@ -276,18 +276,14 @@ def _begin(job: SearchJob, candidates: Study) -> None:
         candidates.set_user_attr("options", _study_options(job.run.settings))
     if "speed" not in candidates.user_attrs:
         candidates.set_user_attr("speed", describe_speed(job))
+    trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
     if not candidates.get_trials(deepcopy=False):
         # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
-        counts = {
-            "tpe": max(1, min(STARTUP_TRIALS, job.effort.trials // 3 + 1)),
-            "random": 0,
-            "ladder": job.effort.trials,
-        }
-        for point in ladder_points(job.space, job.limits, counts[job.run.settings.search.search_sampler]):
+        rungs = {"tpe": max(1, min(STARTUP_TRIALS, trials // 3 + 1)), "random": 0, "ladder": trials}[sampler]
+        for point in ladder_points(job.space, job.limits, rungs):
             candidates.enqueue_trial(point.parameters())
     # A ladder has as many rungs as it has, and nothing is drawn beside them.
-    is_ladder = job.run.settings.search.search_sampler == "ladder"
-    wanted = 0 if is_ladder else job.effort.trials
+    wanted = 0 if sampler == "ladder" else trials
     # Last: workers wait for it.
     candidates.set_user_attr("wanted", wanted)
 
@@ -453,22 +449,18 @@ def _count_candidates(led: _Search) -> dict[str, int]:
     return {name: states.count(state) for name, state in names.items()}
 
 
-def _newest_of(led: _Search) -> str:
-    """The candidate that was finished last."""
-    done = [trial for study in (led.candidates, led.full) for trial in _finished(study) if trial.datetime_complete]
-    last = max(done, key=lambda trial: str(trial.datetime_complete), default=None)
-    return f"; newest: {make_row(last, STAGES[0]).describe()}" if last else ""
-
-
-def _progress_of(led: _Search) -> str:
-    """How far the search is."""
+def _describe_progress(led: _Search) -> str:
+    """How far the search is, and the candidate that was finished last."""
     counts = _count_candidates(led)
     finished = f"{counts['finished']} of {led.job.effort.trials} candidates"
     others = [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
     full = len(led.full.get_trials(deepcopy=False))
-    learned = f"{len(_finished(led.full))} of {full} to the end" if full else ""
+    learned = [f"{len(_finished(led.full))} of {full} to the end"] if full else []
     spent = f"{time.monotonic() - led.started:.0f} s"
-    return ", ".join(filter(None, [finished, *others, learned, spent]))
+    done = [trial for trial in (*_finished(led.candidates), *_finished(led.full)) if trial.datetime_complete]
+    last = max(done, key=lambda trial: str(trial.datetime_complete), default=None)
+    newest = f"; newest: {make_row(last, STAGES[0]).describe()}" if last else ""
+    return f"{', '.join([finished, *others, *learned, spent])}{newest}"
 
 
 def work(run: Run, photos: PhotoSplit, *, study: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat  # no public name; made for storages to inherit from
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -194,53 +194,30 @@ def is_repeat(trial: FrozenTrial) -> bool:
     return _REPEATS in trial.user_attrs or "failed_trial" in trial.system_attrs
 
 
-class NumberedSampler(BaseSampler):
-    """Optuna's tree-structured Parzen estimator, seeded anew for each trial by the trial's number.
+class NumberedSampler(TPESampler):
+    """Optuna's tree-structured Parzen estimator, begun anew for each trial with a seed of the trial's number.
 
     So a candidate depends on the seed, its number and the trials finished before it, and on nothing else: a search that
     was interrupted goes on with the candidates it would have had, and workers do not all start with the same ones.
-    With `random` it draws by chance instead, for comparison.
+    With `random` it draws by chance alone, for comparison.
     """
 
     def __init__(self, seed: int, *, startup_trials: int = STARTUP_TRIALS, random: bool = False) -> None:
-        self.seed, self.startup_trials, self.random = seed, startup_trials, random
-        self._sampler = self._seeded(seed)
+        self.seed, self.startup_trials = seed, sys.maxsize if random else startup_trials
+        self._begin(seed)
 
-    def _seeded(self, seed: int) -> BaseSampler:
-        if self.random:
-            return RandomSampler(seed)
+    def _begin(self, seed: int) -> None:
         # Multivariate: strides, width and convolutions, which all candidates have, are chosen together.
-        return TPESampler(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
+        super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seed the estimator by the trial's number."""
+        """Begin anew with the trial's seed."""
         earlier = study.get_trials(deepcopy=False)[: trial.number]
         # A trial that was stopped and queued again has two numbers, and must not shift those behind it.
         order = trial.number - sum(map(is_repeat, earlier))
         # A prime factor, so that the streams of neighbouring seeds do not meet.
-        seed = (self.seed * 1_000_003 + order) % 2**32
-        self._sampler = self._seeded(seed)
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the estimator does."""
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As the estimator does."""
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """As the estimator does."""
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the estimator does."""
-        self._sampler.after_trial(study, trial, state, values)
+        self._begin((self.seed * 1_000_003 + order) % 2**32)
+        super().before_trial(study, trial)
 
 
 def create_study(storage: BaseStorage, name: str, sampler: BaseSampler, identity: Mapping[str, Any]) -> Study:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json, write_text
+from colorpress.core.files import read_json, without_nan, write_json
 from training.unet import UNetPlan
 
 FORMAT = "colorpress student plan"
@@ -90,20 +89,16 @@ class StudentPlan:
             "reason": self.reason,
             "network": self.network.to_dict(),
             "output_stride": self.network.output_stride,
-            "strides": [{**asdict(each), "retained_colour": _known(each.retained_colour)} for each in self.strides],
+            "strides": [without_nan(asdict(each)) for each in self.strides],
             "candidates": [each.to_dict() for each in self.candidates],
             "control_without_teacher": dict(self.control),
             "settings": dict(self.settings),
         }
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value  # JSON has no NaN
-
-
 def write_student_plan(path: Path, plan: StudentPlan) -> Path:
     """Write a plan as JSON, atomically."""
-    return write_text(path, json.dumps(plan.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_json(path, plan.to_dict())
 
 
 def is_student_plan(path: Path) -> bool:

@@ -17,6 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
+from compress.ranking import hooked
 from training.network import ColorNetwork
 from training.unet import UNet
 
@@ -129,15 +130,8 @@ def _output_layer(network: ColorNetwork) -> nn.Module:
         for module in network.modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.out_channels == 2
     ]
-    handles = [module.register_forward_hook(lambda each, *_: last.append(each)) for module in convolutions]
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            network.eval().forward_coarse(_example_input(network))
-    finally:
-        network.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with hooked(network, convolutions, lambda each, *_: last.append(each)), torch.no_grad():
+        network.forward_coarse(_example_input(network))
     if not last:
         why = "no convolution of it gives the two channels of ab"
         raise InputError("network", network.title, why, "this network cannot be pruned; export it as it is")

@@ -159,7 +159,7 @@ def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Modul
     tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    with _hooked(network, owners, record), torch.no_grad():
+    with hooked(network, owners, record), torch.no_grad():
         try:
             with torch.device("meta"):
                 picture = torch.empty(1, channels, height, width, dtype=dtype)
@@ -180,7 +180,7 @@ def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Modul
 
 
 @contextmanager
-def _hooked(network: nn.Module, modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+def hooked(network: nn.Module, modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
     """`hook` on the forward pass of `modules`, all of the network in eval mode; both undone afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     handles = [module.register_forward_hook(hook) for module in modules]

@@ -23,7 +23,7 @@ from benchmarks.report.sample_photos import (
     map_difference,
     paint_map,
 )
-from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, save_sheet, shorten_label
+from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet, shorten_label
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.files import sha256_file
@@ -81,7 +81,7 @@ def test_a_tall_photograph_keeps_its_shape() -> None:
 
 def test_samples(tmp_path: Path) -> None:
     photos = [colored(f"{index}.jpg") for index in range(4)]
-    pair = draw_input_output(photos[:2], "best.pt", cell=CELL)
+    pair = draw_comparison(photos[:2], ["best.pt"], cell=CELL)
     assert pair.width == GAP + 3 * (CELL + GAP)
     grid = draw_outputs(photos, "best.pt", columns=3, cell=CELL)
     assert grid.size == (GAP + 3 * (CELL + GAP), GAP + 2 * (80 + LINES + GAP))

@@ -22,7 +22,7 @@ from benchmarks.report.sample_photos import (
     map_difference,
     paint_map,
 )
-from benchmarks.report.sheets import draw_comparison, draw_input_output, draw_outputs, save_sheet
+from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
 from benchmarks.verdict import judge_rows, merit, parent_name
@@ -38,6 +38,7 @@ _TYPICAL, _WORST = 4, 4
 _MOST_SHOWN = 4
 _SHORT_SIDE = 256
 _QUALITY = 92
+_LARGE_CELL = 384
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def write_picture_set(
     best = variants[0].name
     sheets = {
         "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
-        "sample_input_output.png": draw_input_output(colored[:2], best),
+        "sample_input_output.png": draw_comparison(colored[:2], [best], cell=_LARGE_CELL),
         "sample_output.png": draw_outputs(colored, best),
     }
     paths = [save_sheet(sheet, output_dir / name) for name, sheet in sheets.items()]

@@ -31,11 +31,6 @@ def draw_comparison(colored: Sequence[ColoredPhoto], names: Sequence[str], *, ce
     return _draw_sheet(rows, cell)
 
 
-def draw_input_output(colored: Sequence[ColoredPhoto], name: str, *, cell: int = 384) -> Image.Image:
-    """Grey input, truth and the answer of the variant `name`, large, a row per photograph."""
-    return draw_comparison(colored, [name], cell=cell)
-
-
 def draw_outputs(colored: Sequence[ColoredPhoto], name: str, *, columns: int = 3, cell: int = 320) -> Image.Image:
     """The answers of the variant `name` alone, `columns` to a row."""
     cells = [(photo.answers.get(name), photo.name, _l1_label(photo, name)) for photo in colored]

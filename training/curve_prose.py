@@ -142,7 +142,7 @@ def _verdict(reading: CurveReading) -> str:
         (reading.rise_is_real, "after it validation rose"),
         (reading.still_falling, "validation was still falling when the run ended"),
         (not reading.learned, "nothing was learned that stands out from the noise"),
-        (reading.plateau_epoch is not None, f"level from epoch {reading.plateau_epoch} on, without overfitting"),
+        (reading.plateau_epoch is not None, f"it is level from epoch {reading.plateau_epoch} on, without overfitting"),
         (True, "there is no overfitting"),
     )
     verdict = next(text for holds, text in verdicts if holds)
@@ -155,7 +155,9 @@ def _observations(reading: CurveReading) -> Iterator[str]:
     for phase in reading.phases:
         epochs = f"{names[phase.kind]}, epochs {phase.first_epoch} to {phase.last_epoch}"
         train = "" if phase.train_last is None else f"training {_arrow(phase.train_first, phase.train_last)}, "
-        share = "" if phase.share_pct is None else f"; {phase.share_pct:.0f} % of all that validation improved"
+        share = ""
+        if phase.share_pct is not None and phase.kind != "steady":
+            share = f"; {phase.share_pct:.0f} % of all that validation improved"
         yield f"**{epochs}:** {train}validation {_arrow(phase.val_first, phase.val_last)}{share}."
     if reading.best_epoch is None:
         yield "**No best epoch:** no epoch has a finite validation loss."
@@ -246,7 +248,8 @@ def _inferences(reading: CurveReading) -> Iterator[str]:
     if (rate := reading.learning_rate) is not None:
         up = f" up to {rate.peak:.2g}, then" if rate.shape == "warm-up, then decay" else ""
         at_best = "" if rate.at_best is None else f"; at the best epoch it is {rate.at_best:.2g}"
-        yield f"**Learning rate:** {rate.shape}, from {rate.first:.2g}{up} to {rate.last:.2g}{at_best}."
+        course = f", from {rate.first:.2g}{up} to {rate.last:.2g}{at_best}"
+        yield f"**Learning rate:** {rate.shape}{f' at {rate.peak:.2g}' if rate.shape == 'constant' else course}."
     if reading.overfitting:
         yield (
             "**Capacity:** the network can learn more of its training photographs than carries over to others. It is "

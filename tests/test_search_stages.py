@@ -16,11 +16,9 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from benchmarks.studies.search_worth import find_journal
 from colorpress.cli import run_command
 from colorpress.core.config import Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
-from colorpress.pipeline import find_photos, train, write_settings
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
 from compress.students.search_stages import CANDIDATES, FULL, search
@@ -29,8 +27,9 @@ from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
+from training.original import train
 from training.photos import PhotoSplit
-from training.run_folder import Run
+from training.run_folder import Run, find_photos
 from training.unet import hash_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PhotoSplit]:
     run = open_run(folder / "out", folder / "photos")
     photos = find_photos(run)
     train(run, photos)
-    write_settings(run)
+    run.write_settings()
     return run, photos
 
 
@@ -64,6 +63,11 @@ def changed(run: Run, **options: object) -> Run:
     data = run.settings.data.data
     assert data is not None
     return open_run(run.folder, data, **options)
+
+
+def find_journal(folder: Path) -> Path:
+    """The study of a run folder that was worked on last."""
+    return max((folder / "study").glob("*/journal.log"), key=lambda path: path.stat().st_mtime)
 
 
 def trials(run: Run, study: str) -> list[TrialState]:
@@ -254,7 +258,7 @@ def test_processes_of_torchrun_train_a_candidate_together(trained: tuple[Run, Ph
     assert data is not None
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        write_settings(open_run(folder, data, search_trials=2, search_front=1, precision="fp32", device="cpu"))
+        open_run(folder, data, search_trials=2, search_front=1, precision="fp32", device="cpu").write_settings()
         process = start("compress", folder, run.best_path, processes=processes)
         output, _ = process.communicate(timeout=280)
         assert process.returncode == 0, output
@@ -272,7 +276,7 @@ def test_a_worker_joins_is_killed_and_nothing_is_lost(trained: tuple[Run, PhotoS
     data, journal = run.settings.data.data, tmp_path / "shared" / "journal.log"
     main, joined = tmp_path / "main", tmp_path / "joined"
     for folder in (main, joined):
-        write_settings(replace(run, folder=folder))
+        replace(run, folder=folder).write_settings()
     # Long enough to be killed in, and never finished by the worker that is.
     leader = start(
         "compress", main, run.best_path, "--study", journal, "--search-trials", "4", "--search-crops", "4000"
@@ -310,7 +314,7 @@ def test_a_worker_joins_is_killed_and_nothing_is_lost(trained: tuple[Run, PhotoS
     assert [trial.state for trial in found].count(TrialState.COMPLETE) == 4
     assert (main / "front.csv").is_file()
     other = tmp_path / "other"
-    write_settings(replace(run, folder=other))
+    replace(run, folder=other).write_settings()
     (tmp_path / "few").mkdir()
     for index in range(9):
         make_photo(index + 50).save(tmp_path / "few" / f"{index}.png")

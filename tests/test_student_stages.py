@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.run_variants import list_variants
 from benchmarks.variants import describe_variant
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError
-from colorpress.pipeline import find_photos, run_variants, train
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize
 from compress.students.ladder import student_ladder
 from compress.students.student_job import with_unlabelled
-from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
 from compress.students.student_stages import make_student
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
+from training.original import train
 from training.photos import PhotoSplit
-from training.run_folder import Run
+from training.run_folder import Run, find_photos
 from training.unet import count_parameters
 
 OPTIONS = {
@@ -61,7 +62,7 @@ def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, Pho
     assert made.architecture.to_dict() == plan["network"]
     assert made.extra["teacher_sha256"] == best.sha256
     assert count_parameters(made.build_network()) in [each["params"] for each in tried]
-    assert run.students() == ("auto",)
+    assert list_students(run.folder) == ("auto",)
 
 
 def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: tuple[Run, PhotoSplit]) -> None:
@@ -69,7 +70,7 @@ def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: t
     records = make_student(changed(run, min_retained_colour=-9.0), run.best_path, photos, "smallest")
     assert [record.name for record in records if not record.skipped][-1] == "student-smallest"
     assert next(record for record in records if record.name == "strides").skipped
-    assert run.students() == ("auto", "smallest")
+    assert list_students(run.folder) == ("auto", "smallest")
     plan = read_student_network(run.folder / "smallest" / "plan.json")
     assert plan == student_ladder(plan.output_stride)[0]
     assert all(record.skipped for record in make_student(run, run.best_path, photos))
@@ -130,7 +131,7 @@ def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSp
 def test_variants_of_every_student_are_found(trained: tuple[Run, PhotoSplit]) -> None:
     run, _ = trained
     pack(run, export(run, run.folder / "auto" / "model.pt", "auto") and run.folder / "auto" / "model.onnx", "auto-w8")
-    found = {variant.name: variant for variant in run_variants(run)}
+    found = {variant.name: variant for variant in list_variants(run)}
     assert {"best.pt", "auto.pt", "auto", "auto-w8"} <= set(found)
     assert found["auto-w8"].precision == "w8" and found["auto"].precision == "fp32"
     assert found["auto-w8"].params == found["auto"].params

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -48,6 +49,23 @@ class TimedPredictor(ABC):
     def time_resident(self, lightness: Floats) -> Callable[[], float] | None:
         """A function that times one call whose input and output stay on the GPU, in ms; None on a CPU."""
         return None
+
+
+@dataclass(frozen=True)
+class TorchWay:
+    """How PyTorch runs a network.
+
+    Attributes:
+        channels_last: channels are stored innermost.
+        compute: "fp32", "bf16" (autocast, as PyTorch recommends for CPUs with it) or "fp16" (weights too).
+        compiled: by the Inductor compiler with frozen weights, anew for each size, which takes seconds to minutes.
+        cuda_graph: recorded once for each size and replayed.
+    """
+
+    channels_last: bool = True
+    compute: str = "fp32"
+    compiled: bool = False
+    cuda_graph: bool = False
 
 
 class OnnxPredictor(TimedPredictor):

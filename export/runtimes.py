@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from colorpress.core.config import ArchConfig
 from colorpress.core.errors import ConfigError, MachineError
-from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor
+from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor, TorchWay
 
 if TYPE_CHECKING:  # it imports onnx, which no timed process should have in its memory
     from export.colorizers import Colorizer
@@ -44,23 +44,6 @@ class Opening:
     alone: bool = False
     work_size: int | None = None
     saturation: float | None = None
-
-
-@dataclass(frozen=True)
-class TorchWay:
-    """How PyTorch runs a network.
-
-    Attributes:
-        channels_last: channels are stored innermost.
-        compute: "fp32", "bf16" (autocast, as PyTorch recommends for CPUs with it) or "fp16" (weights too).
-        compiled: by the Inductor compiler with frozen weights, anew for each size, which takes seconds to minutes.
-        cuda_graph: recorded once for each size and replayed.
-    """
-
-    channels_last: bool = True
-    compute: str = "fp32"
-    compiled: bool = False
-    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from export.predictors import Floats, TimedPredictor
+from export.predictors import Floats, TimedPredictor, TorchWay
 from training.device import choose_device, torch_threads
-
-if TYPE_CHECKING:
-    from export.runtimes import TorchWay
 
 Call = Callable[[Tensor], Tensor]
 

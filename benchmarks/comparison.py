@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.rows import COLUMNS, ENDLESS, Row, read_benchmark_json
+from benchmarks.rows import ENDLESS, Row, read_benchmark_json
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.text import align_cells, format_bytes, format_count
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class Metric(NamedTuple):
@@ -28,45 +25,45 @@ class Metric(NamedTuple):
 
     Attributes:
         column: its name in rows.COLUMNS.
-        higher_is_better: the direction.
+        sign: of a change for the worse: -1 where higher is better.
         unit: of the figure, and of an absolute limit; empty for ratios and counts.
         kind: what decides whether two benchmarks can be compared by it: "time", "ratio" (of times of one
             machine), "accuracy" (of the photographs) or "model" (of the file alone).
     """
 
     column: str
-    higher_is_better: bool
+    sign: int
     unit: str
     kind: str
 
-    @property
-    def sign(self) -> int:
-        """What a change is multiplied by to say how much worse it is."""
-        return -1 if self.higher_is_better else 1
+    def read(self, row: Row | None) -> float | None:
+        """The figure of a row; None where it has none."""
+        figure: float | None = getattr(row, self.column, None)
+        return figure
 
 
 METRICS = {
-    "p50": Metric("p50_ms", False, "ms", "time"),
-    "p90": Metric("p90_ms", False, "ms", "time"),
-    "p95": Metric("p95_ms", False, "ms", "time"),
-    "p99": Metric("p99_ms", False, "ms", "time"),
-    "mean": Metric("mean_ms", False, "ms", "time"),
-    "load": Metric("load_ms", False, "ms", "time"),
-    "first": Metric("first_ms", False, "ms", "time"),
-    "images_per_s": Metric("images_per_s", True, "", "time"),
-    "speedup": Metric("speedup", True, "", "ratio"),
-    "roof": Metric("roof_share", True, "", "ratio"),
-    "memory": Metric("peak_rss_mb", False, "MB", "model"),
-    "size": Metric("size_bytes", False, "B", "model"),
-    "params": Metric("params", False, "", "model"),
-    "macs": Metric("macs", False, "", "model"),
-    "l1": Metric("l1", False, "", "accuracy"),
-    "l1_rgb": Metric("l1_rgb", False, "", "accuracy"),
-    "g": Metric("retained_colour", True, "", "accuracy"),
-    "psnr": Metric("psnr_db", True, "dB", "accuracy"),
-    "ssim": Metric("ssim", True, "", "accuracy"),
-    "delta_e": Metric("delta_e", False, "", "accuracy"),
-    "agreement": Metric("agreement_l1", False, "", "accuracy"),
+    "p50": Metric("p50_ms", 1, "ms", "time"),
+    "p90": Metric("p90_ms", 1, "ms", "time"),
+    "p95": Metric("p95_ms", 1, "ms", "time"),
+    "p99": Metric("p99_ms", 1, "ms", "time"),
+    "mean": Metric("mean_ms", 1, "ms", "time"),
+    "load": Metric("load_ms", 1, "ms", "time"),
+    "first": Metric("first_ms", 1, "ms", "time"),
+    "images_per_s": Metric("images_per_s", -1, "", "time"),
+    "speedup": Metric("speedup", -1, "", "ratio"),
+    "roof": Metric("roof_share", -1, "", "ratio"),
+    "memory": Metric("peak_rss_mb", 1, "MB", "model"),
+    "size": Metric("size_bytes", 1, "B", "model"),
+    "params": Metric("params", 1, "", "model"),
+    "macs": Metric("macs", 1, "", "model"),
+    "l1": Metric("l1", 1, "", "accuracy"),
+    "l1_rgb": Metric("l1_rgb", 1, "", "accuracy"),
+    "g": Metric("retained_colour", -1, "", "accuracy"),
+    "psnr": Metric("psnr_db", -1, "dB", "accuracy"),
+    "ssim": Metric("ssim", -1, "", "accuracy"),
+    "delta_e": Metric("delta_e", 1, "", "accuracy"),
+    "agreement": Metric("agreement_l1", 1, "", "accuracy"),
 }
 _HARDWARE = ("cpu", "cores_physical", "cores_logical", "cores_usable", "gpus")
 # Shown where no limit names others.
@@ -165,10 +162,9 @@ def compare_benchmarks(
     if asked and not same_photos:
         why = f"was measured on other photographs, so {asked[0]} cannot be judged"
         raise InputError("benchmark", b.path, why, "benchmark both on the same photographs, at the same --eval-size")
-    models = _choose_models(a.rows, b.rows, variants)
-    old, new = a.rows.reindex(models), b.rows.reindex(models)
-    was_there = old.index[old["status"].notna()] if gates else ()
-    judged = [_judge_row(model, old.loc[model], new.loc[model], gates) for model in was_there]
+    pairs = {model: (a.rows.get(model), b.rows.get(model)) for model in _choose_models(a.rows, b.rows, variants)}
+    baselines = [old for old, _ in pairs.values() if old]
+    judged = [_judge_row(old, b.rows.get(old.model), gates) for old in baselines]
     failures, not_judged = ([each for lists in judged for each in lists[kind]] for kind in (0, 1))
     unseen = Counter(each["gate"] for each in not_judged)
     return {
@@ -178,12 +174,12 @@ def compare_benchmarks(
         "noise": {"a": a.aa_ratios, "b": b.aa_ratios},
         "warnings": [
             *([f"the machines differ ({'; '.join(differing)}): {_ONLY_RATIOS}"] if differing else []),
-            *_warn_of_conditions(old, new),
+            *_warn_of_conditions([(old, new) for old, new in pairs.values() if old and new]),
             *([] if same_photos else ["the photographs differ: accuracies cannot be compared"]),
-            *_warn_of_noise(a, b, old, gates),
-            *(f"{gate.text} was judged in no row" for gate in gates if unseen[gate.text] == len(was_there)),
+            *_warn_of_noise(a, b, baselines, gates),
+            *(f"{gate.text} was judged in no row" for gate in gates if unseen[gate.text] == len(baselines)),
         ],
-        "rows": _compare_rows(old, new),
+        "rows": [_compare_rows(model, *pair) for model, pair in pairs.items()],
         "failures": failures,
         "not_judged": not_judged,
     }
@@ -191,15 +187,14 @@ def compare_benchmarks(
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """What is compared: rows by `model` with the short names of metrics as columns, the machine and the photographs."""
+    """What is compared: rows by `model`, noise, machine, and the photographs with the side that they were seen at."""
 
     path: Path
-    rows: DataFrame
+    rows: Mapping[str, Row]
     aa_ratios: Mapping[str, Mapping[str, float]]
     machine: Mapping[str, Any]
-    photos: Sequence[str]
+    photos: Sequence[object]
     grey_l1: Sequence[float]
-    eval_size: int | None
 
 
 def _read_benchmark(path: Path) -> _Benchmark:
@@ -209,15 +204,14 @@ def _read_benchmark(path: Path) -> _Benchmark:
         machine, per_photo = record.get("machine") or {}, record.get("per_photo") or {}
         return _Benchmark(
             path=path,
-            rows=_tabulate(record["rows"]),
+            rows={row.model: row for row in record["rows"]},
             aa_ratios={
                 str(label): {end: _finite(ratio[end]) for end in ("median", "low", "high")}
                 for label, ratio in (record.get("aa_ratios") or {}).items()
             },
             machine={**{name: machine.get(name) for name in _HARDWARE}, **(machine.get("libraries") or {})},
-            photos=[str(name) for name in per_photo.get("photos") or ()],
+            photos=[(record.get("config") or {}).get("eval_size"), *map(str, per_photo.get("photos") or ())],
             grey_l1=[_finite(value) for value in per_photo.get("grey_l1") or ()],
-            eval_size=(record.get("config") or {}).get("eval_size"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"is damaged ({type(error).__name__}: {error})"
@@ -230,88 +224,63 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def _tabulate(rows: Sequence[Row]) -> DataFrame:
-    import pandas
-
-    # As objects, so that a whole number stays one; NaN, as arithmetic goes on with it, where there is no figure.
-    cells = [[math.nan if value is None else value for value in vars(row).values()] for row in rows]
-    short = {metric.column: name for name, metric in METRICS.items()}
-    return pandas.DataFrame(cells, columns=list(COLUMNS), dtype=object).set_index("model").rename(columns=short)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if value != value else value
-
-
-def _choose_models(old: DataFrame, new: DataFrame, variants: Sequence[str]) -> list[str]:
+def _choose_models(old: Mapping[str, Row], new: Mapping[str, Row], variants: Sequence[str]) -> list[str]:
     """The names of the first one's rows in its order, then of what is new in the second."""
-    files = new["variant"].to_dict() | old["variant"].to_dict()
-    models = list(old.index.union(new.index, sort=False))
+    files = {model: row.variant for model, row in {**old, **new, **old}.items()}
     for variant in variants:
         if variant not in files and variant not in files.values():
-            known = list(dict.fromkeys(files[model] for model in models))
+            known = list(dict.fromkeys(files.values()))
             near = difflib.get_close_matches(variant, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
             raise ConfigError("option", "--variant", f"got {variant!r}, and neither benchmark has such a row", hint)
-    return [model for model in models if not variants or model in variants or files[model] in variants]
+    return [model for model, file in files.items() if not variants or model in variants or file in variants]
 
 
-def _compare_rows(old: DataFrame, new: DataFrame) -> list[dict[str, Any]]:
-    import pandas
-
-    before, after = old[list(METRICS)], new[list(METRICS)]
-    change = after - before
-    parts = {
-        "before": before,
-        "after": after,
-        "change": change,
-        "change_pct": 100 * change / before.abs().mask(before == 0),
-        "worse": (change * pandas.Series({name: metric.sign for name, metric in METRICS.items()}) > 0)
-        .astype(object)
-        .mask(change.isna()),
+def _compare_rows(model: str, old: Row | None, new: Row | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        "state": "new" if old is None else "lost" if new is None else "both",
+        "status_before": old.status if old else None,
+        "status_after": new.status if new else None,
+        "metrics": {
+            name: _compare_figures(metric, metric.read(old), metric.read(new)) for name, metric in METRICS.items()
+        },
     }
-    figures = {part: table.to_dict("index") for part, table in parts.items()}
-    return [
-        {
-            "model": model,
-            "state": "new" if old_status is None else "lost" if new_status is None else "both",
-            "status_before": old_status,
-            "status_after": new_status,
-            "metrics": {name: {part: _plain(figures[part][model][name]) for part in parts} for name in METRICS},
-        }
-        for model, old_status, new_status in zip(
-            old.index, map(_plain, old["status"]), map(_plain, new["status"]), strict=True
-        )
-    ]
 
 
-def _judge_row(
-    model: str, old: Any, new: Any, gates: Sequence[Gate]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The failures of one row, and the gates that it could not be judged by; `old` and `new` by column."""
-    if old["status"] != "ok":
-        return [], [{"model": model, "gate": gate.text, "why": "had failed before"} for gate in gates]
-    if new["status"] != "ok":
-        said = [part for part in ("failed now", _plain(new["status"]), _plain(new["error"])) if part]
-        why = ": ".join(said) if len(said) > 1 else "is missing now"
+def _compare_figures(metric: Metric, before: float | None, after: float | None) -> dict[str, Any]:
+    change = change_pct = worse = None
+    if before is not None and after is not None:
+        change = after - before
+        change_pct = 100 * change / abs(before) if before else None
+        worse = metric.sign * change > 0
+    return {"before": before, "after": after, "change": change, "change_pct": change_pct, "worse": worse}
+
+
+def _judge_row(old: Row, new: Row | None, gates: Sequence[Gate]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The failures of one row, and the gates that it could not be judged by."""
+    failures: list[dict[str, Any]] = []
+    not_judged: list[dict[str, Any]] = []
+    if old.is_ok and gates and not (new and new.is_ok):
+        why = ": ".join(filter(None, ("failed now", new.status, new.error))) if new else "is missing now"
         nothing = dict.fromkeys(("gate", "metric", "before", "after", "worse_by", "allowed"))
-        return [{"model": model, **nothing, "why": why}], []
-    failures, not_judged = [], []
+        return [{"model": old.model, **nothing, "why": why}], []
     for gate in gates:
-        name, before, after = gate.metric, _plain(old[gate.metric]), _plain(new[gate.metric])
-        if before is None:
-            not_judged.append({"model": model, "gate": gate.text, "why": f"had no {name} before"})
+        name, metric = gate.metric, METRICS[gate.metric]
+        before, after = metric.read(old), metric.read(new)
+        if not old.is_ok or before is None:
+            why = f"had no {name} before" if old.is_ok else "had failed before"
+            not_judged.append({"model": old.model, "gate": gate.text, "why": why})
             continue
         allowed, worse, why = gate.allowance(before), None, f"has no {name} now"
         if after is not None:
-            worse = METRICS[name].sign * (after - before)
+            worse = metric.sign * (after - before)
             if worse - allowed <= _ROUNDING * max(abs(before), abs(after)):
                 continue
             why = f"{name} {_format_step(name, before, after)}: worse by {format_figure(name, worse)}, "
             why += f"more than {gate.text} allows"
         failures.append({
-            "model": model, "gate": gate.text, "metric": name, "before": before, "after": after,
+            "model": old.model, "gate": gate.text, "metric": name, "before": before, "after": after,
             "worse_by": worse, "allowed": allowed, "why": why,
         })  # fmt: skip
     return failures, not_judged
@@ -319,7 +288,7 @@ def _judge_row(
 
 def _have_same_photos(a: _Benchmark, b: _Benchmark) -> bool:
     """Whether accuracies can be compared: the same names, size, and colours to be found."""
-    same_names = (a.photos, a.eval_size, len(a.grey_l1)) == (b.photos, b.eval_size, len(b.grey_l1))
+    same_names = (a.photos, len(a.grey_l1)) == (b.photos, len(b.grey_l1))
     return same_names and all(map(partial(math.isclose, rel_tol=_SAME_PHOTO), a.grey_l1, b.grey_l1))
 
 
@@ -328,32 +297,30 @@ def _machine_differences(a: _Benchmark, b: _Benchmark) -> list[str]:
     return [f"{name} {old.get(name)} / {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def _warn_of_conditions(old: DataFrame, new: DataFrame) -> list[str]:
+def _warn_of_conditions(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     warnings = []
     for name in ("device", "batch", "height", "width", "threads"):
-        differing = old.index[(old[name] != new[name]) & old[name].notna() & new[name].notna()]
-        if len(differing):
-            model = differing[0]
-            first = f"{model} {old[name].to_dict()[model]} / {new[name].to_dict()[model]}"
+        values = [(old.model, getattr(old, name), getattr(new, name)) for old, new in pairs]
+        if differing := [f"{model} {before} / {after}" for model, before, after in values if before != after]:
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            warnings.append(f"{name} differs ({first}{more}): {_ONLY_RATIOS}")
+            warnings.append(f"{name} differs ({differing[0]}{more}): {_ONLY_RATIOS}")
     return warnings
 
 
-def _warn_of_noise(a: _Benchmark, b: _Benchmark, old: DataFrame, gates: Sequence[Gate]) -> list[str]:
+def _warn_of_noise(a: _Benchmark, b: _Benchmark, rows: Sequence[Row], gates: Sequence[Gate]) -> list[str]:
     """Gates on times that are narrower than what the baseline differs from itself in one of the benchmarks."""
-    spreads = {
-        f"{label} of {side}": max(ratio["high"] - 1, 1 - ratio["low"])
+    spreads = [
+        (max(ratio["high"] - 1, 1 - ratio["low"]), f"{label} of {side}")
         for side, each in (("a", a), ("b", b))
         for label, ratio in each.aa_ratios.items()
-    }
-    label = max(spreads, key=spreads.__getitem__, default="")
+    ]
+    spread, label = max(spreads, key=lambda each: each[0], default=(0.0, ""))
     warnings = []
-    for gate in gates if spreads else ():
-        figures = [figure for figure in old[gate.metric].dropna() if figure]
-        narrow = any(gate.allowance(figure) < spreads[label] * abs(figure) for figure in figures)
-        if METRICS[gate.metric].kind in ("time", "ratio") and narrow:
-            spread_text = f"best.pt timed against itself differs by up to {100 * spreads[label]:.1f} % ({label})"
+    for gate in gates:
+        metric = METRICS[gate.metric]
+        figures = [figure for row in rows if (figure := metric.read(row))]
+        if metric.kind in ("time", "ratio") and any(gate.allowance(each) < spread * abs(each) for each in figures):
+            spread_text = f"best.pt timed against itself differs by up to {100 * spread:.1f} % ({label})"
             warnings.append(f"{gate.text} is less than the noise: {spread_text}")
     return warnings
 

@@ -127,6 +127,10 @@ class Row:
         is_checkpoint = RUNTIMES[self.runtime].family == "PyTorch"
         return min(self.size_bytes, self.weights_bytes or self.size_bytes) if is_checkpoint else self.size_bytes
 
+    def times_smaller(self, other: Row) -> float:
+        """How many times smaller its file is than another's."""
+        return other.fair_size_bytes / self.fair_size_bytes
+
 
 COLUMNS = tuple(each.name for each in fields(Row))
 

@@ -46,7 +46,9 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]]
         status = f": {rows[0].status}" if rows else ""
         return Verdict(None, f"There is no verdict, since best.pt itself was not measured{status}.", ())
     best, others = rows[0], own_rows(rows)
-    noise = _measure_noise((aa_ratios or {}).get(best.device))
+    ratio = (aa_ratios or {}).get(best.device)
+    # How far the rounds of the A/A control are from 1 at most.
+    noise = max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
     notes = _note_limits(rows, noise)
     reasons = {row.model: why_rejected(row, best, others, noise) for row in others}
     if passed := [row for row in others if not reasons[row.model]]:
@@ -61,10 +63,8 @@ def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, s
     if not best.photos:
         return "Nothing can be recommended: colours were not measured, only time."
     if best.retained_colour is None:
-        return (
-            "Nothing can be recommended: on these photographs best.pt is no better than a grey answer, "
-            "so there is no colour to keep."
-        )
+        grey = "on these photographs best.pt is no better than a grey answer"
+        return f"Nothing can be recommended: {grey}, so there is no colour to keep."
     l1_by_model = {row.model: row.l1 for row in others if row.is_ok and row.l1 is not None}
     if not l1_by_model:
         return "Nothing can be recommended: no variant finished."
@@ -75,7 +75,7 @@ def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, s
 def merit(row: Row, best: Row) -> float:
     """How much a finished row gains over best.pt: the logarithm of its size ratio times its speed ratio."""
     assert row.speedup
-    return math.log(_smaller(row, best)) + math.log(row.speedup)
+    return math.log(row.times_smaller(best)) + math.log(row.speedup)
 
 
 def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0) -> str:
@@ -96,7 +96,7 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
         return f"is {slower} times as slow as its float32 parent {parent.model}{since}"
     if row.speedup < 1.0 - noise:
         return f"is slower than best.pt ({format_number(row.speedup)} of its speed)"
-    if _smaller(row, best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(_SAME_SPEED, 3.0 * noise):
+    if row.times_smaller(best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(_SAME_SPEED, 3.0 * noise):
         return "is neither smaller nor faster beyond what noise explains"
     return ""
 
@@ -118,27 +118,21 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
     return max((row for row in rows if row.speedup), key=lambda row: row.speedup or 0.0, default=None)
 
 
-def _smaller(row: Row, best: Row) -> float:
-    return best.fair_size_bytes / row.fair_size_bytes
-
-
 def _recommend(row: Row, best: Row) -> str:
     assert row.l1_delta_pct is not None
     own_size = format_bytes(row.fair_size_bytes)
     size = f"as large as best.pt ({own_size})"
-    if _smaller(row, best) > 1.0 + _SAME_SIZE:
-        times = format_number(_smaller(row, best))
+    if row.times_smaller(best) > 1.0 + _SAME_SIZE:
+        times = format_number(row.times_smaller(best))
         size = f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
-    speed = (
-        f"{format_number(row.speedup)} times as fast "
-        f"({format_number(row.p50_ms)} ms instead of {format_number(best.p50_ms)} ms)"
-    )
+    in_ms = f"({format_number(row.p50_ms)} ms instead of {format_number(best.p50_ms)} ms)"
     delta = row.l1_delta_pct
     change = f"{abs(delta):.2f} % {'more' if delta > 0 else 'less'} L1" if abs(delta) >= 0.005 else "the same L1"
     low, high = row.retained_interval or (0.0, 0.0)
     interval = f" (95 % interval {low:.2f} to {high:.2f})" if high - low >= 0.005 else ""
     retained = f"{row.retained_colour:.2f} of the colour retained{interval}"
-    return f"{row.model} is recommended: {size} and {speed}, at {change} and {retained}."
+    cost = f"{size} and {format_number(row.speedup)} times as fast {in_ms}"
+    return f"{row.model} is recommended: {cost}, at {change} and {retained}."
 
 
 def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
@@ -153,55 +147,27 @@ def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
     )
 
 
-def _measure_noise(ratio: Mapping[str, float] | None) -> float:
-    """How far the rounds of the A/A control are from 1 at most."""
-    return max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
-
-
 def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:
     notes = []
     photos = rows[0].photos
     if 0 < photos < _FEW_PHOTOS:
         noun = "photograph shows" if photos == 1 else "photographs show"
         notes.append(f"{photos} {noun} the machinery, not colour quality: test on {_FEW_PHOTOS} or more to judge it.")
-    uncertain = [
-        row.model
-        for row in base_rows(rows)[1:]
-        if not row.peer
-        and row.retained_low is not None
-        and row.retained_low < MIN_RETAINED_COLOUR <= (row.retained_colour or 0)
-    ]
-    if uncertain:
-        notes.append(
-            f"The interval of retained colour reaches below {MIN_RETAINED_COLOUR:g} for {', '.join(uncertain)}."
-        )
+    kept = [row for row in base_rows(rows)[1:] if not row.peer and (row.retained_colour or 0) >= MIN_RETAINED_COLOUR]
+    if below := [row.model for row in kept if row.retained_low is not None and row.retained_low < MIN_RETAINED_COLOUR]:
+        notes.append(f"The interval of retained colour reaches below {MIN_RETAINED_COLOUR:g} for {', '.join(below)}.")
     if noise > 0.03:
-        notes.append(
-            f"The machine is noisy: best.pt timed twice differs by {100 * noise:.0f} %, so differences below "
-            f"{300 * noise:.0f} % mean nothing."
-        )
+        twice = f"best.pt timed twice differs by {100 * noise:.0f} %"
+        notes.append(f"The machine is noisy: {twice}, so differences below {300 * noise:.0f} % mean nothing.")
     if failed := [f"{row.model} ({row.status})" for row in rows if not row.is_ok]:
         notes.append(f"Not finished: {', '.join(failed)}.")
     return tuple(notes)
 
 
-@dataclass(frozen=True)
-class PeerVerdict:
-    """What another tool's model is worth beside ours.
+def judge_peers(rows: Sequence[Row]) -> list[str]:
+    """A sentence on each peer of the base condition: beside what of ours beats it, else beside our best one.
 
-    Attributes:
-        model: the peer's row name.
-        dominated_by: a row of ours that is smaller, faster, and keeps at least as much colour; None without one.
-        sentence: the comparison with that row, else with the recommended one.
-    """
-
-    model: str
-    dominated_by: str | None
-    sentence: str
-
-
-def judge_peers(rows: Sequence[Row]) -> list[PeerVerdict]:
-    """Compare each peer of the base condition with our variants, the recommended one first, then by merit.
+    Ours are tried in the order of the recommended one first, then by merit.
 
     Args:
         rows: best.pt first.
@@ -216,6 +182,24 @@ def _is_complete(row: Row) -> bool:
     return bool(row.is_ok and row.speedup and row.retained_colour is not None)
 
 
+def _judge_peer(peer: Row, ours: Sequence[Row]) -> str:
+    name = peer.model
+    if not _is_complete(peer):
+        why = "its colours were not measured" if peer.is_ok else f"it did not finish ({peer.status})"
+        return f"{name} cannot be compared: {why}."
+    if not ours:
+        return f"{name} has nothing of ours to be compared with."
+    if winner := next((row for row in ours if dominates(row, peer)), None):
+        # All three axes are wins or a tie of ours, said from our side.
+        wins, ties, _ = _compare(winner, peer)
+        return f"{winner.model} beats {name} in size, speed and colour: it {_join(wins + ties)}."
+    wins, ties, losses = _compare(peer, ours[0])
+    if not wins:
+        return f"{name} wins nothing beside {ours[0].model}: it {_join(ties + losses)}."
+    sentence = f"{name} is not beaten in size, speed and colour at once; beside {ours[0].model} it {_join(wins)}"
+    return f"{sentence}, but {_join(losses)}." if losses else f"{sentence}."
+
+
 def _figures(row: Row) -> tuple[int, float, float]:
     """Size, speed and colour of a complete row."""
     assert row.speedup and row.retained_colour is not None
@@ -226,27 +210,6 @@ def dominates(row: Row, other: Row) -> bool:
     """Whether `row` is smaller and faster than `other` and keeps at least as much colour; both are complete."""
     (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row), _figures(other)
     return size < other_size and speed > other_speed and colour >= other_colour
-
-
-def _judge_peer(peer: Row, ours: Sequence[Row]) -> PeerVerdict:
-    name = peer.model
-    if not _is_complete(peer):
-        why = "its colours were not measured" if peer.is_ok else f"it did not finish ({peer.status})"
-        return PeerVerdict(name, None, f"{name} cannot be compared: {why}.")
-    if not ours:
-        return PeerVerdict(name, None, f"{name} has nothing of ours to be compared with.")
-    winner = next((row for row in ours if dominates(row, peer)), None)
-    if winner is not None:
-        # All three axes are wins or a tie of ours, said from our side.
-        wins, ties, _ = _compare(winner, peer)
-        sentence = f"{winner.model} beats {name} in size, speed and colour: it {_join(wins + ties)}."
-        return PeerVerdict(name, winner.model, sentence)
-    first = ours[0]
-    wins, ties, losses = _compare(peer, first)
-    if not wins:
-        return PeerVerdict(name, None, f"{name} wins nothing beside {first.model}: it {_join(ties + losses)}.")
-    sentence = f"{name} is not beaten in size, speed and colour at once; beside {first.model} it {_join(wins)}"
-    return PeerVerdict(name, None, f"{sentence}, but {_join(losses)}." if losses else f"{sentence}.")
 
 
 def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
@@ -277,10 +240,11 @@ def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
             f"keeps less colour {in_g}",
         ),
     )
-    wins = [win for gain, win, _, _ in axes if gain > 0]
-    ties = [tie for gain, _, tie, _ in axes if gain == 0]
-    losses = [loss for gain, _, _, loss in axes if gain < 0]
-    return wins, ties, losses
+    said: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for gain, *words in axes:
+        place = 0 if gain > 0 else 1 if gain == 0 else 2
+        said[place].append(words[place])
+    return said
 
 
 def _are_apart(row: Row, other: Row) -> bool:

@@ -12,12 +12,7 @@ from benchmarks.budget_lines import BudgetLine, judge_budgets
 from benchmarks.report.report_pictures import embed_picture, read_picture_set
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_tables
 from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json
-from benchmarks.verdict import (
-    MAX_L1_INCREASE_PCT,
-    MIN_RETAINED_COLOUR,
-    judge_peers,
-    judge_rows,
-)
+from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, judge_peers, judge_rows
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
@@ -199,7 +194,7 @@ def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[st
     if row is None:
         return []
     return [
-        (f"{format_number(rows[0].fair_size_bytes / row.fair_size_bytes)}x", "smaller file"),
+        (f"{format_number(row.times_smaller(rows[0]))}x", "smaller file"),
         (f"{format_number(row.speedup)}x", "speed of best.pt"),
         (format_percent(row.l1_delta_pct), "L1 against best.pt"),
         (f"{row.retained_colour:.3f}", "colour retained (G)"),

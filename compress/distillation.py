@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,33 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colorpress.core.charts import drawn
 from colorpress.core.config import ArchConfig, DataConfig, MachineConfig, Recipe
-from colorpress.core.console import say
-from colorpress.core.processes import is_main_process
+from colorpress.core.console import progress, say
+from colorpress.core.files import write_csv
+from colorpress.core.processes import is_main_process, process_count, process_rank, sum_over_processes_
 from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
-from compress.distillation_curve import write_distillation_curve
-from compress.teacher import ask_teacher
-from training.batches import ANSWER_STRIDE, CropLoader
+from training.batches import ANSWER_STRIDE, AnswerFolder, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, fit_network, forget_fit
+from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
-from training.photos import PhotoSplit
+from training.photos import Photo, PhotoSplit
 from training.run_folder import Run
 from training.unet import UNet
 
+CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", "retained_colour")
 _BATCH_NORM_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A distilled network: its checkpoint and what it scores on the validation photographs.
+    """A distilled network: its checkpoint and what it scores on the validation photographs, as mean L1 (ab/128).
 
     Attributes:
-        val_l1_before, val_l1_after: mean L1 (ab/128).
         grey_l1, best_l1: of the grey answer and of best.pt there, at the same size.
         paths: the checkpoint, and table and chart of the training; the checkpoint alone where nothing was trained.
     """
@@ -150,34 +151,28 @@ def distil_network(
     """
     teacher, last_path = lesson.teacher, destination.with_name("last.pt")
     device = choose_device(lesson.machine.device)
+    origin = {"stage": "distil", "teacher_sha256": teacher.sha256}
+    # The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own.
+    arch = ArchConfig() if isinstance(network, UNet) else teacher.arch
     with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         grey_l1, best_l1 = lesson.reference_l1 or (lesson.validate(_Grey(), device), lesson.validate(best, device))
         before = _settle_batch_norm_(network, lesson, device)
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-        untuned = Checkpoint(
-            network.architecture, start, val_l1=before, extra=_origin(teacher), arch=_arch_of(network, teacher)
-        )
+        untuned = Checkpoint(network.architecture, start, val_l1=before, extra=origin, arch=arch)
         if not tune:
             forget_fit(last_path)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
-        answers = ask_teacher(
-            best,
-            lesson.photos.train,
-            lesson.answer_folder / f"{teacher.sha256[:16]}-{lesson.answer_size}",
-            short_side=lesson.answer_size,
-            max_pixels=lesson.data.max_pixels,
-            device=device,
-        )
         extra = {
-            **_origin(teacher),
+            **origin,
             "architecture": network.architecture.describe(),
             "teacher_weight": lesson.teacher_weight,
             "answer_size": lesson.answer_size,
             "code": hash_code(__name__),
         }
+        answers = _ask_teacher(best, lesson, device)
         data = replace(lesson.data, seed=lesson.data.seed + 1)
         fitted = fit_network(
             lesson.make_loss(network, lesson.teacher_weight),
@@ -190,25 +185,45 @@ def distil_network(
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
         forget_fit(last_path)
         files = write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
-    assert fitted.best.val_l1 is not None
-    kept = replace(fitted.best, arch=_arch_of(network, teacher))
-    if before < fitted.best.val_l1:
+    kept, after = replace(fitted.best, arch=arch), fitted.best.val_l1
+    assert after is not None
+    if before < after:
         say(f"{label}: no epoch is better than the start, validation L1 {before:.4f}, which is kept")
         if is_main_process():
             save_checkpoint(destination, untuned)
-        kept = untuned
-    assert kept.val_l1 is not None
+        kept, after = untuned, before
     paths = (destination, *files)
-    return DistillResult(destination, kept, before, kept.val_l1, grey_l1, best_l1, len(fitted.history), paths)
+    return DistillResult(destination, kept, before, after, grey_l1, best_l1, len(fitted.history), paths)
 
 
-def _origin(teacher: Checkpoint) -> dict[str, str]:
-    return {"stage": "distil", "teacher_sha256": teacher.sha256}
+def _ask_teacher(best: ColorNetwork, lesson: Lesson, device: torch.device) -> AnswerFolder:
+    """Ask `best` (on `device`) about each training photograph that has no answer of it at this size yet.
 
+    A teacher is needed thousands of times for the same photographs, and costs more than the student it teaches. So it
+    answers once, to the whole photograph, which also shows it more than a crop would. Processes of torchrun share the
+    work; one that does not see what the others wrote does it all.
 
-def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
-    """The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own."""
-    return ArchConfig() if isinstance(network, UNet) else teacher.arch
+    Raises:
+        MachineError: the folder cannot be written; answers that are there already are kept.
+    """
+    answers = AnswerFolder(lesson.answer_folder / f"{lesson.teacher.sha256[:16]}-{lesson.answer_size}")
+    limits = {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
+
+    def find_missing() -> list[Photo]:
+        return [photo for photo in lesson.photos.train if not answers.path_of(photo).is_file()]
+
+    def ask(missing: Sequence[Photo]) -> None:
+        best.eval()
+        with progress("asking best.pt", len(missing)) as bar, torch.inference_mode():
+            for photo, rgb in whole_photos(missing, **limits):
+                answers.write(photo, best(rgb_to_l_ab(rgb.to(device))[0]))
+                bar.advance()
+
+    ask(find_missing()[process_rank() :: process_count()])
+    if process_count() > 1:
+        sum_over_processes_(torch.zeros(()))  # waits for all
+        ask(find_missing())
+    return answers
 
 
 class _Grey(nn.Module):
@@ -241,3 +256,38 @@ def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     loader = CropLoader(lesson.photos.train, plain, lesson.data, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         yield prepare_batch(crops, device).lightness
+
+
+def write_distillation_curve(
+    folder: Path, history: Sequence[Mapping[str, float]], *, grey_l1: float, best_l1: float
+) -> tuple[Path, Path]:
+    """How much colour a network keeps, by minutes of training: distillation.csv and distillation.png in `folder`.
+
+    Args:
+        history: as `fit_network` gives it.
+        grey_l1, best_l1: mean L1 (ab/128) of the grey answer and of best.pt on the validation photographs; where
+            best.pt is no better than grey there is no G, its column is empty, and the chart shows the L1.
+    """
+    rows: list[dict[str, float]] = []
+    gained = grey_l1 - best_l1
+    seconds = crops = 0.0
+    for row in history:
+        seconds += row["seconds"]
+        crops += row["seconds"] * row["images_per_s"]
+        kept = {"retained_colour": (grey_l1 - row["val_l1"]) / gained} if gained > 0 else {}
+        rows.append({**row, "crops": round(crops), "minutes": round(seconds / 60, 3), **kept})
+    table, chart = write_csv(folder / "distillation.csv", CURVE_COLUMNS, rows), folder / "distillation.png"
+    name = "retained_colour" if gained > 0 else "val_l1"
+    with drawn(chart, width=8, height=4.5, dpi=120) as figure:
+        axes = figure.subplots()
+        values = [row[name] for row in rows]
+        axes.plot([row["minutes"] for row in rows], values, "o-", color="#4c72b0", label="student, after each epoch")
+        axes.axhline(1.0 if gained > 0 else best_l1, color="#55a868", linestyle="--", label="best.pt")
+        axes.set(
+            xlabel="minutes of training",
+            ylabel="retained colour G (1: best.pt, 0: grey)" if gained > 0 else "validation L1 of ab / 128",
+            title="Distillation, on the validation photographs",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    return table, chart

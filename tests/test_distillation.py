@@ -1,15 +1,17 @@
-"""Fine-tuning by distillation: nearer to best.pt, recorded with its origin."""
+"""Fine-tuning by distillation: nearer to best.pt, recorded with its origin; retained colour per minute of it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, MachineConfig, PruneConfig, Recipe, UNetConfig
-from compress.distillation import DistillResult, Lesson, distil_network
+from compress.distillation import DistillResult, Lesson, distil_network, write_distillation_curve
 from compress.pruning import prune_network
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
@@ -21,6 +23,10 @@ UNET = UNetConfig(base=8, depth=2)
 FIT = FitConfig(batch_size=8)
 TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3)
 MACHINE = MachineConfig(workers=0, threads=1)
+HISTORY = [
+    {"epoch": 1, "seconds": 30.0, "images_per_s": 100.0, "train_l1": 0.2, "val_l1": 0.15},
+    {"epoch": 2, "seconds": 60.0, "images_per_s": 50.0, "train_l1": 0.1, "val_l1": 0.05},
+]
 
 
 @pytest.fixture
@@ -84,3 +90,23 @@ def test_a_network_that_training_makes_worse_stays_as_it_was(
 def test_a_fine_tuning_of_another_teacher_starts_over(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
     distil(teacher, split, tmp_path / "pruned", epochs=2)
     assert distil(teacher, split, tmp_path / "pruned", epochs=3).epochs == 3
+
+
+@pytest.mark.parametrize(("best_l1", "colour"), [(0.1, [0.5, 1.5]), (0.2, None), (0.3, None)])
+def test_colour_minutes_and_crops_are_written_as_table_and_chart(
+    tmp_path: Path, best_l1: float, colour: list[float] | None
+) -> None:
+    """Where best.pt is no better than grey there is no G."""
+    table, chart = write_distillation_curve(tmp_path, HISTORY, grey_l1=0.2, best_l1=best_l1)
+    rows = pd.read_csv(table)
+    assert rows["epoch"].tolist() == [1, 2]
+    assert rows["minutes"].tolist() == [0.5, 1.5]
+    assert rows["crops"].tolist() == [3000, 6000]
+    assert rows["val_l1"].tolist() == [0.15, 0.05]
+    if colour is None:
+        assert rows["retained_colour"].isna().all()
+    else:
+        assert rows["retained_colour"].tolist() == pytest.approx(colour)
+    with Image.open(chart) as picture:
+        picture.load()
+        assert picture.width > 500

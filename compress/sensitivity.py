@@ -32,7 +32,7 @@ from compress.int8.int8_graph import (
     tensors_to_observe,
 )
 from compress.yardstick import Scoring
-from export.layer_nodes import find_convolutions
+from export.layer_latency import find_convolutions
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from compress.ranking_views import convolution_channels
 from export import layer_latency
 from export.graph import build_graph
-from export.layer_latency import sum_layer_events, time_onnx_layers, time_torch_layers, warn_when_busy
-from export.layer_nodes import assign_names, find_layer
+from export.layer_latency import (
+    assign_names,
+    find_layer,
+    sum_layer_events,
+    time_onnx_layers,
+    time_torch_layers,
+    warn_when_busy,
+)
 from tests.conftest import make_network
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.unet import UPSAMPLERS, UNetPlan

@@ -17,7 +17,7 @@ from compress.ranking_views import convolution_channels
 from compress.sensitivity import Sensitivity, measure_sensitivities, prune_layer
 from compress.yardstick import Score, Yardstick
 from export.graph import build_graph
-from export.layer_nodes import find_convolutions
+from export.layer_latency import find_convolutions
 from tests.conftest import make_network
 from tests.test_layer_latency import Theirs
 from training.foreign import AdaptedNetwork, ForeignArchitecture

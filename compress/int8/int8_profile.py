@@ -12,8 +12,7 @@ import onnx
 
 from compress.int8.int8_choice import QuantizeResult
 from compress.int8.int8_graph import nodes_to_quantize, outer_convolutions
-from export.layer_nodes import FUSED_OPS
-from export.ort_profile import find_kernels, original_name, profile_calls
+from export.layer_latency import FUSED_OPS, find_kernels, original_name, profile_calls
 
 _BYTES = frozenset({"int8", "uint8"})
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")

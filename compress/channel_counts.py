@@ -1,18 +1,36 @@
-"""How many channels each group keeps: the same share of every layer, or the least important ones of all together."""
+"""How many channels each group keeps: a share of every layer, the most important of all, or the best for their time.
+
+Latency is no smooth function of channel counts, so none is assumed: each convolution is timed at the counts that it may
+come to have. Steps are taken greedily, which for many small items is near the best knapsack (Dantzig 1957); the idea
+of a latency table under structured pruning is that of NetAdapt (Yang et al. 2018) and HALP (Shen et al. 2021).
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from compress.dependency_graph import ChannelGroup
-from compress.importance import ChannelScores
+from compress.dependency_graph import ChannelGroup, copy_network, is_depthwise
+from compress.importance import ChannelScores, Evidence
+from compress.ranking import hooked
+from export.conv_latency import ConvShape
+from training.network import ColorNetwork
 
 # Channels to keep by the root of the group.
 Counts = dict[str, int]
+
+# A layer is timed at about this many counts: more would take long and differ by less than the noise.
+_EVEN_COUNTS = 8
+# A step that saves nothing measurable is the last resort.
+_LEAST_MS = 1e-6
 
 
 def keep_of_each_layer(groups: Sequence[ChannelGroup], ratio: float, round_to: int) -> Counts:
@@ -60,3 +78,123 @@ def steps_down(scores: ChannelScores, counts: Sequence[int]) -> list[tuple[int, 
     """From each of `counts`, which fall, to the next one: (channels before, channels after, importance that goes)."""
     lost = torch.cat((torch.zeros(1).double(), scores.normalized.sort().values.cumsum(0))).tolist()
     return [(high, low, lost[len(lost) - 1 - low] - lost[len(lost) - 1 - high]) for high, low in pairwise(counts)]
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What the network becomes step by step, and the time of all its convolutions, in milliseconds, after each step."""
+
+    counts: tuple[Counts, ...]
+    times_ms: tuple[float, ...]
+
+    def keep(self, ratio: float) -> Counts:
+        """The counts of the first step that saves the share `ratio` of the time, or of the last one."""
+        # Noise may let a step take time: what counts is the least time so far.
+        least = list(accumulate(self.times_ms, min))
+        enough = bisect_left([-each for each in least], -(1 - ratio) * self.times_ms[0])
+        return self.counts[min(enough, len(self.counts) - 1)]
+
+
+@dataclass
+class _Convolution:
+    shape: ConvShape
+    # Channels that go with one channel of a group, by the group's root.
+    inputs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    depthwise: bool = False
+
+    def at(self, lost: Mapping[str, int]) -> ConvShape:
+        inputs = self.shape.inputs - sum(lost[root] * each for root, each in self.inputs.items())
+        outputs = self.shape.outputs - sum(lost[root] * each for root, each in self.outputs.items())
+        if self.depthwise:
+            return replace(self.shape, inputs=outputs, outputs=outputs, groups=outputs)
+        return replace(self.shape, inputs=inputs, outputs=outputs)
+
+
+def trade_for_latency(
+    network: ColorNetwork,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, ChannelScores],
+    worth: Mapping[str, float],
+    evidence: Evidence,
+    *,
+    round_to: int,
+) -> Trade:
+    """Give up channels, always where least is lost per millisecond saved, until there is nothing left.
+
+    Args:
+        scores: of the channels, by the root of each group.
+        worth: what a unit of normalized importance is worth in each group, in a unit that all have in common.
+        evidence: its `time_convolution` is asked once for each shape.
+        round_to: layers keep multiples of this many channels: runtimes compute whole vectors of 8 or 16 of them.
+    """
+    if evidence.time_convolution is None:
+        raise ValueError("strategy 'latency' needs a way to time convolutions")
+    time_once = cache(evidence.time_convolution)
+    convolutions = _find_convolutions(network, groups, evidence.height, evidence.width)
+    touched = {group.root: [c for c in convolutions if group.root in {**c.inputs, **c.outputs}] for group in groups}
+    before = {group.root: group.channels for group in groups}
+    steps = {group.root: _steps(group, scores[group.root], round_to) for group in groups}
+
+    def time_of(some: Sequence[_Convolution], keep: Mapping[str, int]) -> float:
+        lost = {root: before[root] - count for root, count in keep.items()}
+        return sum(time_once(each.at(lost)) for each in some)
+
+    counts, times = [before], [time_of(convolutions, before)]
+    while any(steps.values()):
+        keep = counts[-1]
+        ways = []
+        for root, left in steps.items():
+            if left:
+                _, low, loss = left[0]
+                saved = time_of(touched[root], keep) - time_of(touched[root], {**keep, root: low})
+                ways.append((worth[root] * loss / max(saved, _LEAST_MS), root, low))
+        _, root, low = min(ways)
+        steps[root] = steps[root][1:]
+        counts.append({**keep, root: low})
+        times.append(time_of(convolutions, counts[-1]))
+    return Trade(tuple(counts), tuple(times))
+
+
+def _steps(group: ChannelGroup, scores: ChannelScores, round_to: int) -> list[tuple[int, int, float]]:
+    """Evenly at first, and from the last of the even counts by halves."""
+    multiples = -(-group.channels // (_EVEN_COUNTS * round_to))
+    counts = multiples_down(group.channels, multiples * round_to)
+    while half := counts[-1] // (2 * round_to) * round_to:
+        counts.append(half)
+    return steps_down(scores, counts)
+
+
+def _find_convolutions(
+    network: ColorNetwork, groups: Sequence[ChannelGroup], height: int, width: int
+) -> list[_Convolution]:
+    """Every convolution that a picture of this size reaches, with the groups that it depends on."""
+    copy = copy_network(network)
+    names = {
+        module: name for name, module in copy.named_modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    }
+    found: dict[str, _Convolution] = {}
+
+    def note(layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        shape = ConvShape(
+            transposed=isinstance(layer, nn.ConvTranspose2d),
+            inputs=layer.in_channels,
+            outputs=layer.out_channels,
+            kernel=layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding if isinstance(layer.padding, tuple) else (0, 0),
+            dilation=layer.dilation,
+            groups=layer.groups,
+            height=inputs[0].shape[2],
+            width=inputs[0].shape[3],
+        )
+        found[names[layer]] = _Convolution(shape, depthwise=is_depthwise(layer))
+
+    with hooked(copy, list(names), note), torch.no_grad():
+        copy(next(copy.parameters()).new_zeros(1, 1, height, width))
+    for group in groups:
+        for member in group.members:
+            if member.layer in found:
+                side = found[member.layer].inputs if member.reads else found[member.layer].outputs
+                side[group.root] = len(member.own) // group.channels
+    return list(found.values())

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.core.config import DataConfig
+from colorpress.core.config import DATA_DRIVEN, DataConfig
 from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, copy_network
+from export.conv_latency import ConvTimer
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
 from training.network import ColorNetwork
@@ -54,37 +55,49 @@ def load_pictures(photos: Sequence[Photo], *, short_side: int, data: DataConfig)
     return tuple(rgb_to_l_ab(rgb) for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=data.max_pixels))
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What is looked at to decide which channels go.
+
+    Attributes:
+        pictures: photographs for the measures of importance that look at some, and for strategy "latency", which
+            without them takes the channels of all layers to be worth the same.
+        seed: for importance "random" alone.
+        height, width: of the picture that convolutions are timed for and work is counted at, in pixels.
+        time_convolution: measures a convolution, for strategy "latency".
+    """
+
+    pictures: Sequence[Picture] = ()
+    seed: int = 0
+    height: int = 256
+    width: int = 256
+    time_convolution: ConvTimer | None = None
+
+
+WEIGHTS_ALONE = Evidence()
+
+
 def score_groups(
-    network: ColorNetwork,
-    groups: Sequence[ChannelGroup],
-    measure: str,
-    *,
-    pictures: Sequence[Picture] = (),
-    seed: int = 0,
+    network: ColorNetwork, groups: Sequence[ChannelGroup], measure: str, evidence: Evidence = WEIGHTS_ALONE
 ) -> dict[str, ChannelScores]:
     """The importance of every channel of `groups`, by root; `network` stays as it is.
 
     Args:
         measure: a name of `IMPORTANCES`.
-        pictures: for a measure that looks at photographs.
-        seed: for "random" alone.
     Raises:
         ConfigError: the measure needs photographs and there are none.
     """
-    chosen = IMPORTANCES[measure]
-    if chosen.looks and not pictures:
-        looking = ", ".join(name for name, each in IMPORTANCES.items() if each.looks)
-        hint = f"give a folder of photographs, or choose another than {looking}"
+    if measure in DATA_DRIVEN and not evidence.pictures:
+        hint = f"give a folder of photographs, or choose another than {', '.join(DATA_DRIVEN)}"
         raise ConfigError("option", "--importance", f"{measure} needs training photographs, there are none", hint)
-    return chosen.score(_Case(network, groups, pictures, seed))
+    return IMPORTANCES[measure](_Case(network, groups, evidence))
 
 
 @dataclass(frozen=True)
 class _Case:
     network: ColorNetwork
     groups: Sequence[ChannelGroup]
-    pictures: Sequence[Picture]
-    seed: int
+    evidence: Evidence
 
 
 def _score_by_magnitude(case: _Case) -> dict[str, ChannelScores]:
@@ -126,7 +139,7 @@ def _score_by_distance(case: _Case) -> dict[str, ChannelScores]:
 
 def _score_by_luck(case: _Case) -> dict[str, ChannelScores]:
     """The control that the others have to beat."""
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator().manual_seed(case.evidence.seed)
     return {
         group.root: ChannelScores(torch.rand(group.channels, generator=generator).double(), "luck (random)")
         for group in case.groups
@@ -165,13 +178,13 @@ def _mean_changes(
         totals = {group.root: torch.zeros(group.channels, dtype=torch.float64) for group in case.groups}
         copy = copy_network(case.network).requires_grad_(True)
         device = next(copy.parameters()).device
-        for lightness, ab in case.pictures:
+        for lightness, ab in case.evidence.pictures:
             copy.zero_grad()
             # Cloned, since a tensor made in inference mode cannot be part of a graph.
             (copy(lightness.to(device).clone()) - ab.to(device).clone()).abs().mean().backward()
             for group in case.groups:
                 totals[group.root] += of_channel(_sum_weights(copy, _readers(copy, group), group.channels, change))
-    return {root: total / len(case.pictures) for root, total in totals.items()}
+    return {root: total / len(case.evidence.pictures) for root, total in totals.items()}
 
 
 def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
@@ -190,27 +203,20 @@ def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
             _layer(copy, member).register_forward_hook(partial(add, group.root, member))
     with torch.inference_mode():
         device = next(copy.parameters()).device
-        for lightness, _ in case.pictures:
+        for lightness, _ in case.evidence.pictures:
             copy(lightness.to(device))
-    return {root: ChannelScores(total / len(case.pictures), "activation") for root, total in totals.items()}
+    return {root: ChannelScores(total / len(case.evidence.pictures), "activation") for root, total in totals.items()}
 
 
-@dataclass(frozen=True)
-class Importance:
-    """A measure: scores by root, and whether it looks at photographs (as `config.DATA_DRIVEN` says too)."""
-
-    score: Callable[[_Case], dict[str, ChannelScores]]
-    looks: bool = False
-
-
-IMPORTANCES: Mapping[str, Importance] = {
-    "magnitude": Importance(_score_by_magnitude),
-    "bn-scale": Importance(_score_by_scale),
-    "fpgm": Importance(_score_by_distance),
-    "taylor": Importance(_score_by_taylor, looks=True),
-    "hessian": Importance(_score_by_hessian, looks=True),
-    "activation": Importance(_score_by_activation, looks=True),
-    "random": Importance(_score_by_luck),
+# Those of `config.DATA_DRIVEN` look at photographs.
+IMPORTANCES: Mapping[str, Callable[[_Case], dict[str, ChannelScores]]] = {
+    "magnitude": _score_by_magnitude,
+    "bn-scale": _score_by_scale,
+    "fpgm": _score_by_distance,
+    "taylor": _score_by_taylor,
+    "hessian": _score_by_hessian,
+    "activation": _score_by_activation,
+    "random": _score_by_luck,
 }
 
 

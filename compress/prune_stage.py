@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from colorpress.core.config import DATA_DRIVEN
 from colorpress.core.console import say, warn
 from colorpress.core.files import without_nan
 from colorpress.core.machine import machine_key
@@ -16,10 +17,10 @@ from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
-from compress.importance import IMPORTANCES, load_pictures
+from compress.importance import Evidence, load_pictures
 from compress.prune_budget import MeasuredLimits, misses
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import Evidence, Tuning, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
+from compress.pruning import Tuning, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
 from export.conv_latency import time_convolution
 from export.graph import ExportResult, export_onnx
@@ -43,7 +44,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         teacher = run.load(checkpoint)
         warn_of_other_split(teacher, photos)
         if run.force and is_main_process():
-            forget_fit(folder / "last.pt")
+            forget_fit(folder)
 
         def distil(network: ColorNetwork, destination: Path, epochs: int) -> DistillResult:
             finetune = replace(settings.finetune, finetune_epochs=epochs)
@@ -85,7 +86,7 @@ def _choose_and_prune(
 ) -> tuple[PrunePlan, ColorNetwork]:
     """A plan within the budgets, and the network after as many steps as are asked for."""
     settings, config, size = run.settings, run.settings.prune, run.settings.count.rank_size
-    looks = IMPORTANCES[config.importance].looks or config.prune_strategy == "latency"
+    looks = config.importance in DATA_DRIVEN or config.prune_strategy == "latency"
     looked_at = photos.train[: config.importance_photos] if looks else ()
     evidence = Evidence(
         pictures=load_pictures(looked_at, short_side=settings.score.eval_size, data=settings.data),

@@ -15,14 +15,12 @@ from colorpress.core.config import PruneConfig
 from colorpress.core.console import warn
 from colorpress.core.errors import GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
-from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer
+from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer, trade_for_latency
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
-from compress.importance import ChannelScores, Picture, score_groups
-from compress.knapsack import Trade, trade_for_latency
+from compress.importance import WEIGHTS_ALONE, ChannelScores, Evidence, score_groups
 from compress.prune_budget import MeasuredLimits, plan_within_limits
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
-from export.conv_latency import ConvTimer
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
 
@@ -31,66 +29,41 @@ Tuning = Callable[[ColorNetwork, int], ColorNetwork]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What is looked at to decide which channels go.
-
-    Attributes:
-        pictures: photographs for the measures of importance that look at some, and for strategy "latency", which
-            without them takes the channels of all layers to be worth the same.
-        seed: for importance "random" alone.
-        height, width: of the picture that convolutions are timed for and work is counted at, in pixels.
-        time_convolution: measures a convolution, for strategy "latency".
-    """
-
-    pictures: Sequence[Picture] = ()
-    seed: int = 0
-    height: int = 256
-    width: int = 256
-    time_convolution: ConvTimer | None = None
-
-
-WEIGHTS_ALONE = Evidence()
-
-
-@dataclass(frozen=True)
 class PruneResult:
     """A pruned network, and what was removed.
 
     Attributes:
         network: the pruned network, in eval mode.
-        channels_before, channels_after: output channels of all convolutions but the output layer.
-        macs_before, macs_after: multiply-accumulates for one picture of `height` x `width` pixels.
+        before, after: "channels", the output channels of all convolutions but the output layer; "params"; and "macs",
+            multiply-accumulates for one picture of `height` x `width` pixels.
     """
 
     plan: PrunePlan
     network: ColorNetwork
-    channels_before: int
-    channels_after: int
-    params_before: int
-    params_after: int
-    macs_before: int
-    macs_after: int
+    before: Mapping[str, int]
+    after: Mapping[str, int]
     height: int
     width: int
 
     def removed_pct(self, kind: str) -> float:
         """Share of the "channels", "params" or "macs" that went, in percent."""
-        return float(100 * (1 - getattr(self, f"{kind}_after") / getattr(self, f"{kind}_before")))
+        return 100 * (1 - self.after[kind] / self.before[kind])
 
     def figures(self) -> dict[str, int | float]:
         """All figures, JSON-ready."""
-        kinds = ("channels", "params", "macs")
-        counts = {f"{kind}_{when}": getattr(self, f"{kind}_{when}") for kind in kinds for when in ("before", "after")}
-        return {**counts, **{f"{kind}_removed_pct": self.removed_pct(kind) for kind in kinds}}
+        sizes = {"before": self.before, "after": self.after}
+        counts = {f"{kind}_{when}": sizes[when][kind] for kind in self.before for when in sizes}
+        return {**counts, **{f"{kind}_removed_pct": self.removed_pct(kind) for kind in self.before}}
 
     def summary(self) -> str:
         """One paragraph: channels, parameters and multiply-accumulates removed."""
         pruned = sum(1 + len(group.coupled) for group in self.plan.groups if group.removed)
+        before, after = self.before, self.after
         return (
             f"pruned {pruned} of {len(layer_widths(self.network))} convolutions: "
-            f"{self.channels_before:,} -> {self.channels_after:,} channels (-{self.removed_pct('channels'):.1f} %), "
-            f"{self.params_before:,} -> {self.params_after:,} parameters (-{self.removed_pct('params'):.1f} %), "
-            f"{self.macs_before / 1e9:,.3f} -> {self.macs_after / 1e9:,.3f} G multiply-accumulates at "
+            f"{before['channels']:,} -> {after['channels']:,} channels (-{self.removed_pct('channels'):.1f} %), "
+            f"{before['params']:,} -> {after['params']:,} parameters (-{self.removed_pct('params'):.1f} %), "
+            f"{before['macs'] / 1e9:,.3f} -> {after['macs'] / 1e9:,.3f} G multiply-accumulates at "
             f"{self.height} x {self.width} (-{self.removed_pct('macs'):.1f} %)"
         )
 
@@ -125,7 +98,7 @@ def prune_in_steps(
     for step in range(1, config.prune_steps + 1):
         done = step / config.prune_steps
         keep = {root: before[root] - int(done * (before[root] - count)) for root, count in final.items()}
-        next_plan = _Prospect.of(current, config, tuple(final), evidence).plan(keep)
+        next_plan = _Prospect.of(current, config, evidence, tuple(final)).plan(keep)
         current = apply_pruning(current, next_plan)
         plan = next_plan if step == 1 else compose_plans(plan, next_plan)
         if tune is not None and step < config.prune_steps:
@@ -138,18 +111,15 @@ def measure_pruning(
     network: ColorNetwork, pruned: ColorNetwork, plan: PrunePlan, *, height: int = 256, width: int = 256
 ) -> PruneResult:
     """The figures of `pruned` against `network`, at a size in pixels."""
-    return PruneResult(
-        plan=plan,
-        network=pruned,
-        channels_before=sum(layer_widths(network).values()),
-        channels_after=sum(layer_widths(pruned).values()),
-        params_before=count_parameters(network),
-        params_after=count_parameters(pruned),
-        macs_before=count_macs(network, height=height, width=width),
-        macs_after=count_macs(pruned, height=height, width=width),
-        height=height,
-        width=width,
+    before, after = (
+        {
+            "channels": sum(layer_widths(each).values()),
+            "params": count_parameters(each),
+            "macs": count_macs(each, height=height, width=width),
+        }
+        for each in (network, pruned)
     )
+    return PruneResult(plan, pruned, before, after, height, width)
 
 
 def plan_pruning(
@@ -178,15 +148,15 @@ def plan_pruning(
         ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
         InputError: torch-pruning cannot follow the network, or no convolution gives its two output channels.
     """
-    share = config.largest_share if config.prune_strategy == "largest" else 1.0
-    roots = tuple(layer.name for layer in largest_layers(rank_layers(network), share))
-    prospect = _Prospect.of(network, config, roots, evidence)
+    prospect = _Prospect.of(network, config, evidence)
+    groups, scores = prospect.free, prospect.scores
     if config.prune_strategy == "latency":
-        keep_at = _trade(prospect).keep
+        worth = _measure_worth(prospect)
+        keep_at = trade_for_latency(network, groups, scores, worth, evidence, round_to=config.round_to).keep
     elif config.scope == "global":
-        keep_at = partial(keep_of_all_layers, prospect.free, prospect.scores, round_to=config.round_to)
+        keep_at = partial(keep_of_all_layers, groups, scores, round_to=config.round_to)
     else:
-        keep_at = partial(keep_of_each_layer, prospect.free, round_to=config.round_to)
+        keep_at = partial(keep_of_each_layer, groups, round_to=config.round_to)
 
     def plan_at(ratio: float) -> PrunePlan:
         return prospect.plan(keep_at(ratio))
@@ -211,13 +181,34 @@ def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
         InputError: the plan is for a network of other channel counts; they are listed.
         GateError: the pruned network does not answer as it must.
     """
-    _check_source(network, plan)
-    pruned = _remove_channels(network, plan.groups)
-    if (found := layer_widths(pruned)) != plan.result:
-        wrong = [f"{name}: {found.get(name)}" for name, width in plan.result.items() if found.get(name) != width]
-        why = f"has other channels than planned ({'; '.join(wrong[:5])})"
+    if wrong := _compare_widths(plan.source, layer_widths(network)):
+        hint = "give the checkpoint that the plan was made from, or make a new plan"
+        raise InputError("prune plan", None, f"is for another network ({wrong})", hint)
+    if plan.weights_sha256 and plan.weights_sha256 != hash_weights(network):
+        warn("the prune plan chose its channels by other weights than these; the channel counts fit, so it is applied")
+    copy = copy_network(network)
+    remove_channels_(copy, {group.root: group.removed for group in plan.groups if group.removed})
+    # A new module, so that nothing torch_pruning left behind stays with the network.
+    try:
+        pruned = network.with_weights(copy.state_dict())
+    except (RuntimeError, InputError) as error:
+        why = f"cannot be made again from its weights ({' '.join(str(error).split())[:200]})"
+        raise GateError("pruned network", None, why, "prune fewer layers: edit the plan") from error
+    _check_forward(pruned)
+    if wrong := _compare_widths(plan.result, layer_widths(pruned)):
+        why = f"has other channels than planned ({wrong})"
         raise GateError("pruned network", None, why, "delete that group from the plan, or make a new plan")
     return pruned
+
+
+def _compare_widths(planned: Mapping[str, int], found: Mapping[str, int]) -> str:
+    """Which channel counts differ, in words; empty where none does."""
+    wrong = [
+        f"{name}: plan {planned.get(name, 'none')}, network {found.get(name, 'none')}"
+        for name in {**planned, **found}
+        if planned.get(name) != found.get(name)
+    ]
+    return "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
 
 
 @dataclass(frozen=True)
@@ -232,14 +223,19 @@ class _Prospect:
     scores: Mapping[str, ChannelScores]
 
     @staticmethod
-    def of(network: ColorNetwork, config: PruneConfig, roots: Sequence[str], evidence: Evidence) -> _Prospect:
-        widths = layer_widths(network)
+    def of(
+        network: ColorNetwork, config: PruneConfig, evidence: Evidence, roots: Sequence[str] | None = None
+    ) -> _Prospect:
+        """Of the convolutions `roots`; None: of those that the config chooses by their size."""
+        layers, widths = rank_layers(network), layer_widths(network)
+        if roots is None:
+            share = config.largest_share if config.prune_strategy == "largest" else 1.0
+            roots = [layer.name for layer in largest_layers(layers, share)]
         # Batch norm goes with its convolution; the output layer stays.
         groups = find_groups(network, [root for root in roots if root in widths])
         free = [group for group in groups if not group.obstacle]
-        scores = score_groups(network, free, config.importance, pictures=evidence.pictures, seed=evidence.seed)
-        layers = {layer.name: layer for layer in rank_layers(network)}
-        return _Prospect(network, config, evidence, groups, layers, scores)
+        scores = score_groups(network, free, config.importance, evidence)
+        return _Prospect(network, config, evidence, groups, {layer.name: layer for layer in layers}, scores)
 
     @property
     def free(self) -> list[ChannelGroup]:
@@ -275,22 +271,6 @@ class _Prospect:
             reason=f"rank {layer.rank} with {layer.share_pct:.2f} % of the parameters; {what}",
             coupled=group.coupled if removed else (),
         )
-
-
-def _trade(prospect: _Prospect) -> Trade:
-    evidence = prospect.evidence
-    if evidence.time_convolution is None:
-        raise ValueError("strategy 'latency' needs a way to time convolutions")
-    return trade_for_latency(
-        prospect.network,
-        prospect.free,
-        prospect.scores,
-        _measure_worth(prospect),
-        evidence.time_convolution,
-        round_to=prospect.config.round_to,
-        height=evidence.height,
-        width=evidence.width,
-    )
 
 
 def _measure_worth(prospect: _Prospect) -> dict[str, float]:
@@ -332,19 +312,6 @@ def _choose_channels(group: ChannelGroup, scores: ChannelScores, count: int) -> 
     return tuple(sorted(channel for part in chosen for channel in part))
 
 
-def _remove_channels(network: ColorNetwork, groups: Sequence[PrunedGroup]) -> ColorNetwork:
-    copy = copy_network(network)
-    remove_channels_(copy, {group.root: group.removed for group in groups if group.removed})
-    # A new module, so that nothing torch_pruning left behind stays with the network.
-    try:
-        pruned = network.with_weights(copy.state_dict())
-    except (RuntimeError, InputError) as error:
-        why = f"cannot be made again from its weights ({' '.join(str(error).split())[:200]})"
-        raise GateError("pruned network", None, why, "prune fewer layers: edit the plan") from error
-    _check_forward(pruned)
-    return pruned
-
-
 def _leave_whole_what_breaks(network: ColorNetwork, plan: PrunePlan) -> PrunePlan:
     """The plan without the groups that make the network fail, each with its reason.
 
@@ -373,22 +340,6 @@ def _why_broken(network: ColorNetwork, plan: PrunePlan) -> str:
     except Exception as error:  # torch_pruning and code of other authors fail in any way
         return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ""
-
-
-def _check_source(network: ColorNetwork, plan: PrunePlan) -> None:
-    found, expected = layer_widths(network), plan.source
-    wrong = [
-        f"{name}: plan {expected.get(name, 'none')}, network {found.get(name, 'none')}"
-        for name in {**expected, **found}
-        if expected.get(name) != found.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        why = f"is for another network ({'; '.join(wrong[:5])}{more})"
-        hint = "give the checkpoint that the plan was made from, or make a new plan"
-        raise InputError("prune plan", None, why, hint)
-    if plan.weights_sha256 and plan.weights_sha256 != hash_weights(network):
-        warn("the prune plan chose its channels by other weights than these; the channel counts fit, so it is applied")
 
 
 def _check_forward(network: ColorNetwork) -> None:

@@ -27,8 +27,9 @@ from colorpress.core.config import (
 from colorpress.core.errors import ConfigError, InputError
 from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson, distil_network
+from compress.importance import Evidence
 from compress.prune_plan import read_plan, write_plan
-from compress.pruning import Evidence, apply_pruning, plan_pruning, prune_network
+from compress.pruning import apply_pruning, plan_pruning, prune_network
 from compress.ranking import rank_layers
 from export.graph import export_onnx, simplify_for_export
 from export.predictors import OnnxPredictor

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from colorpress.core.config import DATA_DRIVEN, PruneConfig
 from colorpress.core.errors import ConfigError
 from compress.dependency_graph import ChannelGroup, Member, find_groups, layer_widths
-from compress.importance import IMPORTANCES, Picture, _by_channel, score_groups
-from compress.pruning import Evidence, plan_pruning
+from compress.importance import IMPORTANCES, Evidence, Picture, _by_channel, score_groups
+from compress.pruning import plan_pruning
 from tests.conftest import make_network
 from training.unet import UNet, UNetPlan
 
@@ -39,7 +39,7 @@ def pictures() -> tuple[Picture, ...]:
 
 
 def scores_of(network: UNet, measure: str, pictures: tuple[Picture, ...] = (), root: str = ROOT) -> Tensor:
-    return score_groups(network, find_groups(network, [root]), measure, pictures=pictures)[root].values
+    return score_groups(network, find_groups(network, [root]), measure, Evidence(pictures))[root].values
 
 
 def channel_changes(network: UNet, picture: Picture) -> list[list[Tensor]]:
@@ -65,8 +65,8 @@ class TestEveryImportance:
         self, network: UNet, pictures: tuple[Picture, ...], measure: str
     ) -> None:
         groups = find_groups(network, layer_widths(network))
-        given = pictures if IMPORTANCES[measure].looks else ()
-        found = score_groups(network, groups, measure, pictures=given)
+        given = pictures if measure in DATA_DRIVEN else ()
+        found = score_groups(network, groups, measure, Evidence(given))
         assert list(found) == [group.root for group in groups]
         for group in groups:
             values = found[group.root].values
@@ -87,7 +87,7 @@ class TestEveryImportance:
         assert not any(module._forward_hooks for module in network.modules())
 
     def test_photographs_are_demanded_where_they_are_looked_at(self, network: UNet, measure: str) -> None:
-        if IMPORTANCES[measure].looks:
+        if measure in DATA_DRIVEN:
             with pytest.raises(ConfigError, match=f"'--importance': {measure} needs training photographs"):
                 scores_of(network, measure)
         else:
@@ -95,7 +95,6 @@ class TestEveryImportance:
 
     def test_it_is_an_option(self, measure: str) -> None:
         assert PruneConfig(importance=measure).importance == measure
-        assert IMPORTANCES[measure].looks == (measure in DATA_DRIVEN)
 
 
 def test_every_option_is_an_importance() -> None:

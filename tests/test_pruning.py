@@ -20,8 +20,9 @@ from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.channel_counts import round_channels
 from compress.dependency_graph import layer_widths
+from compress.importance import Evidence
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import Evidence, apply_pruning, plan_pruning, prune_network
+from compress.pruning import apply_pruning, plan_pruning, prune_network
 from compress.ranking import count_macs
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
 
@@ -130,9 +131,9 @@ def test_every_network_kind_by_every_measure(depth: int, upsample: str, importan
     halves = UNetPlan.classic(2, depth, upsample)
     assert plan_of(result.network) == halves
     assert layer_widths(result.network) == result.plan.result
-    assert result.params_after == count_parameters(UNet(halves)) == count_parameters(result.network)
-    assert result.macs_after == count_macs(UNet(halves), height=32, width=32)
-    assert result.channels_after * 2 == result.channels_before
+    assert result.after["params"] == count_parameters(UNet(halves)) == count_parameters(result.network)
+    assert result.after["macs"] == count_macs(UNet(halves), height=32, width=32)
+    assert result.after["channels"] * 2 == result.before["channels"]
     assert not result.network.training
     assert all(parameter.requires_grad for parameter in result.network.parameters())
     assert answer(result.network).shape == (1, 2, 21, 18)
@@ -168,9 +169,9 @@ def test_pruned_networks_answer_any_size_with_fewer_parameters(
     config = PruneConfig(largest_share=share, prune_ratio=ratio, round_to=1, importance=importance)
     result = prune_network(network, config, Evidence(height=height, width=width))
     assert answer(result.network, height, width).shape == (1, 2, height, width)
-    assert result.params_after < result.params_before
-    assert result.macs_after < result.macs_before
-    assert result.channels_after < result.channels_before
+    assert result.after["params"] < result.before["params"]
+    assert result.after["macs"] < result.before["macs"]
+    assert result.after["channels"] < result.before["channels"]
 
 
 def silence_channels(network: UNet) -> dict[str, list[int]]:
@@ -300,7 +301,7 @@ def test_the_summary_names_channels_parameters_and_work() -> None:
     # 4+4+8+8+4+4+4 channels; 3x3 weights, batch norm pairs, up-sampling and head by hand.
     before = 9 * (4 + 16 + 32 + 64) + 2 * (4 + 4 + 8 + 8) + (8 * 4 * 4 + 4) + 9 * (32 + 16) + 2 * 8 + (8 + 2)
     after = 9 * (2 + 4 + 8 + 16) + 2 * (2 + 2 + 4 + 4) + (4 * 2 * 4 + 2) + 9 * (8 + 4) + 2 * 4 + (4 + 2)
-    assert (result.params_before, result.params_after) == (before, after)
+    assert (result.before["params"], result.after["params"]) == (before, after)
     assert f"36 -> 18 channels (-50.0 %), {before:,} -> {after:,} parameters" in text
     assert "7 of 7 convolutions" in text
     assert f"(-{result.removed_pct('macs'):.1f} %)" in text

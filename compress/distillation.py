@@ -149,7 +149,7 @@ def distil_network(
         label: what a person reads beside the progress bar.
     Raises: as `training.original.train_unet`.
     """
-    teacher, last_path = lesson.teacher, destination.with_name("last.pt")
+    teacher = lesson.teacher
     device = choose_device(lesson.machine.device)
     origin = {"stage": "distil", "teacher_sha256": teacher.sha256}
     # The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own.
@@ -162,7 +162,7 @@ def distil_network(
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=origin, arch=arch)
         if not tune:
-            forget_fit(last_path)
+            forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
         extra = {
@@ -177,13 +177,13 @@ def distil_network(
         fitted = fit_network(
             lesson.make_loss(network, lesson.teacher_weight),
             FitJob(lesson.photos.train, lesson.photos.val, lesson.recipe, data, lesson.machine, answers),
-            FitFiles(destination, last_path, extra, restart=True),
+            FitFiles(destination, extra, restart=True),
             label=label,
         )
     files: tuple[Path, ...] = ()
     if is_main_process():
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
-        forget_fit(last_path)
+        forget_fit(destination.parent)
         files = write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
     kept, after = replace(fitted.best, arch=arch), fitted.best.val_l1
     assert after is not None

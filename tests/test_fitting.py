@@ -57,7 +57,7 @@ def fit(
     restart: bool = False,
 ) -> FitResult:
     job = FitJob(split.train, split.val, recipe, DataConfig(), machine)
-    files = FitFiles(folder / "best.pt", folder / "last.pt", extra={}, restart=restart)
+    files = FitFiles(folder / "best.pt", extra={}, restart=restart)
     network = network or make_network()
     network.dropout.p = recipe.dropout
     criterion = ChromaClassLoss(network, recipe.class_weight) if recipe.class_weight else L1Loss(network)
@@ -179,7 +179,7 @@ def test_two_damaged_generations_are_refused_unless_forced(split: PhotoSplit, tm
 def test_half_of_a_training_is_refused(split: PhotoSplit, tmp_path: Path, missing: str, said: str) -> None:
     fit(split, tmp_path)
     if missing == "last":
-        forget_fit(tmp_path / "last.pt")
+        forget_fit(tmp_path)
     else:
         (tmp_path / "best.pt").unlink()
     with pytest.raises(ConfigError, match=said):
@@ -189,7 +189,7 @@ def test_half_of_a_training_is_refused(split: PhotoSplit, tmp_path: Path, missin
 def test_best_alone_after_a_kill_in_the_first_epoch_is_trained_again(split: PhotoSplit, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1)
     fit(split, tmp_path, recipe)
-    forget_fit(tmp_path / "last.pt")
+    forget_fit(tmp_path)
     assert fit(split, tmp_path, recipe).epochs_run == 1
 
 

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run_variants import list_variants
-from benchmarks.variants import describe_variant
+from benchmarks.variants import describe_variant, list_variants
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize
-from compress.students.ladder import student_ladder
 from compress.students.student_job import with_unlabelled
 from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
-from compress.students.student_stages import make_student
+from compress.students.student_stages import make_student, student_ladder
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -193,6 +191,6 @@ def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains
 def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch) -> None:
     run, photos = trained
     forgotten: list[str] = []
-    monkeypatch.setattr("compress.students.student_stages.forget_fit", lambda path: forgotten.append(path.parent.name))
+    monkeypatch.setattr("compress.students.student_stages.forget_fit", lambda folder: forgotten.append(folder.name))
     make_student(replace(run, force=True), run.best_path, photos)
     assert "auto" in forgotten and any(name.startswith("trial-") for name in forgotten)

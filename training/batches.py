@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Crops:
     """A batch of crops as it is loaded.
 
     Attributes:
-        rgb: uint8 (N, 3, S, S), sRGB.
+        rgb: uint8 (N, 3, S, S), sRGB; N may be 0.
         tones: float32 (N,), the power that each crop's L is raised to; None leaves all as they are.
         answers: float16 (N, 2, S / 4, S / 4), ab/128 that a teacher answered there; None without a teacher.
     """
@@ -55,17 +56,6 @@ class Crops:
 
     def __len__(self) -> int:
         return len(self.rgb)
-
-    @staticmethod
-    def blank(imgsz: int, *, taught: bool) -> Crops:
-        """One black crop with a grey answer."""
-        size = _answer_size(imgsz)
-        answers = torch.zeros((1, 2, size, size), dtype=torch.float16) if taught else None
-        return Crops(torch.zeros((1, 3, imgsz, imgsz), dtype=torch.uint8), answers=answers)
-
-
-def _answer_size(imgsz: int) -> int:
-    return -(-imgsz // ANSWER_STRIDE)
 
 
 @dataclass(frozen=True)
@@ -95,11 +85,10 @@ class AnswerFolder:
         """
         path = self.path_of(photo)
         try:
-            answer: NDArray[np.float16] = np.load(path, allow_pickle=False)
+            return np.asarray(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             hint = "remove the file: answers that are missing are asked for again"
             raise InputError("answer", path, "is missing or damaged", hint) from error
-        return answer
 
 
 _Loaded = tuple[Crops, list[tuple[Path, str]]]
@@ -114,8 +103,7 @@ class CropLoader:
     `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
 
     A photograph that cannot be read any more is left out of its batch with one warning, and counted in `lost`; a batch
-    may thereby be empty. Of `ranks` processes that share the batches each loads its own part of every one.
-    Nothing but paths is held in memory. Use as a context manager, or call `close`, to end the workers.
+    may thereby be empty. Nothing but paths is held in memory. As a context manager it ends its workers.
 
     Args:
         photos: what to crop from, at least one.
@@ -123,7 +111,7 @@ class CropLoader:
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
         answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
-        rank: number of this process, from 0 to `ranks` - 1.
+        part: the number of this process and of how many that share the batches; each loads its own part of every one.
     """
 
     def __init__(
@@ -134,11 +122,10 @@ class CropLoader:
         *,
         workers: int,
         answers: AnswerFolder | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.lost: set[Path] = set()
-        self._order = _CropOrder(len(photos), recipe, data.seed, rank, ranks)
+        self._order = _CropOrder(len(photos), recipe, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
             _CropDataset(photos, recipe, data, answers),
             sampler=self._order,
@@ -152,7 +139,7 @@ class CropLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._order)
+        return self._order.batches
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Crops]:
         """Yield the batches of one epoch from number `start` on, of `imgsz` pixels.
@@ -198,23 +185,19 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
     Returns:
         Pairs of the photograph and its uint8 pixels (1, 3, H, W), sRGB.
     """
-
-    def load(photo: Photo) -> NDArray[np.uint8] | InputError:
-        try:
-            return load_rgb(photo.path, max_pixels=max_pixels, short_side=short_side)
-        except InputError as error:
-            return error
-
+    load = partial(load_rgb, max_pixels=max_pixels, short_side=short_side)
     with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(load, photo) for photo in photos[:1]]
+        ahead = [pool.submit(load, photo.path) for photo in photos[:1]]
         for photo, following in zip_longest(photos, photos[1:]):
-            pixels = ahead.pop().result()
+            decoded = ahead.pop()
             if following is not None:
-                ahead.append(pool.submit(load, following))
-            if isinstance(pixels, InputError):
-                _warn_once(photo.path, pixels.why)
-            else:
-                yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
+                ahead.append(pool.submit(load, following.path))
+            try:
+                pixels = decoded.result()  # (H, W, 3)
+            except InputError as error:
+                _warn_once(photo.path, error.why)
+                continue
+            yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
 @dataclass(frozen=True)
@@ -291,7 +274,7 @@ class _CropDataset(Dataset[_Loaded]):
     answers: AnswerFolder | None
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        recipe, size = self.recipe, _answer_size(self.recipe.imgsz)
+        recipe, size = self.recipe, -(-self.recipe.imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
@@ -308,8 +291,9 @@ class _CropDataset(Dataset[_Loaded]):
                 continue
             crops.append(crop)
             tones.append(math.exp(recipe.tone_jitter * draw.tone))
-        pixels = np.stack(crops) if crops else np.empty((0, recipe.imgsz, recipe.imgsz, 3), np.uint8)  # (N, S, S, 3)
-        answers = np.stack(taught) if taught else np.empty((0, 2, size, size), np.float16)  # (N, 2, S/4, S/4)
+        # Shaped, since all of them may be lost.
+        pixels = np.array(crops, np.uint8).reshape(-1, recipe.imgsz, recipe.imgsz, 3)  # (N, S, S, 3)
+        answers = np.array(taught, np.float16).reshape(-1, 2, size, size)  # (N, 2, S/4, S/4)
         loaded = Crops(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
             torch.tensor(tones) if recipe.tone_jitter else None,
@@ -321,20 +305,18 @@ class _CropDataset(Dataset[_Loaded]):
 class _CropOrder(Sampler[list[_CropKey]]):
     """The shuffled keys of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
 
-    def __init__(self, photos: int, recipe: Recipe, seed: int, rank: int, ranks: int) -> None:
-        self.photos, self.seed, self.rank, self.ranks = photos, seed, rank, ranks
+    def __init__(self, photos: int, recipe: Recipe, seed: int, part: tuple[int, int]) -> None:
+        self.photos, self.seed, self.part = photos, seed, part
         self.epoch = self.start = 0
         self.crops = photos * -(-max(photos, recipe.epoch_crops) // photos)
         self.batches = -(-self.crops // recipe.batch_size)
 
-    def __len__(self) -> int:
-        return self.batches
-
     def __iter__(self) -> Iterator[list[_CropKey]]:
+        rank, ranks = self.part
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
         for batch in np.array_split(order, self.batches)[self.start :]:
-            part = np.array_split(batch, self.ranks)[self.rank]
-            yield [(self.epoch, int(each) % self.photos, int(each) // self.photos) for each in part]
+            own = np.array_split(batch, ranks)[rank]
+            yield [(self.epoch, int(each) % self.photos, int(each) // self.photos) for each in own]
 
 
 def _as_loaded(batch: Any) -> Any:

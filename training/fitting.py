@@ -35,7 +35,6 @@ from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
-from training.network import ColorNetwork
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
@@ -43,6 +42,8 @@ from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+# What `_FitState` knows of the epoch under way.
+_COUNTERS = ("step", "seconds", "crops", "l1_sum")
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,14 @@ class _FitState:
         """The epoch under way, from 1."""
         return len(self.history) + 1
 
-    @property
-    def network(self) -> ColorNetwork:
-        """What is trained and, perhaps averaged, kept."""
-        return self.criterion.network
-
     def kept(self) -> nn.Module:
-        """What is validated and kept."""
-        return self.network if self.average is None else self.average.module
+        """What is validated and kept: the network or its running average."""
+        return self.criterion.network if self.average is None else self.average.module
 
     def to_checkpoint(self) -> Checkpoint:
         """What is kept of the epoch that ended last, without the state that training needs."""
         return Checkpoint(
-            architecture=self.network.architecture,
+            architecture=self.criterion.network.architecture,
             state_dict=_tensors_of(self.kept()),
             epoch=len(self.history),
             val_l1=self.history[-1]["val_l1"] if self.history else None,
@@ -95,25 +91,26 @@ class _FitState:
             extra=self.extra,
         )
 
-    def save(self, last_path: Path) -> None:
-        """Write all of it in the main process; of `last_path` the generation before is kept."""
+    def save(self, folder: Path) -> None:
+        """Write all of it to last.pt, in the main process; the generation before is kept."""
         if not is_main_process():
             return
+        last_path, previous = _generations(folder)
         training_state = {
             "trained": _tensors_of(self.criterion),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            **{name: getattr(self, name) for name in ("step", "seconds", "crops", "l1_sum")},
+            **{name: getattr(self, name) for name in _COUNTERS},
         }
         checkpoint = replace(self.to_checkpoint(), training_state=training_state)
         if last_path.exists():
-            last_path.replace(_previous(last_path))
+            last_path.replace(previous)
         save_checkpoint(last_path, checkpoint)
 
     def restore_(self, last: Checkpoint) -> None:
         """Go back to the state that `last` holds; changes the network."""
-        assert last.training_state is not None
-        saved = dict(last.training_state)
+        saved = last.training_state
+        assert saved is not None
         self.criterion.load_state_dict(saved["trained"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -121,8 +118,8 @@ class _FitState:
             self.average.module.load_state_dict(dict(last.state_dict))
             self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
         self.history = list(last.history)
-        self.step, self.crops = int(saved["step"]), int(saved["crops"])
-        self.seconds, self.l1_sum = float(saved["seconds"]), float(saved["l1_sum"])
+        for name in _COUNTERS:
+            setattr(self, name, saved[name])
 
 
 @dataclass(frozen=True)
@@ -141,26 +138,19 @@ class FitJob:
     machine: MachineConfig
     answers: AnswerFolder | None = None
 
-    def validate(self, network: nn.Module, device: torch.device) -> float:
-        """The mean L1 (ab/128) on the validation photographs."""
-        limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
-        return validate_l1(network, self.val, **limits, device=device)
-
 
 @dataclass(frozen=True)
 class FitFiles:
     """Where a fit is kept.
 
     Attributes:
-        best_path: of the epoch with the lowest validation L1.
-        last_path: what an interrupted fit goes on from; the generation before it, `last.prev.pt`, serves when it is
-            damaged.
+        best_path: of the epoch with the lowest validation L1. Beside it is what an interrupted fit goes on from,
+            `last.pt`; the generation before, `last.prev.pt`, serves when that is damaged.
         extra: primitives kept inside both checkpoints; other ones make another fit.
         restart: start over where the files are of another fit, instead of refusing.
     """
 
     best_path: Path
-    last_path: Path
     extra: Mapping[str, Any]
     restart: bool = False
 
@@ -177,7 +167,7 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
             or the batch is smaller than the number of processes.
         DivergedError: the loss is NaN or Inf; both files are those of the last finite epoch.
         InputError: no photograph can be read.
-        Interrupted: SIGINT or SIGTERM came; `last_path` holds the state after the last finished step.
+        Interrupted: SIGINT or SIGTERM came; last.pt holds the state after the last finished step.
     """
     recipe = job.recipe
     if recipe.batch_size < process_count():
@@ -208,8 +198,7 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
         job.data,
         workers=job.machine.workers,
         answers=job.answers,
-        rank=process_rank(),
-        ranks=process_count(),
+        part=(process_rank(), process_count()),
     ) as loader:
         trainer = _Trainer(state, loader, job, device)
         while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
@@ -234,11 +223,13 @@ def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[st
 
 
 @contextmanager
-def held_signals() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM in a block instead of obeying them; a second one ends the process at once.
+def _held_signals() -> Iterator[Callable[[], int]]:
+    """Obey SIGINT and SIGTERM at the end of a block instead of inside it; a second one ends the process at once.
 
     Yields:
-        A function that answers the number of the signal that came, 0 for none. Whoever asks has to obey.
+        A function that answers the number of the signal that came, 0 for none.
+    Raises:
+        Interrupted: one came; at the end of the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # Python delivers signals to the main thread alone
@@ -258,6 +249,8 @@ def held_signals() -> Iterator[Callable[[], int]]:
         if not received:
             for each, handler in before.items():
                 signal.signal(each, handler)
+    if received:
+        raise Interrupted(received)
 
 
 class _Trainer:
@@ -284,24 +277,23 @@ class _Trainer:
         """Train what is left of the epoch under way, validate, and keep what earns it.
 
         Raises:
-            Interrupted: a signal came; `files.last_path` holds the state after a whole step.
+            Interrupted: a signal came; last.pt holds the state after a whole step.
         """
-        state = self.state
+        state, job = self.state, self.job
+        limits = {"short_side": job.recipe.val_size, "max_pixels": job.data.max_pixels}
         try:
             self.finish_epoch_(title)
-            val_l1 = self.job.validate(state.kept(), self.device)
+            val_l1 = validate_l1(state.kept(), job.val, **limits, device=self.device)
         except Interrupted:
-            state.save(files.last_path)
+            state.save(files.best_path.parent)
             raise
-        with held_signals() as received:
+        with _held_signals():
             row = self.close_epoch_(val_l1)
             if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
                 save_checkpoint(files.best_path, state.to_checkpoint())
             # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-            state.save(files.last_path)
-        say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
-        if received():
-            raise Interrupted(received())
+            state.save(files.best_path.parent)
+            say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
 
     def finish_epoch_(self, title: str) -> None:
         """Do the steps that are left of the epoch under way; changes network, optimizer and average.
@@ -310,13 +302,13 @@ class _Trainer:
             Interrupted: a signal came; the state is that after a whole step.
         """
         state, steps = self.state, len(self.loader)
-        state.network.train()
+        state.criterion.network.train()
         resumed, started = state.seconds, time.monotonic()
         # Sums stay on the device: reading them each step would make the GPU wait for the host.
         before = state.l1_sum if is_main_process() else 0.0
         l1_sum = torch.full((), before, device=self.device, dtype=torch.float64)
         stop = 0
-        with held_signals() as received, progress(title, steps) as bar:
+        with _held_signals() as received, progress(title, steps) as bar:
             bar.advance(state.step)
             try:
                 for crops in self.loader.epoch(state.epoch, start=state.step):
@@ -336,9 +328,9 @@ class _Trainer:
                 # A signal to all processes of a group ends those that load before this one obeys.
                 if not received():
                     raise
-        state.l1_sum = sum_over_processes_(l1_sum).item()
-        if stop or received():
-            raise Interrupted(stop or received())
+            state.l1_sum = sum_over_processes_(l1_sum).item()
+            if stop:
+                raise Interrupted(stop)
         if state.crops == 0:
             raise InputError(
                 "data set", None, "no training photograph could be read", "check the folder given with --data"
@@ -366,7 +358,11 @@ class _Trainer:
         share = len(crops) * process_count() / count
         if not len(crops):
             # Its part was lost, but the others wait for its sums: nothing, of the right shape.
-            crops = Crops.blank(recipe.imgsz, taught=crops.answers is not None)
+            rgb, answers = crops.rgb, crops.answers
+            crops = Crops(
+                rgb.new_zeros((1, *rgb.shape[1:])),
+                answers=None if answers is None else answers.new_zeros((1, *answers.shape[1:])),
+            )
         done = len(state.history) * len(self.loader) + state.step
         if recipe.dropout:
             _seed_dropout(self.job.data.seed, done)
@@ -389,7 +385,7 @@ class _Trainer:
             # A young average forgets faster, or the first weights would stay in it for long.
             decay = min(recipe.ema_decay, (1 + done) / (10 + done))
             state.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            state.average.update_parameters(state.network)
+            state.average.update_parameters(state.criterion.network)
         # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing. Scaled gradients may
         # be infinite; the scaler then leaves the step out and scales less.
         lost = 0.0 if state.scaler.is_enabled() else 0.0 * norm
@@ -436,13 +432,14 @@ def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
-def _previous(last_path: Path) -> Path:
-    return last_path.with_name(f"{last_path.stem}.prev{last_path.suffix}")
+def _generations(folder: Path) -> tuple[Path, Path]:
+    """The state that an interrupted fit goes on from, and the one before."""
+    return folder / "last.pt", folder / "last.prev.pt"
 
 
-def forget_fit(last_path: Path) -> None:
+def forget_fit(folder: Path) -> None:
     """Remove what an interrupted fit would go on from."""
-    for path in (last_path, _previous(last_path)):
+    for path in _generations(folder):
         path.unlink(missing_ok=True)
 
 
@@ -452,9 +449,9 @@ def _find_interrupted(files: FitFiles, identity: Mapping[str, Any]) -> Checkpoin
     Raises:
         ConfigError: something speaks against going on, and `files.restart` is False.
     """
-    last = None
+    last, folder = None, files.best_path.parent
     try:
-        last = _load_newest(files.last_path)
+        last = _load_newest(folder)
         obstacle = _why_not_resumed(files.best_path, last, identity)
     except InputError as error:
         obstacle = f"holds a damaged training ({error})"
@@ -462,23 +459,22 @@ def _find_interrupted(files: FitFiles, identity: Mapping[str, Any]) -> Checkpoin
         return last
     if not files.restart:
         hint = "choose another --output-dir, keep that model with --checkpoint best.pt, or train again with --force"
-        raise ConfigError("folder", files.last_path.parent, obstacle, hint)
-    forget_fit(files.last_path)
+        raise ConfigError("folder", folder, obstacle, hint)
+    forget_fit(folder)
     return None
 
 
-def _load_newest(last_path: Path) -> Checkpoint | None:
+def _load_newest(folder: Path) -> Checkpoint | None:
     """`last.pt`, or the generation before it where that is missing or damaged."""
-    previous = _previous(last_path)
-    if not last_path.exists():
-        return load_checkpoint(previous) if previous.exists() else None
+    last_path, previous = _generations(folder)
     try:
-        return load_checkpoint(last_path)
+        if last_path.exists():
+            return load_checkpoint(last_path)
     except InputError as error:
         if not previous.exists():
             raise
         warn(f"{error}; going on from {previous.name}, one epoch earlier")
-        return load_checkpoint(previous)
+    return load_checkpoint(previous) if previous.exists() else None
 
 
 def _why_not_resumed(best_path: Path, last: Checkpoint | None, identity: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         choose_device(settings.machine.device)
         if run.force and is_main_process():
-            forget_fit(run.folder / "last.pt")
+            forget_fit(run.folder)
         recipe = settings.train.recipe(settings.fit)
         job = FitJob(photos.train, photos.val, recipe, settings.data, settings.machine)
         best = train_unet(job, settings.unet, run.folder, restart=run.force).best
@@ -65,9 +65,7 @@ def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = F
             nn.init.zeros_(parameter)
         weight = job.recipe.class_weight
         criterion = ChromaClassLoss(network, weight) if weight else L1Loss(network)
-        fitted = fit_network(
-            criterion, job, FitFiles(folder / "best.pt", folder / "last.pt", extra, restart), label="train"
-        )
+        fitted = fit_network(criterion, job, FitFiles(folder / "best.pt", extra, restart), label="train")
     if is_main_process():
         write_history(folder / "history.csv", fitted.history)
         plot_history(folder / "training_loss.png", fitted.history)
@@ -100,7 +98,7 @@ def _adopt(run: Run, checkpoint: Path) -> None:
             "folder", run.folder, "holds another best.pt", "choose another --output-dir, or replace it with --force"
         )
     # What told of the model that was there would be read as telling of this one.
-    forget_fit(run.folder / "last.pt")
+    forget_fit(run.folder)
     for name in ("history.csv", "training_loss.png", EXPLANATION_NAME):
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")

@@ -80,17 +80,17 @@ def make_pruned(run: Run, photos: PhotoSplit, folder: Path, options: Mapping[str
     """
     best = run.load(run.best_path)
     network = prune_channels(best.build_network(), options["ratio"])
-    settings, last_path = run.settings, folder / "last.pt"
+    settings = run.settings
     recipe = replace(_PLAIN, epochs=options["epochs"], val_size=settings.score.eval_size)
     extra = {"stage": "peer", "architecture": network.architecture.describe()}
     with torch_threads(settings.machine.threads):
         fitted = fit_network(
             L1Loss(network),
             FitJob(photos.train, photos.val, recipe, settings.data, settings.machine),
-            FitFiles(folder / "model.pt", last_path, extra, restart=True),
+            FitFiles(folder / "model.pt", extra, restart=True),
             label=folder.name,
         )
     save_checkpoint(folder / "model.pt", replace(fitted.best, arch=best.arch))
-    forget_fit(last_path)
+    forget_fit(folder)
     seconds = round(sum(row["seconds"] for row in fitted.history), 1)
     return {"epoch": fitted.best.epoch, "val_l1": fitted.best.val_l1, "seconds": seconds}

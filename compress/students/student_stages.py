@@ -6,8 +6,9 @@ Oracle (how coarse may the answer be) -> candidates -> short trials -> the small
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,20 @@ from typing import Any
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError
 from colorpress.core.machine import machine_key
-from colorpress.core.stages import Action, StageRecord
+from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
+from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
-from compress.students.ladder import choose_candidate, choose_output_stride, score_output_strides, student_ladder
-from compress.students.student_job import StudentJob, build_student, measure_stand_in
+from compress.students.student_job import (
+    StudentJob,
+    build_student,
+    choose_output_stride,
+    measure_stand_in,
+    score_output_strides,
+)
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
 from compress.yardstick import Score
 from training.fitting import forget_fit
@@ -33,6 +40,11 @@ from training.unet import UNetPlan, count_parameters
 # What a student is called where nothing else is asked for, and names that mean something else in a run folder.
 STUDENT = "auto"
 _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
+_NOT_TRIED = "not tried: "
+# Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
+LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+_LARGEST_STEM = 8
+_DEEPEST_STRIDE = 32
 
 
 def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
@@ -76,31 +88,14 @@ def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple
     """The smallest network of the ladder that keeps the colour after a short training."""
     settings = job.run.settings
     records: list[StageRecord] = []
-    ladder = student_ladder(choose_output_stride(strides))
-    whole = job.original_cost
-    otherwise = {"keep_params": whole["params"], "keep_macs": whole["macs"]}
-    limits = read_limits(settings.budget, whole=whole, otherwise=otherwise)
-
-    def why_too_large(candidate: Candidate) -> str:
-        if candidate.size_bytes is None and _needs_file(limits):
-            return "wider than one that misses a budget"
-        # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
-        is_smallest = candidate.network == ladder[0]
-        return _why_too_large([limit for limit in limits if limit.given or not is_smallest], candidate)
 
     def try_out(candidate: Candidate) -> Score:
         records.append(_try_out(job, candidate.network, settings.distil.student_teacher_weight))
         return Score.of(records[-1].result["score"])
 
-    candidates: list[Candidate] = []
-    for network in ladder:
-        # Exports take seconds each, and what is wider than one that misses a budget misses it too.
-        missed = bool(candidates) and bool(why_too_large(candidates[-1]))
-        candidate = _candidate(job, network)
-        candidates.append(candidate if missed else _measure_file(job, candidate, limits))
     floor, increase_pct = _goal(job)
     chosen, seen, reason = choose_candidate(
-        candidates, floor=floor, increase_pct=increase_pct, why_too_large=why_too_large, try_out=try_out
+        _list_candidates(job, choose_output_stride(strides)), floor=floor, increase_pct=increase_pct, try_out=try_out
     )
     # The control: the same network and crops without a teacher.
     control = _try_out(job, chosen.network, teacher_weight=0.0)
@@ -114,6 +109,26 @@ def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple
         settings={"min_retained_colour": floor, **settings.budget.given()},
     )
     return plan, [*records, control]
+
+
+def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
+    """The ladder with what each network costs, and why it is not tried where it misses a budget."""
+    whole = job.original_cost
+    otherwise = {"keep_params": whole["params"], "keep_macs": whole["macs"]}
+    limits = read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
+    found: list[Candidate] = []
+    why = ""
+    for network in student_ladder(output_stride):
+        candidate = _candidate(job, network)
+        # Exports take seconds each, and what is wider than one that misses a budget misses it too.
+        if why and _needs_file(limits):
+            why = "wider than one that misses a budget"
+        else:
+            candidate = _measure_file(job, candidate, limits)
+            # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
+            why = _why_too_large([limit for limit in limits if limit.given or found], candidate)
+        found.append(replace(candidate, verdict=f"{_NOT_TRIED}{why}" if why else ""))
+    return found
 
 
 def _goal(job: StudentJob) -> tuple[float, float]:
@@ -161,26 +176,21 @@ def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:
 
 def _try_out(job: StudentJob, network: UNetPlan, teacher_weight: float) -> StageRecord:
     """A short training and what it scores on the validation photographs."""
-    crops = job.run.settings.student.student_trial_crops
     name = f"{'trial' if teacher_weight else 'control'}-{network.encoder[0][-1]}"
     destination = job.run.folder / "trials" / name / "model.pt"
 
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        _forget_where_forced(job.run, destination)
-        distilled = job.distil(network, crops, destination, label=name, teacher_weight=teacher_weight)
+    def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
         return [destination], {"score": job.yardstick.score(distilled.checkpoint.build_network()).to_dict()}
 
-    return _learn(job, name, action, network, crops, teacher_weight)
+    crops = job.run.settings.student.student_trial_crops
+    return _learn(job, name, network, crops, destination, describe, teacher_weight)
 
 
 def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
     """Train the network of a plan from the start: <name>/model.pt, with table and chart of the training."""
     settings, destination = job.run.settings, job.run.folder / name / "model.pt"
-    crops = settings.student.crops
 
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        _forget_where_forced(job.run, destination)
-        distilled = job.distil(network, crops, destination, label=name)
+    def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
         student, size = distilled.checkpoint.build_network(), settings.count.rank_size
         score, (floor, increase_pct) = job.yardstick.score(student), _goal(job)
         say(f"{name}: {distilled.summary()}{score.interval}")
@@ -197,17 +207,26 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
             "grey_val_l1": distilled.grey_l1,
         }
 
-    return _learn(job, f"student-{name}", action, network, crops, settings.distil.student_teacher_weight)
-
-
-def _forget_where_forced(run: Run, destination: Path) -> None:
-    if run.force:
-        forget_fit(destination.with_name("last.pt"))
+    crops, weight = settings.student.crops, settings.distil.student_teacher_weight
+    return _learn(job, f"student-{name}", network, crops, destination, describe, weight)
 
 
 def _learn(
-    job: StudentJob, stage: str, action: Action, network: UNetPlan, crops: int, teacher_weight: float
+    job: StudentJob,
+    stage: str,
+    network: UNetPlan,
+    crops: int,
+    destination: Path,
+    describe: Callable[[DistillResult], tuple[Sequence[Path], Mapping[str, Any]]],
+    teacher_weight: float,
 ) -> StageRecord:
+    """Distil a network to `destination` as a stage, whose files and result `describe` gives."""
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        if job.run.force:
+            forget_fit(destination.parent)
+        return describe(job.distil(network, crops, destination, teacher_weight=teacher_weight))
+
     used = {
         "network": network.to_dict(),
         "recipe": vars(job.recipe(crops)),
@@ -225,3 +244,69 @@ def _write_plan(run: Run, name: str, plan: StudentPlan) -> StageRecord:
         return [write_student_plan(run.folder / name / "plan.json", plan)], {}
 
     return run.do(f"plan-{name}", action, settings={"plan": plan.to_dict()})
+
+
+def student_ladder(output_stride: int, widths: Sequence[int] = LADDER_WIDTHS) -> tuple[UNetPlan, ...]:
+    """Flat UNets that answer at `output_stride`, one for each width, smallest first.
+
+    All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
+    (Lean UNet, 2025). Patches as coarse as the answer, up to 8 pixels, replace the levels above; levels go down to
+    1/32 of the size for context, and up again to the output stride.
+    """
+    stem = min(output_stride, _LARGEST_STEM)
+    levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
+    ups = levels - 1 - int(math.log2(output_stride // stem))
+    return tuple(
+        UNetPlan(
+            encoder=((width, width),) * levels, decoder=((width, width),) * ups, upsample="nearest", stem_stride=stem
+        )
+        for width in widths
+    )
+
+
+def choose_candidate(
+    candidates: Sequence[Candidate],
+    *,
+    floor: float,
+    increase_pct: float = 0.0,
+    try_out: Callable[[Candidate], Score],
+) -> tuple[Candidate, tuple[Candidate, ...], str]:
+    """The smallest candidate that meets the goal after a short training, found by bisection.
+
+    Args:
+        candidates: smallest first; what a larger one costs more of, it also keeps more colour with. One that has a
+            verdict already misses a budget.
+        floor, increase_pct: the goal, see `Score.keeps`.
+        try_out: trains a candidate for a short while and scores it; called for as few as possible.
+    Returns:
+        The chosen candidate, all of them with their verdicts, and the choice in a sentence. Where none meets the goal
+        it is the one that kept most colour.
+    Raises:
+        ConfigError: no candidate fits the budgets.
+    """
+    seen = list(candidates)
+    fitting = [place for place, candidate in enumerate(seen) if not candidate.verdict]
+    if not fitting:
+        why = f"the smallest student misses it: {seen[0].verdict.removeprefix(_NOT_TRIED)}"
+        raise ConfigError("budget", None, why, "loosen it")
+    met: dict[int, bool] = {}
+
+    def meets_goal(place: int) -> bool:
+        if place not in met:
+            score = try_out(seen[place])
+            met[place] = score.keeps(floor, most_increase_pct=increase_pct)
+            known = not math.isnan(score.retained_colour)
+            what = f"keeps {score.retained_colour:.3f} of the colour{score.interval}" if known else score.describe()
+            verdict = f"after a short training {what}: {'enough' if met[place] else 'not enough'} for {floor:g}"
+            figures = {name: value for name, value in score.to_dict().items() if name != "l1"}
+            seen[place] = replace(seen[place], **figures, verdict=verdict)
+        return met[place]
+
+    low, high = 0, len(fitting) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets_goal(fitting[middle]) else (middle + 1, high)
+    if meets_goal(fitting[low]):
+        return seen[fitting[low]], tuple(seen), f"the smallest of {len(seen)} candidates that meets the goal"
+    best = min(met, key=lambda place: seen[place].l1_delta_pct or 0.0)
+    return seen[best], tuple(seen), "no candidate within the budgets meets the goal; this one kept most colour"

@@ -32,24 +32,16 @@ _BEND = 0.15
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run; neighbours share the epoch where one ends and the other begins.
+    """A stretch of the run; neighbours share the epoch where one ends and the other begins."""
 
-    Attributes:
-        kind: "rapid" and "slow" learning, "steady" where learning has no bend, "after_best", or "flat" where nothing
-            was learned beyond the noise.
-        first_epoch, last_epoch: as numbered in the history.
-        train_first, train_last, val_first, val_last: the losses at both ends; training None where not recorded.
-        share_pct: of all that validation improved from the first epoch to the best; None outside learning.
-    """
-
-    kind: PhaseKind
+    kind: PhaseKind  # "steady" where learning has no bend, "flat" where nothing was learned beyond the noise
     first_epoch: int
     last_epoch: int
-    train_first: float | None
+    train_first: float | None  # the losses at both ends; of training None where not recorded
     train_last: float | None
     val_first: float
     val_last: float
-    share_pct: float | None
+    share_pct: float | None  # of all that validation improved from the first epoch to the best; None outside learning
 
 
 @dataclass(frozen=True)
@@ -125,24 +117,26 @@ class CurveReading:
 
 @dataclass(frozen=True)
 class _Points:
-    """The epochs with a finite validation loss: their numbers and losses; training NaN where it is not recorded."""
+    """The epochs with a finite validation loss, at least one; training is NaN where it is not recorded."""
 
     epochs: Sequence[int]
     val: Losses
     train: Losses
-    best: int
+    best: int  # position of the lowest validation loss
 
-    def train_at(self, index: int) -> float | None:
-        return None if math.isnan(self.train[index]) else float(self.train[index])
-
-    def gap_at(self, index: int) -> float | None:
-        return None if math.isnan(self.train[index]) else float(self.val[index] - self.train[index])
-
-    def phase(self, kind: PhaseKind, first: int, last: int, share_pct: float | None = None) -> Phase:
+    def phase(self, kind: PhaseKind, first: int, last: int) -> Phase:
+        """Between two positions."""
+        won, won_in_all = float(self.val[first] - self.val[last]), float(self.val[0] - self.val[self.best])
         return Phase(
-            kind, self.epochs[first], self.epochs[last], self.train_at(first), self.train_at(last),
-            float(self.val[first]), float(self.val[last]), share_pct,
-        )  # fmt: skip
+            kind=kind,
+            first_epoch=self.epochs[first],
+            last_epoch=self.epochs[last],
+            train_first=_known(self.train[first]),
+            train_last=_known(self.train[last]),
+            val_first=float(self.val[first]),
+            val_last=float(self.val[last]),
+            share_pct=None if kind in ("flat", "after_best") else _percent(won, won_in_all),
+        )
 
 
 def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int] = (2, 3)) -> CurveReading:
@@ -157,11 +151,11 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
     """
     if not history:
         raise InputError("history", None, "has no rows", "train for one epoch or more")
-    epochs = [_epoch_of(row, index) for index, row in enumerate(history)]
-    vals, trains, rates, seconds = (
-        np.array([_finite(row.get(name)) for row in history])
-        for name in ("val_l1", "train_l1", "learning_rate", "seconds")
-    )
+    names = ("epoch", "val_l1", "train_l1", "learning_rate", "seconds")
+    table = np.array([[row.get(name, math.nan) for row in history] for name in names], np.float64)  # (5, epochs)
+    table[~(np.abs(table) < _MAX_LOSS)] = math.nan
+    numbers, vals, trains, rates, seconds = table
+    epochs = [count if math.isnan(number) else int(number) for count, number in enumerate(numbers, start=1)]
     broke = _broken_from(vals, trains)
     rows = np.flatnonzero(np.isfinite(vals))
     # The last of equals, as `fit_network` keeps it.
@@ -174,8 +168,8 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
         broke_epoch=None if broke is None else epochs[broke],
         diverged=broke is not None,
         train_flat=_levels_off(trains[np.isfinite(trains)]),
-        learning_rate=_learning_rate(rates, math.nan if best is None else float(rates[rows[best]])),
-        seconds=_total(seconds),
+        learning_rate=_learning_rate(rates, math.nan if best is None else rates[rows[best]]),
+        seconds=_known(sum(seconds)),
     )
     if best is None:
         return reading
@@ -187,69 +181,62 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
 
 def _read_points(reading: CurveReading, points: _Points) -> CurveReading:
     """What can be said of one epoch or more."""
-    val, best = points.val, points.best
-    rise, recorded = float(val[-1] - val[best]), points.train[np.isfinite(points.train)]
+    val, train, best = points.val, points.train, points.best
+    rise, recorded = float(val[-1] - val[best]), train[np.isfinite(train)]
     return replace(
         reading,
         best_epoch=points.epochs[best],
         best_val=float(val[best]),
         train_first=float(recorded[0]) if len(recorded) else None,
-        train_at_best=points.train_at(best),
-        train_last=points.train_at(-1),
+        train_at_best=_known(train[best]),
+        train_last=_known(train[-1]),
         val_first=float(val[0]),
         val_last=float(val[-1]),
         val_last_epoch=points.epochs[-1],
         rise=rise,
         rise_pct=_percent(rise, float(val[best])),
-        train_after_best=_train_after(points) if best < len(val) - 1 else None,
-        gap_at_best=points.gap_at(best),
-        gap_at_end=points.gap_at(-1),
+        train_after_best=_train_after(points),
+        gap_at_best=_known(val[best] - train[best]),
+        gap_at_end=_known(val[-1] - train[-1]),
     )
 
 
 def _judge(reading: CurveReading, points: _Points) -> CurveReading:
     """What only three epochs or more can tell: anything that noise might feign."""
     val, best = points.val, points.best
-    noise, margin = _noise_of(val), _margin_of(val)
-    if noise is None or margin is None:
+    noise = _noise_of(val)
+    if noise is None:
         return reading
-    after = np.flatnonzero(val - val[best] <= margin)[-1] + 1
+    margin = _margin_of(val, noise)
+    is_near = val - val[best] <= margin
+    after = np.flatnonzero(is_near)[-1] + 1
     rise_is_real = _level_rise(val, best) > margin
-    falls = _still_falls(val, best, noise)
-    flat_from = None if falls or rise_is_real else _flat_from(val, margin)
-    learned = _learned(val, best, margin, flat_from)
-    if flat_from is not None and not _is_long(flat_from, val):
-        flat_from = None
+    pace = _final_pace(val, best, noise)
+    flat_from = None if pace is not None or rise_is_real else _flat_from(val, margin)
     diverged = reading.diverged or (rise_is_real and reading.train_after_best == "rising")
     late_by = _late_by(len(val), best, flat_from, rise_is_real)
-    falls_at_end = falls and not reading.diverged
     overfitting = None if reading.train_after_best is None else reading.train_after_best == "falling"
     return replace(
         reading,
         noise=noise,
         margin=margin,
         noisy=bool(margin > 0.05 * abs(val[best])),
-        near_best=int(np.count_nonzero(val - val[best] <= margin)),
-        learned=learned,
+        near_best=int(np.count_nonzero(is_near)),
+        learned=_learned(val, best, margin, flat_from),
         rise_is_real=rise_is_real,
         rise_epoch=points.epochs[after] if rise_is_real and after < len(val) else None,
         overfitting=overfitting if rise_is_real else False,
         diverged=diverged,
-        still_falling=falls_at_end,
-        final_pace=-_slope(val[-_window(len(val)) :]) if falls_at_end else None,
+        still_falling=pace is not None and not reading.diverged,
+        final_pace=None if reading.diverged else pace,
         plateau_epoch=None if flat_from is None else points.epochs[flat_from],
-        timing="unclear" if diverged else "early" if falls else "late" if late_by else "right",
+        timing="unclear" if diverged else "early" if pace is not None else "late" if late_by else "right",
         late_by=late_by,
     )
 
 
-def _epoch_of(row: Mapping[str, float], index: int) -> int:
-    value = row.get("epoch", math.nan)
-    return int(value) if math.isfinite(value) else index + 1
-
-
-def _finite(value: float | None) -> float:
-    return float(value) if value is not None and math.isfinite(value) and abs(value) < _MAX_LOSS else math.nan
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _percent(part: float, whole: float) -> float | None:
@@ -259,13 +246,10 @@ def _percent(part: float, whole: float) -> float | None:
 
 def _broken_from(vals: Losses, trains: Losses) -> int | None:
     """The first row of those at the end that are not finite, None where the run ends well."""
-    good = np.flatnonzero(np.isfinite(vals))
-    tail = int(good[-1]) + 1 if len(good) else 0
-    if tail == len(vals):
-        return None
+    tail = int(max(np.flatnonzero(np.isfinite(vals)), default=-1)) + 1
     # Validated only now and then, with a training loss throughout: nothing broke.
-    sampled = tail == 0 or bool(np.isnan(vals[:tail]).any())
-    return None if sampled and math.isfinite(trains[-1]) else tail
+    is_sampled = (tail == 0 or np.isnan(vals[:tail]).any()) and math.isfinite(trains[-1])
+    return None if tail == len(vals) or is_sampled else tail
 
 
 def _noise_of(values: Losses) -> float | None:
@@ -284,27 +268,23 @@ def _noise_of(values: Losses) -> float | None:
     return float(min(swings.mean() / _SWING_OF_NOISE, 2 * 1.4826 * np.median(np.abs(np.diff(steps))) / math.sqrt(6)))
 
 
-def _margin_of(values: Losses) -> float | None:
+def _margin_of(values: Losses, noise: float) -> float:
     """What a difference must exceed to count: more in short runs, whose noise is known less well."""
-    noise = _noise_of(values)
-    return None if noise is None else max(_CHANCE * (1 + 3 / len(values)) * noise, _WORTH * abs(float(values.min())))
+    return max(_CHANCE * (1 + 3 / len(values)) * noise, _WORTH * abs(float(values.min())))
 
 
-def _flat_from(values: Losses, margin: float) -> int:
-    """The first position from which all later values lie within one margin, by running medians."""
+def _flat_from(values: Losses, margin: float) -> int | None:
+    """The first position from which all later values lie within one margin, by running medians; None if too few do."""
     half = max(1, min(10, len(values) // 20))
     smooth = [np.median(values[max(0, index - half) : index + half + 1]) for index in range(len(values))]
     spread = np.maximum.accumulate(smooth[::-1]) - np.minimum.accumulate(smooth[::-1])
-    return len(values) - int(np.count_nonzero(spread <= margin))
+    flat = int(np.count_nonzero(spread <= margin))
+    return len(values) - flat if flat >= max(4, len(values) / 4) else None
 
 
 def _levels_off(values: Losses) -> bool | None:
-    margin = _margin_of(values)
-    return None if margin is None else _is_long(_flat_from(values, margin), values)
-
-
-def _is_long(start: int, values: Losses) -> bool:
-    return len(values) - start >= max(4, len(values) / 4)
+    noise = _noise_of(values)
+    return None if noise is None else _flat_from(values, _margin_of(values, noise)) is not None
 
 
 def _learned(values: Losses, best: int, margin: float, flat_from: int | None) -> bool:
@@ -325,29 +305,25 @@ def _level_rise(values: Losses, best: int) -> float:
 
 
 def _train_after(points: _Points) -> Literal["falling", "level", "rising"] | None:
-    recorded = np.isfinite(points.train)
-    after = points.train[points.best :][recorded[points.best :]]
-    if len(after) < 2 or not recorded[points.best]:
+    """How training went on from the best epoch."""
+    recorded, after = (train[np.isfinite(train)] for train in (points.train, points.train[points.best :]))
+    if len(after) < 2 or math.isnan(points.train[points.best]):
         return None
     change = (after[-2:].mean() if len(after) > 3 else after[-1]) - after[0]
-    if abs(change) <= max(_CHANCE * (_noise_of(points.train[recorded]) or 0.0), 0.002 * abs(after[0])):
+    if abs(change) <= max(_CHANCE * (_noise_of(recorded) or 0.0), 0.002 * abs(after[0])):
         return "level"
     return "falling" if change < 0 else "rising"
 
 
-def _window(count: int) -> int:
-    """How many epochs at the end tell whether a curve still falls."""
-    return min(count, max(4, count // 3))
-
-
-def _still_falls(values: Losses, best: int, noise: float) -> bool:
+def _final_pace(values: Losses, best: int, noise: float) -> float | None:
+    """What an epoch at the end still gains; None where that is not more than chance."""
     # Noise may put the best of a falling curve an epoch or two before its end.
     if len(values) - 1 - best > (len(values) // 8 if noise > 0 else 0):
-        return False
-    count = _window(len(values))
-    fall = -_slope(values[-count:]) * (count - 1)
+        return None
+    count = min(len(values), max(4, len(values) // 3))
+    pace = -_slope(values[-count:])
     chance = 2.5 * noise * (count - 1) / math.sqrt(count * (count * count - 1) / 12)
-    return bool(fall > max(chance, _WORTH * abs(values[best])))
+    return pace if pace * (count - 1) > max(chance, _WORTH * abs(values[best])) else None
 
 
 def _slope(values: Losses) -> float:
@@ -365,22 +341,14 @@ def _late_by(count: int, best: int, flat_from: int | None, rise_is_real: bool) -
 
 
 def _phases(points: _Points, learned: bool | None) -> tuple[Phase, ...]:
-    val, best, last = points.val, points.best, len(points.val) - 1
-    if last == 0:
-        return ()
+    best, last = points.best, len(points.val) - 1
     if learned is False and best > 0:
         return (points.phase("flat", 0, last),)
-    after = (points.phase("after_best", best, last),) if best < last else ()
-    if best == 0:
-        return after
-    knee = _knee(val[: best + 1], points.train[: best + 1])
-    pieces: list[tuple[PhaseKind, int, int]] = (
-        [("steady", 0, best)] if knee is None else [("rapid", 0, knee), ("slow", knee, best)]
-    )
-    won = float(val[0] - val[best])
-    shares = [_percent(float(val[start] - val[end]), won) for _, start, end in pieces]
-    learning = (points.phase(*piece, share) for piece, share in zip(pieces, shares, strict=True))
-    return (*learning, *after)
+    knee = _knee(points.val[: best + 1], points.train[: best + 1])
+    pieces: list[tuple[PhaseKind, int, int]]
+    pieces = [("steady", 0, best)] if knee is None else [("rapid", 0, knee), ("slow", knee, best)]
+    pieces.append(("after_best", best, last))
+    return tuple(points.phase(kind, start, end) for kind, start, end in pieces if start < end)
 
 
 def _knee(val: Losses, train: Losses) -> int | None:
@@ -388,8 +356,9 @@ def _knee(val: Losses, train: Losses) -> int | None:
 
     It is the new best that lies furthest above an even pace.
     """
-    progress, by_train = _share_of_fall(val, 0.0), _share_of_fall(train, math.nan)
-    progress = np.where(np.isfinite(by_train), (progress + by_train) / 2, progress)
+    if len(val) < 3:
+        return None
+    progress = np.nanmean([_share_of_fall(val, 0.0), _share_of_fall(train, math.nan)], axis=0)
     ahead = progress - np.arange(len(val)) / (len(val) - 1)
     is_new_best = val[1:-1] <= np.minimum.accumulate(val)[:-2]
     candidates = np.flatnonzero(is_new_best) + 1
@@ -422,14 +391,10 @@ def _stop_early(epochs: Sequence[int], vals: Losses, seconds: Losses, patience: 
         kept_epoch=epochs[kept],
         kept_val=kept_val,
         saved_epochs=len(rest),
-        saved_seconds=_total(rest) if len(rest) else None,
+        saved_seconds=_known(sum(rest)) if len(rest) else None,
         cost=kept_val - best,
         cost_pct=_percent(kept_val - best, best),
     )
-
-
-def _total(seconds: Losses) -> float | None:
-    return None if np.isnan(seconds).any() else float(sum(seconds))
 
 
 def _learning_rate(recorded: Losses, at_best: float) -> LearningRate | None:
@@ -437,7 +402,7 @@ def _learning_rate(recorded: Losses, at_best: float) -> LearningRate | None:
     if not len(rates):
         return None
     first, peak, last = float(rates[0]), float(rates.max()), float(rates[-1])
-    return LearningRate(_rate_shape(rates), first, peak, last, None if math.isnan(at_best) else at_best)
+    return LearningRate(_rate_shape(rates), first, peak, last, _known(at_best))
 
 
 def _rate_shape(rates: Losses) -> RateShape:

@@ -19,7 +19,7 @@ from colorpress.core.config import PruneConfig
 from colorpress.core.errors import InputError
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
-from compress.students.ladder import student_ladder
+from compress.students.student_stages import student_ladder
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
 from training.unet import UNet
 

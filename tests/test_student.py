@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.core.errors import ConfigError, InputError
-from compress.students.ladder import (
-    LADDER_WIDTHS,
-    choose_candidate,
-    choose_output_stride,
-    list_output_strides,
-    score_strides,
-    student_ladder,
-)
-from compress.students.student_job import build_student
+from compress.students.student_job import build_student, choose_output_stride, list_output_strides, score_strides
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
+from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, student_ladder
 from compress.yardstick import Score, Yardstick
 from training.unet import UNetPlan, count_parameters
 
@@ -122,7 +116,7 @@ def test_the_smallest_that_meets_the_goal_is_found_with_few_trials(first_good: i
         tried.append(candidate.params // 10)
         return score_of(1.1 if tried[-1] >= first_good else 0.9)
 
-    chosen, seen, reason = choose_candidate(candidates(9), floor=1.0, why_too_large=lambda _: "", try_out=try_out)
+    chosen, seen, reason = choose_candidate(candidates(9), floor=1.0, try_out=try_out)
     assert chosen.params // 10 == first_good
     assert len(tried) == len(set(tried)) <= 5
     assert "smallest" in reason
@@ -141,24 +135,25 @@ def test_a_goal_is_a_g_or_no_more_l1_where_there_is_no_colour() -> None:
 
 def test_where_none_meets_the_goal_the_best_of_those_tried_is_taken() -> None:
     chosen, _, reason = choose_candidate(
-        candidates(5),
-        floor=1.0,
-        why_too_large=lambda _: "",
-        try_out=lambda candidate: score_of(0.5 + candidate.params / 1000),
+        candidates(5), floor=1.0, try_out=lambda candidate: score_of(0.5 + candidate.params / 1000)
     )
     assert chosen.params == 40
     assert "no candidate" in reason
 
 
 def test_budgets_leave_candidates_untried() -> None:
-    def why(candidate: Candidate) -> str:
-        return "too many" if candidate.params > 20 else ""
+    given = [replace(each, verdict="not tried: too many" if each.params > 20 else "") for each in candidates(5)]
+    tried = []
 
-    chosen, seen, _ = choose_candidate(candidates(5), floor=1.0, why_too_large=why, try_out=lambda _: score_of(0.9))
-    assert chosen.params <= 20
+    def try_out(candidate: Candidate) -> Score:
+        tried.append(candidate.params)
+        return score_of(0.9)
+
+    chosen, seen, _ = choose_candidate(given, floor=1.0, try_out=try_out)
+    assert chosen.params <= 20 and max(tried) <= 20
     assert [each.verdict for each in seen[3:]] == ["not tried: too many"] * 2
     with pytest.raises(ConfigError, match="the smallest student misses it: too many"):
-        choose_candidate(candidates(5), floor=1.0, why_too_large=lambda _: "too many", try_out=lambda _: score_of(1.0))
+        choose_candidate(given[3:], floor=1.0, try_out=try_out)
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ from compress.budgets import fits
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
-from compress.students.ladder import list_output_strides, score_output_strides
 from compress.students.search_front import (
     STAGES,
     TABLE_HEADER,
@@ -76,7 +75,7 @@ from compress.students.search_trial import (
     try_full,
     try_short,
 )
-from compress.students.student_job import StudentJob, with_unlabelled
+from compress.students.student_job import StudentJob, list_output_strides, score_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
 from compress.yardstick import Score, score_onnx
 from training.photos import PhotoSplit

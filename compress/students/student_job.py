@@ -1,36 +1,44 @@
-"""What every student asks of a run, whoever chooses it: how it is built, weighed and timed, taught and scored."""
+"""What every student asks of a run, whoever chooses it: how coarse it may be, how it is built, weighed and taught."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from colorpress.core.config import Recipe, Settings
 from colorpress.core.console import say
+from colorpress.core.files import with_nan, without_nan
+from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
+from compress.students.student_plan import StrideScore
 from compress.yardstick import Yardstick, make_yardstick
 from export.graph import export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
+from training.device import choose_device
+from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photos import Photo, PhotoSplit, scan_photos
 from training.run_folder import Run, warn_of_other_split
 from training.unet import UNet, UNetPlan, count_parameters
 
 # Validation photographs that choose, at most: all are held in memory, one megabyte each.
 MOST_CHOOSING = 500
+ORACLE_STRIDES = (1, 2, 4, 8, 16, 32)
+# An output stride is taken when best.pt's own answer, made that coarse, keeps this much of its colour.
+_ORACLE_FLOOR = 0.99
 
 
 def build_student(plan: UNetPlan, seed: int) -> UNet:
@@ -64,16 +72,6 @@ def measure_stand_in(
         export_onnx(trial, source, settings.export)
         size_bytes = pack_onnx(source, packed).size_bytes
         return size_bytes, timing(packed) if timing else None
-
-
-@contextmanager
-def alone_on_machine() -> Iterator[None]:
-    """Hold the lock under which latency is measured: one process of a user at a time on a machine."""
-    from filelock import FileLock
-
-    owner = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
-        yield
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,10 @@ class StudentJob:
 
     def time_alone(self, path: Path) -> float:
         """The p50 of a file in milliseconds, while no other process of this user measures here."""
-        settings = self.run.settings
-        with alone_on_machine():
+        from filelock import FileLock
+
+        settings, owner = self.run.settings, os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+        with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
             return time_quickly(path, size=settings.time.bench_size[0], threads=settings.machine.threads)
 
     def recipe(self, crops: int) -> Recipe:
@@ -145,7 +145,6 @@ class StudentJob:
         crops: int,
         destination: Path,
         *,
-        label: str = "student",
         teacher_weight: float | None = None,
         epoch_photos: int = MOST_CHOOSING,
         reference_l1: tuple[float, float] | None = None,
@@ -153,19 +152,19 @@ class StudentJob:
         """Train the network of a plan from the start; what an interruption left is gone on with.
 
         Args:
-            label: what a person reads beside the progress bar.
             teacher_weight: another one than that of the options.
             epoch_photos: how many of the photographs that choose tell the best epoch.
             reference_l1: on those, where another process of the same training asked best.pt already.
         """
-        recipe, weight = self.recipe(crops), self.run.settings.distil.student_teacher_weight
+        recipe, usual = self.recipe(crops), self.run.settings.distil.student_teacher_weight
+        weight = usual if teacher_weight is None else teacher_weight
         # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
         seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
         photos = replace(self.photos, train=seen, val=self.photos.val[:epoch_photos])
-        weight = weight if teacher_weight is None else teacher_weight
         lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
         lesson = replace(lesson, reference_l1=reference_l1 or self.reference_l1(epoch_photos))
-        return distil_network(build_student(network, self.run.settings.data.seed), lesson, destination, label=label)
+        student = build_student(network, self.run.settings.data.seed)
+        return distil_network(student, lesson, destination, label=destination.parent.name)
 
 
 def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
@@ -181,3 +180,58 @@ def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
     say(f"photographs: {len(further)} more to learn from in '{folder}'")
     ordered: list[Photo] = sorted(further, key=lambda photo: photo.sha256)
     return replace(photos, train=(*photos.train, *ordered))
+
+
+def score_strides(
+    best: ColorNetwork, yardstick: Yardstick, *, device: torch.device, strides: Sequence[int] = ORACLE_STRIDES
+) -> tuple[StrideScore, ...]:
+    """What coarse answers cost at least: best.pt's own answers, averaged to each stride and up-sampled again.
+
+    An oracle: no student that answers at a stride can be expected to do better than this by being coarse.
+
+    Args:
+        best: on `device`, in eval mode.
+    """
+
+    def coarse_at(stride: int) -> Callable[[Tensor], Tensor]:
+        def answer(lightness: Tensor) -> Tensor:
+            height, width = lightness.shape[-2:]
+            padded = pad_to_multiple(best(lightness.to(device)), stride)  # (1, 2, H, W), each side up to a multiple
+            return upsample_bilinear(F.avg_pool2d(padded, stride), stride)[..., :height, :width].cpu()
+
+        return answer
+
+    scores = [(stride, yardstick.score(coarse_at(stride))) for stride in strides]
+    return tuple(StrideScore(stride, score.l1_delta_pct, score.retained_colour) for stride, score in scores)
+
+
+def score_output_strides(job: StudentJob) -> tuple[tuple[StrideScore, ...], StageRecord]:
+    """The oracle of a run folder, where it is measured once."""
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        device = choose_device(job.run.settings.machine.device)
+        scores = score_strides(job.best.build_network().to(device), job.yardstick, device=device)
+        kept = ", ".join(f"1/{each.stride} {each.l1_delta_pct:+.2f} %" for each in scores)
+        say(f"best.pt's own answer made coarse changes its L1 by: {kept}")
+        return [], {"strides": [without_nan(asdict(each)) for each in scores]}
+
+    used = {**job.run.arch_key(), **job.data_key(train=False)}
+    record = job.run.do("strides", action, inputs=[job.checkpoint], settings=used)
+    return tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]), record
+
+
+def choose_output_stride(strides: Sequence[StrideScore]) -> int:
+    """The coarsest stride whose answers keep at least 0.99 of best.pt's colour; 1 where none does."""
+    return max((each.stride for each in strides if each.retained_colour >= _ORACLE_FLOOR), default=1)
+
+
+def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:
+    """The strides that are worth a search, finest first: a finer one costs more, so it has to keep as much colour.
+
+    Where best.pt is no better than grey there is no G, and every stride is as good.
+    """
+    kept: list[StrideScore] = []
+    for each in sorted(strides, key=lambda each: -each.stride):
+        if not each.retained_colour < max([_ORACLE_FLOOR, *(coarser.retained_colour for coarser in kept)]):
+            kept.append(each)
+    return tuple(each.stride for each in reversed(kept)) or (1,)

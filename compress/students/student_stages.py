@@ -298,7 +298,7 @@ def choose_candidate(
             known = not math.isnan(score.retained_colour)
             what = f"keeps {score.retained_colour:.3f} of the colour{score.interval}" if known else score.describe()
             verdict = f"after a short training {what}: {'enough' if met[place] else 'not enough'} for {floor:g}"
-            figures = {name: value for name, value in score.to_dict().items() if name != "l1"}
+            figures: dict[str, Any] = {name: value for name, value in score.to_dict().items() if name != "l1"}
             seen[place] = replace(seen[place], **figures, verdict=verdict)
         return met[place]
 

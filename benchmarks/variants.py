@@ -1,4 +1,4 @@
-"""What is benchmarked: a model file, how it is run, and its sizes read from disk."""
+"""What is benchmarked: a model file, how it is run, and its sizes; those that a run folder holds, and others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.graph_macs import count_graph_macs
+import numpy as np
+
 from colorpress.core.config import ArchConfig
+from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, InputError, MachineError
-from compress.precisions import recognize_precision
+from compress.precisions import origin_of, recognize_precision, variant_names
+from compress.ranking import count_macs
+from compress.students.search_front import list_front
+from compress.students.student_plan import list_students
+from export.graph import read_metadata
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, runtimes_of
+from export.sessions import open_session
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.run_folder import Run
+from training.unet import count_parameters
+
+_CONVOLUTIONS = ("Conv", "QLinearConv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,20 @@ class Variant:
 
 
 def describe_variant(
-    name: str, path: Path, *, runtime: str | None = None, arch: ArchConfig | None = None, **known: Any
+    name: str,
+    path: Path,
+    *,
+    runtime: str = "",
+    arch: ArchConfig | None = None,
+    count_at: int | None = None,
+    **known: Any,
 ) -> Variant:
     """Read the sizes of a model file and say how it is run.
 
     Args:
         runtime: another one than the file's own.
         arch: names the network of a foreign checkpoint.
+        count_at: side in pixels that multiply-accumulates are counted at, but for those of an .xml file; None: unknown.
         known: further attributes of the variant, in the place of what the file tells; None: the file's. So `params`:
             an exported graph has its batch norms folded, so it holds fewer than the network it came from.
     Raises:
@@ -74,38 +93,30 @@ def describe_variant(
     path = Path(path)
     if not path.is_file():
         raise ConfigError("model", path, "no such file", "give a .pt, .onnx or OpenVINO .xml file")
-    chosen, arch = find_runtime(path, runtime or ""), arch or ArchConfig()
+    chosen, arch = find_runtime(path, runtime), arch or ArchConfig()
+    found: dict[str, Any] = {"device": "cpu", "macs": 0, "macs_size": count_at or Variant.macs_size}
     if path.suffix in CHECKPOINT_SUFFIXES:
-        found = _read_checkpoint(path, arch)
+        found |= _read_checkpoint(path, arch, count_at)
     else:
-        found = _read_graph(path) if path.suffix == ".onnx" else _read_ir(path)
-    found |= {"device": "cpu", "macs": 0} | {key: value for key, value in known.items() if value is not None}
-    return Variant(
-        name=name,
-        path=path,
-        runtime=chosen.name,
-        arch=arch,
-        caution=_read_caution(path.with_name("int8.json")),
-        **found,
-    )
+        found |= _read_graph(path, count_at) if path.suffix == ".onnx" else _read_ir(path)
+    found |= {key: value for key, value in known.items() if value is not None}
+    caution = _read_caution(path.with_name("int8.json"))
+    return Variant(name=name, path=path, runtime=chosen.name, arch=arch, caution=caution, **found)
 
 
 def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tuple[Variant, ...]:
     """Variants of model files that somebody named: model.pt and model.onnx are called as their folders are.
 
     Args:
-        size: side in pixels that multiply-accumulates are counted at; those of an .xml file stay unknown.
-        arch: names the network of foreign checkpoints.
+        size, arch: `count_at` and `arch` of `describe_variant`.
     Raises:
-        ConfigError: as `describe_variant`, or two files have the same name.
+        ConfigError, InputError: as `describe_variant`; or two files have the same name.
     """
     variants = []
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix == ".pt" and path.stem != "model" else name
-        # Described first: that refuses what is no model file.
-        variant = describe_variant(name, path, arch=arch)
-        variants.append(replace(variant, macs=_count_macs(path, size, arch), macs_size=size))
+        variants.append(describe_variant(name, path, arch=arch, count_at=size))
     names = Counter(variant.name for variant in variants)
     for variant in variants:
         if names[variant.name] > 1:
@@ -114,15 +125,66 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     return tuple(variants)
 
 
-def _count_macs(path: Path, size: int, arch: ArchConfig) -> int:
-    if path.suffix == ".onnx":
-        return count_graph_macs(path, size=size)
-    if path.suffix == ".xml":
-        return 0
-    from compress.ranking import count_macs
-    from training.checkpoint import load_checkpoint
+def list_variants(run: Run) -> tuple[Variant, ...]:
+    """best.pt and every variant of it that the run folder holds, in the order of the pipeline.
 
-    return count_macs(load_checkpoint(path, arch).build_network(), height=size, width=size)
+    Files that were made from another best.pt than the folder's are left out with a warning.
+
+    Raises:
+        ConfigError: there is no best.pt.
+    """
+    if not run.best_path.exists():
+        raise ConfigError(
+            "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"
+        )
+    best = run.load(run.best_path)
+    variants = _variants_of(run, "best", run.best_path, best)
+    for name in ("pruned", *list_students(run.folder)):
+        path = run.folder / name / "model.pt"
+        if not path.exists():
+            continue
+        made = run.load(path)
+        if made.extra.get("teacher_sha256") == best.sha256:
+            variants += _variants_of(run, name, path, made)
+        else:
+            again = "prune" if name == "pruned" else f"student --name {name}"
+            warn(f"{name}/model.pt is of another best.pt and is left out: run `colorpress {again}` again")
+    for name in list_front(run.folder):
+        exported, origin = run.folder / name / "model.onnx", run.folder / origin_of(name) / "model.pt"
+        why = "is not there any more"
+        if exported.is_file() and origin.is_file():
+            made, why = run.load(origin), "is not of this best.pt"
+            if made.extra.get("teacher_sha256") == best.sha256 and _is_of(exported, made):
+                variants.append(_describe_exported(run, name, exported, made))
+                continue
+        warn(f"{name} of the front {why} and is left out: run `colorpress compress` again")
+    return tuple(variants)
+
+
+def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:
+    """A checkpoint and every file that it was exported to."""
+    size = run.settings.time.bench_size[0]
+    variants = [describe_variant(f"{name}.pt", path, arch=checkpoint.arch, count_at=size)]
+    for variant in variant_names(name):
+        exported = run.folder / variant / "model.onnx"
+        if exported.exists() and _is_of(exported, checkpoint):
+            variants.append(_describe_exported(run, variant, exported, checkpoint))
+        elif exported.exists():
+            warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
+    return variants
+
+
+def _is_of(exported: Path, checkpoint: Checkpoint) -> bool:
+    return read_metadata(exported).get("checkpoint_sha256") == checkpoint.sha256
+
+
+def _describe_exported(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> Variant:
+    """An exported file with the parameters and multiply-accumulates of its checkpoint's network."""
+    size, network = run.settings.time.bench_size[0], checkpoint.build_network()
+    macs, precision = count_macs(network, height=size, width=size), read_metadata(path).get("precision", "fp32")
+    return describe_variant(
+        name, path, precision=precision, params=count_parameters(network), macs=macs, macs_size=size
+    )
 
 
 def in_runtimes(variants: Sequence[Variant], runtimes: Sequence[str], device: str) -> tuple[Variant, ...]:
@@ -167,14 +229,13 @@ def _read_caution(path: Path) -> str:
         return ""
 
 
-def _read_checkpoint(path: Path, arch: ArchConfig) -> dict[str, Any]:
-    from training.checkpoint import load_checkpoint
-    from training.unet import count_parameters
-
+def _read_checkpoint(path: Path, arch: ArchConfig, count_at: int | None) -> dict[str, Any]:
     checkpoint = load_checkpoint(path, arch)
+    network = checkpoint.build_network()
     return {
         "precision": "fp32",
-        "params": count_parameters(checkpoint.build_network()),
+        "params": count_parameters(network),
+        "macs": count_macs(network, height=count_at, width=count_at) if count_at else 0,
         "size_bytes": path.stat().st_size,
         "weights_bytes": sum(tensor.nbytes for tensor in checkpoint.state_dict.values()),
     }
@@ -193,7 +254,7 @@ def _read_ir(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_graph(path: Path) -> dict[str, Any]:
+def _read_graph(path: Path, count_at: int | None) -> dict[str, Any]:
     import onnx
 
     try:
@@ -208,11 +269,45 @@ def _read_graph(path: Path) -> dict[str, Any]:
         for tensor in graph.initializer
         if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
     ]
+    operators, kinds = {each.op_type for each in graph.node}, {kind.name for _, kind in weights}
     return {
-        "precision": recognize_precision(
-            {each.op_type for each in graph.node}, {kind.name for _, kind in weights}
-        ).name,
+        "precision": recognize_precision(operators, kinds).name,
+        "macs": count_graph_macs(path, size=count_at) if count_at else 0,
         "params": sum(count for count, _ in weights),
         "size_bytes": path.stat().st_size + sum((path.parent / name).stat().st_size for name in outside),
         "weights_bytes": sum(count * kind.itemsize for count, kind in weights),
     }
+
+
+def count_graph_macs(path: Path, *, size: int) -> int:
+    """Multiply-accumulates of all convolutions for one picture of `size` squared; 0 where the graph does not run.
+
+    As `compress.ranking.count_macs` counts those of a network. Shapes are found by running the graph once, since those
+    of a graph for any size are not written in it.
+
+    Args:
+        path: the .onnx file, with input L (N, 1, H, W).
+        size: in pixels.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    nodes = [node for node in model.graph.node if node.op_type in _CONVOLUTIONS]
+    # A transposed convolution multiplies at every pixel that it reads, the others at every one that they write.
+    pictures = [node.input[0] if node.op_type == "ConvTranspose" else node.output[0] for node in nodes]
+    weights = [node.input[3 if node.op_type == "QLinearConv" else 1] for node in nodes]
+    constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    known = {each.name for each in (*model.graph.input, *model.graph.output)} | constants.keys()
+    wanted = [name for name in dict.fromkeys((*pictures, *weights)) if name not in known]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    try:
+        session = open_session(path, model.SerializeToString())
+        picture = np.zeros((1, 1, size, size), np.float32)
+        names = [each.name for each in session.get_outputs()]
+        answers = session.run(names, {session.get_inputs()[0].name: picture})
+    except Exception:  # its timing will say what is wrong with it
+        return 0
+    shapes = constants | {name: answer.shape for name, answer in zip(names, answers, strict=True)}
+    if model.graph.input[0].name in pictures:
+        shapes[model.graph.input[0].name] = picture.shape
+    return sum(prod(shapes[image][2:]) * prod(shapes[weight]) for image, weight in zip(pictures, weights, strict=True))

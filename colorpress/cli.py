@@ -365,9 +365,8 @@ def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -
     """
     if models and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
-    from benchmarks.run_variants import list_variants
     from benchmarks.suite import benchmark, require_measured
-    from benchmarks.variants import describe_models
+    from benchmarks.variants import describe_models, list_variants
     from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
@@ -476,8 +475,7 @@ _as_stage(bundle, "data", "deploy")
 @debug_option
 def inspect(model: Path, as_json: bool) -> None:
     """Say what is in an .onnx file: its contract, metadata, layers, sizes, operators and precisions."""
-    from export.inspection import format_inspection
-    from export.onnx_probe import inspect_onnx
+    from export.onnx_probe import format_inspection, inspect_onnx
 
     found = inspect_onnx(model)
     click.echo(json.dumps(found, indent=2) if as_json else format_inspection(model, found))

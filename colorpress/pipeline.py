@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.report.page import report
-from benchmarks.run_variants import list_variants
 from benchmarks.suite import benchmark, require_measured
+from benchmarks.variants import list_variants
 from colorpress import __version__
 from colorpress.core.config import NO_SEARCH
 from colorpress.core.files import sha256_file, write_json

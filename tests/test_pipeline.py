@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmarks.suite import require_measured
+from benchmarks.variants import list_variants
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError, GateError
 from colorpress.core.stages import run_stage
-from benchmarks.run_variants import list_variants
-from benchmarks.suite import require_measured
 from colorpress.pipeline import RunResult, run_pipeline
 from compress.students.search_front import list_front
 from tests.conftest import make_photo

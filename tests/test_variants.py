@@ -1,4 +1,4 @@
-"""Sizes read from disk."""
+"""Sizes read from disk, and multiply-accumulates of exported files, which are those of the networks they came from."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import make_network
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.variants import describe_models, describe_variant, in_runtimes
+from benchmarks.variants import count_graph_macs, describe_models, describe_variant, in_runtimes
 from colorpress.core.config import ArchConfig, ExportConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
+from compress.packing import pack_onnx
+from compress.ranking import count_macs
+from compress.students.student_stages import student_ladder
 from export.graph import export_onnx
 from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.unet import count_parameters
+from training.unet import UNetPlan, count_parameters
 
 
 def test_checkpoint_sizes_tell_weights_from_training_state(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -139,3 +143,27 @@ def test_runtimes_are_rows_of_their_own(tiny_checkpoint: Path, tmp_path: Path) -
         in_runtimes(both, ("torch-fp16",), "cpu")
     with pytest.raises(ConfigError, match="cannot run tiny"):
         describe_variant("x", tiny_checkpoint, runtime="openvino")
+
+
+@pytest.mark.parametrize(
+    "plan", [UNetPlan.classic(4, 2), student_ladder(8)[0], student_ladder(1)[0]], ids=["classic", "coarse", "fine"]
+)
+def test_a_graph_and_what_is_packed_of_it_have_the_macs_of_the_network(plan: UNetPlan, tmp_path: Path) -> None:
+    network = make_network(plan)
+    exported = export_onnx(Checkpoint(plan, network.state_dict()), tmp_path / "m.onnx", ExportConfig()).path
+    pack_onnx(exported, tmp_path / "packed.onnx")
+    for size in (64, 96):
+        expected = count_macs(network, height=size, width=size)
+        assert (
+            count_graph_macs(exported, size=size) == count_graph_macs(tmp_path / "packed.onnx", size=size) == expected
+        )
+
+
+def test_a_graph_that_does_not_run_has_none(tmp_path: Path) -> None:
+    exported = export_onnx(
+        Checkpoint(UNetPlan.classic(4, 2), make_network().state_dict()), tmp_path / "m.onnx", ExportConfig()
+    ).path
+    model = onnx.load(str(exported))
+    model.graph.node[-1].input[0] = "nowhere"
+    onnx.save(model, str(tmp_path / "broken.onnx"))
+    assert count_graph_macs(tmp_path / "broken.onnx", size=64) == 0

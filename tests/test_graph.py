@@ -20,7 +20,7 @@ from export.graph import build_graph, export_onnx, shuffle_from_transpose, simpl
 from export.predictors import OnnxPredictor
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
-from training.unet import UPSAMPLERS, UNet, UNetPlan, plan_of
+from training.unet import UPSAMPLERS, UNet, UNetPlan
 
 REORDERED_SUMS = 1e-6  # float32 sums in another order; the rewrites themselves are exact
 
@@ -109,7 +109,7 @@ def test_same_checkpoint_same_bytes(exported, tmp_path):
     network, result = exported
     if network.upsample != "transpose":
         pytest.skip("one kind is enough")
-    checkpoint = as_checkpoint(network, plan_of(network))
+    checkpoint = as_checkpoint(network, network.architecture)
     again = export_onnx(checkpoint, tmp_path / "again.onnx", ExportConfig(), metadata={"stage": "test"})
     assert again.sha256 == result.sha256
 

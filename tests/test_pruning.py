@@ -24,7 +24,7 @@ from compress.importance import Evidence
 from compress.prune_plan import PrunePlan, read_plan, write_plan
 from compress.pruning import apply_pruning, plan_pruning, prune_network
 from compress.ranking import count_macs
-from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of
+from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters
 
 IMPORTANCES = ("magnitude", "bn-scale", "random")
 # Sums in another order: float32 rounding, a few hundred terms.
@@ -61,7 +61,7 @@ def answer(network: UNet, height: int = 21, width: int = 18) -> torch.Tensor:
 
 def everything_about(network: UNet) -> list[Any]:
     tensors = [(name, tensor.numpy().tobytes()) for name, tensor in network.state_dict().items()]
-    return [*tensors, [module.training for module in network.modules()], plan_of(network)]
+    return [*tensors, [module.training for module in network.modules()], network.architecture]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_every_network_kind_by_every_measure(depth: int, upsample: str, importan
     network = make_network(4, depth, upsample)
     result = prune_network(network, dataclasses.replace(_ALL, importance=importance), Evidence(height=32, width=32))
     halves = UNetPlan.classic(2, depth, upsample)
-    assert plan_of(result.network) == halves
+    assert result.network.architecture == halves
     assert layer_widths(result.network) == result.plan.result
     assert result.after["params"] == count_parameters(UNet(halves)) == count_parameters(result.network)
     assert result.after["macs"] == count_macs(UNet(halves), height=32, width=32)
@@ -284,7 +284,7 @@ def test_nothing_else_changes(surroundings: Callable[[], Any]) -> None:
 def test_pruning_again_prunes_further() -> None:
     once = prune_network(make_network(8, 2), _ALL, Evidence(height=16, width=16)).network
     twice = prune_network(once, _ALL, Evidence(height=16, width=16))
-    assert plan_of(twice.network) == UNetPlan.classic(2, 2)
+    assert twice.network.architecture == UNetPlan.classic(2, 2)
 
 
 def test_a_recipe_that_removes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from colorpress.core.errors import InputError
 from tests.conftest import make_network
 from training.network import pad_to_multiple
-from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of, plan_of_weights
+from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of_weights
 
 UNEVEN = UNetPlan(encoder=((3, 5), (7, 6), (9, 8)), decoder=((4, 6, 5), (2, 3, 4)))
 # Patches of 4 pixels, levels at 1/4 to 1/32, one level up again: the answer is at 1/16.
@@ -44,9 +44,8 @@ def test_padding_is_by_edge_replication_at_the_bottom_and_right(tiny_unet: UNet)
 )
 def test_plan_round_trips_through_the_network_its_weights_and_json(plan: UNetPlan) -> None:
     network = UNet(plan)
-    assert plan_of(network) == plan
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert plan_of_weights(shapes, plan.upsample) == plan
+    assert network.architecture == plan
+    assert plan_of_weights(network.state_dict(), plan.upsample) == plan
     assert UNetPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 

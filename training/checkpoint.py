@@ -24,7 +24,7 @@ from colorpress.core.files import find_impostor, sha256_bytes, write_bytes
 from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network, find_fault, rename_keys, resize_layers_
 from training.network import Architecture, ColorNetwork, GraphArchitecture
-from training.unet import UNet, UNetPlan, build_unet, plan_of_weights
+from training.unet import UNetPlan, build_unet, empty_unet, plan_of_weights
 
 FORMAT_VERSION = 2
 _NO_CHECKPOINT = "give a checkpoint written by `colorpress train` or `colorpress prune`, or a state_dict with --arch"
@@ -83,8 +83,8 @@ class Checkpoint:
         network = adapt_network(self.arch, self.architecture)
         if network.architecture.source_sha256 != self.architecture.source_sha256:
             warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
-        resize_layers_(network, _shapes(self.state_dict))
-        require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
+        resize_layers_(network, self.state_dict)
+        _require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
         network.load_state_dict(dict(self.state_dict))
         if why := find_fault(network.net, network.architecture.size_multiple):
             raise _unusable(self.path, f"its network {why}", "give the --arch that it is of")
@@ -144,9 +144,8 @@ def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
     if content.get("format") == "colorpress":
         checkpoint = _read_own(path, content)
         if isinstance(checkpoint.architecture, UNetPlan):
-            with torch.device("meta"):
-                expected = UNet(checkpoint.architecture).state_dict()
-            require_fit(path, expected, checkpoint.state_dict, "the weights do not fit the channel plan")
+            expected = empty_unet(checkpoint.architecture).state_dict()
+            _require_fit(path, expected, checkpoint.state_dict, "the weights do not fit the channel plan")
     else:
         checkpoint = _read_foreign(path, content, arch)
     for name, tensor in checkpoint.state_dict.items():
@@ -196,7 +195,7 @@ def _read_architecture(described: Mapping[str, Any]) -> Architecture:
 
 def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> Checkpoint:
     """Weights that another program saved, for the network that `arch` names, or for colorpress' own UNet."""
-    state_dict = _as_float32(path, find_state_dict(path, content, arch.state_key))
+    state_dict = _as_float32(path, _find_state_dict(path, content, arch.state_key))
     if arch.arch is None:
         named = rename_keys(state_dict, {"head.weight"})
         if plan := _own_plan(path, named):
@@ -205,14 +204,14 @@ def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> C
     network = adapt_network(arch)
     expected = network.net.state_dict()
     named = rename_keys(state_dict, set(expected))
-    require_fit(path, expected, named, f"these are not the weights of {network.architecture.source}: check --arch-arg")
+    _require_fit(path, expected, named, f"these are not the weights of {network.architecture.source}: check --arch-arg")
     if arch.ab_scale is None:
         warn(f"--ab-scale is not given: {network.architecture.source} is taken to answer a*b* / {AB_SCALE:g}")
     # In the network's own order, so that the same weights give the same file.
     return Checkpoint(network.architecture, {f"net.{name}": named[name] for name in expected}, converted=True)
 
 
-def find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> dict[str, Tensor]:
+def _find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> dict[str, Tensor]:
     """The weights in what another program saved: all of it, or its only dictionary of tensors, or the one at `key`.
 
     Raises:
@@ -264,33 +263,27 @@ def _as_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _own_plan(path: Path, state_dict: Mapping[str, Tensor]) -> UNetPlan | None:
     """The plan of colorpress' own UNet that these weights fit; None when they fit none."""
-    shapes = _shapes(state_dict)
-    if "up.0.0.weight" in shapes and "head.weight" in shapes:
+    if {"up.0.0.weight", "head.weight"} <= state_dict.keys():
         why = "holds a UNet that up-samples by bilinear or by nearest: its weights alone do not tell"
         raise _unusable(path, why, "give the checkpoint that `colorpress train` wrote")
     try:
-        plan = plan_of_weights(shapes, "transpose")
+        plan = plan_of_weights(state_dict, "transpose")
     except InputError:
         return None
-    with torch.device("meta"):
-        return plan if _shapes(UNet(plan).state_dict()) == shapes else None
+    return plan if _shapes(empty_unet(plan).state_dict()) == _shapes(state_dict) else None
 
 
-def require_fit(path: Path | None, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], hint: str) -> None:
-    """Refuse weights of other names or shapes than `expected`; lists the first five that differ.
-
-    Raises:
-        InputError: with `hint`.
-    """
+def _require_fit(path: Path | None, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], hint: str) -> None:
+    """Refuse weights of other names or shapes than `expected`; lists the first five that differ."""
     wanted, got = _shapes(expected), _shapes(found)
-    missing, unexpected = [name for name in wanted if name not in got], [name for name in got if name not in wanted]
     wrong = [
         f"{name}: expected {wanted.get(name, 'nothing')} got {got.get(name, 'nothing')}"
-        for name in [*wanted, *unexpected]
+        for name in wanted | got
         if wanted.get(name) != got.get(name)
     ]
     if wrong:
-        counts = f"; {len(missing)} missing, {len(unexpected)} unexpected" if missing or unexpected else ""
+        missing, unexpected = len(wanted.keys() - got), len(got.keys() - wanted)
+        counts = f"; {missing} missing, {unexpected} unexpected" if missing or unexpected else ""
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise _unusable(path, "; ".join(wrong[:5]) + more + counts, hint)
 

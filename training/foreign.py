@@ -12,8 +12,9 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +29,8 @@ from training.cie import AB_SCALE
 from training.network import ColorNetwork
 
 _LARGEST_MULTIPLE = 256
-# What Python writes for what TOML and JSON write otherwise; "False" as a text would count as true.
-_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+# What Python writes for what JSON writes otherwise; "False" as a text would count as true.
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _ADAPTER_HINT = "name a function of your own that returns an nn.Module from L/100 (N, 1, H, W) to ab (N, 2, H, W)"
 
 
@@ -116,7 +117,7 @@ class AdaptedNetwork(ColorNetwork):
             RuntimeError: the weights are of another network.
         """
         network = AdaptedNetwork(self._construct(), self._architecture, self._construct)
-        resize_layers_(network, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+        resize_layers_(network, state_dict)
         network.load_state_dict(dict(state_dict))
         return network.eval()
 
@@ -140,12 +141,9 @@ def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None)
             "leave it out, or start again from the original weights with `colorpress run --force`",
         )  # fmt: skip
     scale = recorded.ab_scale if recorded else AB_SCALE if arch.ab_scale is None else arch.ab_scale
-
-    def construct() -> nn.Module:
-        return construct_network(loaded, args)
-
+    construct = partial(_construct_network, loaded, args)
     net = construct()
-    multiple = recorded.size_multiple if recorded else find_size_multiple(net, loaded.name)
+    multiple = recorded.size_multiple if recorded else _find_size_multiple(net, loaded.name)
     source = ForeignArchitecture(loaded.name, args, float(scale), multiple, loaded.sha256)
     return AdaptedNetwork(net, source, construct).eval()
 
@@ -176,9 +174,11 @@ def load_source(spec: str) -> LoadedSource:
     sha256 = sha256_bytes(content)
     module = _run_file(path, content, sha256)
     if not callable(made := getattr(module, name, None)):
-        classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
-        own = {key: value for key, value in classes.items() if value.__module__ == module.__name__}
-        networks = [key for key, value in own.items() if issubclass(value, nn.Module)]
+        networks = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, nn.Module)
+        ]
         hint = f"its networks: {', '.join(networks)}" if networks else "name a class or function of that file"
         raise ConfigError("network file", path, f"holds no class or function {name!r}", hint)
     return LoadedSource(f"{path.name}:{name}", path, made, sha256)
@@ -242,20 +242,15 @@ def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    if text in _PYTHON_WORDS:
-        return _PYTHON_WORDS[text]
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
+        return json.loads(_PYTHON_WORDS.get(text, text))
+    with suppress(ValueError):
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-    return value if isinstance(value, bool | int | float | str | list) else text
+        return value if isinstance(value, bool | int | float | str | list) else text
+    return text
 
 
-def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
+def _construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
     """Call the user's class or function; the random state is as before.
 
     Raises:
@@ -274,7 +269,7 @@ def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Modul
     return network.eval()
 
 
-def find_size_multiple(net: nn.Module, name: str) -> int:
+def _find_size_multiple(net: nn.Module, name: str) -> int:
     """The smallest power of two whose multiples the network takes as height and width, answering ab of that size.
 
     Raises:
@@ -292,24 +287,18 @@ def find_fault(net: nn.Module, multiple: int) -> str:
     """What is wrong with the network's answers to sizes that are multiples; empty when nothing is."""
     weight = next(net.parameters(), torch.empty(0))
     # One by one may be too small for what works otherwise; 3 and 5 times are odd at every level but the deepest.
-    sides = ((1, 1), (1, 2), (3, 5), (5, 3))
-    reasons = (_why_no_answer(net, weight.new_zeros(1, 1, multiple * rows, multiple * cols)) for rows, cols in sides)
-    return next(filter(None, reasons), "")
-
-
-def _why_no_answer(net: nn.Module, lightness: Tensor) -> str:
-    """What is wrong with the answer to a picture; empty when nothing is."""
-    size = "x".join(map(str, lightness.shape))
-    try:
-        with torch.no_grad():
-            answer = net(lightness)
-    except Exception as error:  # a network of any kind fails in any way
-        return f"fails on an input of {size}: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    if not isinstance(answer, Tensor):
-        return f"answers a {type(answer).__name__} to an input of {size}, not a tensor"
-    if answer.shape != (1, 2, *lightness.shape[-2:]):
-        expected = "x".join(map(str, (1, 2, *lightness.shape[-2:])))
-        return f"answers {'x'.join(map(str, answer.shape))} to an input of {size}, not {expected}"
+    for rows, columns in ((1, 1), (1, 2), (3, 5), (5, 3)):
+        height, width = multiple * rows, multiple * columns
+        size = f"an input of 1x1x{height}x{width}"
+        try:
+            with torch.no_grad():
+                answer = net(weight.new_zeros(1, 1, height, width))
+        except Exception as error:  # a network of any kind fails in any way
+            return f"fails on {size}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        if not isinstance(answer, Tensor):
+            return f"answers a {type(answer).__name__} to {size}, not a tensor"
+        if answer.shape != (1, 2, height, width):
+            return f"answers {'x'.join(map(str, answer.shape))} to {size}, not 1x2x{height}x{width}"
     return ""
 
 
@@ -325,20 +314,19 @@ def rename_keys(found: Mapping[str, Tensor], expected: set[str]) -> dict[str, Te
     return named
 
 
-def resize_layers_(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def resize_layers_(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Change layers in place to the channel counts of pruned weights; their values are left undefined.
 
-    Args:
-        shapes: of the weights by name; a layer that has fewer channels than these is left alone.
+    A layer that has fewer channels than its weights is left alone.
     """
     # Shared ones under each of their names: every layer that has one is resized.
     tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
-        shape, before = shapes.get(name, tuple(tensor.shape)), tuple(tensor.shape)
+        shape, before = weights.get(name, tensor).shape, tensor.shape
         fewer = len(shape) == len(before) and all(new <= old for new, old in zip(shape, before, strict=True))
         if fewer and shape != before:
-            prefix, _, own_name = name.rpartition(".")
-            module = network.get_submodule(prefix)
+            layer, _, own_name = name.rpartition(".")
+            module = network.get_submodule(layer)
             with torch.inference_mode(False):
                 smaller = tensor.detach().new_zeros(shape)
                 is_parameter = isinstance(tensor, nn.Parameter)

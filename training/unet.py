@@ -76,11 +76,11 @@ class UNetPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready primitives."""
-        levels = {
+        return {
+            **vars(self),
             "encoder": [list(level) for level in self.encoder],
             "decoder": [list(level) for level in self.decoder],
         }
-        return {**levels, "upsample": self.upsample, "stem_stride": self.stem_stride}
 
     def describe(self) -> dict[str, Any]:
         """The architecture as a checkpoint carries it."""
@@ -153,13 +153,22 @@ class UNet(ColorNetwork):
 
     @property
     def architecture(self) -> UNetPlan:
-        """The channel plan of the network's own convolutions."""
-        return plan_of(self)
+        """The channel plan of the network's own convolutions, so also after they were pruned in place."""
+
+        def widths(*blocks: nn.Module) -> tuple[int, ...]:
+            modules = [module for block in blocks for module in block.modules()]
+            return tuple(m.out_channels for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+
+        return UNetPlan(
+            encoder=tuple(map(widths, self.encoder)),
+            decoder=tuple(map(widths, self.up, self.decoder)),
+            upsample=self.upsample,
+            stem_stride=self.stem_stride,
+        )
 
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> UNet:
         """A new UNet with these weights, in eval mode; up-sampling as here, channels as the weights' shapes say."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-        return build_unet(plan_of_weights(shapes, self.upsample), state_dict)
+        return build_unet(plan_of_weights(state_dict, self.upsample), state_dict)
 
     def forward_coarse(self, lightness: Tensor) -> Tensor:
         return self.forward_levels(lightness)[0]
@@ -180,12 +189,16 @@ class UNet(ColorNetwork):
         return torch.tanh(self.head(features)), levels  # (N, 2, H/output_stride, W/output_stride)
 
 
+def empty_unet(plan: UNetPlan) -> UNet:
+    """The network of a plan whose weights have shapes and no values: nothing is allocated, no random number drawn."""
+    with torch.device("meta"):
+        return UNet(plan)
+
+
 def build_unet(plan: UNetPlan, state_dict: Mapping[str, Tensor]) -> UNet:
     """The network of a plan with a copy of these weights, in eval mode."""
     with torch.inference_mode(False):
-        # On the meta device nothing is allocated and no random number drawn.
-        with torch.device("meta"):
-            network = UNet(plan)
+        network = empty_unet(plan)
         network.load_state_dict({name: tensor.detach().clone() for name, tensor in state_dict.items()}, assign=True)
     return network.eval()
 
@@ -199,22 +212,7 @@ def _upsampler(in_channels: int, out_channels: int, kind: str) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), upsample)
 
 
-def plan_of(network: UNet) -> UNetPlan:
-    """Read the channel plan off a network's own convolutions, so also after they were pruned in place."""
-
-    def widths(*blocks: nn.Module) -> tuple[int, ...]:
-        modules = [module for block in blocks for module in block.modules()]
-        return tuple(m.out_channels for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
-
-    return UNetPlan(
-        encoder=tuple(widths(block) for block in network.encoder),
-        decoder=tuple(widths(up, block) for up, block in zip(network.up, network.decoder, strict=True)),
-        upsample=network.upsample,
-        stem_stride=network.stem_stride,
-    )
-
-
-def plan_of_weights(shapes: Mapping[str, tuple[int, ...]], upsample: str) -> UNetPlan:
+def plan_of_weights(weights: Mapping[str, Tensor], upsample: str) -> UNetPlan:
     """Read the channel plan off the shapes of a state_dict's tensors.
 
     Raises:
@@ -223,20 +221,20 @@ def plan_of_weights(shapes: Mapping[str, tuple[int, ...]], upsample: str) -> UNe
     # A transposed convolution keeps its output channels in the second place.
     up, axis = ("up.{}.weight", 1) if upsample == "transpose" else ("up.{}.0.weight", 0)
 
-    def present(before: str, after: str, step: int = 1) -> Iterator[int]:
-        return itertools.takewhile(lambda number: f"{before}{number}{after}" in shapes, itertools.count(0, step))
+    def present(name: str, step: int = 1) -> Iterator[int]:
+        return itertools.takewhile(lambda number: name.format(number) in weights, itertools.count(0, step))
 
     def widths(block: str) -> tuple[int, ...]:
         # A convolution, its batch norm and a ReLU are three layers of the block.
-        return tuple(shapes[f"{block}.{layer}.weight"][0] for layer in present(f"{block}.", ".weight", 3))
+        return tuple(len(weights[f"{block}.{layer}.weight"]) for layer in present(f"{block}.{{}}.weight", 3))
 
     try:
-        kernel = shapes["encoder.0.0.weight"][-1]
+        kernel = weights["encoder.0.0.weight"].shape[-1]
         return UNetPlan(
-            encoder=tuple(widths(f"encoder.{level}") for level in present("encoder.", ".0.weight")),
+            encoder=tuple(widths(f"encoder.{level}") for level in present("encoder.{}.0.weight")),
             decoder=tuple(
-                (shapes[up.format(level)][axis], *widths(f"decoder.{level}"))
-                for level in present("decoder.", ".0.weight")
+                (weights[up.format(level)].shape[axis], *widths(f"decoder.{level}"))
+                for level in present("decoder.{}.0.weight")
             ),
             upsample=upsample,
             stem_stride=1 if kernel == 3 else kernel,

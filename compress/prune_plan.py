@@ -20,6 +20,8 @@ _NOTE = (
     "To change what is pruned, delete groups or edit their 'removed' channels (numbered from 0). "
     "'channels_after' and 'result' follow from them and are not read."
 )
+_PLAN_KEYS = ("format", "format_version", "note", "settings", "source", "weights_sha256", "result", "groups")
+_GROUP_KEYS = ("root", "channels_before", "channels_after", "reason", "layers", "coupled", "removed")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,8 @@ class PrunedGroup:
 
     def to_dict(self) -> dict[str, Any]:
         """The group as JSON-ready primitives."""
-        return {
-            "root": self.root,
-            "channels_before": self.channels_before,
-            "channels_after": self.channels_after,
-            "reason": self.reason,
-            "layers": list(self.layers),
-            "coupled": list(self.coupled),
-            "removed": list(self.removed),
-        }
+        values = {key: getattr(self, key) for key in _GROUP_KEYS}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> PrunedGroup:
@@ -68,24 +63,24 @@ class PrunedGroup:
         """
         root = values.get("root") if isinstance(values, Mapping) else None
         where = f"group {root!r}" if isinstance(root, str) else "a group"
-        needed, optional = ("root", "channels_before", "removed"), ("channels_after", "reason", "layers", "coupled")
-        _check_keys(values, where, needed, optional)
+        _check_keys(values, where, _GROUP_KEYS, needed=("root", "channels_before", "removed"))
         before, removed = values["channels_before"], values["removed"]
         if not isinstance(root, str) or type(before) is not int or before < 1:
             raise _bad_plan(f"{where} needs a layer name as 'root' and a positive 'channels_before'")
         if not isinstance(removed, list) or not all(type(index) is int for index in removed):
             raise _bad_plan(f"{where}: 'removed' is not a list of channel numbers")
-        outside = [index for index in removed if not 0 <= index < before]
-        if outside:
+        if outside := [index for index in removed if not 0 <= index < before]:
             raise _bad_plan(f"{where}: 'removed' holds {outside[0]}, its channels are 0 to {before - 1}")
         if len(set(removed)) < len(removed):
             raise _bad_plan(f"{where}: 'removed' holds a channel twice")
         if len(removed) == before:
             raise _bad_plan(f"{where}: 'removed' holds all {before} channels, at least one has to stay")
-        layers, coupled, reason = values.get("layers", []), values.get("coupled", []), values.get("reason", "")
-        if not isinstance(reason, str) or not _is_text_list(layers) or not _is_text_list(coupled):
+        texts = {"layers": [], "coupled": [], "reason": "", **values}
+        words = [texts["layers"], texts["coupled"], [texts["reason"]]]
+        if not all(isinstance(some, list) and all(isinstance(each, str) for each in some) for some in words):
             raise _bad_plan(f"{where}: 'layers' or 'coupled' is not a list of text, or 'reason' is not text")
-        return PrunedGroup(root, tuple(layers), before, tuple(sorted(removed)), reason, tuple(coupled))
+        layers, coupled = tuple(texts["layers"]), tuple(texts["coupled"])
+        return PrunedGroup(root, layers, before, tuple(sorted(removed)), texts["reason"], coupled)
 
 
 @dataclass(frozen=True)
@@ -153,12 +148,7 @@ class PrunePlan:
         Raises:
             InputError: it is no plan, of another format, or a group does not fit.
         """
-        _check_keys(
-            values,
-            "the plan",
-            ("format", "format_version", "source", "groups"),
-            ("note", "settings", "weights_sha256", "result"),
-        )
+        _check_keys(values, "the plan", _PLAN_KEYS, needed=("format", "format_version", "source", "groups"))
         version, source, groups = values["format_version"], values["source"], values["groups"]
         settings = values.get("settings", {})
         if values["format"] != "colorpress prune plan" or type(version) is not int:
@@ -225,19 +215,13 @@ def read_plan(path: Path) -> PrunePlan:
         raise InputError("prune plan", path, error.why, error.hint) from error
 
 
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _check_keys(values: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:
+def _check_keys(values: Any, where: str, known: Sequence[str], needed: Sequence[str]) -> None:
     if not isinstance(values, Mapping):
         raise _bad_plan(f"{where} is a {type(values).__name__}, not an object")
-    known = [*needed, *optional]
     for key in values:
         if key not in known:
             raise _bad_plan(f"{where} has an unknown key {key!r}{_meant(str(key), known)}")
-    missing = [key for key in needed if key not in values]
-    if missing:
+    if missing := [key for key in needed if key not in values]:
         raise _bad_plan(f"{where} lacks {', '.join(map(repr, missing))}")
 
 

@@ -49,23 +49,6 @@ class LayerSize:
     output_bytes: int
 
 
-@dataclass(frozen=True)
-class RankResult:
-    """The files that `write_ranking` wrote, the totals in them, and what they say in a sentence or two."""
-
-    summary_path: Path
-    csv_path: Path
-    chart_path: Path
-    params: int
-    macs: int
-    finding: str
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files written."""
-        return (self.summary_path, self.csv_path, self.chart_path)
-
-
 @dataclass
 class _Cost:
     macs: int = 0
@@ -87,18 +70,17 @@ def rank_layers(network: nn.Module, *, height: int = 256, width: int = 256) -> t
     """
     costs = _measure_costs(network, height, width)
     seen: set[int] = set()
-    owned: list[tuple[str, nn.Module, list[nn.Parameter]]] = []
+    owned: list[tuple[int, int, str, nn.Module]] = []  # parameters, their bytes, name
     for name, module in network.named_modules():
         if parameters := list(module.parameters(recurse=False)):
-            owned.append((name or ".", module, [each for each in parameters if id(each) not in seen]))
+            own = [each for each in parameters if id(each) not in seen]
             seen.update(map(id, parameters))
-    sizes = [sum(each.numel() for each in parameters) for _, _, parameters in owned]
-    if not (total := sum(sizes)):
+            owned.append((sum(each.numel() for each in own), sum(each.nbytes for each in own), name or ".", module))
+    if not (total := sum(params for params, *_ in owned)):
         raise InputError("network", type(network).__name__, "has no parameters", "give a network that was trained")
     layers, cumulative = [], 0
-    for rank, place in enumerate(sorted(range(len(owned)), key=lambda each: -sizes[each]), start=1):
-        name, module, parameters = owned[place]
-        cumulative += sizes[place]
+    for rank, (params, size, name, module) in enumerate(sorted(owned, key=lambda each: -each[0]), start=1):
+        cumulative += params
         cost = costs.get(module, _Cost())
         layers.append(
             LayerSize(
@@ -106,11 +88,11 @@ def rank_layers(network: nn.Module, *, height: int = 256, width: int = 256) -> t
                 name=name,
                 type=type(module).__name__,
                 shape=cost.shape,
-                params=sizes[place],
-                share_pct=100 * sizes[place] / total,
+                params=params,
+                share_pct=100 * params / total,
                 cumulative_pct=100 * cumulative / total,
                 macs=cost.macs,
-                bytes=sum(each.numel() * each.element_size() for each in parameters),
+                bytes=size,
                 output_bytes=cost.output_bytes,
             )
         )
@@ -204,15 +186,19 @@ def _module_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
     return 0
 
 
-def write_ranking(network: nn.Module, output_dir: Path, *, height: int = 256, width: int = 256) -> RankResult:
+def write_ranking(
+    network: nn.Module, output_dir: Path, *, height: int = 256, width: int = 256
+) -> tuple[list[Path], dict[str, int]]:
     """Write model_summary.txt, layer_param_counts.csv and top20_layers.png into `output_dir`.
 
+    Returns:
+        The files, and the totals in them: "params" and "macs".
     Raises:
         InputError: as `rank_layers`.
         MachineError: a file cannot be written.
     """
     layers = rank_layers(network, height=height, width=width)
-    macs, finding = _sum(layers, "macs"), describe_ranking(layers)
+    params, macs = _sum(layers, "params"), _sum(layers, "macs")
     name = network.title if isinstance(network, ColorNetwork) else type(network).__name__
     title = f"{name} at {height} x {width} pixels"
     rows = [
@@ -225,14 +211,12 @@ def write_ranking(network: nn.Module, output_dir: Path, *, height: int = 256, wi
         }
         for layer in layers
     ]
-    return RankResult(
-        summary_path=write_text(output_dir / "model_summary.txt", format_ranking(layers, title, finding)),
-        csv_path=write_csv(output_dir / "layer_param_counts.csv", CSV_COLUMNS, rows),
-        chart_path=_draw_top_layers(layers, f"Largest layers of {title}", output_dir / "top20_layers.png"),
-        params=_sum(layers, "params"),
-        macs=macs,
-        finding=finding,
-    )
+    paths = [
+        write_text(output_dir / "model_summary.txt", _format_ranking(layers, title)),
+        write_csv(output_dir / "layer_param_counts.csv", CSV_COLUMNS, rows),
+        _draw_top_layers(layers, f"Largest layers of {title}", output_dir / "top20_layers.png"),
+    ]
+    return paths, {"params": params, "macs": macs}
 
 
 def describe_ranking(layers: Sequence[LayerSize]) -> str:
@@ -268,8 +252,8 @@ def describe_ranking(layers: Sequence[LayerSize]) -> str:
     )
 
 
-def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str:
-    """The ranking as text: a table of layers with their totals, and one by output size."""
+def _format_ranking(layers: Sequence[LayerSize], title: str) -> str:
+    """The ranking as text: what it says, a table of layers with their totals, and one by output size."""
     parameters, macs = _sum(layers, "params"), _sum(layers, "macs")
     header = ("rank", "layer", "type", "output", "parameters", "share", "cumulative", "MACs", "share")
     body = [
@@ -295,7 +279,7 @@ def format_ranking(layers: Sequence[LayerSize], title: str, finding: str) -> str
     return "\n".join(
         [
             title,
-            finding,
+            describe_ranking(layers),
             "",
             *_table(header, [*body, total], left={1, 2, 3}, rule_before_last=True),
             "",

@@ -15,7 +15,7 @@ from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord, make_key
 from compress.int8.int8_choice import has_vnni
 from compress.ranking import rank_layers, write_ranking
-from compress.ranking_views import convolution_channels, join_views, write_views
+from compress.ranking_views import convolution_channels, describe_views, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
 from compress.yardstick import Score, make_yardstick, score_onnx
 from export.graph import build_graph
@@ -31,9 +31,7 @@ def rank(run: Run, checkpoint: Path) -> StageRecord:
     size = run.settings.count.rank_size
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        network = run.load(checkpoint).build_network()
-        ranked = write_ranking(network, run.folder, height=size, width=size)
-        return ranked.paths, {"params": ranked.params, "macs": ranked.macs}
+        return write_ranking(run.load(checkpoint).build_network(), run.folder, height=size, width=size)
 
     return run.do("rank", action, inputs=[checkpoint], settings={"size": size, **run.arch_key()})
 
@@ -77,10 +75,10 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
             sensitivities=sensitivities,
         )
         title = f"Convolutions of {network.title} at {size} x {size} pixels, in the order they are computed"
-        written = write_views(views, list(in_torch.by_layer), run.folder, title=title)
-        say(written.finding)
-        return [written.csv_path, written.chart_path], {
-            "finding": written.finding,
+        finding = describe_views(views)
+        say(finding)
+        return write_views(views, list(in_torch.by_layer), run.folder, title=title), {
+            "finding": finding,
             "convolutions": len(views),
             "ort_ms": round(in_ort.call_ms, 4),
             "torch_ms": round(in_torch.call_ms, 4),
@@ -116,8 +114,7 @@ def _measure(
 ) -> Mapping[str, Sensitivity]:
     settings = run.settings
     yardstick = make_yardstick(run, best, chosen, short_side=settings.count.rank_size)
-    grey_l1, best_l1 = float(yardstick.grey_l1.mean()), float(yardstick.best_l1.mean())
-    count = len(yardstick.pictures)
+    (grey_l1, best_l1), count = yardstick.means, len(yardstick.pictures)
     noun = "photograph" if count == 1 else "photographs"
     if grey_l1 <= best_l1:
         say(f"no sensitivities: best.pt is no better than grey on the {count} validation {noun}")

@@ -61,15 +61,6 @@ class LayerView:
 VIEW_COLUMNS = tuple(each.name for each in fields(LayerView) if each.name != "shape")
 
 
-@dataclass(frozen=True)
-class ViewsResult:
-    """The files that `write_views` wrote."""
-
-    csv_path: Path
-    chart_path: Path
-    finding: str
-
-
 def convolution_channels(network: nn.Module) -> dict[str, int]:
     """Output channels of each convolution, plain or transposed, by its name in `named_modules`."""
     return {
@@ -124,8 +115,8 @@ def _share(name: str, times: Mapping[str, float]) -> float | None:
     return 100 * times[name] / total if name in times and total else None
 
 
-def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str) -> ViewsResult:
-    """Write layer_ranking.csv and layer_ranking.png into `output_dir`.
+def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str) -> list[Path]:
+    """Write layer_ranking.csv and layer_ranking.png into `output_dir`; their paths.
 
     Args:
         views: the answer of `join_views`.
@@ -134,16 +125,13 @@ def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Pa
     Raises:
         MachineError: a file cannot be written.
     """
-    rows = [{column: _rounded(column, value) for column, value in vars(view).items()} for view in views]
-    return ViewsResult(
-        csv_path=write_csv(output_dir / "layer_ranking.csv", VIEW_COLUMNS, rows),
-        chart_path=_draw_views(views, order, title, output_dir / "layer_ranking.png"),
-        finding=describe_views(views),
-    )
 
+    def rounded(column: str, value: Any) -> Any:
+        return round(value, 6 if column.endswith("loss") else 4) if isinstance(value, float) else value
 
-def _rounded(column: str, value: Any) -> Any:
-    return round(value, 6 if column.endswith("loss") else 4) if isinstance(value, float) else value
+    rows = [{column: rounded(column, value) for column, value in vars(view).items()} for view in views]
+    table = write_csv(output_dir / "layer_ranking.csv", VIEW_COLUMNS, rows)
+    return [table, _draw_views(views, order, title, output_dir / "layer_ranking.png")]
 
 
 def describe_views(views: Sequence[LayerView]) -> str:

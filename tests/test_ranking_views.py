@@ -55,9 +55,9 @@ def views_of(network: UNet) -> tuple[LayerView, ...]:
 
 def test_rows_agree_with_the_ranking_by_parameters(tiny_unet: UNet, tmp_path: Path) -> None:
     views = views_of(tiny_unet)
-    written = write_views(views, list(TIMES), tmp_path, title="A network")
-    assert set(tmp_path.iterdir()) == {written.csv_path, written.chart_path}
-    rows = read_rows(written.csv_path)
+    table, chart = write_views(views, list(TIMES), tmp_path, title="A network")
+    assert set(tmp_path.iterdir()) == {table, chart}
+    rows = read_rows(table)
     assert tuple(rows[0]) == VIEW_COLUMNS
     layers = {layer.name: layer for layer in rank_layers(tiny_unet, height=32, width=32)}
     macs = sum(layer.macs for layer in layers.values())
@@ -113,7 +113,7 @@ def test_charts_of_odd_networks(tmp_path: Path) -> None:
     one = [dataclasses.replace(view("spare", 8, 10, 0.0, None), shape=(), ort_ms=None, ort_pct=None)]
     sizes = []
     for views in (many, one, []):
-        with Image.open(write_views(views, [], tmp_path, title="$x$").chart_path) as chart:
+        with Image.open(write_views(views, [], tmp_path, title="$x$")[1]) as chart:
             sizes.append(chart.size)
             assert len(chart.convert("RGB").getcolors(1 << 20) or ()) > 1
     assert sizes[0][0] > 1200 and 1000 < sizes[0][1] < 2000  # forty rows, not sixty

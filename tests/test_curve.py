@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from colorpress.cli import run_command
 from colorpress.core.errors import ConfigError, InputError
 from training.curve import read_curve
-from training.curve_prose import RankedLayer, explain_curve, read_ranked_layers, write_explanation
+from training.curve_prose import explain_curve, read_ranked_layers, write_explanation
 from training.history import read_history, write_history
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "reports" / "example"
@@ -466,7 +466,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 def test_layers_say_where_compression_begins() -> None:
     layers = read_ranked_layers(EXAMPLE / "layer_param_counts.csv")
-    assert layers[0] == RankedLayer("encoder.4.3", "Conv2d", 2359296, 30.3935, 30.3935)
+    assert tuple(layers.iloc[0]) == ("encoder.4.3", 2359296, 30.3935, 30.3935)
     text = explain_curve(read_curve(rows(VAL, TRAIN)), layers=layers)
     assert "Begin compression with the 3 largest layers, which hold 61 % of the parameters: `encoder.4.3` (2," in text
     assert "compression" not in text_of(rows(VAL, TRAIN)).split("## Recommendations")[1]
@@ -476,8 +476,8 @@ def test_layers_say_where_compression_begins() -> None:
     "content", [b"", b"\xff", b"a,b\n1,2\n", b"rank,name,type,params,pct,cum_pct\n1,x,y,many,1,1\n"]
 )
 def test_a_broken_ranking_is_done_without(tmp_path: Path, content: bytes) -> None:
-    assert read_ranked_layers(saved(tmp_path, content)) == ()
-    assert read_ranked_layers(tmp_path / "none.csv") == ()
+    assert read_ranked_layers(saved(tmp_path, content)) is None
+    assert read_ranked_layers(tmp_path / "none.csv") is None
 
 
 def test_the_document_has_its_sections_and_lists_only_what_is_there(tmp_path: Path) -> None:

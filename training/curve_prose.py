@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +17,17 @@ from training.curve import CurveReading, EarlyStop, read_curve
 from training.history import EXPLANATION_NAME, read_history
 from training.run_folder import Run
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_RANKING = "layer_param_counts.csv"
 # What a run folder may hold beside its history, and what each is.
 _RUN_FILES = {
     "history.csv": "loss, learning rate and speed of every epoch",
     "training_loss.png": "the curve",
     "best.pt": "the weights of the best epoch",
     "last.pt": "the weights of the last epoch, to go on from",
-    "layer_param_counts.csv": "parameters and work of every layer",
+    _RANKING: "parameters and work of every layer",
     "model_summary.txt": "the same as a table to read",
     "top20_layers.png": "the 20 largest layers",
     "pruned/plan.json": "the channels that pruning kept",
@@ -41,31 +44,20 @@ _RUN_FILES = {
 }
 
 
-@dataclass(frozen=True)
-class RankedLayer:
-    """One row of layer_param_counts.csv: a layer, its parameters, and their share (0 to 100) of the network's."""
+def read_ranked_layers(path: Path) -> DataFrame | None:
+    """Of a layer_param_counts.csv the layers that hold parameters, largest first: name, params, pct and cum_pct.
 
-    name: str
-    type: str
-    params: int
-    share_pct: float
-    cumulative_pct: float
-
-
-def read_ranked_layers(path: Path) -> tuple[RankedLayer, ...]:
-    """The rows of a layer_param_counts.csv that hold parameters, largest first.
-
-    Empty where the file is missing or not of that kind: an explanation of the curve does without it.
+    Both shares are of the network's parameters, 0 to 100. None where the file is missing or not of that kind: an
+    explanation of the curve does without it.
     """
     import pandas as pd
 
-    columns = {"name": str, "type": str, "params": int, "pct": float, "cum_pct": float}
+    columns = {"name": str, "params": int, "pct": float, "cum_pct": float}
     try:
-        table = pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False)[list(columns)]
+        table = pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False)
     except (OSError, ValueError):
-        return ()
-    good = np.isfinite(table[["pct", "cum_pct"]].to_numpy()).all()
-    return tuple(RankedLayer(*row) for row in table[table.params > 0].itertuples(index=False)) if good else ()
+        return None
+    return table[table.params > 0] if np.isfinite(table[["pct", "cum_pct"]].to_numpy()).all() else None
 
 
 def explain(run: Run) -> list[StageRecord]:
@@ -75,12 +67,11 @@ def explain(run: Run) -> list[StageRecord]:
     if not share_answer(source.is_file):
         return []
 
-    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        return [write_explanation(run.folder / EXPLANATION_NAME, read_curve(read_history(source)), source)], {}
+    def write() -> Path:
+        return write_explanation(run.folder / EXPLANATION_NAME, read_curve(read_history(source)), source)
 
-    ranking = run.folder / "layer_param_counts.csv"
-    inputs = [source, ranking] if ranking.is_file() else [source]
-    return [run.do("explain", action, inputs=inputs)]
+    inputs = [path for path in (source, run.folder / _RANKING) if path.is_file()]
+    return [run.do("explain", lambda: ([write()], {}), inputs=inputs)]
 
 
 def write_explanation(path: Path, reading: CurveReading, source: Path) -> Path:
@@ -98,28 +89,27 @@ def write_explanation(path: Path, reading: CurveReading, source: Path) -> Path:
         for name, what in {source.name: _RUN_FILES["history.csv"], **_RUN_FILES}.items()
         if (source.parent / name).is_file()
     }
-    layers = read_ranked_layers(source.parent / "layer_param_counts.csv")
+    layers = read_ranked_layers(source.parent / _RANKING)
     return write_text(path, explain_curve(reading, layers=layers, files=files))
 
 
 def explain_curve(
-    reading: CurveReading, *, layers: Sequence[RankedLayer] = (), files: Mapping[str, str] | None = None
+    reading: CurveReading, *, layers: DataFrame | None = None, files: Mapping[str, str] | None = None
 ) -> str:
     """The reading as Markdown: observations, inferences, recommendations, a caption for the figure, and the files.
 
     Every number is one of the reading; a recommendation is given only where the reading holds its reason.
 
     Args:
-        layers: of the trained network, largest first; with them it is said where compression should begin.
+        layers: of the trained network, as `read_ranked_layers` gives them; with them, where to begin compression.
         files: file name -> what it is; listed as they are.
     """
     nothing = "Nothing to change: the run learned, and ended when it was done."
-    advice = [*_advice(reading), *_advice_on_layers(layers)] or [nothing]
     recorded = "Training and validation loss" if reading.train_first is not None else "Validation loss"
     sections = {
         "Key observations": [*_observations(reading), *_after_best(reading), *_shape(reading)],
         "Practical inferences": [*_inferences(reading)],
-        "Recommendations": advice,
+        "Recommendations": [*_advice(reading), *_advice_on_layers(layers)] or [nothing],
         "Figure caption": f"{recorded} over {_count(reading.epochs, 'epoch')}. {_verdict(reading)}.",
         "Files": [f"`{name}`: {what}" for name, what in (files or {}).items()],
     }
@@ -155,9 +145,8 @@ def _observations(reading: CurveReading) -> Iterator[str]:
     for phase in reading.phases:
         epochs = f"{names[phase.kind]}, epochs {phase.first_epoch} to {phase.last_epoch}"
         train = "" if phase.train_last is None else f"training {_arrow(phase.train_first, phase.train_last)}, "
-        share = ""
-        if phase.share_pct is not None and phase.kind != "steady":
-            share = f"; {phase.share_pct:.0f} % of all that validation improved"
+        part = phase.share_pct if phase.kind != "steady" else None
+        share = "" if part is None else f"; {part:.0f} % of all that validation improved"
         yield f"**{epochs}:** {train}validation {_arrow(phase.val_first, phase.val_last)}{share}."
     if reading.best_epoch is None:
         yield "**No best epoch:** no epoch has a finite validation loss."
@@ -191,15 +180,12 @@ def _after_best(reading: CurveReading) -> Iterator[str]:
         yield f"**After the best epoch** validation ends {_loss(reading.rise)}{part} higher{since}."
     if reading.noise is None:
         return
-    if reading.still_falling:
-        yield "**No overfitting:** validation still falls at the end."
+    if reading.still_falling or not reading.rise_is_real:
+        does = "still falls at the end" if reading.still_falling else "does not rise by more than chance"
+        yield f"**No overfitting:** validation {does}."
         return
-    if not reading.rise_is_real:
-        yield "**No overfitting:** validation does not rise by more than chance."
-        return
-    train = ""
-    if reading.train_at_best is not None and reading.train_last is not None:
-        train = f" ({_arrow(reading.train_at_best, reading.train_last)})"
+    is_known = reading.train_at_best is not None and reading.train_last is not None
+    train = f" ({_arrow(reading.train_at_best, reading.train_last)})" if is_known else ""
     yield {
         "falling": f"**Overfitting:** after epoch {reading.best_epoch} training keeps falling{train} while validation "
         "rises: the network learns the training photographs by heart.",
@@ -217,14 +203,14 @@ def _shape(reading: CurveReading) -> Iterator[str]:
         moves = f"from epoch {reading.plateau_epoch} on validation, smoothed, moves by no more than"
         train = {None: "", True: "; training has levelled off, too", False: "; training has not levelled off"}
         yield f"**Plateau:** {moves} {_loss(reading.margin)}{train[reading.train_flat]}."
-    if reading.gap_at_best is not None:
-        end = reading.gap_at_best if reading.gap_at_end is None else reading.gap_at_end
-        text = f"**Gap:** validation less training is {_loss(reading.gap_at_best)} in the best epoch, {_loss(end)} at "
-        text += "the end."
-        if min(reading.gap_at_best, end) < 0:
-            text += " Validation below training is normal here: training is measured on augmented random crops with "
-            text += "the network in training mode; validation on whole photographs in evaluation mode."
-        yield text
+    if (best := reading.gap_at_best) is not None:
+        end = best if reading.gap_at_end is None else reading.gap_at_end
+        is_normal = (
+            " Validation below training is normal here: training is measured on augmented random crops with the "
+            "network in training mode; validation on whole photographs in evaluation mode."
+        )
+        gaps = f"{_loss(best)} in the best epoch, {_loss(end)} at the end"
+        yield f"**Gap:** validation less training is {gaps}.{is_normal if min(best, end) < 0 else ''}"
     if reading.timing == "early":
         pace = _loss(reading.final_pace)
         yield f"**Stopped too early:** at the end validation still falls by about {pace} an epoch."
@@ -333,26 +319,28 @@ def _advice_on_course(reading: CurveReading) -> Iterator[str]:
         yield "Do not train longer with these settings: validation has levelled off."
 
 
-def _advice_on_layers(layers: Sequence[RankedLayer]) -> Iterator[str]:
-    if not layers:
+def _advice_on_layers(layers: DataFrame | None) -> Iterator[str]:
+    if layers is None or layers.empty:
         return
-    count = next((n for n, layer in enumerate(layers, start=1) if layer.cumulative_pct >= 50), len(layers))
-    first = layers[: min(count, 5)]
-    each = [f"`{_code_safe(layer.name)}` ({layer.params:,} parameters, {layer.share_pct:.1f} %)" for layer in first]
-    held = f"which hold {first[-1].cumulative_pct:.0f} % of the parameters"
-    yield f"Begin compression with the {_count(len(first), 'largest layer')}, {held}: {_join(each)}."
+    # The fewest that hold half of the parameters.
+    first = layers.head(min(5, int((layers.cum_pct < 50).sum()) + 1))
+    columns = zip(first["name"], first.params, first.pct, strict=True)
+    names = [f"`{_code_safe(name)}` ({params:,} parameters, {pct:.1f} %)" for name, params, pct in columns]
+    held = f"which hold {first.cum_pct.iloc[-1]:.0f} % of the parameters"
+    yield f"Begin compression with the {_count(len(first), 'largest layer')}, {held}: {_join(names)}."
 
 
 def _loss(value: float | None) -> str:
     """A loss, or a difference of losses, as it is printed everywhere."""
-    assert value is not None
+    if value is None:
+        return "?"
     if value == 0 or 0.001 <= abs(value) < 1000:
         return f"{value:.4f}" if value else "0"
     return f"{value:.5f}" if 5e-6 <= abs(value) < 1 else f"{value:.2g}"
 
 
-def _arrow(first: float | None, last: float) -> str:
-    return f"{'?' if first is None else _loss(first)} → {_loss(last)}"
+def _arrow(first: float | None, last: float | None) -> str:
+    return f"{_loss(first)} → {_loss(last)}"
 
 
 def _count(number: int, noun: str) -> str:

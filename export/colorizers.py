@@ -6,7 +6,8 @@ torch. All are for files of one's own, as in `predictors`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from export.picture_graph import (
     WORK_SIZE_NAME,
     build_picture_graph,
 )
-from export.predictors import import_openvino
-from export.sessions import GIVE_A_MODEL, check_model_file, first_line, open_session, signature_of
+from export.predictors import Pixels, import_openvino
+from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
 
-Pixels = NDArray[np.uint8]
 Colorizer = Callable[[Pixels], Pixels]
 # For demonstration; its card lies beside it.
 DEMONSTRATION_MODEL = Path(__file__).with_name("pretrained") / "colorizer.onnx"
@@ -60,8 +60,6 @@ class OnnxColorizer:
         provider: str = "cpu",
         threads: int = 0,
     ) -> None:
-        if content is None:
-            check_model_file(path)
         self.path = path
         self.session = open_session(path, content, provider=provider, threads=threads)
         inputs, outputs = signature_of(self.session)
@@ -74,12 +72,8 @@ class OnnxColorizer:
     def __call__(self, pixels: Pixels, work_size: int | None = None) -> Pixels:
         """Colour one picture; `work_size` takes the place of what was chosen at first."""
         feeds = {IMAGE_NAME: pixels[None], **self._chosen, **_choose(work_size, None)}
-        try:
-            answer: Pixels = self.session.run([COLORIZED_NAME], feeds)[0]
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
-        first: Pixels = answer[0]
-        return first
+        answer: Pixels = call_library(self.path, self.session.run, [COLORIZED_NAME], feeds)[0][0]
+        return answer
 
 
 class OpenVinoColorizer:
@@ -88,34 +82,29 @@ class OpenVinoColorizer:
     def __init__(
         self,
         path: Path,
-        content: bytes | None = None,
+        content: bytes,
         *,
         work_size: int | None = None,
         saturation: float | None = None,
         threads: int = 0,
     ) -> None:
-        if content is None:
-            check_model_file(path)
         # OpenVINO takes no value for an input that has a default, so the default is what is asked for.
-        model = onnx.load(str(path)) if content is None else onnx.load_model_from_string(content)
-        _set_defaults_(model, _choose(work_size, saturation))
+        model, chosen = onnx.load_model_from_string(content), _choose(work_size, saturation)
+        for tensor in model.graph.initializer:
+            if tensor.name in chosen:
+                tensor.CopyFrom(numpy_helper.from_array(chosen[tensor.name], tensor.name))
         self.path = path
         core = import_openvino().Core()
         # bf16, its default where the processor has it, would round what is at full size to 8 bits and less.
         settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "INFERENCE_PRECISION_HINT": "f32"}
-        try:
-            compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        except Exception as error:  # OpenVINO's errors share no base class
-            raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
+        network = call_library(path, core.read_model, model.SerializeToString())
+        compiled = call_library(path, core.compile_model, network, "CPU", settings)
         self._request: Any = compiled.create_infer_request()
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        try:
-            answer = np.array(self._request.infer({IMAGE_NAME: pixels[None]}, share_inputs=True)[COLORIZED_NAME])
-        except Exception as error:
-            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
-        first: Pixels = answer[0]
-        return first
+        infer = partial(self._request.infer, share_inputs=True)
+        answer: Pixels = np.array(call_library(self.path, infer, {IMAGE_NAME: pixels[None]})[COLORIZED_NAME])[0]
+        return answer
 
 
 def read_as_picture_graph(path: Path) -> bytes | None:
@@ -129,20 +118,15 @@ def read_as_picture_graph(path: Path) -> bytes | None:
     model = onnx.load_model_from_string(content)
     if any(value.name == IMAGE_NAME for value in model.graph.input):
         return content
-    opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
-    return build_picture_graph(model).SerializeToString() if opset >= _OPSET else None
+    return build_picture_graph(model).SerializeToString() if opset_of(model) >= _OPSET else None
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where a model names none."""
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
 
 
 def _choose(work_size: int | None, saturation: float | None) -> dict[str, NDArray[Any]]:
     """Values of the inputs that have defaults; those that are None keep them."""
-    given = {
-        WORK_SIZE_NAME: None if work_size is None else np.array(work_size, np.int64),
-        SATURATION_NAME: None if saturation is None else np.array(saturation, np.float32),
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _set_defaults_(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]]) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    given = ((WORK_SIZE_NAME, work_size, np.int64), (SATURATION_NAME, saturation, np.float32))
+    return {name: np.array(value, kind) for name, value, kind in given if value is not None}

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from colorpress.core.files import atomic_write, sha256_bytes
 from export.colorizers import OnnxColorizer
@@ -22,10 +20,8 @@ from export.picture_graph import (
     build_picture_graph,
 )
 from export.picture_reference import color_pixels
-from export.predictors import OnnxPredictor
-from export.sessions import check_model_file, open_session
-
-Pixels = NDArray[np.uint8]
+from export.predictors import OnnxPredictor, Pixels
+from export.sessions import open_session
 
 
 def export_colorizer(
@@ -81,14 +77,9 @@ def export_colorizer(
 def write_ort(source: Path, destination: Path) -> Path:
     """Write an .onnx file in ONNX Runtime's own format, which its minimal builds for phones read.
 
-    Only what holds on every machine is optimized.
-
     Raises:
-        ConfigError: no such source.
-        InputError: ONNX Runtime cannot read it.
+        ConfigError, InputError: as `open_session`.
     """
-    check_model_file(source)
-    entries = {"session.save_model_format": "ORT"}
     with atomic_write(destination) as temporary:
-        open_session(source, optimization="basic", optimized_path=temporary, entries=entries)
+        open_session(source, ort_path=temporary)
     return destination

@@ -1,28 +1,27 @@
 """What is inside an ONNX file, found out in a child process: a crafted file can crash ONNX Runtime (SIGFPE,
 SIGSEGV) or make it allocate without end, and then only the child dies.
 
-Run as `python -m export.onnx_probe FILE`, it is that child: JSON on standard output.
+Run as `python -m export.onnx_probe`, it is that child: JSON on standard input and output.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import signal
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colorpress.core.errors import ColorpressError, InputError
-from export.colorizers import OnnxColorizer
+from colorpress.core.errors import ColorpressError, InputError, printable
+from colorpress.core.text import align_cells
+from export.colorizers import OnnxColorizer, opset_of
 from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
+from export.timing import run_worker
 
 if TYPE_CHECKING:
     import onnx
@@ -61,34 +60,22 @@ def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any
         InputError: damaged, hostile, of another task, in several files, or beyond the limits.
     """
     check_model_file(path)
-    root = str(Path(__file__).resolve().parent.parent)
-    search_path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "export.onnx_probe", str(path.resolve())]
-    try:
-        child = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_seconds,
-            env={**os.environ, "PYTHONPATH": search_path},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError("model", path, f"took more than {timeout_seconds:g} s to open; refused", _HINT) from error
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        raise InputError("model", path, f"crashes ONNX Runtime ({name}); refused", _HINT)
-    try:
-        answer: dict[str, Any] = json.loads(child.stdout)
-    except ValueError:
-        raise InputError("model", path, f"cannot be opened (child ended with {child.returncode})", _HINT) from None
-    if "error" in answer:
-        raise InputError("model", path, answer["error"], _HINT)
-    return answer
+    job = {"path": str(path.resolve())}
+    answer = run_worker(job, threads=1, timeout_s=timeout_seconds, module=sys.modules[__name__])
+    status = answer.pop("status")
+    if status == "ok":
+        return answer
+    why = answer["error"]
+    if status == "timeout":
+        why = f"took more than {timeout_seconds:g} s to open; refused"
+    elif status.startswith("crashed"):
+        why = f"crashes ONNX Runtime {status.removeprefix('crashed')}; refused"
+    raise InputError("model", path, why, _HINT)
 
 
-def main(path: Path) -> int:
-    """Inspect `path` in this process, which puts limits on itself first; prints the answer as JSON."""
+def main() -> None:
+    """Inspect the file that a job names in this process, which puts limits on itself first; prints the answer."""
+    path = Path(json.load(sys.stdin)["path"])
     memory = _MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * path.stat().st_size
     for limit, value in (
         (resource.RLIMIT_AS, memory),
@@ -98,16 +85,16 @@ def main(path: Path) -> int:
     ):
         resource.setrlimit(limit, (value, value))
     try:
-        answer = _inspect(path)
+        answer = {"status": "ok", **_inspect(path)}
     except ColorpressError as error:
-        answer = {"error": error.why}
+        answer = {"status": "error", "error": error.why}
     except MemoryError:
-        answer = {"error": "needs too much memory; refused"}
+        answer = {"status": "error", "error": "needs too much memory; refused"}
     except Exception as error:  # onnx and protobuf raise many kinds for damaged files
         lines = str(error).strip().splitlines()
-        answer = {"error": f"is no valid ONNX model ({lines[0][:200] if lines else type(error).__name__})"}
-    json.dump(answer, sys.stdout)
-    return 0
+        reason = lines[0][:200] if lines else type(error).__name__
+        answer = {"status": "error", "error": f"is no valid ONNX model ({reason})"}
+    print(json.dumps(answer))
 
 
 def _inspect(path: Path) -> dict[str, Any]:
@@ -165,7 +152,7 @@ def describe_graph(model: onnx.ModelProto) -> dict[str, Any]:
     return {
         "inputs": {value.name: _shape(value) for value in model.graph.input},
         "outputs": {value.name: _shape(value) for value in model.graph.output},
-        "opset": max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0),
+        "opset": opset_of(model),
         "producer": model.producer_name,
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
         "nodes": dict(sorted(counts.items())),
@@ -211,5 +198,33 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
     return [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim]
 
 
+def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
+    """The answer of `inspect_onnx` as text: contract, metadata, layers (the largest first), operators."""
+    columns = ("layer", "operator", "shape", "weights", "bytes", "stored", "computed")
+    layers = [
+        (each["name"], each["operator"], "x".join(map(str, each["shape"])), f"{each['weights']:,}",
+         f"{each['size_bytes']:,}", each["stored"], each["computed"])
+        for each in sorted(found["layers"], key=lambda each: -int(each["size_bytes"]))
+    ]  # fmt: skip
+    lines = [
+        f"{path.name}: {path.stat().st_size:,} bytes, {found['weights']:,} weights in {len(found['layers'])} layers, "
+        f"opset {found['opset']}",
+        *(f"  reads   {name} {_sides(shape)}" for name, shape in found["inputs"].items()),
+        *(f"  answers {name} {_sides(shape)}" for name, shape in found["outputs"].items()),
+        "",
+        "metadata",
+        *(f"  {key}: {value}" for key, value in sorted(found["metadata"].items())),
+        "",
+        *align_cells([columns, *layers]),
+        "",
+        "operators: " + ", ".join(f"{count} {name}" for name, count in found["nodes"].items()),
+    ]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _sides(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))})" if shape else "(a number)"
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main()

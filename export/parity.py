@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from colorpress.core.errors import GateError
-from export.predictors import Floats, Predictor
+from export.predictors import Floats, Pixels, Predictor
 
-Pixels = npt.NDArray[np.uint8]
 # Pixels uint8 (H, W, C) and the working size to pixels uint8 (H, W, 3).
 SizedColorizer = Callable[[Pixels, int], Pixels]
 

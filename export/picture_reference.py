@@ -13,15 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from colorpress.core.errors import InputError
 from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT
-from export.predictors import Predictor
+from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
-
-Pixels = NDArray[np.uint8]
 
 _STRIPE_PIXELS = 1 << 20
 

@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import InputError, MachineError
-from export.sessions import GIVE_A_MODEL, Signature, check_model_file, first_line, open_session, signature_of
+from export.sessions import GIVE_A_MODEL, Signature, call_library, check_model_file, open_session, signature_of
 
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 Predictor = Callable[[Floats], Floats]
 INPUT_NAME, OUTPUT_NAME = "L", "ab"
 # Sizes of pictures that OpenVINO keeps a compiled graph for.
@@ -83,17 +84,13 @@ class OnnxPredictor(TimedPredictor):
     def __init__(
         self, path: Path, *, provider: str = "cpu", threads: int = 0, profile_prefix: Path | None = None
     ) -> None:
-        check_model_file(path)
         self.path, self._gpu = path, provider if provider.startswith(("cuda", "tensorrt")) else ""
         self.session = open_session(path, provider=provider, threads=threads, profile_prefix=profile_prefix)
         self.provider = str(self.session.get_providers()[0])
         check_signature(path, *signature_of(self.session))
 
     def __call__(self, lightness: Floats) -> Floats:
-        try:
-            answer: Floats = self.session.run([OUTPUT_NAME], {INPUT_NAME: lightness})[0]
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
+        answer: Floats = call_library(self.path, self.session.run, [OUTPUT_NAME], {INPUT_NAME: lightness})[0]
         return answer
 
     def time_resident(self, lightness: Floats) -> Callable[[], float] | None:
@@ -138,24 +135,23 @@ class OpenVinoPredictor(TimedPredictor):
         self.path, self.provider = path, f"OpenVINO {openvino.__version__.partition('-')[0]}"
         self._core = openvino.Core()
         self._settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "PERFORMANCE_HINT": "LATENCY"}
-        try:
-            model = self._core.read_model(path)
-            sides = [
-                [(each.any_name, f"tensor({each.element_type.to_string().replace('f32', 'float')})",
-                  each.partial_shape.rank.get_length(), [each.partial_shape[1].get_length()])]
-                for each in (model.input(0), model.output(0))
-            ]  # fmt: skip
-        except Exception as error:  # OpenVINO's errors share no base class
-            raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
-        check_signature(path, *sides)
+        check_signature(path, *call_library(path, self._read_signature))
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def __call__(self, lightness: Floats) -> Floats:
-        try:
-            answer: Floats = self._request_for(lightness.shape).infer({0: lightness}, share_inputs=True)[0]
-        except Exception as error:
-            raise InputError("model", self.path, first_line(error), GIVE_A_MODEL) from error
+        answer: Floats = call_library(self.path, self._infer, lightness)
         return answer
+
+    def _infer(self, lightness: Floats) -> Any:
+        return self._request_for(lightness.shape).infer({0: lightness}, share_inputs=True)[0]
+
+    def _read_signature(self) -> list[Signature]:
+        model = self._core.read_model(self.path)
+        return [
+            [(each.any_name, f"tensor({each.element_type.to_string().replace('f32', 'float')})",
+              each.partial_shape.rank.get_length(), [each.partial_shape[1].get_length()])]
+            for each in (model.input(0), model.output(0))
+        ]  # fmt: skip
 
     def compute_precision(self, shape: tuple[int, ...]) -> str:
         """As `TimedPredictor`: "bf16" where the processor is faster in it."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import ConfigError, InputError, MachineError
@@ -16,6 +15,7 @@ from colorpress.core.files import find_impostor
 GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 # For each input or output: its name, type, rank and channels.
 Signature = list[tuple[str, str, int, list[Any]]]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ def open_session(
     *,
     provider: str = "cpu",
     threads: int | None = 0,
-    optimization: str = "all",
     profile_prefix: Path | None = None,
-    optimized_path: Path | None = None,
-    entries: Mapping[str, str] = MappingProxyType({}),
+    ort_path: Path | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` with explicit threads and one device.
 
@@ -62,15 +60,16 @@ def open_session(
         provider: "cpu", "cuda", "tensorrt" (both with ":N" for the GPU's number) or "openvino"; never silently
             another one.
         threads: CPU threads; 0: one per usable core, None: ONNX Runtime's choice.
-        optimization: "all", or "basic" for what holds on every machine.
         profile_prefix: path prefix of ONNX Runtime's profile; None: no profile.
-        optimized_path: where the optimized graph is written; None: nowhere.
-        entries: further settings of the session.
+        ort_path: where the graph is written in ONNX Runtime's own format, optimized by no more than what holds on
+            every machine; None: nowhere.
     Raises:
-        ConfigError: another provider name.
+        ConfigError: no such file, or another provider name.
         InputError: the file is no ONNX model.
         MachineError: the provider is not there.
     """
+    if content is None:
+        check_model_file(path)
     import onnxruntime as ort
 
     kind, _, index = provider.partition(":")
@@ -79,37 +78,30 @@ def open_session(
         raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
     providers: list[Any] = ["CPUExecutionProvider"]
     if kind != "cpu":
-        _require_provider(ort, wanted, provider)
+        if wanted.name not in ort.get_available_providers():
+            raise MachineError("device", provider, f"this ONNX Runtime has no {wanted.title}", wanted.hint)
+        if wanted.on_gpu:
+            ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
         providers.insert(0, (wanted.name, {"device_id": int(index or 0)}) if wanted.on_gpu else wanted.name)
     options = ort.SessionOptions()
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads or usable_cores()
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = {"all": levels.ORT_ENABLE_ALL, "basic": levels.ORT_ENABLE_BASIC}[optimization]
     # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
-    for key, value in {"session.force_spinning_stop": "1", **entries}.items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
-    if optimized_path is not None:
-        options.optimized_model_filepath = str(optimized_path)
-    try:
-        session = ort.InferenceSession(str(path) if content is None else content, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise InputError("model", path, first_line(error), GIVE_A_MODEL) from error
+    if ort_path is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        options.optimized_model_filepath = str(ort_path)
+    model = str(path) if content is None else content
+    session = call_library(path, lambda: ort.InferenceSession(model, options, providers=providers))
     if session.get_providers()[0] != wanted.name:
         raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", wanted.hint)
     return session
-
-
-def _require_provider(ort: Any, wanted: _Provider, given: str) -> None:
-    if wanted.name not in ort.get_available_providers():
-        raise MachineError("device", given, f"this ONNX Runtime has no {wanted.title}", wanted.hint)
-    if wanted.on_gpu:
-        ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
 
 
 def signature_of(session: Any) -> tuple[Signature, Signature]:
@@ -140,7 +132,12 @@ def check_model_file(path: Path) -> None:
         raise InputError("model", path, why, GIVE_A_MODEL)
 
 
-def first_line(error: Exception) -> str:
-    """ONNX Runtime's reason without its codes and the path, which the error names already."""
-    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", str(error).strip())
-    return reason.splitlines()[0][:200] if reason else type(error).__name__
+def call_library(path: Path, call: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `call` answers of the model at `path`; whatever it raises becomes an InputError of one line."""
+    try:
+        return call(*arguments)
+    except Exception as error:  # the errors of ONNX Runtime share no base class, nor do OpenVINO's
+        # Without its codes, and the path, which the error names already.
+        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", str(error).strip())
+        why = reason.splitlines()[0][:200] if reason else type(error).__name__
+        raise InputError("model", path, why, GIVE_A_MODEL) from error

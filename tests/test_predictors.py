@@ -25,8 +25,7 @@ from colorpress.core.errors import ColorpressError, ConfigError, InputError, Mac
 from compress.packing import pack_onnx
 from export.deployable import export_colorizer
 from export.graph import export_onnx
-from export.inspection import format_inspection
-from export.onnx_probe import inspect_onnx, refuse_hostile
+from export.onnx_probe import format_inspection, inspect_onnx, refuse_hostile
 from export.predictors import OnnxPredictor, OpenVinoPredictor
 from export.runtimes import open_colorizer, open_predictor, provider_on
 from export.torch_runtimes import TorchPredictor
@@ -275,7 +274,7 @@ def test_a_child_that_hangs_is_ended(models, monkeypatch):
 
 def test_a_child_that_says_nothing(models, monkeypatch):
     child_that("raise SystemExit(7)", monkeypatch)
-    with pytest.raises(InputError, match="child ended with 7"):
+    with pytest.raises(InputError, match="exit 7"):
         inspect_onnx(models[1])
 
 

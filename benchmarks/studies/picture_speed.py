@@ -62,7 +62,7 @@ def make_steps(way: str, model: Path, pixels: Pixels, threads: int) -> Steps:
     if way == "openvino":
         from export.colorizers import OpenVinoColorizer
 
-        colorizer = OpenVinoColorizer(model, threads=threads)
+        colorizer = OpenVinoColorizer(model, model.read_bytes(), threads=threads)
         return {"whole, network included": lambda: colorizer(pixels)}
     if way == "torch":
         import torch

@@ -25,7 +25,7 @@ from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
 from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
-from export.colorizers import OnnxColorizer
+from export.colorizers import OnnxColorizer, opset_of
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 
@@ -138,9 +138,9 @@ def read_picture_graph(path: Path) -> PictureGraph:
     known = {
         "producer": model.producer_name,
         "producer_version": model.producer_version,
-        "opset": "".join(str(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx")),
+        "opset": opset_of(model),
     }
-    metadata = {name: text for name, text in known.items() if text}
+    metadata = {name: str(value) for name, value in known.items() if value}
     metadata |= {entry.key: entry.value for entry in model.metadata_props}
     return PictureGraph(content, options, metadata)
 

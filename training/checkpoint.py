@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -211,36 +211,26 @@ def _read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> C
     return Checkpoint(network.architecture, {f"net.{name}": named[name] for name in expected}, converted=True)
 
 
-def _find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> dict[str, Tensor]:
-    """The weights in what another program saved: all of it, or its only dictionary of tensors, or the one at `key`.
-
-    Raises:
-        ConfigError: there are several and no `key`, or none at `key`.
-        InputError: there are none.
-    """
+def _find_state_dict(path: Path, content: Mapping[str, Any], key: str | None) -> Mapping[str, Tensor]:
+    """The weights in what another program saved: all of it, or its only dictionary of tensors, or the one at `key`."""
+    found = {str(name): value for name, value in content.items() if _is_state_dict(value)}
+    places = ", ".join(found)
     if key is not None:
-        if key in _state_keys(content):
-            return dict(content[key])
-        have = ", ".join(_state_keys(content)) or "none"
-        raise ConfigError("option", "--state-key", f"got {key!r}, no weights there", f"weights are at: {have}")
+        if key not in found:
+            hint = f"weights are at: {places or 'none'}"
+            raise ConfigError("option", "--state-key", f"got {key!r}, no weights there", hint)
+        return found[key]
     if _is_state_dict(content):
-        return dict(content)
-    candidates = _state_keys(content)
-    if len(candidates) > 1:
-        raise ConfigError(
-            "checkpoint", path, f"holds weights at {', '.join(candidates)}", "choose: --state-key " + candidates[0]
-        )
-    if not candidates:
+        return content
+    if len(found) > 1:
+        raise ConfigError("checkpoint", path, f"holds weights at {places}", f"choose: --state-key {next(iter(found))}")
+    if not found:
         why = f"holds no dictionary of weights (keys {_some(content)})"
         raise _unusable(path, why, "save the weights: torch.save(network.state_dict(), 'weights.pt')")
-    return dict(content[candidates[0]])
+    return next(iter(found.values()))
 
 
-def _state_keys(content: Mapping[str, Any]) -> list[str]:
-    return [str(key) for key, value in content.items() if _is_state_dict(value)]
-
-
-def _is_state_dict(value: Any) -> bool:
+def _is_state_dict(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
     named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     return named and len(value) > 0 and all(isinstance(item, Tensor) for item in value.values())
 

@@ -28,7 +28,7 @@ from colorpress.core.files import sha256_bytes
 from training.cie import AB_SCALE
 from training.network import ColorNetwork
 
-_LARGEST_MULTIPLE = 256
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What Python writes for what JSON writes otherwise; "False" as a text would count as true.
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _ADAPTER_HINT = "name a function of your own that returns an nn.Module from L/100 (N, 1, H, W) to ab (N, 2, H, W)"
@@ -64,15 +64,17 @@ class ForeignArchitecture:
             ValueError: a value is of another kind than `describe` writes.
         """
         found = ForeignArchitecture(**{field.name: values[field.name] for field in fields(ForeignArchitecture)})
-        multiple, scale = found.size_multiple, found.ab_scale
-        if not all(isinstance(text, str) for text in (found.source, found.source_sha256)):
-            raise ValueError("its architecture's source is not a text")
-        if not isinstance(found.args, dict) or not all(isinstance(name, str) for name in found.args):
-            raise ValueError("its architecture's args are not named values")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e6:
-            raise ValueError(f"its ab_scale is {scale!r}")
-        if type(multiple) is not int or not 1 <= multiple <= _LARGEST_MULTIPLE or multiple & (multiple - 1):
-            raise ValueError(f"its size_multiple is {multiple!r}")
+        args, scale, multiple = found.args, found.ab_scale, found.size_multiple
+        good = {
+            "source": isinstance(found.source, str),
+            "source_sha256": isinstance(found.source_sha256, str),
+            "args": isinstance(args, dict) and all(isinstance(name, str) for name in args),
+            "ab_scale": type(scale) in (int, float) and 0 < scale < 1e6,
+            "size_multiple": type(multiple) is int and multiple in _MULTIPLES,
+        }
+        for name, is_good in good.items():
+            if not is_good:
+                raise ValueError(f"its {name} is {getattr(found, name)!r}")
         return found
 
     def as_arguments(self) -> str:
@@ -275,12 +277,11 @@ def _find_size_multiple(net: nn.Module, name: str) -> int:
     Raises:
         InputError: there is none up to 256; with what went wrong at the last.
     """
-    multiple = 1
-    while why := find_fault(net, multiple):
-        if multiple == _LARGEST_MULTIPLE:
-            raise InputError("network", name, why, _ADAPTER_HINT)
-        multiple *= 2
-    return multiple
+    why = ""
+    for multiple in _MULTIPLES:
+        if not (why := find_fault(net, multiple)):
+            return multiple
+    raise InputError("network", name, why, _ADAPTER_HINT)
 
 
 def find_fault(net: nn.Module, multiple: int) -> str:

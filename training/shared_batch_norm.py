@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from colorpress.core.processes import sum_over_processes_
+from colorpress.core.processes import process_count
 
 
 def share_batch_norm_(network: nn.Module) -> None:
-    """Make every batch norm of `network` use the statistics of all processes; parameters and names stay."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _shared_copy(child))
-
-
-def _shared_copy(layer: nn.BatchNorm2d) -> nn.Module:
-    if layer.weight.is_cuda:
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        return convert(layer)
-    shared = _SharedBatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-    shared.weight, shared.bias = layer.weight, layer.bias
-    for name, buffer in layer.named_buffers():
-        setattr(shared, name, buffer)
-    return shared.train(layer.training)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """The loss of every process depends on the sum, so gradients are summed on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        return sum_over_processes_(own.clone())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return sum_over_processes_(gradient.clone())
+    """Make every batch norm inside `network` use the statistics of all processes; parameters and names stay."""
+    if next(network.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return
+    for layer in network.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = _SharedBatchNorm2d  # the same state, computed with in another way
 
 
 class _SharedBatchNorm2d(nn.BatchNorm2d):
@@ -48,12 +24,15 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return super().forward(features)
+        from torch.distributed.nn.functional import all_reduce
+
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         wide = features.float()
         count = wide.new_full((1,), wide.numel() / self.num_features)
         own = torch.cat((wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count))
-        sums = _SumOverProcesses.apply(own)  # type: ignore[no-untyped-call]
+        # The loss of every process depends on the sums, so gradients are summed on the way back.
+        sums: Tensor = all_reduce(own) if process_count() > 1 else own  # type: ignore[no-untyped-call]
         mean = sums[: self.num_features] / sums[-1]
         variance = (sums[self.num_features : -1] / sums[-1] - mean.square()).clamp(min=0.0)
         with torch.no_grad():

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
 from export.onnx_probe import refuse_hostile
-from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
 from training.metrics import (
@@ -90,7 +90,7 @@ class AccuracyResult:
 
     @property
     def mean_grey_l1(self) -> float | None:
-        """The L1 of answering grey, averaged over photographs; None without photographs."""
+        """The mean of `grey_l1`; None without photographs."""
         return _mean(self.grey_l1)
 
 
@@ -121,8 +121,7 @@ def measure_accuracy(
 ) -> AccuracyResult:
     """Score every variant on at most `plan.eval_photos` photographs; the first variant is the reference best.pt.
 
-    Of a network that PyTorch compiles, the colours are those of the same precision without the compiler. A variant
-    that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
+    A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
     photographs allowed nothing is opened, and there are no figures.
 
     Args:
@@ -154,12 +153,21 @@ def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
         return _Tally(error=unfit)
     try:
         refuse_hostile(variant.path)
-        runtime = RUNTIMES[variant.runtime].uncompiled
-        return _Tally(
-            open_predictor(variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=runtime)
-        )
+        return _Tally(variant.open(threads))
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))
+
+
+def ask(predictor: Predictor, lightness: Tensor) -> Tensor:
+    """Its ab (1, 2, H, W) for lightness (1, 1, H, W).
+
+    Raises:
+        ValueError: it is of another shape, or not finite. And whatever the predictor raises.
+    """
+    answer = torch.from_numpy(np.ascontiguousarray(predictor(lightness.numpy()), dtype=np.float32))
+    if answer.shape != (1, 2, *lightness.shape[2:]) or not bool(torch.isfinite(answer).all()):
+        raise ValueError(f"answered {tuple(answer.shape)} with NaN or Inf, or another shape than the picture's")
+    return answer
 
 
 def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownColours) -> None:
@@ -169,9 +177,7 @@ def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownCo
         if tally.error or tally.predictor is None:
             continue
         try:
-            answer = torch.from_numpy(np.ascontiguousarray(tally.predictor(lightness.numpy()), dtype=np.float32))
-            if answer.shape != truth.ab.shape or not bool(torch.isfinite(answer).all()):
-                raise ValueError(f"answered {tuple(answer.shape)} with NaN or Inf, or another shape than the picture's")
+            answer = ask(tally.predictor, lightness)
         except Exception as error:  # as above
             tally.error = _one_line(error)
             continue
@@ -192,33 +198,29 @@ def _summarize(
         return Accuracy(status="error", error=tally.error or "no photographs to measure on")
     own = np.array([score.l1_ab for score in tally.scores])
     truth, colourful = _mean(true_colourfulness) or 0.0, _mean(tally.colourfulness) or 0.0
-    accuracy = Accuracy(
-        status="ok",
-        l1=float(own.mean()),
-        l1_rgb=_mean([score.l1_rgb for score in tally.scores]),
-        psnr_db=_mean([score.psnr_db for score in tally.scores]),
-        ssim=_mean([score.ssim for score in tally.scores if math.isfinite(score.ssim)]),
-        delta_e=_mean([score.delta_e for score in tally.scores]),
-        colourfulness=colourful,
-        colourfulness_ratio=colourful / truth if truth > 0 else None,
-        scores=tuple(tally.scores),
-    )
-    if reference.error:
-        return accuracy
-    best, grey = np.array([score.l1_ab for score in reference.scores]), np.asarray(grey_l1)
-    low, high = bootstrap_interval(grey, own, best)
-    return replace(
-        accuracy,
-        l1_delta_pct=100.0 * (float(own.mean()) / float(best.mean()) - 1.0) if best.mean() > 0 else None,
-        retained_colour=_finite(retained_colour(grey, own, best)),
-        retained_low=_finite(low),
-        retained_high=_finite(high),
-        agreement_l1=_mean(tally.agreement),
-    )
+    figures: dict[str, Any] = {
+        name: _mean([getattr(score, name) for score in tally.scores])
+        for name in ("l1_rgb", "psnr_db", "ssim", "delta_e")
+    }
+    figures |= {"l1": float(own.mean()), "colourfulness": colourful}
+    figures |= {"colourfulness_ratio": colourful / truth if truth > 0 else None, "scores": tuple(tally.scores)}
+    if not reference.error:
+        best, grey = np.array([score.l1_ab for score in reference.scores]), np.asarray(grey_l1)
+        low, high = bootstrap_interval(grey, own, best)
+        figures |= {
+            "l1_delta_pct": 100.0 * (float(own.mean()) / float(best.mean()) - 1.0) if best.mean() > 0 else None,
+            "retained_colour": _finite(retained_colour(grey, own, best)),
+            "retained_low": _finite(low),
+            "retained_high": _finite(high),
+            "agreement_l1": _mean(tally.agreement),
+        }
+    return Accuracy("ok", **figures)
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    """Of those that are finite."""
+    finite = list(filter(math.isfinite, values))
+    return sum(finite) / len(finite) if finite else None
 
 
 def _finite(value: float) -> float | None:

@@ -20,7 +20,8 @@ from compress.ranking import count_macs
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
 from export.graph import read_metadata
-from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, runtimes_of
+from export.predictors import TimedPredictor
+from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, open_predictor, runtimes_of
 from export.sessions import open_session
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.run_folder import Run
@@ -67,6 +68,11 @@ class Variant:
     def file_name(self) -> str:
         """The name without what runs it."""
         return self.name.partition(" @ ")[0]
+
+    def open(self, threads: int) -> TimedPredictor:
+        """What colours photographs as it does: where PyTorch compiles, the same precision without the compiler."""
+        runtime = RUNTIMES[self.runtime].uncompiled
+        return open_predictor(self.path, runtime=runtime, device=self.device, threads=threads, arch=self.arch)
 
 
 def describe_variant(

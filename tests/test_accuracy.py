@@ -17,6 +17,7 @@ from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.files import sha256_file
 from export.graph import export_onnx
+from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.lab import rgb_to_l_ab
 from training.metrics import mean_l1
@@ -74,7 +75,7 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
     def open_fake(path: Path, **_: Any) -> Any:
         return lambda lightness: shares[path.name.removesuffix(".onnx")] * truths[lightness.tobytes()]
 
-    monkeypatch.setattr(accuracy, "open_predictor", open_fake)
+    monkeypatch.setattr("benchmarks.variants.open_predictor", open_fake)
     monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # there are no such files
     result = measure_accuracy([fake_variant(name) for name in shares], photos, CONFIG, max_pixels=LIMIT)
     best, half, grey, perfect = result.variants.values()
@@ -107,8 +108,10 @@ def test_a_failing_variant_is_a_row_and_the_others_finish(
         "shape": lambda lightness: np.zeros((1, 2, 1, 1), np.float32),
     }
     monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # not all of them are files
-    real = accuracy.open_predictor
-    monkeypatch.setattr(accuracy, "open_predictor", lambda path, **options: odd.get(path.stem) or real(path, **options))
+    real = open_predictor
+    monkeypatch.setattr(
+        "benchmarks.variants.open_predictor", lambda path, **options: odd.get(path.stem) or real(path, **options)
+    )
     best = describe_variant("best.pt", tiny_checkpoint)
     variants = [best, *(fake_variant(name) for name in odd), replace(best, name="gone", path=tmp_path / "gone.pt")]
     result = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT)
@@ -145,6 +148,6 @@ def test_the_sample_goes_by_content_and_never_beyond_the_limit(tiny_checkpoint: 
 
 
 def test_without_photographs_no_model_is_opened(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy, "open_predictor", None)
+    monkeypatch.setattr("benchmarks.variants.open_predictor", None)
     result = measure_accuracy([fake_variant("best")], photos, replace(CONFIG, eval_photos=0), max_pixels=LIMIT)
     assert (result.variants["best"].status, result.variants["best"].l1, result.photos) == ("ok", None, ())

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
 from export.runtimes import RUNTIMES
 
 NOISY_MARK = "†"
-_FOUR = "{:.4f}"
+_Text = Callable[[Row], str]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What a cell shows, a fainter line below it, and the number or text that its column is sorted by."""
 
     text: str
     note: str = ""
     value: float | str | None = None
+
+
+def _figure(key: str, show: Callable[[Any], str] = str) -> _Text:
+    """A figure of a row as `show` writes it; a dash where there is none."""
+    return lambda row: "-" if getattr(row, key) is None else show(getattr(row, key))
+
+
+def _ms(value: float) -> str:
+    return format_number(value, " ms")
 
 
 @dataclass(frozen=True)
@@ -35,20 +44,20 @@ class Column:
 
     key: str
     title: str
-    text: Callable[[Row], str]
+    text: _Text
     note: str = ""
-    small: Callable[[Row], str] = lambda row: ""
+    small: _Text = lambda row: ""
     is_extra: bool = False
     is_more_better: bool = False
 
     def show(self, row: Row) -> Cell:
         """The cell of a finished row."""
         value = row.fair_size_bytes if self.key == "size_bytes" else getattr(row, self.key)
-        return Cell(self.text(row), self.small(row), value)
+        is_marked = row.is_noisy and self.key in ("p50_ms", "cv_pct")
+        return Cell(f"{self.text(row)} {NOISY_MARK}" if is_marked else self.text(row), self.small(row), value)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A row of the table.
 
     Attributes:
@@ -61,21 +70,16 @@ class Line:
     name: str
     note: str
     kind: str
-    cells: tuple[Cell, ...]
+    cells: Sequence[Cell]
     failure: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns, the extra ones last, and lines."""
+class Table(NamedTuple):
+    """Columns, the extra ones last, how many are not extra, and lines."""
 
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-
-    @property
-    def shown(self) -> int:
-        """How many columns are not extra."""
-        return sum(not column.is_extra for column in self.columns)
+    columns: Sequence[Column]
+    shown: int
+    lines: Sequence[Line]
 
 
 def make_tables(rows: Sequence[Row], recommended: str | None) -> tuple[Table, Table]:
@@ -98,7 +102,8 @@ def _make_table(
         if column.key == "size_bytes" or any(row.is_ok and getattr(row, column.key) is not None for row in rows)
     ]
     used.sort(key=lambda column: column.is_extra)
-    return Table(tuple(used), tuple(_make_line(row, recommended, used, conditions) for row in rows))
+    lines = [_make_line(row, recommended, used, conditions) for row in rows]
+    return Table(used, sum(not column.is_extra for column in used), lines)
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
@@ -109,31 +114,19 @@ def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], con
         note += f"; batch {row.batch}, {row.height}x{row.width}, {threads if row.device == 'cpu' else row.device}"
     elif row.device != "cpu":
         note += f", {row.device}"
+    kind = "chosen" if row.model == recommended else "peer" if row.peer else ""
     failure = "" if row.is_ok else f"{row.status}: {row.error or 'no reason given'}"
-    return Line(
-        name=row.model,
-        note=note,
-        kind="chosen" if row.model == recommended else "peer" if row.peer else "",
-        cells=tuple(column.show(row) for column in (columns[:1] if failure else columns)),
-        failure=failure,
-    )
+    return Line(row.model, note, kind, [column.show(row) for column in columns[: 1 if failure else None]], failure)
 
 
-def format_ms(value: float | None) -> str:
+def format_ms(value: float) -> str:
     """Milliseconds, or microseconds where less than a tenth of one."""
-    return format_number(value, " ms") if value is None or value >= 0.1 else format_number(1000 * value, " µs")
+    return _ms(value) if value >= 0.1 else format_number(1000 * value, " µs")
 
 
-def _format_share(row: Row) -> str:
+def _share(value: float) -> str:
     """Two digits, but never an exponent."""
-    share = row.roof_share
-    if share is None:
-        return "-"
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
-
-
-def _mark(row: Row) -> str:
-    return f" {NOISY_MARK}" if row.is_noisy else ""
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %"
 
 
 def _speedup_range(row: Row) -> str:
@@ -149,59 +142,37 @@ def _fair_size(row: Row) -> str:
     return f"weights {format_bytes(row.fair_size_bytes)}" if row.fair_size_bytes < 0.99 * row.size_bytes else ""
 
 
-def _roof_bound(row: Row) -> str:
-    return format_ms(row.roof_ms)
-
-
-def _number(key: str, unit: str = "") -> Callable[[Row], str]:
-    return lambda row: format_number(getattr(row, key), unit)
-
-
-def _pattern(key: str, pattern: str = "{}") -> Callable[[Row], str]:
-    return lambda row: "-" if getattr(row, key) is None else pattern.format(getattr(row, key))
-
-
 _SHOWN = ("size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params", "roof_share")
 _SHOWN_OF_OTHERS = ("size_bytes", "p50_ms", "compute_ms", "images_per_s", "speedup", "roof_share")
+# Key, title, text; then what stands below the title and below the text.
 _COLUMNS = (
-    Column("size_bytes", "Size", lambda row: format_bytes(row.size_bytes), "", _fair_size),
-    Column("p50_ms", "p50", lambda row: format_number(row.p50_ms, " ms") + _mark(row), "p90", _number("p90_ms", " ms")),
-    Column("compute_ms", "GPU alone", _number("compute_ms", " ms"), "without transfer"),
-    Column("images_per_s", "Pictures", _number("images_per_s"), "per s", is_more_better=True),
-    Column("speedup", "Speed-up", _number("speedup", "x"), "95 % interval", _speedup_range, is_more_better=True),
-    Column("l1_delta_pct", "ΔL1", lambda row: format_percent(row.l1_delta_pct)),
-    Column(
-        "retained_colour",
-        "Colour kept G",
-        _pattern("retained_colour", "{:.3f}"),
-        "95 % interval",
-        _retained_range,
-        is_more_better=True,
-    ),
-    Column("params", "Parameters", lambda row: format_count(row.params), "MACs", lambda row: format_count(row.macs)),
-    Column("roof_share", "Share of roof", _format_share, "lower bound", _roof_bound, is_more_better=True),
-    Column("l1", "L1", _pattern("l1", _FOUR)),
-    Column(
-        "psnr_db", "PSNR", _pattern("psnr_db", "{:.2f} dB"), "SSIM", _pattern("ssim", "{:.4f}"), is_more_better=True
-    ),
-    Column("delta_e", "ΔE", _pattern("delta_e", "{:.2f}"), "CIEDE2000"),
-    Column(
-        "colourfulness",
-        "Colourfulness",
-        _pattern("colourfulness", "{:.1f}"),
-        "of the truth's",
-        _pattern("colourfulness_ratio", "{:.2f}"),
-        is_more_better=True,
-    ),
-    Column("agreement_l1", "L1 to best.pt", _pattern("agreement_l1", _FOUR)),
-    Column("p95_ms", "p95", _number("p95_ms", " ms"), "p99", _number("p99_ms", " ms")),
-    Column("cv_pct", "CV", lambda row: _pattern("cv_pct", "{:.1f} %")(row) + _mark(row)),
-    Column("load_ms", "Load", _number("load_ms", " ms")),
-    Column("first_ms", "First call", _number("first_ms", " ms")),
-    Column("peak_rss_mb", "Peak host memory", _pattern("peak_rss_mb", "{:.0f} MB")),
-    Column("compute", "Computes in", _pattern("compute")),
-    Column("provider", "Provider", _pattern("provider")),
-    Column("threads", "Threads", _pattern("threads")),
-    Column("batch", "Batch", _pattern("batch")),
+    Column("size_bytes", "Size", _figure("size_bytes", format_bytes), "", _fair_size),
+    Column("p50_ms", "p50", _figure("p50_ms", _ms), "p90", _figure("p90_ms", _ms)),
+    Column("compute_ms", "GPU alone", _figure("compute_ms", _ms), "without transfer"),
+    Column("images_per_s", "Pictures", _figure("images_per_s", format_number), "per s", is_more_better=True),
+    Column("speedup", "Speed-up", _figure("speedup", lambda value: format_number(value, "x")),
+           "95 % interval", _speedup_range, is_more_better=True),
+    Column("l1_delta_pct", "ΔL1", _figure("l1_delta_pct", format_percent)),
+    Column("retained_colour", "Colour kept G", _figure("retained_colour", "{:.3f}".format),
+           "95 % interval", _retained_range, is_more_better=True),
+    Column("params", "Parameters", _figure("params", format_count), "MACs", _figure("macs", format_count)),
+    Column("roof_share", "Share of roof", _figure("roof_share", _share),
+           "lower bound", _figure("roof_ms", format_ms), is_more_better=True),
+    Column("l1", "L1", _figure("l1", "{:.4f}".format)),
+    Column("psnr_db", "PSNR", _figure("psnr_db", "{:.2f} dB".format),
+           "SSIM", _figure("ssim", "{:.4f}".format), is_more_better=True),
+    Column("delta_e", "ΔE", _figure("delta_e", "{:.2f}".format), "CIEDE2000"),
+    Column("colourfulness", "Colourfulness", _figure("colourfulness", "{:.1f}".format),
+           "of the truth's", _figure("colourfulness_ratio", "{:.2f}".format), is_more_better=True),
+    Column("agreement_l1", "L1 to best.pt", _figure("agreement_l1", "{:.4f}".format)),
+    Column("p95_ms", "p95", _figure("p95_ms", _ms), "p99", _figure("p99_ms", _ms)),
+    Column("cv_pct", "CV", _figure("cv_pct", "{:.1f} %".format)),
+    Column("load_ms", "Load", _figure("load_ms", _ms)),
+    Column("first_ms", "First call", _figure("first_ms", _ms)),
+    Column("peak_rss_mb", "Peak host memory", _figure("peak_rss_mb", "{:.0f} MB".format)),
+    Column("compute", "Computes in", _figure("compute")),
+    Column("provider", "Provider", _figure("provider")),
+    Column("threads", "Threads", _figure("threads")),
+    Column("batch", "Batch", _figure("batch")),
     Column("height", "Pixels", lambda row: f"{row.height}x{row.width}"),
-)
+)  # fmt: skip

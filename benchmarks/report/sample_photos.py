@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.accuracy import ask
 from benchmarks.variants import Variant
 from colorpress.core.charts import paint_values
-from export.runtimes import RUNTIMES, open_predictor
 from training.batches import whole_photos
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.metrics import mean_l1
@@ -64,10 +64,7 @@ def color_photos(
     for variant in variants:
         try:
             # Unprobed: the benchmark has looked at the file in a child process before.
-            runtime = RUNTIMES[variant.runtime].uncompiled
-            predictors[variant.name] = open_predictor(
-                variant.path, arch=variant.arch, device=variant.device, threads=threads, runtime=runtime
-            )
+            predictors[variant.name] = variant.open(threads)
         except Exception:  # its row in the benchmark says how it failed
             continue
     colored = []
@@ -77,9 +74,7 @@ def color_photos(
             answered: dict[str, Tensor] = {}
             for name, predictor in predictors.items():
                 try:
-                    answer = np.ascontiguousarray(predictor(lightness.numpy()), dtype=np.float32)
-                    if answer.shape == tuple(truth.shape):
-                        answered[name] = torch.from_numpy(answer)
+                    answered[name] = ask(predictor, lightness)
                 except Exception:  # as above
                     continue
             grey = torch.zeros_like(truth)

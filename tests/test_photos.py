@@ -27,7 +27,6 @@ from training.photos import (
     embedded_photos,
     find_photos,
     load_rgb,
-    open_photo,
     scan_photos,
 )
 
@@ -43,7 +42,7 @@ def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
 
 def reason(path: Path, max_pixels: int = LIMIT) -> str:
     with pytest.raises(InputError) as caught:
-        open_photo(path, max_pixels=max_pixels)
+        load_rgb(path, max_pixels=max_pixels)
     assert caught.value.exit_code == 3
     assert caught.value.hint
     return caught.value.why
@@ -101,7 +100,7 @@ def test_a_file_cut_in_half_is_refused(tmp_path: Path, kind: str) -> None:
     path.write_bytes(content[: len(content) // 2])
     assert reason(path).startswith(("truncated", "damaged"))
     path.write_bytes(content)
-    assert open_photo(path, max_pixels=LIMIT).size == (64, 64)
+    assert load_rgb(path, max_pixels=LIMIT).shape == (64, 64, 3)
 
 
 def test_a_jpeg_cut_at_its_end_is_refused_even_when_decoded_at_reduced_size(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_a_jpeg_cut_at_its_end_is_refused_even_when_decoded_at_reduced_size(tmp_
     path = tmp_path / "cut.jpg"
     path.write_bytes(content[:-200])
     with pytest.raises(InputError, match="truncated"):
-        open_photo(path, max_pixels=LIMIT, short_side=32)
+        load_rgb(path, max_pixels=LIMIT, short_side=32)
 
 
 def test_a_png_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_max_pixels_counts_exactly_and_may_exceed_pillows_own_limit(
 ) -> None:
     make_photo(0, 10, 10).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    assert open_photo(tmp_path / "x.png", max_pixels=100).size == (10, 10)
+    assert load_rgb(tmp_path / "x.png", max_pixels=100).shape == (10, 10, 3)
     assert "--max-pixels" in reason(tmp_path / "x.png", max_pixels=99)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     assert "--max-pixels" in reason(tmp_path / "x.png", max_pixels=19)
@@ -228,7 +227,7 @@ def test_a_photograph_with_broken_exif_is_read_as_if_it_had_none(tmp_path: Path)
     for number, block in enumerate((b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")):
         path = tmp_path / f"{number}.jpg"
         make_photo(5).save(path, exif=block)
-        assert open_photo(path, max_pixels=LIMIT).size == (48, 40)
+        assert load_rgb(path, max_pixels=LIMIT).shape == (40, 48, 3)
 
 
 RAMP = np.linspace(0, 1, 32)[None, :].repeat(8, 0)
@@ -345,13 +344,13 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path, kind: str) -> None
 def test_short_side_never_enlarges_and_keeps_the_shape(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
     path = tmp_path / "x"
     path.write_bytes(encoded(make_photo(1, *size), kind))
-    assert open_photo(path, max_pixels=LIMIT).size == size
-    shrunk = open_photo(path, max_pixels=LIMIT, short_side=32)
+    assert load_rgb(path, max_pixels=LIMIT).shape == (size[1], size[0], 3)
+    height, width, _ = load_rgb(path, max_pixels=LIMIT, short_side=32).shape
     if min(size) <= 32:
-        assert shrunk.size == size
+        assert (width, height) == size
     else:
-        assert min(shrunk.size) == 32
-        assert abs(shrunk.width / shrunk.height - size[0] / size[1]) < 0.03
+        assert min(width, height) == 32
+        assert abs(width / height - size[0] / size[1]) < 0.03
 
 
 def test_reduced_decoding_gives_the_picture_that_full_decoding_gives(tmp_path: Path) -> None:
@@ -367,7 +366,7 @@ def test_any_file_name_works(tmp_path: Path, name: str) -> None:
     make_photo(0).save(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(tmp_path / name)
     assert [path.name for path in find_photos(tmp_path)] == [name]
-    assert open_photo(tmp_path / name, max_pixels=LIMIT).size == (48, 40)
+    assert load_rgb(tmp_path / name, max_pixels=LIMIT).shape == (40, 48, 3)
 
 
 # Folders: finding, checking, splitting.

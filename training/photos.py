@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from PIL import Image
 from colorpress.core.config import DataConfig
 from colorpress.core.console import progress, warn
 from colorpress.core.errors import ConfigError, GateError, InputError
-from colorpress.core.files import write_csv, write_json
-from training.decoding import decode_photo, open_regular_file
+from colorpress.core.files import read_json, write_csv, write_json
+from training.decoding import DecodedPhoto, decode_photo, open_regular_file
 
 NO_COLOUR = "no colour (grey photograph)"
 
-_ACCEPTED_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif", "mpo"}
-# Pictures that are not decoded here: named in skipped_images.csv rather than passed over in silence.
-_REFUSED_SUFFIXES = {
+_SUFFIXES = {
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif", "mpo"),
+    # Pictures that are not decoded here: named in skipped_images.csv rather than passed over in silence.
     *("heic", "heif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "fits", "dng", "cr2", "cr3", "nef"),
 }
 # Astronaut, cat, cup, motorcycle (one of the stereo pair), rocket: what a person would photograph. The galaxy field,
@@ -86,8 +85,8 @@ def embedded_photos() -> tuple[Path, ...]:
     return paths
 
 
-def open_photo(path: Path, *, max_pixels: int, short_side: int | None = None) -> Image.Image:
-    """Decode a photograph to 8-bit sRGB (mode RGB), upright by its EXIF orientation.
+def load_rgb(path: Path, *, max_pixels: int, short_side: int | None = None) -> NDArray[np.uint8]:
+    """A photograph as 8-bit sRGB (H, W, 3), upright by its EXIF orientation.
 
     Args:
         path: a JPEG, PNG, WebP, TIFF, BMP, GIF or MPO file; its first frame is taken.
@@ -98,25 +97,18 @@ def open_photo(path: Path, *, max_pixels: int, short_side: int | None = None) ->
     """
     with open_regular_file(path) as stream:
         picture = decode_photo(stream, path, max_pixels=max_pixels, at_least=short_side)
-    return shrink_to(picture.rgb, (picture.width, picture.height), short_side)
+    return np.array(picture.rgb if short_side is None else _shrink(picture, short_side))
 
 
-def shrink_to(picture: Image.Image, full_size: tuple[int, int], short_side: int | None) -> Image.Image:
-    """`picture` at `full_size` scaled to a short side of at most `short_side`; it may be a smaller copy already.
+def _shrink(picture: DecodedPhoto, short_side: int) -> Image.Image:
+    """A picture, which may have been decoded smaller already, at the size of its file or a short side of `short_side`.
 
     It has at most as many pixels as eight squares of that side, or a long strip would fill the memory of a network.
     """
-    ratio = 1.0
-    if short_side is not None:
-        largest = _LARGEST_ASPECT * short_side**2
-        ratio = min(1.0, short_side / min(full_size), math.sqrt(largest / (full_size[0] * full_size[1])))
-    size = (max(1, round(full_size[0] * ratio)), max(1, round(full_size[1] * ratio)))
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def load_rgb(path: Path, *, max_pixels: int, short_side: int | None = None) -> NDArray[np.uint8]:
-    """`open_photo` as an array (H, W, 3), uint8."""
-    return np.array(open_photo(path, max_pixels=max_pixels, short_side=short_side))
+    width, height = picture.width, picture.height
+    ratio = min(1.0, short_side / min(width, height), math.sqrt(_LARGEST_ASPECT * short_side**2 / (width * height)))
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return picture.rgb if picture.rgb.size == size else picture.rgb.resize(size, Image.Resampling.LANCZOS)
 
 
 def find_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path]:
@@ -126,33 +118,25 @@ def find_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path
     enter. Nothing is opened: what a file really is shows when it is decoded.
     """
     seen = {_identity(leave_out)} if leave_out and leave_out.is_dir() else set()
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        identity = _identity(current)
-        if identity in seen:
+
+    def skip(error: OSError) -> None:
+        warn(f"folder '{error.filename}' cannot be read: {error.strerror or error}")
+
+    for place, folders, files in os.walk(folder, onerror=skip, followlinks=True):
+        if (identity := _identity(place)) in seen:
+            folders.clear()
             continue
         seen.add(identity)
-        try:
-            with os.scandir(current) as listing:
-                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            warn(f"folder '{current}' cannot be read: {error.strerror or error}")
-            continue
-        folders = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
-            if entry.name.rpartition(".")[2].lower() in _ACCEPTED_SUFFIXES | _REFUSED_SUFFIXES and "." in entry.name:
-                yield Path(entry.path)
-            elif entry.is_dir():
-                folders.append(Path(entry.path))
-        pending.extend(reversed(folders))
+        names = {name for name in folders + files if not name.startswith(".")}
+        # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
+        pictures = {name for name in names if Path(name).suffix[1:].lower() in _SUFFIXES}
+        yield from (Path(place, name) for name in sorted(pictures, key=os.fsencode))
+        # The walk goes on into these.
+        folders[:] = sorted(names.intersection(folders) - pictures, key=os.fsencode)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = Path(folder).stat()
     return status.st_dev, status.st_ino
 
 
@@ -166,7 +150,7 @@ def scan_photos(
 
     Args:
         config: where to look, shares of the split, limits.
-        workers: threads that decode; 0: none.
+        workers: threads that decode; 0 counts as 1.
         index_path: JSON file that remembers what was found, so that unchanged files (path, size, modification time)
             are not decoded again. Anything odd in it and it is made anew.
         skipped_path: CSV file (path, reason) of what is not used; written before any of the checks below.
@@ -177,21 +161,16 @@ def scan_photos(
             are not used either, but are not held against the folder.
     """
     root, paths = _list_files(config.data)
-    index = _PhotoIndex.read(index_path, root, config.max_pixels)
+    index = _PhotoIndex(index_path, root, config.max_pixels)
     try:
-        found = _inspect_all(paths, root, index, workers)
+        found = _inspect_all(paths, index, workers)
     finally:
-        index.write(index_path)
-    bad = [each for each in found if isinstance(each, SkippedPhoto) and each.reason != NO_COLOUR]
-    photos, copies = _drop_copies(each for each in found if isinstance(each, Photo))
-    not_used = (copies.get(each.path) if isinstance(each, Photo) else each for each in found)
-    skipped = tuple(filter(None, not_used))
+        index.write()
+    photos, skipped = _drop_copies(found)
     if skipped_path is not None:
         rows = ({"path": str(each.path), "reason": each.reason} for each in skipped)
         write_csv(skipped_path, ("path", "reason"), rows)
-    if copies:
-        warn(f"{len(copies)} files have the same content as others; each photograph is used once")
-    _check_counts(root, len(found), len(photos), len(copies), bad, config)
+    _check_counts(root, found, len(photos), config)
     return _split(photos, skipped, config)
 
 
@@ -210,17 +189,14 @@ def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
     return data, list(find_photos(data))
 
 
-def _inspect_all(paths: Sequence[Path], root: Path, index: _PhotoIndex, workers: int) -> list[Photo | SkippedPhoto]:
+def _inspect_all(paths: Sequence[Path], index: _PhotoIndex, workers: int) -> list[Photo | SkippedPhoto]:
     found: list[Photo | SkippedPhoto] = []
     # In portions, so that a signal does not wait for a queue of a million files.
     portion = 32 * max(1, workers)
     with ThreadPoolExecutor(max(1, workers)) as pool, progress("checking photographs", len(paths)) as shown:
         for start in range(0, len(paths), portion):
-            part = paths[start : start + portion]
-            answers: Iterable[Photo | SkippedPhoto]
-            answers = pool.map(index.inspect, part) if workers else map(index.inspect, part)
-            for answer in answers:
-                found.append(answer)
+            for each in pool.map(index.inspect, paths[start : start + portion]):
+                found.append(each)
                 shown.advance()
     return found
 
@@ -234,47 +210,36 @@ def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
             picture = decode_photo(stream, path, max_pixels=max_pixels, at_least=_CHECK_SIDE)
     except InputError as error:
         return SkippedPhoto(path, error.why)
-    size = (picture.width, picture.height)
-    pixels = np.asarray(shrink_to(picture.rgb, size, _CHECK_SIDE)).astype(np.int16)
-    if (pixels.max(axis=2) - pixels.min(axis=2)).max() <= _GREY_DIFFERENCE:
+    pixels = np.asarray(_shrink(picture, _CHECK_SIDE))
+    if np.ptp(pixels, axis=2).max() <= _GREY_DIFFERENCE:
         return SkippedPhoto(path, NO_COLOUR)
-    return Photo(path, sha256, *size)
+    return Photo(path, sha256, picture.width, picture.height)
 
 
 _Entry = tuple[int, int, str, int, int, str]
 
 
-@dataclass
 class _PhotoIndex:
     """What is known of the files of one folder: relative path -> (size, mtime_ns, sha256, width, height, reason)."""
 
-    root: Path
-    max_pixels: int
-    known: dict[str, _Entry] = field(default_factory=dict)
-    current: dict[str, _Entry] = field(default_factory=dict)
-
-    def header(self) -> dict[str, Any]:
-        folder = str(self.root.resolve())
-        return {"format": _INDEX_FORMAT, "folder": folder, "max_pixels": self.max_pixels, "pillow": PIL.__version__}
-
-    @staticmethod
-    def read(path: Path | None, root: Path, max_pixels: int) -> _PhotoIndex:
-        index = _PhotoIndex(root, max_pixels)
+    def __init__(self, path: Path | None, root: Path, max_pixels: int) -> None:
+        self.path, self.root, self.max_pixels = path, root, max_pixels
+        folder = str(root.resolve())
+        self.header = {"format": _INDEX_FORMAT, "folder": folder, "max_pixels": max_pixels, "pillow": PIL.__version__}
+        self.known: dict[str, _Entry] = {}
+        self.current: dict[str, _Entry] = {}
         if path is None or not path.exists():
-            return index
+            return
         try:
-            with open_regular_file(path) as stream:
-                content = json.load(stream)
+            content = read_json(path, "index", "remove it")
             entries = {str(name): _checked_entry(entry) for name, entry in content.pop("files").items()}
-            if content == index.header():
-                index.known = entries
-        except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.known = entries if content == self.header else {}
+        except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError):
             warn(f"index '{path}' cannot be used; every photograph is checked again")
-        return index
 
-    def write(self, path: Path | None) -> None:
-        if path is not None and self.current != self.known:
-            write_json(path, {**self.header(), "files": dict(sorted(self.current.items()))})
+    def write(self) -> None:
+        if self.path is not None and self.current != self.known:
+            write_json(self.path, {**self.header, "files": dict(sorted(self.current.items()))})
 
     def inspect(self, path: Path) -> Photo | SkippedPhoto:
         try:
@@ -284,11 +249,11 @@ class _PhotoIndex:
         name, stamp = path.relative_to(self.root).as_posix(), (status.st_size, status.st_mtime_ns)
         entry = self.known.get(name)
         if entry is None or entry[:2] != stamp:
-            found = inspect_photo(path, self.max_pixels)
-            if isinstance(found, Photo):
-                entry = (*stamp, found.sha256, found.width, found.height, "")
-            else:
-                entry = (*stamp, "", 0, 0, found.reason)
+            match inspect_photo(path, self.max_pixels):
+                case Photo(_, sha256, width, height):
+                    entry = (*stamp, sha256, width, height, "")
+                case SkippedPhoto(_, reason):
+                    entry = (*stamp, "", 0, 0, reason)
         self.current[name] = entry
         _, _, sha256, width, height, reason = entry
         return SkippedPhoto(path, reason) if reason else Photo(path, sha256, width, height)
@@ -302,36 +267,40 @@ def _checked_entry(entry: Any) -> _Entry:
     return size, mtime_ns, sha256, width, height, reason
 
 
-def _drop_copies(photos: Iterable[Photo]) -> tuple[list[Photo], dict[Path, SkippedPhoto]]:
-    first: dict[str, Photo] = {}
-    copies: dict[Path, SkippedPhoto] = {}
-    for photo in photos:
-        original = first.setdefault(photo.sha256, photo)
-        if original is not photo:
-            copies[photo.path] = SkippedPhoto(photo.path, f"same content as {original.path.name}")
-    return list(first.values()), copies
+def _drop_copies(found: Sequence[Photo | SkippedPhoto]) -> tuple[list[Photo], list[SkippedPhoto]]:
+    photos: dict[str, Photo] = {}
+    skipped: list[SkippedPhoto] = []
+    for each in found:
+        if isinstance(each, SkippedPhoto):
+            skipped.append(each)
+        elif (original := photos.setdefault(each.sha256, each)) is not each:
+            skipped.append(SkippedPhoto(each.path, f"same content as {original.path.name}"))
+    return list(photos.values()), skipped
 
 
-def _check_counts(
-    root: Path, files: int, photos: int, copies: int, bad: Sequence[SkippedPhoto], config: DataConfig
-) -> None:
+def _check_counts(root: Path, found: Sequence[Photo | SkippedPhoto], photos: int, config: DataConfig) -> None:
+    refused = [each for each in found if isinstance(each, SkippedPhoto)]
+    bad = [each for each in refused if each.reason != NO_COLOUR]
+    if copies := len(found) - len(refused) - photos:
+        warn(f"{copies} files have the same content as others; each photograph is used once")
     examples = "; ".join(f"{each.path.name}: {each.reason}" for each in bad[:3])
     if photos < 3:
-        grey = files - photos - copies - len(bad)
-        counts = f"{files} picture files: {photos} usable, {len(bad)} unreadable, {grey} grey, {copies} copies"
+        grey = len(refused) - len(bad)
+        counts = f"{len(found)} picture files: {photos} usable, {len(bad)} unreadable, {grey} grey, {copies} copies"
         why = f"at least 3 colour photographs are needed; {counts}" + (f" ({examples})" if bad else "")
         raise InputError("folder", root, why, "give a folder with more photographs with --data")
-    share = len(bad) / files
+    share = len(bad) / len(found)
     if share > config.max_bad_share:
-        why = (
-            f"{len(bad)} of {files} files cannot be used ({share:.1%}, allowed {config.max_bad_share:.1%}): {examples}"
-        )
+        shares = f"{share:.1%}, allowed {config.max_bad_share:.1%}"
+        why = f"{len(bad)} of {len(found)} files cannot be used ({shares}): {examples}"
         raise GateError("folder", root, why, "mend or remove them, or allow more with --max-bad-share")
 
 
-def _split(photos: Sequence[Photo], skipped: tuple[SkippedPhoto, ...], config: DataConfig) -> PhotoSplit:
+def _split(photos: Sequence[Photo], skipped: Sequence[SkippedPhoto], config: DataConfig) -> PhotoSplit:
     ordered = sorted(photos, key=lambda photo: hashlib.sha256(f"{config.seed}:{photo.sha256}".encode()).digest())
-    tested, validated = (_share_of(len(ordered), share) for share in (config.test_share, config.val_share))
+    tested, validated = (
+        max(1, math.floor(share * len(ordered) + 0.5)) for share in (config.test_share, config.val_share)
+    )
     if tested + validated >= len(ordered):
         why = f"got {config.val_share} and a --test-share of {config.test_share}: no photograph is left to train on"
         raise ConfigError("option", "--val-share", why, "give smaller shares")
@@ -339,9 +308,5 @@ def _split(photos: Sequence[Photo], skipped: tuple[SkippedPhoto, ...], config: D
         train=tuple(ordered[tested + validated :]),
         val=tuple(ordered[tested : tested + validated]),
         test=tuple(ordered[:tested]),
-        skipped=skipped,
+        skipped=tuple(skipped),
     )
-
-
-def _share_of(count: int, share: float) -> int:
-    return max(1, math.floor(share * count + 0.5)) if share > 0 else 0

@@ -150,5 +150,5 @@ def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
     written = json.loads(paths[1].read_text())
     assert written["sentence"] == "so" and [each["name"] for each in written["rows"]] == list("abcdefg")
     assert StudentPoint.from_dict(written["rows"][0]["point"]) == POINT
-    lines = format_front(ROWS, 400_000).splitlines()
+    lines = format_front(ROWS, 400_000)
     assert len(lines) == 6 and "40.0 kB" in lines[3] and "0.950" in lines[3]

@@ -18,7 +18,6 @@ from colorpress.core.text import format_bytes, format_count
 from compress.budgets import fits
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
-from compress.students.search_study import quiet_optuna
 from compress.students.search_trial import SearchJob
 from compress.students.student_job import build_student
 from training.batches import CropLoader
@@ -102,7 +101,7 @@ def estimate_search(job: SearchJob) -> dict[str, Any]:
 def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
     """Points of the space that are within the limits, some of them at random."""
     drawn = list(ladder_points(job.space, job.limits, 4))
-    quiet_optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
     for _ in range(_DRAWN):
         point = suggest(study.ask(), job.space)

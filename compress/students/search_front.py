@@ -268,10 +268,9 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
         figure.suptitle("Students by size, latency and lost colour, on the validation photographs")
 
 
-def format_front(rows: Sequence[FrontRow], best_bytes: int) -> str:
-    """The front as a table of plain text, smallest first."""
-    lines = [TABLE_HEADER, *(table_cells(row, best_bytes) for row in front_of(rows))]
-    return "\n".join(align_cells(lines, to_left=True))
+def format_front(rows: Sequence[FrontRow], best_bytes: int) -> list[str]:
+    """The front as lines of a table, smallest first."""
+    return align_cells([TABLE_HEADER, *(table_cells(row, best_bytes) for row in front_of(rows))], to_left=True)
 
 
 def table_cells(row: FrontRow, best_bytes: int) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from colorpress.core.config import CONFIGS, PATH_OPTIONS, Config, QatConfig, Settings, field_type
+from colorpress.core.config import PATH_OPTIONS, QatConfig, Settings
 from colorpress.core.console import live_table, muted, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, GateError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
@@ -39,42 +40,10 @@ from compress.budgets import fits
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
-from compress.students.search_front import (
-    STAGES,
-    TABLE_HEADER,
-    FrontRow,
-    Recommendation,
-    choose_spread,
-    format_front,
-    front_of,
-    recommend,
-    table_cells,
-    write_front,
-)
+from compress.students import search_front, search_study, search_trial
+from compress.students.search_front import FrontRow, Recommendation
 from compress.students.search_space import ladder_points
-from compress.students.search_study import (
-    STARTUP_TRIALS,
-    NumberedSampler,
-    create_study,
-    is_database,
-    join_study,
-    open_storage,
-    own_name,
-    require_same,
-    retire_own_trials,
-    work_through,
-)
-from compress.students.search_trial import (
-    SearchJob,
-    assist,
-    describe_speed,
-    find_latency_factor,
-    find_weights,
-    make_identity,
-    make_row,
-    try_full,
-    try_short,
-)
+from compress.students.search_trial import SearchJob, make_row
 from compress.students.student_job import StudentJob, list_output_strides, score_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
 from compress.yardstick import Score, score_onnx
@@ -83,13 +52,9 @@ from training.run_folder import Run
 from training.unet import UNetPlan
 
 CANDIDATES, FULL = "candidates", "front"
-_JOURNAL = "journal.log"
 Answer = TypeVar("Answer")
-Files = dict[str, list[FrontRow]]  # the rows of what is exported, by the student's name
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
-_FAILS_A_TRIAL = (DivergedError, GateError)
-_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
 # Options that name a place are each worker's own.
 _OF_THE_STUDY = ("data", "fit", "count", "time", "score", "budget", "distil", "search", "export")
@@ -125,21 +90,13 @@ def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
     return job
 
 
-def _make_job(run: Run, photos: PhotoSplit, study: str | None, output_strides: tuple[int, ...]) -> SearchJob:
-    return SearchJob(
-        run=run,
-        checkpoint=run.best_path,
-        given=photos,
-        output_strides=output_strides,
-        worker=own_name(run.folder),
-        weights=_shared_folder(run, study) / "weights",
-    )
-
-
-def _shared_folder(run: Run, study: str | None) -> Path:
-    if study is None or is_database(study):
-        return run.folder / "study"
-    return Path(study).expanduser().absolute().parent
+def _make_job(run: Run, photos: PhotoSplit, study: str | None, output_strides: Sequence[int]) -> SearchJob:
+    folder = run.folder / "study"
+    if study is not None and not search_study.is_database(study):
+        folder = Path(study).expanduser().absolute().parent
+    # By machine and run folder, so that a worker started again has the same name.
+    worker = f"{socket.gethostname()}:{run.folder.resolve()}"
+    return SearchJob(run, run.best_path, photos, tuple(output_strides), worker, folder / "weights")
 
 
 def _require_possible(job: SearchJob) -> None:
@@ -174,7 +131,7 @@ def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callab
     if process_count() == 1:
         return lead()
     if not is_main_process():
-        assist(_make_job(run, photos, study, ()))
+        search_trial.assist(_make_job(run, photos, study, ()))
         return None
     try:
         with working_alone():
@@ -189,7 +146,30 @@ def _what_fails_a_trial() -> tuple[type[Exception], ...]:
 
     Of several processes one may be out of memory, and the others would wait for it: that ends all of them.
     """
-    return _FAILS_A_TRIAL if started_processes() > 1 else (*_FAILS_A_TRIAL, *_OUT_OF_MEMORY)
+    out_of_memory = (MemoryError, torch.OutOfMemoryError) if started_processes() == 1 else ()
+    return (DivergedError, GateError, *out_of_memory)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the process that began or goes on with a search leads: it alone queues, exports and writes the front.
+
+    Attributes:
+        candidates, full: the two studies.
+        started: on the monotonic clock, in seconds.
+        files: the rows of what is exported, by the student's name.
+    """
+
+    job: SearchJob
+    candidates: Study
+    full: Study
+    started: float
+    files: dict[str, list[FrontRow]] = field(default_factory=dict)
+
+    @property
+    def best_bytes(self) -> int:
+        """Of best.pt's weights in 32 bits."""
+        return 4 * self.job.original_cost["params"]
 
 
 def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchResult:
@@ -204,44 +184,39 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
     """
     if run.force and study is not None:
         raise ConfigError("option", "--force", "does not go with --study, which others may use", "begin another one")
-    job = begin_job(run, photos, study)
-    sampler, identity = _make_sampler(run), make_identity(job)
-    own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / _JOURNAL
-    if run.force:
-        shutil.rmtree(own.parent, ignore_errors=True)
-    storage = open_storage(study or str(own), timeout_s=run.settings.worker.worker_timeout, create=True)
-    candidates, full = (create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
-    led = _Search(job, candidates, full, time.monotonic())
-    for each in (candidates, full):
-        if count := retire_own_trials(each, job.worker):
-            say(f"begun again: {count} of the {each.study_name} that an earlier process of this folder left")
-    _begin(job, candidates)
-    factor = find_latency_factor(job, candidates.user_attrs["speed"])
-    with live_table(TABLE_HEADER) as table:
-        files: Files = {}
-        written = -1
+    led = _open_search(begin_job(run, photos, study), study)
+    job, candidates, full = led.job, led.candidates, led.full
+    terms, catch = _begin(job, candidates), _what_fails_a_trial()
+    factor = search_trial.find_latency_factor(job, terms["speed"])
+    with live_table(search_front.TABLE_HEADER) as table:
+        shown = -1
 
-        def show() -> None:
-            nonlocal written
-            rows = _list_rows(led, files)
+        def show(*_: object) -> None:
+            nonlocal shown
+            rows = _list_rows(led)
             # A candidate that is refused takes less time than the chart.
-            if len(rows) != written or files:
-                written = len(rows)
+            if len(rows) != shown or led.files:
+                shown = len(rows)
                 _write_result(led, rows)
-                shown = [table_cells(row, led.best_bytes) for row in front_of(rows)[:_TABLE_ROWS]]
-                table(shown, _describe_progress(led))
+                front = search_front.front_of(rows)[:_TABLE_ROWS]
+                table([search_front.table_cells(row, led.best_bytes) for row in front], _describe_progress(led))
 
-        def publish() -> None:
-            files.update(_publish(led, known=files))
+        def publish(*_: object) -> None:
+            _publish(led, (trial for trial in _finished(full) if make_row(trial).name not in led.files))
             show()
 
-        wanted, catch = candidates.user_attrs["wanted"], _what_fails_a_trial()
-        work_through(candidates, lambda trial: try_short(job, trial, factor), wanted=wanted, catch=catch, after=show)
+        search_study.work_through(
+            candidates,
+            lambda trial: search_trial.try_short(job, trial, factor),
+            wanted=terms["wanted"],
+            catch=catch,
+            after=show,
+        )
         _queue_full(led)
-        work_through(full, lambda trial: try_full(job, trial), wanted=0, catch=catch, after=publish)
+        search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=publish)
         # Once more, for the files whose latency was measured while other workers were busy.
-        files.update(_publish(led))
-    rows = _list_rows(led, files)
+        _publish(led, _finished(full))
+    rows = _list_rows(led)
     return _write_result(led, [row for row in rows if row.file] if job.effort.front else rows)
 
 
@@ -266,69 +241,70 @@ def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
     return run.do("search", action, inputs=[run.best_path], settings=used)
 
 
-def _make_sampler(run: Run) -> NumberedSampler:
-    return NumberedSampler(run.settings.data.seed, random=run.settings.search.search_sampler == "random")
-
-
-def _begin(job: SearchJob, candidates: Study) -> None:
-    if "options" not in candidates.user_attrs:
-        candidates.set_user_attr("options", _study_options(job.run.settings))
-    if "speed" not in candidates.user_attrs:
-        candidates.set_user_attr("speed", describe_speed(job))
-    trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
-    if not candidates.get_trials(deepcopy=False):
-        # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
-        rungs = {"tpe": max(1, min(STARTUP_TRIALS, trials // 3 + 1)), "random": 0, "ladder": trials}[sampler]
-        for point in ladder_points(job.space, job.limits, rungs):
-            candidates.enqueue_trial(point.parameters())
-    # A ladder has as many rungs as it has, and nothing is drawn beside them.
-    wanted = 0 if sampler == "ladder" else trials
-    # Last: workers wait for it.
-    candidates.set_user_attr("wanted", wanted)
-
-
 def _study_options(settings: Settings) -> dict[str, Any]:
     """The options that workers take from the study, by field name, as JSON-ready values."""
-    configs: dict[str, Config] = {name: getattr(settings, name) for name in CONFIGS if name in _OF_THE_STUDY}
     return {
-        each.name: getattr(config, each.name)
-        for config in configs.values()
-        for each in fields(config)
-        if field_type(type(config), each) is not Path and getattr(config, each.name) is not None
+        name: value
+        for config in _OF_THE_STUDY
+        for name, value in vars(getattr(settings, config)).items()
+        if name not in PATH_OPTIONS and value is not None
     }
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What the process that began or goes on with a search leads: it alone queues, exports and writes the front."""
+def _open_search(job: SearchJob, study: str | None) -> _Search:
+    """Both studies, begun or gone on with."""
+    run, identity = job.run, search_trial.make_identity(job)
+    own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / "journal.log"
+    if run.force:
+        shutil.rmtree(own.parent, ignore_errors=True)
+    storage = search_study.open_storage(study or str(own), timeout_s=run.settings.worker.worker_timeout, create=True)
+    sampler = _make_sampler(run)
+    candidates, full = (search_study.create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
+    for each in (candidates, full):
+        if count := search_study.retire_own_trials(each, job.worker):
+            say(f"begun again: {count} of the {each.study_name} that an earlier process of this folder left")
+    return _Search(job, candidates, full, time.monotonic())
 
-    job: SearchJob
-    candidates: Study
-    full: Study
-    started: float
 
-    @property
-    def best_bytes(self) -> int:
-        """Of best.pt's weights in 32 bits."""
-        return 4 * self.job.original_cost["params"]
+def _make_sampler(run: Run) -> search_study.NumberedSampler:
+    return search_study.NumberedSampler(run.settings.data.seed, random=run.settings.search.search_sampler == "random")
+
+
+def _begin(job: SearchJob, candidates: Study) -> dict[str, Any]:
+    """Queue the first candidates, and say to workers, which wait for it, what they need to know."""
+    trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
+    if not candidates.get_trials(deepcopy=False):
+        # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
+        startup = max(1, min(search_study.STARTUP_TRIALS, trials // 3 + 1))
+        for point in ladder_points(job.space, job.limits, {"tpe": startup, "random": 0, "ladder": trials}[sampler]):
+            candidates.enqueue_trial(point.parameters())
+    known = candidates.user_attrs.get("terms", {})
+    terms = {
+        "options": _study_options(job.run.settings),
+        "speed": known.get("speed") or search_trial.describe_speed(job),
+        # A ladder has as many rungs as it has, and nothing is drawn beside them.
+        "wanted": 0 if sampler == "ladder" else trials,
+    }
+    candidates.set_user_attr("terms", terms)
+    return terms
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _list_rows(led: _Search, files: Files) -> list[FrontRow]:
+def _list_rows(led: _Search) -> list[FrontRow]:
     """Every student that is finished, as far as it came: its files, or what it would be."""
     last = {row.name: row for row, _ in _list_candidates(led)}
-    last |= {row.name: row for row in (make_row(trial, STAGES[1]) for trial in _finished(led.full))}
-    return [row for name, learned in last.items() for row in files.get(name, [learned])]
+    last |= {row.name: row for row in (make_row(trial, search_front.STAGES[1]) for trial in _finished(led.full))}
+    return [row for name, learned in last.items() for row in led.files.get(name, [learned])]
 
 
 def _list_candidates(led: _Search) -> list[tuple[FrontRow, FrozenTrial]]:
     """Of the first study, each network once."""
     found: dict[UNetPlan, tuple[FrontRow, FrozenTrial]] = {}
     for trial in _finished(led.candidates):
-        row = make_row(trial, STAGES[0])
+        row = make_row(trial)
         found.setdefault(row.point.network(), (row, trial))
     return list(found.values())
 
@@ -345,29 +321,26 @@ def _queue_full(led: _Search) -> None:
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
     trials = {row.name: trial for row, trial in rows}
     queued = {trial.user_attrs["number"] for trial in led.full.get_trials(deepcopy=False)}
-    for row in choose_spread([row for row, _ in rows], effort.front):
+    for row in search_front.choose_spread([row for row, _ in rows], effort.front):
         trial = trials[row.name]
         if trial.number not in queued:
             point = replace(row.point, crops=effort.full_crops).to_dict()
-            known = {name: trial.user_attrs[name] for name in ("params", "macs", "size_bytes", "latency_ms")}
+            known = {name: trial.user_attrs[name] for name in search_trial.COSTS}
             led.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
     led.full.set_user_attr("queued_at", effort.trials)
 
 
-def _publish(led: _Search, *, known: Files | None = None) -> Files:
-    """Export every student that learned to the end, but for those that are known; pack, quantize and measure."""
+def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
+    """Export students that learned to the end; pack, quantize and measure."""
     job = led.job
     # Trained 8-bit weights would take longer than all of the search; `colorpress quantize` has them.
     settings = replace(job.run.settings, qat=QatConfig(qat_crops=0))
     # By --force the study began anew; what is exported of it is never another one's.
     run = replace(job.run, settings=settings, force=False)
-    made = {}
-    for trial in _finished(led.full):
-        row = make_row(trial, STAGES[1])
-        if row.name not in (known or ()):
-            with muted():
-                made[row.name] = _publish_student(led, run, trial, row)
-    return made
+    for trial in trials:
+        row = make_row(trial, search_front.STAGES[1])
+        with muted():
+            led.files[row.name] = _publish_student(led, run, trial, row)
 
 
 def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) -> list[FrontRow]:
@@ -376,7 +349,7 @@ def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) 
     reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
     plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
     write_student_plan(target.with_name("plan.json"), plan)
-    weights = find_weights(led.job, trial)
+    weights = search_trial.find_weights(led.job, trial)
     if not target.is_file() or sha256_file(target) != sha256_file(weights):
         write_bytes(target, weights.read_bytes())
     export(run, target, folder)
@@ -398,32 +371,33 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
         score = score_onnx(led.job.yardstick, path, threads=settings.machine.threads)
         return [], {"latency_ms": led.job.time_alone(path), "score": score.to_dict()}
 
+    others_run = any(
+        trial.user_attrs.get("worker") != led.job.worker
+        for study in (led.candidates, led.full)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    )
     used = {
         "machine": machine_key(),
-        "alone": _is_alone(led),
+        "alone": not others_run,
         "threads": settings.machine.threads,
         "size": settings.time.bench_size[0],
         "eval_size": settings.score.eval_size,
         **run.data_key(replace(led.job.given, train=(), test=())),
     }
     result = run.do(f"measure-{path.parent.name}", action, inputs=[path, run.best_path], settings=used).result
-    score, size_bytes = Score.of(result["score"]), path.stat().st_size
-    return replace(row, stage=STAGES[2], size_bytes=size_bytes, latency_ms=result["latency_ms"], score=score)
-
-
-def _is_alone(led: _Search) -> bool:
-    """Whether no other worker runs a trial."""
-    return not any(
-        trial.user_attrs.get("worker") != led.job.worker
-        for study in (led.candidates, led.full)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return replace(
+        row,
+        stage=search_front.STAGES[2],
+        size_bytes=path.stat().st_size,
+        latency_ms=result["latency_ms"],
+        score=Score.of(result["score"]),
     )
 
 
 def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
     """Write the front as it is now."""
     job = led.job
-    found = recommend(rows, job.demands, grey_increase_pct=job.grey_increase_pct)
+    found = search_front.recommend(rows, job.demands, grey_increase_pct=job.grey_increase_pct)
     record = {
         "recommended": found.label,
         "sentence": found.sentence,
@@ -431,8 +405,8 @@ def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
         "candidates": _count_candidates(led),
         "seconds": round(time.monotonic() - led.started, 1),
     }
-    paths = write_front(job.run.folder, rows, best_bytes=led.best_bytes, record=record)
-    return SearchResult(tuple(front_of(rows)), found, led.best_bytes, paths)
+    paths = search_front.write_front(job.run.folder, rows, best_bytes=led.best_bytes, record=record)
+    return SearchResult(tuple(search_front.front_of(rows)), found, led.best_bytes, paths)
 
 
 def _count_candidates(led: _Search) -> dict[str, int]:
@@ -451,15 +425,14 @@ def _count_candidates(led: _Search) -> dict[str, int]:
 def _describe_progress(led: _Search) -> str:
     """How far the search is, and the candidate that was finished last."""
     counts = _count_candidates(led)
-    finished = f"{counts['finished']} of {led.job.effort.trials} candidates"
-    others = [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
-    full = len(led.full.get_trials(deepcopy=False))
-    learned = [f"{len(_finished(led.full))} of {full} to the end"] if full else []
-    spent = f"{time.monotonic() - led.started:.0f} s"
-    done = [trial for trial in (*_finished(led.candidates), *_finished(led.full)) if trial.datetime_complete]
+    parts = [f"{counts['finished']} of {led.job.effort.trials} candidates"]
+    parts += [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
+    if full := len(led.full.get_trials(deepcopy=False)):
+        parts.append(f"{len(_finished(led.full))} of {full} to the end")
+    parts.append(f"{time.monotonic() - led.started:.0f} s")
+    done = [*_finished(led.candidates), *_finished(led.full)]
     last = max(done, key=lambda trial: str(trial.datetime_complete), default=None)
-    newest = f"; newest: {make_row(last, STAGES[0]).describe()}" if last else ""
-    return f"{', '.join([finished, *others, *learned, spent])}{newest}"
+    return f"{', '.join(parts)}{f'; newest: {make_row(last).describe()}' if last else ''}"
 
 
 def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
@@ -469,37 +442,36 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
         ConfigError: no such study, or this worker has another best.pt, other photographs or other code.
     """
     timeout_s = run.settings.worker.worker_timeout
-    storage = open_storage(study, timeout_s=timeout_s, create=False)
+    storage = search_study.open_storage(study, timeout_s=timeout_s, create=False)
     sampler = _make_sampler(run)
-    candidates, full = (join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
+    candidates, full = (search_study.join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
     # The oracle's answer is the study's: rounding differs between machines.
-    strides = candidates.user_attrs["identity"]["space"]["output_strides"]
-    job = _make_job(run, photos, study, tuple(strides))
-    identity = make_identity(job)
+    job = _make_job(run, photos, study, candidates.user_attrs["identity"]["space"]["output_strides"])
+    identity = search_trial.make_identity(job)
     for each in (candidates, full):
-        require_same(each, identity)
-        retire_own_trials(each, job.worker)
-    factor = find_latency_factor(job, _wait_for(candidates, "speed", timeout_s))
-    wanted, catch = _wait_for(candidates, "wanted", timeout_s), _what_fails_a_trial()
+        search_study.require_same(each, identity)
+        search_study.retire_own_trials(each, job.worker)
+    terms, catch = _wait_for(candidates, "terms", timeout_s), _what_fails_a_trial()
+    factor = search_trial.find_latency_factor(job, terms["speed"])
 
-    def own_trials(each: Study) -> list[FrozenTrial]:
-        return [trial for trial in each.get_trials(deepcopy=False) if trial.user_attrs.get("worker") == job.worker]
+    def show(joined: Study, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE:
+            say(f"{joined.study_name} {trial.number}: {make_row(trial).describe()}")
 
-    def show(each: Study) -> None:
-        last = next(reversed(own_trials(each)), None)
-        if last is not None and last.state == TrialState.COMPLETE:
-            say(f"{each.study_name} {last.number}: {make_row(last, STAGES[0]).describe()}")
-
-    work_through(
-        candidates, lambda trial: try_short(job, trial, factor), wanted=wanted, catch=catch,
-        after=lambda: show(candidates),
-    )  # fmt: skip
+    search_study.work_through(
+        candidates,
+        lambda trial: search_trial.try_short(job, trial, factor),
+        wanted=terms["wanted"],
+        catch=catch,
+        after=show,
+    )
     try:
         _wait_for(full, "queued_at", timeout_s)
     except ConfigError:
         warn("the search that this worker joined has not gone on to its front: start it again, then this worker")
-    work_through(full, lambda trial: try_full(job, trial), wanted=0, catch=catch, after=lambda: show(full))
-    return sum(trial.state == TrialState.COMPLETE for each in (candidates, full) for trial in own_trials(each))
+    search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=show)
+    done = [*_finished(candidates), *_finished(full)]
+    return sum(trial.user_attrs.get("worker") == job.worker for trial in done)
 
 
 def _wait_for(study: Study, name: str, timeout_s: float) -> Any:
@@ -517,30 +489,26 @@ def read_worker_options(study: str, timeout_s: int) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such study.
     """
-    storage = open_storage(study, timeout_s=timeout_s, create=False)
-    joined = join_study(storage, CANDIDATES, NumberedSampler(0))
-    options: dict[str, Any] = _wait_for(joined, "options", timeout_s)
+    storage = search_study.open_storage(study, timeout_s=timeout_s, create=False)
+    joined = search_study.join_study(storage, CANDIDATES, search_study.NumberedSampler(0))
+    options: dict[str, Any] = _wait_for(joined, "terms", timeout_s)["options"]
     # Checked as options are, and without what names files or code.
     return {name: value for name, value in options.items() if name not in PATH_OPTIONS}
 
 
 def summarize(found: SearchResult) -> dict[str, Any]:
     """A finished search as JSON-ready values."""
+    names = ("name", "file", "precision", "size_bytes", "latency_ms", "l1_delta_pct", "retained_colour")
+    figures = [{**vars(row), **row.score.to_dict()} for row in found.rows]
     return {
         "recommended": found.recommendation.label,
         "sentence": found.recommendation.sentence,
-        "front": [_summarize_row(each) for each in found.rows],
+        "front": [{name: row[name] for name in names} for row in figures],
         "files": [str(path) for path in found.paths],
     }
 
 
-def _summarize_row(row: FrontRow) -> dict[str, Any]:
-    names = ("name", "file", "precision", "size_bytes", "latency_ms", "l1_delta_pct", "retained_colour")
-    figures = {**vars(row), **row.score.to_dict()}
-    return {name: figures[name] for name in names}
-
-
 def result_lines(found: SearchResult) -> list[str]:
     """A finished search in lines for a terminal."""
-    table = format_front(found.rows, found.best_bytes).splitlines()
+    table = search_front.format_front(found.rows, found.best_bytes)
     return [*table, "", found.recommendation.sentence, *(str(path) for path in found.paths)]

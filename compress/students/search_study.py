@@ -10,8 +10,8 @@ died is tried once more.
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import sys
 import time
 import warnings
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat  # no public name; made for storages to inherit from
@@ -41,6 +42,7 @@ STARTUP_TRIALS = 8
 _MOST_REFUSED = 200
 _POLL_SECONDS = 0.5
 _REPEATS = "repeats"
+_BEGIN_IT = "begin it by `colorpress compress --study`"
 
 
 class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
@@ -54,7 +56,6 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
         super().__init__(JournalFileBackend(str(path)))
         self._beats, self._timeout_s = path.with_name(f"{path.name}.beats"), timeout_s
         self._beats.mkdir(exist_ok=True)
-        self._retry = _make_retry()
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Say that the trial's worker is alive."""
@@ -81,7 +82,7 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
 
     def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None]:
         """What gives the trial of a dead worker to another."""
-        return self._retry
+        return _make_retry()
 
 
 def _beat(path: Path) -> float:
@@ -94,14 +95,8 @@ def _heartbeat_interval(timeout_s: int) -> int:
 
 
 def _make_retry() -> RetryHeartbeatStaleTrialCallback:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         return RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
-
-
-def quiet_optuna() -> None:
-    """Keep what Optuna logs from the terminal: what matters of it is said elsewhere, and errors are raised."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def is_database(url: str) -> bool:
@@ -122,7 +117,8 @@ def open_storage(url: str, *, timeout_s: int, create: bool) -> BaseStorage:
         InputError: the journal is damaged.
         MachineError: no such server, no driver for it, or the folder cannot be written.
     """
-    quiet_optuna()
+    # What matters of what it logs is said elsewhere, and errors are raised.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return _open_database(url, timeout_s) if is_database(url) else _open_journal(Path(url), timeout_s, create)
 
 
@@ -130,7 +126,7 @@ def _open_journal(path: Path, timeout_s: int, create: bool) -> BaseStorage:
     # Absolute, since the lock is a link to the journal, and a relative one would lead elsewhere.
     path = path.expanduser().absolute()
     if not create and not path.is_file():
-        raise ConfigError("study", path, "no such file", "begin it by `colorpress compress --study`")
+        raise ConfigError("study", path, "no such file", _BEGIN_IT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
@@ -160,8 +156,7 @@ def _open_database(url: str, timeout_s: int) -> BaseStorage:
 
     shown = hide_password(url)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return RDBStorage(
                 url,
                 engine_kwargs={"pool_pre_ping": True},
@@ -175,7 +170,7 @@ def _open_database(url: str, timeout_s: int) -> BaseStorage:
     except ImportError as error:
         why = f"its driver is not installed: {error}"
         raise MachineError("study", shown, why, "pip install 'psycopg[binary]' for PostgreSQL") from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         why = f"cannot be opened: {' '.join(str(error.__cause__ or error).split())[:200]}"
         raise MachineError("study", shown, why, "check the server, the name and the password") from error
 
@@ -187,11 +182,6 @@ def hide_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
     scheme, _, credentials = head.partition("://")
     return f"{scheme}://{credentials.partition(':')[0]}@{tail}" if at else url
-
-
-def is_repeat(trial: FrozenTrial) -> bool:
-    """Whether a trial does again what an earlier one was stopped in, by a signal or by the death of its worker."""
-    return _REPEATS in trial.user_attrs or "failed_trial" in trial.system_attrs
 
 
 class NumberedSampler(TPESampler):
@@ -213,8 +203,10 @@ class NumberedSampler(TPESampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Begin anew with the trial's seed."""
         earlier = study.get_trials(deepcopy=False)[: trial.number]
-        # A trial that was stopped and queued again has two numbers, and must not shift those behind it.
-        order = trial.number - sum(map(is_repeat, earlier))
+        # A trial that was stopped, by a signal or by the death of its worker, and queued again has two numbers, and
+        # must not shift those behind it.
+        repeats = sum(_REPEATS in each.user_attrs or "failed_trial" in each.system_attrs for each in earlier)
+        order = trial.number - repeats
         # A prime factor, so that the streams of neighbouring seeds do not meet.
         self._begin((self.seed * 1_000_003 + order) % 2**32)
         super().before_trial(study, trial)
@@ -248,9 +240,7 @@ def join_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:
     try:
         study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
     except KeyError:
-        raise ConfigError(
-            "study", name, "is not in this storage", "begin it by `colorpress compress --study`"
-        ) from None
+        raise ConfigError("study", name, "is not in this storage", _BEGIN_IT) from None
     if "identity" not in study.user_attrs:
         raise ConfigError("study", name, "is not ready yet", "start the worker again when the search has begun")
     return study
@@ -262,28 +252,21 @@ def require_same(study: Study, identity: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with everything that differs.
     """
-    if different := list(_differences(study.user_attrs["identity"], identity)):
+    # As it comes back from JSON.
+    own = json.loads(json.dumps(identity))
+    if different := list(_differences(study.user_attrs["identity"], own)):
         why = f"was begun with something else: {'; '.join(different)}"
-        raise ConfigError(
-            "study",
-            study.study_name,
-            why,
-            "give what it was begun with, or begin another one by another --study",
-        )
+        hint = "give what it was begun with, or begin another one by another --study"
+        raise ConfigError("study", study.study_name, why, hint)
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str = "") -> Iterator[str]:
     for name in sorted({*first, *second}):
-        own, other = _plain(first.get(name)), _plain(second.get(name))
+        own, other = first.get(name), second.get(name)
         if isinstance(own, Mapping) and isinstance(other, Mapping):
             yield from _differences(own, other, f"{where}{name} ")
         elif own != other:
             yield f"{where}{name} {_short(own)}, here {_short(other)}"
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _short(value: Any) -> str:
@@ -291,19 +274,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
-def own_name(folder: Path) -> str:
-    """What a worker is called in the study: machine and run folder, so that a worker started again is the same."""
-    return f"{socket.gethostname()}:{folder.resolve()}"
-
-
 def retire_own_trials(study: Study, worker: str) -> int:
     """Give up the trials that an earlier process of this run folder left running, and queue each once more.
 
     It must hold the folder's lock, so that there is no such process any more. The number of them.
     """
-    left = [
-        trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if trial.user_attrs.get("worker") == worker
-    ]
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    left = [trial for trial in running if trial.user_attrs.get("worker") == worker]
     for trial in left:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         _make_retry()(study, trial)
@@ -314,20 +291,28 @@ def work_through(
     study: Study,
     objective: Objective,
     *,
-    wanted: int,
+    wanted: int = 0,
     catch: tuple[type[Exception], ...] = (),
-    after: Callable[[], None] = lambda: None,
+    after: Callable[[Study, FrozenTrial], None] | None = None,
 ) -> None:
     """Run trials until `wanted` are complete and none waits or runs, here or at another worker.
 
     Args:
         objective: gives the values of `OBJECTIVES`; raises `optuna.TrialPruned` for a candidate over its limits.
         catch: errors that fail a trial and not the search.
-        after: called after each trial.
+        after: called with each trial that ended here.
     """
+
+    def run(trial: optuna.Trial) -> Sequence[float]:
+        try:
+            return objective(trial)
+        except Interrupted:
+            # A signal is no failure of the trial's own.
+            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, _REPEATS: trial.number})
+            raise
+
     while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             optuna.storages.fail_stale_trials(study)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         complete, running, waiting = (
@@ -337,24 +322,10 @@ def work_through(
         room = refused <= _MOST_REFUSED + 20 * wanted
         if waiting or (complete + running < wanted and room):
             try:
-                study.optimize(_queued_again_when_interrupted(study, objective), n_trials=1, catch=catch)
-            except optuna.exceptions.UpdateFinishedTrialError:
+                study.optimize(run, n_trials=1, catch=catch, callbacks=[after] if after else None)
+            except UpdateFinishedTrialError:
                 warn("this worker was taken for dead, its candidate went to another: a longer --worker-timeout helps")
-            after()
         elif running:
             time.sleep(_POLL_SECONDS)
         else:
             return
-
-
-def _queued_again_when_interrupted(study: Study, objective: Objective) -> Objective:
-    """The objective, whose trial is queued once more where a signal stopped it: that is no failure of its own."""
-
-    def run(trial: optuna.Trial) -> Sequence[float]:
-        try:
-            return objective(trial)
-        except Interrupted:
-            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, _REPEATS: trial.number})
-            raise
-
-    return run

@@ -26,13 +26,15 @@ from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
 from compress.budgets import Limit, find_excess, read_limits
-from compress.students.search_front import FrontRow
+from compress.students.search_front import STAGES, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
 from compress.yardstick import Score
 from training.checkpoint import load_checkpoint
 from training.unet import UNetPlan
 
+# What is measured of a candidate before it learns, by user attribute.
+COSTS = ("params", "macs", "size_bytes", "latency_ms")
 # Validation photographs that choose a candidate's best epoch.
 _EPOCH_PHOTOS = 64
 # How far the predicted size of a file may be off.
@@ -152,8 +154,7 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     predicted = find_excess(job.limits, {**vars(cost), "size_bytes": cost.size_bytes / (1 + _SIZE_MARGIN)})
     _refuse(trial, {f"predicted {name}": share for name, share in predicted.items()})
     if known := _find_same(trial, network):
-        names = ("params", "macs", "size_bytes", "latency_ms", "score", "weights")
-        _note(trial, **{name: known.user_attrs[name] for name in names}, processor_s=0.0)
+        _note(trial, **{name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}, processor_s=0.0)
         return tuple(known.values)
     started_s = _processor_s()
     size_bytes, latency_ms = job.measure(network)
@@ -228,7 +229,7 @@ def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
     return again
 
 
-def make_row(trial: FrozenTrial, stage: str) -> FrontRow:
+def make_row(trial: FrozenTrial, stage: str = STAGES[0]) -> FrontRow:
     """The row of a finished trial."""
     known = trial.user_attrs
     kilobytes = max(1, round(known["size_bytes"] / 1000))
@@ -237,10 +238,7 @@ def make_row(trial: FrozenTrial, stage: str) -> FrontRow:
         name=f"{kilobytes}kb-{known.get('number', trial.number)}",
         stage=stage,
         point=StudentPoint.from_dict(known["point"]),
-        params=known["params"],
-        macs=known["macs"],
-        size_bytes=known["size_bytes"],
-        latency_ms=known["latency_ms"],
+        **{name: known[name] for name in COSTS},
         score=Score.of(known["score"]),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import re
 import stat
@@ -55,22 +56,18 @@ Image.init()
 
 @dataclass(frozen=True)
 class DecodedPhoto:
-    """A decoded picture, upright.
+    """A decoded picture, upright."""
 
-    Attributes:
-        rgb: 8-bit sRGB, mode RGB; for a JPEG perhaps smaller than the file's (see `decode_photo`).
-        alpha: mode L, same size as `rgb`; None where nothing is transparent.
-        width, height: size of the picture in the file, in pixels, after EXIF orientation.
-        exif: EXIF block without the orientation tag; empty where there is none.
-        profile: an ICC profile of sRGB, where the file has one of any colour space; else empty.
-    """
-
-    rgb: Image.Image
-    alpha: Image.Image | None
-    width: int
+    rgb: Image.Image  # 8-bit sRGB, mode RGB; of a JPEG perhaps smaller than the file's (see `decode_photo`)
+    alpha: Image.Image | None  # mode L, same size as `rgb`; None where nothing is transparent
+    width: int  # of the picture in the file, in pixels, after EXIF orientation
     height: int
-    exif: bytes
-    profile: bytes
+    exif: bytes  # without the orientation tag; empty where there is none
+    profile: bytes  # an ICC profile of sRGB, where the file has one of any colour space; else empty
+
+
+class _Refusal(Exception):
+    """Why a picture cannot be used, in a few words."""
 
 
 @contextmanager
@@ -82,22 +79,20 @@ def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise unusable_photo(path, "not a regular file")
+            raise _unusable(path, "not a regular file")
         # Without blocking, should a FIFO have taken its place since.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise unusable_photo(path, "not a regular file")
+                raise _unusable(path, "not a regular file")
             yield stream
     except OSError as error:
+        reason = "no such file" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror or error}"
         if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
-            raise unusable_photo(path, "not a regular file") from error
-        if error.errno == errno.ENOENT:
-            raise unusable_photo(path, "no such file") from error
-        raise unusable_photo(path, f"cannot be read: {error.strerror or error}") from error
+            reason = "not a regular file"
+        raise _unusable(path, reason) from error
 
 
-def unusable_photo(path: Path, reason: str) -> InputError:
-    """The error for a photograph that cannot be used."""
+def _unusable(path: Path, reason: str) -> InputError:
     hint = "run `git lfs pull`" if "Git LFS" in reason else "leave it out, or save it again as JPEG or PNG"
     if "--max-pixels" in reason:
         hint = "raise --max-pixels if you trust the file, or save it smaller"
@@ -120,39 +115,35 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
     """
     head = stream.read(512)
     stream.seek(0)
-    _check_head(head, path)
     try:
-        picture = _open_header(stream, path, max_pixels)
-        if picture.width < 1 or picture.height < 1:
-            raise unusable_photo(path, "damaged (no pixels)")
+        _check_head(head)
+        picture = _open_header(stream, max_pixels)
         full = picture.size
         if picture.format == "JPEG" and at_least is not None:
             ratio = min(1.0, at_least / min(full))
-            picture.draft(None, (int(np.ceil(full[0] * ratio)), int(np.ceil(full[1] * ratio))))
+            picture.draft(None, (math.ceil(full[0] * ratio), math.ceil(full[1] * ratio)))
         picture.load()
         # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
         width, height = full[::-1] if _turn_upright_(picture) else full
         exif = _read_exif(picture)
-        rgb, alpha, icc = _to_srgb(picture, path)
-    except InputError:
-        raise
+        rgb, alpha, icc = _to_srgb(picture)
     except Exception as error:
         # Decoders of damaged files throw nearly anything: OSError, SyntaxError, struct.error, KeyError ...
-        raise unusable_photo(path, _decoding_reason(head, error)) from error
+        raise _unusable(path, _decoding_reason(head, error)) from error
     return DecodedPhoto(rgb, alpha, width, height, exif, icc)
 
 
-def _check_head(head: bytes, path: Path) -> None:
+def _check_head(head: bytes) -> None:
     if _KNOWN_START.match(head):
         return
     refused = (name for name, start in _REFUSED.items() if re.match(start, head, re.DOTALL))
     if reason := find_impostor(head):
-        raise unusable_photo(path, reason)
+        raise _Refusal(reason)
     if name := next(refused, ""):
-        raise unusable_photo(path, f"format {name} not accepted ({_ACCEPTED})")
+        raise _Refusal(f"format {name} not accepted ({_ACCEPTED})")
 
 
-def _open_header(stream: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
+def _open_header(stream: BinaryIO, max_pixels: int) -> Image.Image:
     # Pillow's limit is one number for the process; a larger one of ours must get past it.
     Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
     try:
@@ -162,22 +153,23 @@ def _open_header(stream: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
         found = re.search(r"(\d+) pixels", str(error))
         pixels = int(found[1]) if found else max_pixels + 1
     if pixels > max_pixels:
-        why = f"{pixels / 1e6:.4g} Mpx > limit {max_pixels / 1e6:.4g} Mpx (--max-pixels)"
-        raise unusable_photo(path, why)
+        raise _Refusal(f"{pixels / 1e6:.4g} Mpx > limit {max_pixels / 1e6:.4g} Mpx (--max-pixels)")
+    if picture.width < 1 or picture.height < 1:
+        raise _Refusal("damaged (no pixels)")
     return picture
 
 
 def _decoding_reason(head: bytes, error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, _Refusal):
+        return text
     if isinstance(error, UnidentifiedImageError):
-        if _KNOWN_START.match(head):
-            return "truncated or damaged (header)"
-        return "not an image (cannot identify)"
+        return "truncated or damaged (header)" if _KNOWN_START.match(head) else "not an image (cannot identify)"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
-    text = str(error).lower()
-    if "truncated" in text or "unexpected end" in text or isinstance(error, EOFError):
+    if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated"
-    return f"damaged ({text.partition(chr(10))[0][:80] or type(error).__name__})"
+    return f"damaged ({text.lower().partition(chr(10))[0][:80] or type(error).__name__})"
 
 
 def _turn_upright_(picture: Image.Image) -> bool:
@@ -201,10 +193,10 @@ def _read_exif(picture: Image.Image) -> bytes:
         return b""
 
 
-def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bytes]:
+def _to_srgb(picture: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes]:
     """The picture in mode RGB, its transparency, and the profile of sRGB where it had one."""
     if picture.mode[0] == "I" or picture.mode == "F":
-        return _scale_deep_grey(picture, path).convert("RGB"), None, b""
+        return _scale_deep_grey(picture).convert("RGB"), None, b""
     alpha = None
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
@@ -215,11 +207,11 @@ def _to_srgb(picture: Image.Image, path: Path) -> tuple[Image.Image, Image.Image
     return converted if converted.mode == "RGB" else converted.convert("RGB"), alpha, profile
 
 
-def _scale_deep_grey(picture: Image.Image, path: Path) -> Image.Image:
+def _scale_deep_grey(picture: Image.Image) -> Image.Image:
     """16-bit, 32-bit and floating-point grey to 8 bits, where Pillow's own conversion would clip at 255."""
     values = np.asarray(picture)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise unusable_photo(path, "damaged (NaN or infinite pixels)")
+        raise _Refusal("damaged (NaN or infinite pixels)")
     low, high = min(float(values.min()), 0.0), float(values.max())
     # What counts as white: all of 16 bits; else the smallest usual range that holds the brightest pixel.
     usual = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)

@@ -20,7 +20,7 @@ from PIL import Image
 from colorpress.core.config import DataConfig
 from colorpress.core.console import progress, warn
 from colorpress.core.errors import ConfigError, GateError, InputError
-from colorpress.core.files import read_json, write_csv, write_json
+from colorpress.core.files import read_json, sha256_bytes, write_csv, write_json
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
 
 NO_COLOUR = "no colour (grey photograph)"
@@ -161,11 +161,7 @@ def scan_photos(
             are not used either, but are not held against the folder.
     """
     root, paths = _list_files(config.data)
-    index = _PhotoIndex(index_path, root, config.max_pixels)
-    try:
-        found = _inspect_all(paths, index, workers)
-    finally:
-        index.write()
+    found = _PhotoIndex(index_path, root, config.max_pixels).inspect_all(paths, workers)
     photos, skipped = _drop_copies(found)
     if skipped_path is not None:
         rows = ({"path": str(each.path), "reason": each.reason} for each in skipped)
@@ -176,7 +172,7 @@ def scan_photos(
 
 def hash_photos(*parts: Sequence[Photo]) -> str:
     """The SHA-256 of which photographs, by content, are in which part."""
-    return hashlib.sha256("|".join(",".join(photo.sha256 for photo in part) for part in parts).encode()).hexdigest()
+    return sha256_bytes("|".join(",".join(photo.sha256 for photo in part) for part in parts).encode())
 
 
 def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
@@ -187,18 +183,6 @@ def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
         why = "not a folder" if data.exists() else "no such folder"
         raise ConfigError("option --data", data, why, "give a folder of photographs, or leave --data out")
     return data, list(find_photos(data))
-
-
-def _inspect_all(paths: Sequence[Path], index: _PhotoIndex, workers: int) -> list[Photo | SkippedPhoto]:
-    found: list[Photo | SkippedPhoto] = []
-    # In portions, so that a signal does not wait for a queue of a million files.
-    portion = 32 * max(1, workers)
-    with ThreadPoolExecutor(max(1, workers)) as pool, progress("checking photographs", len(paths)) as shown:
-        for start in range(0, len(paths), portion):
-            for each in pool.map(index.inspect, paths[start : start + portion]):
-                found.append(each)
-                shown.advance()
-    return found
 
 
 def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
@@ -237,9 +221,20 @@ class _PhotoIndex:
         except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError):
             warn(f"index '{path}' cannot be used; every photograph is checked again")
 
-    def write(self) -> None:
-        if self.path is not None and self.current != self.known:
-            write_json(self.path, {**self.header, "files": dict(sorted(self.current.items()))})
+    def inspect_all(self, paths: Sequence[Path], workers: int) -> list[Photo | SkippedPhoto]:
+        found: list[Photo | SkippedPhoto] = []
+        # In portions, so that a signal does not wait for a queue of a million files.
+        portion = 32 * max(1, workers)
+        try:
+            with ThreadPoolExecutor(max(1, workers)) as pool, progress("checking photographs", len(paths)) as shown:
+                for start in range(0, len(paths), portion):
+                    for each in pool.map(self.inspect, paths[start : start + portion]):
+                        found.append(each)
+                        shown.advance()
+        finally:
+            if self.path is not None and self.current != self.known:
+                write_json(self.path, {**self.header, "files": dict(sorted(self.current.items()))})
+        return found
 
     def inspect(self, path: Path) -> Photo | SkippedPhoto:
         try:
@@ -297,7 +292,7 @@ def _check_counts(root: Path, found: Sequence[Photo | SkippedPhoto], photos: int
 
 
 def _split(photos: Sequence[Photo], skipped: Sequence[SkippedPhoto], config: DataConfig) -> PhotoSplit:
-    ordered = sorted(photos, key=lambda photo: hashlib.sha256(f"{config.seed}:{photo.sha256}".encode()).digest())
+    ordered = sorted(photos, key=lambda photo: sha256_bytes(f"{config.seed}:{photo.sha256}".encode()))
     tested, validated = (
         max(1, math.floor(share * len(ordered) + 0.5)) for share in (config.test_share, config.val_share)
     )

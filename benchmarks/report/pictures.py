@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.accuracy import AccuracyResult, choose_photos
@@ -103,12 +104,20 @@ def write_picture_set(
 def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
     """Photographs to show: the first ones by content hash, but the last two are those that compression hurts most."""
     ordered = list(choose_photos(photos, len(photos)))
-    scored = [each.scores for each in accuracy.variants.values() if each.is_ok]
-    if len(ordered) <= count or not scored:
+    finished = [name for name, each in accuracy.variants.items() if each.is_ok]
+    if len(ordered) <= count or not finished:
         return ordered[:count]
-    harm = [max(each[index].l1_ab for each in scored) - best.l1_ab for index, best in enumerate(scored[0])]
-    worst = [accuracy.photos[index] for index in sorted(range(len(harm)), key=lambda index: -harm[index])[:2]]
+    worst = [photo for photo, _ in _hurt_most(accuracy, finished, np.max)[:2]]
     return [photo for photo in ordered if photo not in worst][: count - len(worst)] + worst
+
+
+def _hurt_most(
+    accuracy: AccuracyResult, names: Sequence[str], combine: Callable[..., NDArray[np.float64]]
+) -> list[tuple[Photo, float]]:
+    """Every photograph with the L1 that the named variants lose on it, worst first; against the first that finished."""
+    l1 = {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items() if each.is_ok}
+    harm = combine([l1[name] for name in names], axis=0) - next(iter(l1.values()))
+    return [(accuracy.photos[index], float(harm[index])) for index in np.argsort(-harm, kind="stable")]
 
 
 def choose_pictures(
@@ -120,35 +129,24 @@ def choose_pictures(
     since its quantized and packed files look alike; of other tools' the ones that keep most colour, but not best.pt
     itself in another runtime.
     """
-    by_name = {variant.name: variant for variant in variants}
-    usable = [
-        row
-        for row in base_rows(rows)
-        if row.model in by_name and accuracy.is_ok(row.model) and row.is_ok and row.speedup
-    ]
+    by_name = {variant.name: variant for variant in variants if accuracy.is_ok(variant.name)}
+    usable = [row for row in base_rows(rows) if row.model in by_name and row.is_ok and row.speedup]
     recommended = judge_rows(rows).recommended
     own = own_rows(rows)
     ours = [row for row in usable if row in own]
-    unbeaten = find_front(ours, _costs)
+    unbeaten = find_front(ours, lambda row: (row.fair_size_bytes, row.p50_ms or 0.0, -(row.retained_colour or 0.0)))
     ours.sort(key=lambda row: (row.model != recommended, row not in unbeaten, -merit(row, rows[0])))
-    front = [row for row in ours if row.model == recommended or row in unbeaten]
     whole = (rows[0].variant, rows[0].variant.removesuffix(".pt"))
     peers = [row for row in usable if row.peer and row.variant not in whole]
     peers.sort(key=lambda row: -(row.retained_colour or 0.0))
-    own_names, peer_names = _one_per_network(front), _one_per_network(peers)
-    names = own_names[: _MOST_SHOWN - 1 if peers else _MOST_SHOWN]
-    names += peer_names[: _MOST_SHOWN - len(names)]
+    names = _one_per_network(row for row in ours if row.model == recommended or row in unbeaten)
+    names = names[: _MOST_SHOWN - 1 if peers else _MOST_SHOWN]
+    names += _one_per_network(peers)[: _MOST_SHOWN - len(names)]
     typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row.model for row in ours])
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 
 
-def _costs(row: Row) -> tuple[float, float, float]:
-    """Size, time and lost colour."""
-    assert row.p50_ms is not None
-    return float(row.fair_size_bytes), row.p50_ms, -(row.retained_colour or 0.0)
-
-
-def _one_per_network(rows: Sequence[Row]) -> list[str]:
+def _one_per_network(rows: Iterable[Row]) -> list[str]:
     """The first row's name of each network of ours, and of each file of another tool."""
     first: dict[str, str] = {}
     for row in rows:
@@ -165,11 +163,9 @@ def _choose_photos(
     best = next(iter(accuracy.variants.values()), None)
     if best is None or not best.is_ok or not names:
         return choose_photos(photos, _TYPICAL), (), judged
-    scores = [[score.l1_ab for score in accuracy.variants[name].scores] for name in names]
-    harm = np.mean(scores, axis=0) - [score.l1_ab for score in best.scores]
-    order = [int(index) for index in np.argsort(-harm, kind="stable")]
+    order = _hurt_most(accuracy, names, np.mean)
     # Few photographs: half of them are worst at most, and none is shown twice.
-    worst = tuple(accuracy.photos[index] for index in order[: min(_WORST, len(order) // 2)] if harm[index] > 0)
+    worst = tuple(photo for photo, harm in order[: min(_WORST, len(order) // 2)] if harm > 0)
     typical = [photo for photo in choose_photos(photos, len(photos)) if photo not in worst][:_TYPICAL]
     return tuple(typical), worst, judged
 
@@ -178,8 +174,8 @@ def _measured_l1(accuracy: AccuracyResult) -> dict[str, dict[str, float]]:
     """L1 by photograph and variant at the size that was benchmarked, which may be larger than what is shown."""
     finished = {name: each.scores for name, each in accuracy.variants.items() if each.is_ok}
     return {
-        photo.sha256: {"grey": grey_l1, **{name: scores[index].l1_ab for name, scores in finished.items()}}
-        for index, (photo, grey_l1) in enumerate(zip(accuracy.photos, accuracy.grey_l1, strict=True))
+        photo.sha256: {"grey": accuracy.grey_l1[index], **{name: l1[index].l1_ab for name, l1 in finished.items()}}
+        for index, photo in enumerate(accuracy.photos)
     }
 
 
@@ -188,31 +184,34 @@ def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureCh
     maps = [_map_differences(photo, best) for photo in shown]
     scale = choose_scale([each for photo in maps for each in photo["truth"].values()])
     worst = {photo.sha256 for photo in choice.worst}
-    pixels: dict[str, Pixels] = {}
-    entries = []
-    for number, (photo, differences) in enumerate(zip(shown, maps, strict=True)):
-        pictures: dict[str, Pixels] = {"grey": photo.grey, "truth": photo.truth, **photo.answers}
+    paths: list[Path] = []
+
+    def save(prefix: str, pictures: Mapping[str, Pixels]) -> dict[str, str]:
         # Numbers instead of names: a variant may be called what no file can be.
-        files = {name: f"{number}-{index}.jpg" for index, name in enumerate(pictures)}
-        map_files = {
-            against: {name: f"{number}-{against}-{index}.jpg" for index, name in enumerate(each)}
-            for against, each in differences.items()
-        }
-        pixels |= {file: pictures[name] for name, file in files.items()}
-        for against, each in differences.items():
-            pixels |= {map_files[against][name]: paint_map(difference, scale) for name, difference in each.items()}
-        height, width = photo.truth.shape[:2]
-        entries.append(
-            {
-                "name": photo.name,
-                "kind": "worst" if photo.sha256 in worst else "typical",
-                "width": width,
-                "height": height,
-                "l1": {name: photo.l1[name] for name in ("grey", *photo.answers)},
-                "pictures": files,
-                "differences": map_files,
-            }
+        files = {name: f"{prefix}-{index}.jpg" for index, name in enumerate(pictures)}
+        paths.extend(
+            write_bytes(folder / file, encode_jpeg(Image.fromarray(pictures[name]), _QUALITY))
+            for name, file in files.items()
         )
+        return files
+
+    entries = [
+        {
+            "name": photo.name,
+            "kind": "worst" if photo.sha256 in worst else "typical",
+            "width": photo.truth.shape[1],
+            "height": photo.truth.shape[0],
+            "l1": {name: photo.l1[name] for name in ("grey", *photo.answers)},
+            "pictures": save(f"{number}", {"grey": photo.grey, "truth": photo.truth, **photo.answers}),
+            "differences": {
+                against: save(
+                    f"{number}-{against}", {name: paint_map(each, scale) for name, each in differences.items()}
+                )
+                for against, differences in maps[number].items()
+            },
+        }
+        for number, photo in enumerate(shown)
+    ]
     record = {
         "format_version": FORMAT_VERSION,
         "best": best,
@@ -222,7 +221,6 @@ def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureCh
         "bar": bar_colours(),
         "photos": entries,
     }
-    paths = [write_bytes(folder / file, encode_jpeg(Image.fromarray(each), _QUALITY)) for file, each in pixels.items()]
     paths.append(write_json(folder / "pictures.json", record))
     for stale in set(folder.glob("*.jpg")) - set(paths):
         stale.unlink()

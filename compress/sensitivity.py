@@ -174,7 +174,7 @@ def _observe_ranges(
         for name in tensors_to_observe(model.graph, nodes_to_quantize(model.graph, {node.name for node in nodes}))
     }
     seen = observe_activations(model, sorted(names), pictures, threads=threads)
-    return {name: each.range_by("mse") for name, each in seen.histograms.items()}
+    return {name: each.range_by("mse") for name, each in seen.items()}
 
 
 def _quantize_layer(

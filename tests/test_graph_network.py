@@ -12,8 +12,8 @@ import torch
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import InputError
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import _Quantizer, _starting_way, choose_layers
-from compress.int8.int8_graph import spread_ranges, tensors_to_observe
+from compress.int8.int8_choice import _Quantizer, _starting_way
+from compress.int8.int8_graph import choose_layers, spread_ranges, tensors_to_observe
 from compress.int8.int8_tuning import correct_biases, equalize_channels
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
@@ -53,7 +53,7 @@ def test_it_answers_as_the_file_does(graphs: dict[str, Path], name: str) -> None
 def quantizer_of(path: Path, **options) -> _Quantizer:
     model = onnx.load(path)
     config = QuantizeConfig(**{"calibration_method": "minmax", "equalize": "off", "correct_bias": "off", **options})
-    return _Quantizer(model, choose_layers(model.graph, 1.0)[0], smooth_pictures(), config, False, 1)
+    return _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), config, False, 1)
 
 
 @pytest.mark.parametrize("name", PLANS)

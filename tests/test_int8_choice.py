@@ -12,16 +12,8 @@ import torch
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import (
-    Int8Way,
-    Judge,
-    QuantizeResult,
-    _Quantizer,
-    choose_layers,
-    describe_tries,
-    quantize_onnx,
-)
-from compress.int8.int8_graph import weight_sizes
+from compress.int8.int8_choice import Int8Way, Judge, QuantizeResult, _Quantizer, quantize_onnx
+from compress.int8.int8_graph import choose_layers, weight_sizes
 from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
 from compress.yardstick import Score, Scoring
 from export.graph import export_onnx
@@ -74,7 +66,7 @@ def test_the_way_with_the_lowest_l1_is_taken(source: Path, tmp_path: Path) -> No
     assert len({each.score.l1 for each in result.tries}) > 4  # the choice is one: ways differ
     published = onnx.load(result.path).graph
     assert published == onnx.load_from_string(seen[result.tries.index(best)]).graph
-    assert [each["l1"] for each in describe_tries(result.tries)] == [each.score.l1 for each in result.tries]
+    assert [each.to_dict()["l1"] for each in result.tries] == [each.score.l1 for each in result.tries]
 
 
 def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path) -> None:
@@ -160,7 +152,7 @@ def test_every_float_node_has_its_reason(source: Path, tmp_path: Path) -> None:
 def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Path, name: str) -> None:
     """ONNX Runtime would round its weights again, since all around it is in 8 bits."""
     model = onnx.load(source)
-    quantizer = _Quantizer(model, choose_layers(model.graph, 1.0)[0], smooth_pictures(), QuantizeConfig(), False, 1)
+    quantizer = _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), QuantizeConfig(), False, 1)
     path = tmp_path / "int8.onnx"
     path.write_bytes(quantizer.quantize(Int8Way("minmax", 99.5, float_layers=(name,))).SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)

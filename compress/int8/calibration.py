@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ class ActivationHistogram:
 
     @property
     def _centres(self) -> npt.NDArray[np.float64]:  # (bins,)
-        edges = self._edges
-        return (edges[:-1] + edges[1:]) / 2.0
+        return (self._edges[:-1] + self._edges[1:]) / 2.0
 
     def _percentile_range(self, percentile: float) -> tuple[float, float]:
         """All but the outermost (100 - percentile) percent of the values, split over both tails."""
@@ -124,34 +122,21 @@ class ActivationHistogram:
         return float(np.sum(true[known] * np.log(true[known] / np.maximum(told[known], 1e-12))))
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Histograms of tensors over some pictures.
-
-    Attributes:
-        histograms: tensor name to its histogram.
-        pictures: how many were seen.
-        sha256: of the pictures' shapes and values, in order.
-    """
-
-    histograms: Mapping[str, ActivationHistogram]
-    pictures: int
-    sha256: str
-
-
 def observe_activations(
-    model: onnx.ModelProto, tensors: Sequence[str], pictures: Iterable[Floats], *, threads: int = 0
-) -> Calibration:
-    """Run pictures through a float model one at a time and count the values of `tensors`.
+    model: onnx.ModelProto, tensors: Sequence[str], pictures: Sequence[Floats], *, threads: int = 0
+) -> dict[str, ActivationHistogram]:
+    """Run pictures through a float model one at a time and count the values of each of `tensors`.
 
     Args:
         model: with one input, L (N, 1, H, W).
         tensors: names of float values of the graph.
-        pictures: L (1, 1, H, W) float32 in [0, 1], of any sizes; read once.
+        pictures: L (1, 1, H, W) float32 in [0, 1], of any sizes.
         threads: CPU threads; 0: ONNX Runtime's choice.
     Raises:
         InputError: no picture, a picture of another shape or type, or an answer that is not finite.
     """
+    if not pictures:
+        raise InputError("calibration", None, "got no picture", "give at least one photograph")
     watched = deepcopy(model)
     present = {value.name for value in watched.graph.output}
     for name in tensors:
@@ -160,16 +145,20 @@ def observe_activations(
     session = open_session(Path("calibration"), watched.SerializeToString(), threads=threads or None)
     source = session.get_inputs()[0].name
     histograms = {name: ActivationHistogram() for name in tensors}
-    digest, count = hashlib.sha256(), 0
-    for count, picture in enumerate(pictures, start=1):  # noqa: B007 (how many there were)
+    for picture in pictures:
         if picture.dtype != np.float32 or picture.ndim != 4 or picture.shape[1] != 1 or not picture.size:
             got = f"{picture.dtype} {picture.shape}"
             raise InputError("calibration picture", None, f"got {got}", "give float32 (1, 1, H, W)")
-        digest.update(f"{picture.shape};".encode())
-        digest.update(np.ascontiguousarray(picture).tobytes())
         answers: list[Any] = session.run(list(tensors), {source: picture})
         for name, values in zip(tensors, answers, strict=True):
             histograms[name].add(values)
-    if not count:
-        raise InputError("calibration", None, "got no picture", "give at least one photograph")
-    return Calibration(histograms, count, digest.hexdigest())
+    return histograms
+
+
+def hash_pictures(pictures: Sequence[Floats]) -> str:
+    """The SHA-256 over shapes and values of pictures, in order."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.shape};".encode())
+        digest.update(np.ascontiguousarray(picture).tobytes())
+    return digest.hexdigest()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -16,8 +16,9 @@ from colorpress.core.config import QuantizeConfig
 from colorpress.core.console import progress, say
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import InputError
+from colorpress.core.files import without_nan
 from compress.derived_onnx import load_float_model, write_derived
-from compress.int8.calibration import METHODS, Calibration, Floats, observe_activations
+from compress.int8.calibration import METHODS, ActivationHistogram, Floats, hash_pictures, observe_activations
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_graph import (
     Range,
@@ -86,6 +87,11 @@ class Int8Try:
     way: Int8Way
     score: Score
 
+    def to_dict(self) -> dict[str, Any]:
+        """The try as JSON-ready primitives."""
+        score = {name: getattr(self.score, name) for name in ("l1", "l1_delta_pct", "retained_colour")}
+        return {"way": self.way.describe(), **asdict(self.way), **without_nan(score)}
+
 
 @dataclass(frozen=True)
 class QuantizeResult:
@@ -96,7 +102,6 @@ class QuantizeResult:
         weight_share: part of all convolution weights that is int8, 0 to 1.
         tries: every way that was scored, in order; empty where nothing was scored.
         reduce_range: weights use 7 bits, so that processors without VNNI do not saturate.
-        calibration_pictures, calibration_sha256: what the ranges are from.
     """
 
     path: Path
@@ -108,14 +113,12 @@ class QuantizeResult:
     way: Int8Way
     tries: tuple[Int8Try, ...]
     reduce_range: bool
-    calibration_pictures: int
-    calibration_sha256: str
 
 
 def quantize_onnx(
     source: Path,
     destination: Path,
-    calibration: Iterable[Floats],
+    pictures: Sequence[Floats],
     config: QuantizeConfig,
     judge: Judge | None = None,
     *,
@@ -131,7 +134,7 @@ def quantize_onnx(
 
     Args:
         source: a file written by `export_onnx`.
-        calibration: L (1, 1, H, W) float32 in [0, 1], of any sizes, one photograph each; read once.
+        pictures: L (1, 1, H, W) float32 in [0, 1], of any sizes, one photograph each, that ranges are taken from.
         judge: None takes what is open as percentile and off.
         threads: CPU threads while calibrating; 0: ONNX Runtime's choice.
     Raises:
@@ -141,39 +144,28 @@ def quantize_onnx(
         MachineError: the destination cannot be written.
     """
     model = load_float_model(source)
-    chosen, _ = choose_layers(model.graph, config.quantize_share)
+    chosen = choose_layers(model.graph, config.quantize_share)
     if not chosen:
         why = "has no convolution between its first and its last, which stay in float"
         raise InputError("model", source, why, "ship it as it is, or store its weights in 8 bits by `colorpress pack`")
-    quantizer = _Quantizer(model, chosen, list(calibration), config, not has_vnni(), threads)
+    quantizer = _Quantizer(model, chosen, pictures, config, not has_vnni(), threads)
     way, tries = _choose_way(quantizer, judge) if judge else (_starting_way(config), ())
     quantized = quantizer.quantize(way)
     layers = tuple(name for name in chosen if name not in way.float_layers)
     sizes = weight_sizes(model.graph)
     share = sum(sizes[name] for name in layers) / sum(sizes.values())
-    seen = quantizer.observe(way.equalized)
     entries = {
         "precision": "int8",
         "quantization": way.describe(),
-        "calibration_pictures": str(seen.pictures),
-        "calibration_sha256": seen.sha256,
+        "calibration_pictures": str(len(pictures)),
+        "calibration_sha256": hash_pictures(pictures),
         "int8_weight_share": f"{share:.6f}",
         "reduce_range": str(quantizer.reduce_range).lower(),
     }
     size_bytes, sha256 = write_derived(quantized, source, destination, entries)
-    return QuantizeResult(
-        path=destination,
-        size_bytes=size_bytes,
-        sha256=sha256,
-        quantized=layers,
-        kept_float=tuple(name for name in sorted(sizes, key=lambda name: -sizes[name]) if name not in layers),
-        weight_share=share,
-        way=way,
-        tries=tries,
-        reduce_range=quantizer.reduce_range,
-        calibration_pictures=seen.pictures,
-        calibration_sha256=seen.sha256,
-    )
+    kept_float = tuple(name for name in sorted(sizes, key=lambda name: -sizes[name]) if name not in layers)
+    reduced = quantizer.reduce_range
+    return QuantizeResult(destination, size_bytes, sha256, layers, kept_float, share, way, tries, reduced)
 
 
 def has_int8_layers(source: Path) -> bool:
@@ -181,7 +173,7 @@ def has_int8_layers(source: Path) -> bool:
 
     Raises: as `quantize_onnx`.
     """
-    return bool(choose_layers(load_float_model(source).graph, 1.0)[0])
+    return bool(choose_layers(load_float_model(source).graph, 1.0))
 
 
 def _starting_way(config: QuantizeConfig) -> Int8Way:
@@ -203,10 +195,9 @@ class _Quantizer:
     config: QuantizeConfig
     reduce_range: bool
     threads: int
-    _seen: dict[bool, Calibration] = field(default_factory=dict)
+    _seen: dict[bool, tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]] = field(default_factory=dict)
     _tuned: tuple[onnx.ModelProto, dict[str, Range]] | None = None
 
-    @cached_property
     def can_tune(self) -> bool:
         """Whether values inside the graph can be computed in PyTorch, as tuning needs; said in a line where not."""
         try:
@@ -216,37 +207,42 @@ class _Quantizer:
             return False
         return True
 
-    @cached_property
-    def _equalized(self) -> onnx.ModelProto:
-        return equalize_channels(self.model, self.pictures)
-
-    def _float_model(self, way: Int8Way) -> onnx.ModelProto:
-        return self._equalized if way.equalized else self.model
-
-    def observe(self, equalized: bool) -> Calibration:
-        """Histograms of every value that may be in 8 bits, with equalized channels or as they came."""
+    def _observe(self, equalized: bool) -> tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]:
+        """The float graph with equalized channels or as it came, and histograms of all that may be in 8 bits."""
         if equalized not in self._seen:
             graph = self.model.graph
             names = tensors_to_observe(graph, nodes_to_quantize(graph, set(self.layers)))
-            model = self._equalized if equalized else self.model
-            self._seen[equalized] = observe_activations(model, names, self.pictures, threads=self.threads)
+            model = equalize_channels(self.model, self.pictures) if equalized else self.model
+            self._seen[equalized] = model, observe_activations(model, names, self.pictures, threads=self.threads)
         return self._seen[equalized]
 
     def ranges(self, way: Int8Way) -> dict[str, Range]:
         """The range of every value that is in 8 bits."""
-        histograms = self.observe(way.equalized).histograms
+        _, histograms = self._observe(way.equalized)
         observed = {name: each.range_by(way.method, way.percentile) for name, each in histograms.items()}
         return spread_ranges(self.model.graph, observed)
+
+    def _prepare(self, way: Int8Way, layers: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Range]]:
+        """The float graph of a way that is not trained, and its ranges."""
+        model, _ = self._observe(way.equalized)
+        ranges = self.ranges(way)
+        if way.corrected:
+            model = correct_biases(
+                model,
+                self.pictures[:_BIAS_PICTURES],
+                layers=layers,
+                rounding=lambda corrected: self.rounded_network(corrected, ranges, layers),
+            )
+        return model, ranges
 
     def quantize(self, way: Int8Way) -> onnx.ModelProto:
         """The int8 graph of a way."""
         layers = [name for name in self.layers if name not in way.float_layers]
-        model, ranges = self._float_model(way), self.ranges(way)
         if way.tuned:
             assert self._tuned is not None
             model, ranges = self._tuned
-        elif way.corrected:
-            model = self._correct(model, ranges, layers)
+        else:
+            model, ranges = self._prepare(way, layers)
         arm = platform.machine().lower() in ("aarch64", "arm64")
         signed = self.config.activation_type == "int8" or (self.config.activation_type == "auto" and arm)
         nodes = nodes_to_quantize(self.model.graph, set(layers))
@@ -254,24 +250,14 @@ class _Quantizer:
 
     def tune_(self, way: Int8Way, tuning: Callable[[GraphNetwork], None]) -> None:
         """Train the graph of a way while its values are rounded; `quantize` of a tuned way then gives the result."""
-        model, ranges = self._float_model(way), self.ranges(way)
-        if way.corrected:
-            model = self._correct(model, ranges, self.layers)
+        model, ranges = self._prepare(way, self.layers)
         network = self.rounded_network(model, ranges, self.layers)
         tuning(network)
         copy = deepcopy(model)
         network.write_weights_(copy)
         learned = {**ranges, **network.read_ranges()}
-        observed = self.observe(way.equalized).histograms
-        self._tuned = (copy, spread_ranges(copy.graph, {name: learned[name] for name in observed}))
-
-    def _correct(self, model: onnx.ModelProto, ranges: Mapping[str, Range], layers: Sequence[str]) -> onnx.ModelProto:
-        return correct_biases(
-            model,
-            self.pictures[:_BIAS_PICTURES],
-            layers=layers,
-            rounding=lambda corrected: self.rounded_network(corrected, ranges, layers),
-        )
+        _, histograms = self._observe(way.equalized)
+        self._tuned = (copy, spread_ranges(copy.graph, {name: learned[name] for name in histograms}))
 
     def rounded_network(
         self, model: onnx.ModelProto, ranges: Mapping[str, Range], layers: Sequence[str]
@@ -308,7 +294,7 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 
     with progress("choosing how to quantize", len(ways) + 2) as bar:
         best = min((try_out(way) for way in ways), key=_l1)
-        if quantizer.can_tune:
+        if quantizer.can_tune():
             if config.equalize == "auto":
                 best = better(best, equalized=True)
             if config.correct_bias == "auto":
@@ -337,20 +323,6 @@ def _fall_back(quantizer: _Quantizer, best: Int8Try, most_l1: float, try_out: Ca
         if reached.score.l1 <= most_l1:
             break
     return reached
-
-
-def describe_tries(tries: Sequence[Int8Try]) -> list[dict[str, object]]:
-    """Every try as JSON-ready primitives."""
-    return [
-        {
-            "way": each.way.describe(),
-            **asdict(each.way),
-            "l1": each.score.l1,
-            "l1_delta_pct": each.score.l1_delta_pct,
-            "retained_colour": None if math.isnan(each.score.retained_colour) else each.score.retained_colour,
-        }
-        for each in tries
-    ]
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

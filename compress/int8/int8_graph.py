@@ -30,20 +30,18 @@ def _is_conv(node: onnx.NodeProto) -> bool:
     return node.op_type in ("Conv", "ConvTranspose")
 
 
-def choose_layers(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The largest convolutions that together hold `share` of the weights, and the rest; each largest first.
+def choose_layers(graph: onnx.GraphProto, share: float) -> tuple[str, ...]:
+    """The largest convolutions that together hold `share` of the weights, largest first.
 
     Never the first and the last convolution, nor a ConvTranspose, which has no int8 kernel.
     """
-    sizes = weight_sizes(graph)
-    by_size = sorted(sizes, key=lambda name: -sizes[name])
-    outer = outer_convolutions(graph)
+    sizes, outer = weight_sizes(graph), outer_convolutions(graph)
     possible = {node.name for node in graph.node if node.op_type == "Conv" and node.name not in outer}
     chosen: list[str] = []
-    for name in by_size:
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
         if name in possible and sum(sizes[each] for each in chosen) < share * sum(sizes.values()):
             chosen.append(name)
-    return tuple(chosen), tuple(name for name in by_size if name not in chosen)
+    return tuple(chosen)
 
 
 def outer_convolutions(graph: onnx.GraphProto) -> set[str]:

@@ -23,7 +23,7 @@ from colorpress.core.stages import StageRecord
 from compress.distillation import Lesson, distil_network
 from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import Judge, QuantizeResult, describe_tries, has_int8_layers, quantize_onnx
+from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
 from compress.precisions import variant_name
 from compress.ranking import count_macs
@@ -151,7 +151,7 @@ def _describe(source: Path, quantized: QuantizeResult, profile: Int8Profile) -> 
     reasons = why_float(onnx.load(source).graph, quantized, profile)
     return {
         "way": quantized.way.describe(),
-        "tries": describe_tries(quantized.tries),
+        "tries": [each.to_dict() for each in quantized.tries],
         "int8_time_share": profile.int8_share,
         "conversion_time_share": profile.conversion_share,
         "caution": _what_slows(quantized, profile),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +68,7 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
         if config.ort:
             files.append(write_ort(destination, destination.with_suffix(".ort")))
         say(f"{variant}: colorizer.onnx, {made.size_bytes:,} bytes, within {made.parity.max_levels} level of PyTorch")
-        return files, {"size_bytes": made.size_bytes, **asdict(made.parity), "psnr_db": _finite(made.parity.psnr_db)}
+        return files, {"size_bytes": made.size_bytes, **asdict(made.parity)}
 
     used = {**vars(config), "figures": figures, "photos": [photo.sha256 for photo in compared]}
     return run.do(f"colorizer-{variant}", action, inputs=[source], settings=used)
@@ -92,7 +91,7 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
         with progress("comparing with PyTorch", len(variants)) as shown:
             for name in variants:
                 precision, net, pictures = _verify_variant(run, name, compared)
-                shapes = net.to_dict().pop("shapes")
+                shapes = [asdict(each) for each in net.shapes]
                 rows += [{"variant": name, "precision": precision, **shape} for shape in shapes]
                 summary[name] = {
                     "precision": precision,
@@ -167,7 +166,7 @@ def _verify_variant(
                 OnnxColorizer(colorizer, saturation=1.0),
                 photographs=photographs,
             )
-            pictures[name] = {**asdict(found), "psnr_db": _finite(found.psnr_db)}
+            pictures[name] = asdict(found)
     return precision, net, pictures
 
 
@@ -200,7 +199,3 @@ def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit)
     row: dict[str, Any] = next((vars(each) for each in measured["rows"] if each.variant == variant), {})
     counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
     return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

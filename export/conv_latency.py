@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from export.latency_worker import time_calls
 from export.sessions import open_session
 
 _OPSET = 18
@@ -61,13 +61,7 @@ def time_convolution(shape: ConvShape, threads: int = 0) -> float:
     picture = np.random.default_rng(0).random((1, shape.inputs, shape.height, shape.width), dtype=np.float32)
     for _ in range(_WARMUP):
         session.run(None, {"x": picture})
-    times_ns: list[int] = []
-    end = time.perf_counter_ns() + int(_SECONDS * 1e9)
-    while len(times_ns) < _RUNS or time.perf_counter_ns() < end:
-        started = time.perf_counter_ns()
-        session.run(None, {"x": picture})
-        times_ns.append(time.perf_counter_ns() - started)
-    return min(times_ns) / 1e6
+    return min(time_calls(lambda: session.run(None, {"x": picture}), _RUNS, _SECONDS)) / 1e6
 
 
 def build_convolution(shape: ConvShape) -> onnx.ModelProto:

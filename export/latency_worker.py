@@ -21,7 +21,6 @@ import numpy as np
 from colorpress.core.config import ArchConfig
 from export.runtimes import RUNTIMES, Opening
 
-Call = Callable[[], object]
 _MIN_WARMUP_SECONDS = 0.2
 
 
@@ -47,8 +46,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     started = time.perf_counter_ns()
     predictor(lightness)
     first_ms = (time.perf_counter_ns() - started) / 1e6
-    warmup = _call_at_least(partial(predictor, lightness), job["warmup"], _MIN_WARMUP_SECONDS)
-    times_ns = _call_at_least(partial(predictor, lightness), job["runs"], job["min_seconds"])
+    warmup = time_calls(partial(predictor, lightness), job["warmup"], _MIN_WARMUP_SECONDS)
+    times_ns = time_calls(partial(predictor, lightness), job["runs"], job["min_seconds"])
     answer = {
         "status": "ok",
         "times_ns": times_ns,
@@ -67,7 +66,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _call_at_least(call: Call, runs: int, seconds: float) -> list[int]:
+def time_calls(call: Callable[[], object], runs: int, seconds: float) -> list[int]:
+    """Nanoseconds of each of at least `runs` calls over at least `seconds`."""
     times_ns: list[int] = []
     end = time.perf_counter_ns() + int(seconds * 1e9)
     while len(times_ns) < runs or time.perf_counter_ns() < end:
@@ -93,18 +93,15 @@ def _read_memory_mb(field: str) -> float:
 
 def _describe_failure(error: Exception) -> dict[str, Any]:
     message = " ".join(str(error).split())[:500] or type(error).__name__
-    lowered = message.lower()
-    is_memory = isinstance(error, MemoryError) or any(
-        sign in lowered for sign in ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc")
-    )
+    signs = ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc")
+    is_memory = isinstance(error, MemoryError) or any(sign in message.lower() for sign in signs)
     return {"status": "oom" if is_memory else "error", "error": f"{type(error).__name__}: {message}"}
 
 
 def main() -> None:
     """Read a job, print its answer as the last line of standard output. Errors are answers too."""
-    job = json.load(sys.stdin)
     try:
-        answer = run_job(job)
+        answer = run_job(json.load(sys.stdin))
     except Exception as error:  # any failure of a model is a row of the benchmark
         answer = _describe_failure(error)
     print(json.dumps(answer), flush=True)

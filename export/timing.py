@@ -141,19 +141,11 @@ def make_job(
 ) -> dict[str, Any]:
     """What `latency_worker` is told: a model file, what runs it where, and how often it is called."""
     arch = arch or ArchConfig()
-    # The worker runs in another folder.
-    whole = replace(arch, arch=str(Path(arch.arch).absolute())) if arch.arch else arch
-    return {
-        "path": str(path.resolve()),
-        "arch": asdict(whole),
-        "runtime": runtime,
-        "device": device,
-        **asdict(condition),
-        "seed": seed,
-        "warmup": warmup,
-        "runs": runs,
-        "min_seconds": min_seconds,
-    }
+    if arch.arch:  # the worker runs in another folder
+        arch = replace(arch, arch=str(Path(arch.arch).absolute()))
+    calls = {"seed": seed, "warmup": warmup, "runs": runs, "min_seconds": min_seconds}
+    target = {"path": str(path.resolve()), "arch": asdict(arch), "runtime": runtime, "device": device}
+    return {**target, **asdict(condition), **calls}
 
 
 def run_worker(
@@ -176,7 +168,7 @@ def run_worker(
         return {"status": "timeout", "error": f"no answer within {timeout_s:g} s"}
     last_words = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:]
     if done.returncode < 0:
-        name = _signal_name(-done.returncode)
+        name = {each.value: each.name for each in signal.Signals}.get(-done.returncode, f"signal {-done.returncode}")
         likely = "killed from outside, as a machine short of memory does" if name == "SIGKILL" else last_words
         return {"status": f"crashed({name})", "error": likely or "the process died"}
     try:
@@ -184,13 +176,6 @@ def run_worker(
         return answer if "status" in answer else {"status": "error", "error": "the worker's answer has no status"}
     except (IndexError, ValueError):
         return {"status": "error", "error": f"exit {done.returncode} without an answer: {last_words}"}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def summarize_rounds(answers: Sequence[Mapping[str, Any]], batch: int) -> Timing:

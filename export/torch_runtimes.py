@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,8 @@ class TorchPredictor(TimedPredictor):
         self._call = prepare_network(self.network, way, self.device) if way else self.network
 
     def __call__(self, lightness: Floats) -> Floats:
-        if self._alone:  # setting the number of threads, even to what it is, clears what oneDNN has prepared
-            return self._answer(lightness)
-        with torch_threads(self._threads):
+        # Setting the number of threads, even to what it is, clears what oneDNN has prepared.
+        with nullcontext() if self._alone else torch_threads(self._threads):
             return self._answer(lightness)
 
     @torch.inference_mode()
@@ -87,37 +87,20 @@ def prepare_network(network: nn.Module, way: TorchWay, device: torch.device) -> 
     Args:
         network: on `device`, in eval mode; it is changed where the way keeps weights in another form.
     """
+    layout = torch.channels_last if way.channels_last else torch.contiguous_format
+    kind = torch.float16 if way.compute == "fp16" else torch.float32
+    network = network.to(kind)
     if way.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if way.compute == "fp16":
-        half = _in_half(network.half())
-        return _as_cuda_graphs(half) if way.cuda_graph else half
-    call: Call = network
-    if way.compiled:
-        # Of sizes that are not fixed it makes no code: the padding is too much for its shape arithmetic (2.13).
-        call = torch.compile(network, dynamic=False, options={"freezing": True})
-    call = _in_bfloat16(call, device) if way.compute == "bf16" else call
-    return _in_channels_last(call) if way.channels_last else call
+        network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    # Of sizes that are not fixed it makes no code: the padding is too much for its shape arithmetic (2.13).
+    inner: Call = torch.compile(network, dynamic=False, options={"freezing": True}) if way.compiled else network
 
+    def call(lightness: Tensor) -> Tensor:
+        given = lightness.to(kind).contiguous(memory_format=layout)
+        with torch.autocast(device.type, torch.bfloat16) if way.compute == "bf16" else nullcontext():
+            return inner(given).float()
 
-def _in_channels_last(call: Call) -> Call:
-    return lambda lightness: call(lightness.contiguous(memory_format=torch.channels_last))
-
-
-def _in_bfloat16(call: Call, device: torch.device) -> Call:
-    def cast(lightness: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return call(lightness).float()
-
-    return cast
-
-
-def _in_half(network: nn.Module) -> Call:
-    def cast(lightness: Tensor) -> Tensor:
-        answer: Tensor = network(lightness.half().contiguous(memory_format=torch.channels_last))
-        return answer.float()
-
-    return cast
+    return _as_cuda_graphs(call) if way.cuda_graph else call
 
 
 def _as_cuda_graphs(call: Call) -> Call:

@@ -12,6 +12,7 @@ from pathlib import Path
 from colorpress.core.charts import drawn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import write_csv
+from training.decoding import open_regular_file
 
 # What training.curve_prose tells of it.
 EXPLANATION_NAME = "training_inference.md"
@@ -86,15 +87,12 @@ def _unusable(why: str, hint: str = _HINT) -> InputError:
 
 def _read_text(path: Path) -> str:
     try:
-        if not path.exists():
-            raise ConfigError("history", path, "no such file", _GIVE)
-        # Opening a pipe would wait for its writer, and reading a device need not end.
-        if not path.is_file():
-            raise _unusable("is a folder" if path.is_dir() else "is not a regular file", _GIVE)
-        with path.open("rb") as stream:
+        with open_regular_file(path) as stream:
             content = stream.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise _unusable(f"cannot be read: {getattr(error, 'strerror', None) or error}", _GIVE) from None
+    except InputError as error:
+        if error.why == "no such file":
+            raise ConfigError("history", path, error.why, _GIVE) from None
+        raise _unusable("is a folder" if path.is_dir() else error.why, _GIVE) from None
     if len(content) > _MAX_BYTES:
         raise _unusable(f"is larger than {_MAX_BYTES // 1024**2} MiB", _GIVE)
     try:
@@ -107,7 +105,7 @@ def _read_text(path: Path) -> str:
 
 
 def _split_rows(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows with their line numbers; blank lines are left out."""
+    """The header, and the rows with their line numbers, as long as the header; blank lines are left out."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     # Without strict a quote that is never closed would swallow the rest of the file as one cell.
@@ -121,6 +119,7 @@ def _split_rows(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
             if any(cell.strip() for cell in cells[len(header) :]):
                 why = f"line {reader.line_num} has {len(cells)} values for {len(header)} columns"
                 raise _unusable(why, "write numbers with a decimal point, one value for each column")
+            cells += [""] * (len(header) - len(cells))
             body.append((reader.line_num, cells if delimiter == "," else [cell.replace(",", ".") for cell in cells]))
             if len(body) > _MAX_ROWS:
                 raise _unusable(f"has more than {_MAX_ROWS:,} rows", _ONE_ROW)
@@ -133,11 +132,11 @@ def _merge_rows(header: Sequence[str], body: Sequence[tuple[int, list[str]]]) ->
     columns = _find_columns(header)
     merged: dict[int, dict[str, float]] = {}
     for line, cells in body:
-        values = {name: _number(header[index], cells[index : index + 1], line) for name, index in columns.items()}
+        values = {name: _number(header[index], cells[index], line) for name, index in columns.items()}
         epoch = _epoch_number(values.pop("epoch", len(merged) + 1), line)
         row = merged.setdefault(epoch, {})
         known = {name: value for name, value in values.items() if not math.isnan(value)}
-        if any(row.get(name, known.get(name)) != known.get(name, row.get(name)) for name in ("train_l1", "val_l1")):
+        if any(row[name] != known[name] for name in ("train_l1", "val_l1") if name in row and name in known):
             raise _unusable(f"line {line}: epoch {epoch} is there twice", _ONE_ROW)
         row.update(known)
     if not merged:
@@ -157,8 +156,8 @@ def _find_columns(header: Sequence[str]) -> dict[str, int]:
         return None if name is None else names.index(name)
 
     for metric in _METRICS:
-        plain = [f"{each}{metric}" for each in _VALIDATION]
-        if (val := position([*plain, *(f"metrics{each}" for each in plain)])) is not None:
+        val = position(f"{prefix}{each}{metric}" for prefix in ("", "metrics") for each in _VALIDATION)
+        if val is not None:
             break
     else:
         raise _unusable("has no column with the validation loss")
@@ -174,8 +173,8 @@ def _find_columns(header: Sequence[str]) -> dict[str, int]:
     return {name: index for name, index in found.items() if index is not None}
 
 
-def _number(column: str, cell: Sequence[str], line: int) -> float:
-    text = "".join(cell).strip()
+def _number(column: str, cell: str, line: int) -> float:
+    text = cell.strip()
     try:
         value = math.nan if text.casefold() in _EMPTY else float(text)
     except ValueError:

@@ -14,8 +14,8 @@ from colorpress.core.errors import InputError
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord, make_key
 from compress.int8.int8_choice import has_vnni
-from compress.ranking import rank_layers, write_ranking
-from compress.ranking_views import convolution_channels, describe_views, join_views, write_views
+from compress.ranking import convolution_channels, rank_layers, write_ranking
+from compress.ranking_views import describe_views, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
 from compress.yardstick import Score, make_yardstick, score_onnx
 from export.graph import build_graph
@@ -114,7 +114,7 @@ def _measure(
 ) -> Mapping[str, Sensitivity]:
     settings = run.settings
     yardstick = make_yardstick(run, best, chosen, short_side=settings.count.rank_size)
-    (grey_l1, best_l1), count = yardstick.means, len(yardstick.pictures)
+    (grey_l1, best_l1), count = yardstick.means(), len(yardstick.pictures)
     noun = "photograph" if count == 1 else "photographs"
     if grey_l1 <= best_l1:
         say(f"no sensitivities: best.pt is no better than grey on the {count} validation {noun}")

@@ -22,7 +22,6 @@ from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.lab import rgb_to_l_ab
 from training.metrics import bootstrap_interval, mean_l1, retained_colour
-from training.network import ColorNetwork
 from training.photos import Photo
 from training.run_folder import Run
 
@@ -109,32 +108,14 @@ class Yardstick:
     grey_l1: NDArray[np.float64]  # (photographs,)
     best_l1: NDArray[np.float64]  # (photographs,)
 
-    @staticmethod
-    def of(
-        best: ColorNetwork, photos: Sequence[Photo], *, short_side: int, max_pixels: int, device: torch.device
-    ) -> Yardstick:
-        """Read `photos` whole, at a short side of at most `short_side` pixels, and ask `best` (on `device`) about each.
-
-        Raises:
-            InputError: no photograph can be read.
-        """
-        pictures = [rgb_to_l_ab(rgb) for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)]
-        if not pictures:
-            raise InputError("data set", None, "no photograph can be read", "check the folder of --data")
-        grey = np.array([mean_l1(torch.zeros_like(ab), ab) for _, ab in pictures])
-        with torch.inference_mode():
-            own = np.array([mean_l1(best(lightness.to(device)).cpu(), ab) for lightness, ab in pictures])
-        return Yardstick(tuple(pictures), grey, own)
-
-    @property
-    def means(self) -> tuple[float, float]:
-        """The mean L1 (ab/128) of the grey answer and of best.pt."""
-        return float(self.grey_l1.mean()), float(self.best_l1.mean())
+    def means(self, photos: int | None = None) -> tuple[float, float]:
+        """The mean L1 (ab/128) of the grey answer and of best.pt, on the first so many of the photographs or on all."""
+        return float(self.grey_l1[:photos].mean()), float(self.best_l1[:photos].mean())
 
     @property
     def grey_increase_pct(self) -> float:
         """The L1 of the grey answer above best.pt's, in percent of best.pt's; NaN where that is 0."""
-        grey, best = self.means
+        grey, best = self.means()
         return 100.0 * (grey / best - 1.0) if best else math.nan
 
     def floor_of(self, goal: GoalConfig) -> float | None:
@@ -143,14 +124,14 @@ class Yardstick:
         None where it asks for nothing, or for L1 where best.pt is no better than grey.
         """
         floors = [] if goal.min_retained_colour is None else [goal.min_retained_colour]
-        grey, best = self.means
+        grey, best = self.means()
         if goal.max_l1_increase is not None and grey > best:
             floors.append(1.0 - goal.max_l1_increase / 100.0 * best / (grey - best))
         return max(floors, default=None)
 
     def l1_at(self, retained_colour: float) -> float:
         """The mean L1 (ab/128) of this G."""
-        grey, best = self.means
+        grey, best = self.means()
         return grey - retained_colour * (grey - best)
 
     def score(self, answering: Answering) -> Score:
@@ -169,7 +150,7 @@ class Yardstick:
                 own.append(mean_l1(answer.cpu(), ab))
         l1 = np.array(own)  # (photographs,)
         low, high = bootstrap_interval(self.grey_l1, l1, self.best_l1)
-        _, best_l1 = self.means
+        _, best_l1 = self.means()
         return Score(
             l1=float(l1.mean()),
             l1_delta_pct=100.0 * (float(l1.mean()) / best_l1 - 1.0) if best_l1 else math.nan,
@@ -186,8 +167,14 @@ def make_yardstick(run: Run, best: Checkpoint, photos: Sequence[Photo], *, short
         InputError: no photograph can be read.
     """
     device = choose_device(run.settings.machine.device)
-    max_pixels, network = run.settings.data.max_pixels, best.build_network().to(device)
-    return Yardstick.of(network, photos, short_side=short_side, max_pixels=max_pixels, device=device)
+    network, max_pixels = best.build_network().to(device), run.settings.data.max_pixels
+    pictures = [rgb_to_l_ab(rgb) for _, rgb in whole_photos(photos, short_side=short_side, max_pixels=max_pixels)]
+    if not pictures:
+        raise InputError("data set", None, "no photograph can be read", "check the folder of --data")
+    grey = np.array([mean_l1(torch.zeros_like(ab), ab) for _, ab in pictures])
+    with torch.inference_mode():
+        own = np.array([mean_l1(network(lightness.to(device)).cpu(), ab) for lightness, ab in pictures])
+    return Yardstick(tuple(pictures), grey, own)
 
 
 def score_onnx(yardstick: Yardstick, path: Path, *, threads: int) -> Score:

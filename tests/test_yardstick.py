@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from colorpress.core.config import DataConfig, GoalConfig
+from colorpress.core.config import DataConfig, GoalConfig, Settings
 from colorpress.core.errors import InputError
-from compress.yardstick import Yardstick
+from compress.yardstick import Yardstick, make_yardstick
 from tests.conftest import make_network
+from training.checkpoint import load_checkpoint
 from training.metrics import validate_l1
 from training.photos import Photo, scan_photos
+from training.run_folder import Run
 from training.unet import UNet
 
 
@@ -55,10 +57,11 @@ def test_without_colour_to_keep_there_is_no_g() -> None:
     assert score.l1_delta_pct == pytest.approx(100 * (0.1 / 0.3 - 1))
 
 
-def test_it_agrees_with_validation(photo_folder: Path, tiny_unet: UNet) -> None:
+def test_it_agrees_with_validation(photo_folder: Path, tiny_unet: UNet, tiny_checkpoint: Path) -> None:
     photos = scan_photos(DataConfig(data=photo_folder), workers=0).train
     cpu = torch.device("cpu")
-    yardstick = Yardstick.of(tiny_unet, photos, short_side=24, max_pixels=10**6, device=cpu)
+    run = Run(tiny_checkpoint.parent, Settings.from_options({"device": "cpu", "max_pixels": 10**6}))
+    yardstick = make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, short_side=24)
     expected = validate_l1(tiny_unet, photos, short_side=24, max_pixels=10**6, device=cpu)
     assert yardstick.best_l1.mean() == pytest.approx(expected)
     own = yardstick.score(tiny_unet)
@@ -69,7 +72,7 @@ def test_it_agrees_with_validation(photo_folder: Path, tiny_unet: UNet) -> None:
     )
 
 
-def test_what_is_no_answer_is_refused(tmp_path: Path, tiny_unet: UNet) -> None:
+def test_what_is_no_answer_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     yardstick = made_of(0.2, best=(0.1,))
 
     def too_small(lightness: Tensor) -> Tensor:
@@ -80,4 +83,4 @@ def test_what_is_no_answer_is_refused(tmp_path: Path, tiny_unet: UNet) -> None:
             yardstick.score(wrong)
     gone = Photo(tmp_path / "gone.png", "0" * 64, 4, 4)
     with pytest.raises(InputError, match="no photograph can be read"):
-        Yardstick.of(tiny_unet, [gone], short_side=8, max_pixels=100, device=torch.device("cpu"))
+        make_yardstick(Run(tmp_path), load_checkpoint(tiny_checkpoint), [gone], short_side=8)

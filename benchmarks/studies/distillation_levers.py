@@ -199,7 +199,7 @@ class LeverJob(StudentJob):
             replace(recipe, **lever.recipe),
             teacher_weight=settings.distil.student_teacher_weight,
         )
-        data, reference_l1 = replace(settings.data, seed=seed), self.reference_l1(len(self.given.val))
+        data, reference_l1 = replace(settings.data, seed=seed), self.yardstick.means()
         lesson = replace(lesson, data=data, reference_l1=reference_l1, **lever.lesson)
         destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
         distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,7 +14,6 @@ from optuna.samplers import RandomSampler
 from colorpress.core.config import Recipe
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
-from compress.budgets import fits
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
@@ -41,16 +39,23 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         ConfigError: the budgets cannot be met.
     """
     job = begin_job(run, photos, study)
-    space, estimate = job.space, estimate_search(job)
+    space, effort, estimate = job.space, job.effort, estimate_search(job)
     smallest, asked_for = space.cost(space.smallest("size_bytes")), list(map(str, job.demands))
     most = [f"{limit.show(limit.bound)}{' file' * (limit.figure == 'size_bytes')}" for limit in job.limits]
+    seconds = estimate["seconds"]
+    lasts = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
     lines = [
         *(f"{name}: {values}" for name, values in space.describe().items()),
         f"points: {space.count_points():,}",
         f"at most: {', '.join(most)}",
         f"smallest network: about {format_bytes(smallest.size_bytes)}, {format_count(smallest.params)} parameters",
         f"asked for: {', '.join(asked_for) or 'nothing: the whole front'}",
-        *format_estimate(estimate),
+        f"candidates: {effort.trials}, each learns from {effort.crops:,} crops",
+        f"students of the front: {effort.front}, each with {effort.full_crops:,} crops",
+        f"speed: {estimate['crops_per_s']:,} crops a second",
+        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, a student of the front "
+        f"{estimate['seconds_for_a_student']:.0f} s",
+        f"time: about {lasts} with one worker like this machine",
     ]
     unlimited = dict.fromkeys(("params", "macs", "size_bytes", "latency_ms"))
     return lines, {
@@ -58,11 +63,15 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         "limits": unlimited | {limit.figure: limit.bound for limit in job.limits},
         "smallest": vars(smallest),
         "asked_for": asked_for,
+        "candidates": effort.trials,
+        "crops_of_each": effort.crops,
+        "students": effort.front,
+        "crops_of_each_student": effort.full_crops,
         **estimate,
     }
 
 
-def estimate_search(job: SearchJob) -> dict[str, Any]:
+def estimate_search(job: SearchJob) -> dict[str, float]:
     """Seconds that one worker needs on this machine, and what they are made of; nothing is kept.
 
     A crop costs what loading it takes, or learning from it where that is longer, which follows from the
@@ -87,10 +96,6 @@ def estimate_search(job: SearchJob) -> dict[str, Any]:
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
     return {
-        "candidates": effort.trials,
-        "crops_of_each": effort.crops,
-        "students": effort.front,
-        "crops_of_each_student": effort.full_crops,
         "crops_per_s": round(1 / crop_s, 1),
         "seconds_for_a_candidate": round(short_s, 1),
         "seconds_for_a_student": round(full_s, 1),
@@ -100,14 +105,10 @@ def estimate_search(job: SearchJob) -> dict[str, Any]:
 
 def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
     """Points of the space that are within the limits, some of them at random."""
-    drawn = list(ladder_points(job.space, job.limits, 4))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
-    for _ in range(_DRAWN):
-        point = suggest(study.ask(), job.space)
-        if fits(job.limits, vars(job.space.cost(point))):
-            drawn.append(point)
-    return drawn
+    drawn = [suggest(study.ask(), job.space) for _ in range(_DRAWN)]
+    return [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
 
 
 def _time_loading(job: SearchJob) -> float:
@@ -145,18 +146,3 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
             optimizer.step()
             loss.item()  # waits for a GPU
     return (time.monotonic() - started) / _STEPS / batch
-
-
-def format_estimate(estimate: Mapping[str, Any]) -> list[str]:
-    """The estimate in lines."""
-    minutes = estimate["seconds"] / 60
-    return [
-        f"candidates: {estimate['candidates']}, each learns from {estimate['crops_of_each']:,} crops",
-        f"students of the front: {estimate['students']}, each with {estimate['crops_of_each_student']:,} crops",
-        f"speed: {estimate['crops_per_s']:,} crops a second",
-        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, a student of the front "
-        f"{estimate['seconds_for_a_student']:.0f} s",
-        f"time: about {minutes:.0f} minutes with one worker like this machine"
-        if minutes >= 2
-        else f"time: about {estimate['seconds']} seconds with one worker like this machine",
-    ]

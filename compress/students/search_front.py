@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +88,17 @@ def choose_spread(rows: Sequence[FrontRow], count: int) -> list[FrontRow]:
     """
     chosen: list[FrontRow] = []
     left = list(rows)
+
+    def distance(row: FrontRow) -> float:
+        return min((abs(math.log(row.size_bytes / each.size_bytes)) for each in chosen), default=0.0)
+
     while left and len(chosen) < count:
         front = front_of(left)
-        # By identity: two candidates may round to equal figures.
-        left = [row for row in left if all(row is not each for each in front)]
+        left = [row for row in left if row not in front]
         while front and len(chosen) < count:
-            chosen.append(front.pop(_farthest(front, chosen)))
+            chosen.append(max(front, key=distance))
+            front.remove(chosen[-1])
     return sorted(chosen, key=lambda row: row.costs)
-
-
-def _farthest(rows: Sequence[FrontRow], chosen: Sequence[FrontRow]) -> int:
-    if not chosen:
-        return 0
-
-    def distance(place: int) -> float:
-        return min(abs(math.log(rows[place].size_bytes / each.size_bytes)) for each in chosen)
-
-    return max(range(len(rows)), key=distance)
 
 
 @dataclass(frozen=True)
@@ -191,7 +185,7 @@ def write_front(
         record: further entries of front.json.
     """
     front = front_of(rows)
-    cells = [_cells(row, any(row is each for each in front), best_bytes) for row in rows]
+    cells = [_cells(row, row in front, best_bytes) for row in rows]
     paths = tuple(folder / name for name in FRONT_FILES)
     write_csv(paths[0], COLUMNS, cells)
     entries = [
@@ -231,14 +225,9 @@ def list_front(folder: Path) -> list[str]:
 
 
 def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:
-    point = asdict(row.point)
-    cells = {
-        **point,
-        **row.score.to_dict(),
-        **{name: value for name, value in vars(row).items() if name not in ("point", "score")},
-    }
-    cells |= {"widths": "-".join(map(str, row.point.widths())), "on_front": on_front}
-    cells |= {"times_smaller": round(best_bytes / row.size_bytes, 2)}
+    widths, times_smaller = "-".join(map(str, row.point.widths())), round(best_bytes / row.size_bytes, 2)
+    cells = {**vars(row.point), **row.score.to_dict(), **vars(row)}
+    cells |= {"widths": widths, "on_front": on_front, "times_smaller": times_smaller}
     return {name: cells[name] for name in COLUMNS}
 
 

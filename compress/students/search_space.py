@@ -64,7 +64,7 @@ class StudentPoint:
     def network(self) -> UNetPlan:
         """The channel plan of the point."""
         widths = self.widths()
-        ups = int(math.log2(self.deepest_stride // self.output_stride))
+        ups = _halvings(self.output_stride, self.deepest_stride)
         # The skip connections of the decoder come from the levels above the deepest one.
         mirrored = [_whole_blocks(width * self.decoder_share) for width in widths[-2 : -2 - ups : -1]]
         return UNetPlan(
@@ -76,10 +76,9 @@ class StudentPoint:
 
     def parameters(self) -> dict[str, Any]:
         """What `suggest` has to be told to give this point."""
-        finest = min(self.output_stride, _LARGEST_STEM)
         return {
             "output_stride": self.output_stride,
-            "stem_steps": int(math.log2(finest // self.stem_stride)),
+            "stem_steps": _halvings(self.stem_stride, _stem_at(self.output_stride, 0)),
             "deepest_stride": self.deepest_stride,
             "base_blocks": self.base // CHANNEL_BLOCK,
             "decoder_share": self.decoder_share,
@@ -105,6 +104,16 @@ class StudentPoint:
             names = ", ".join(each.name for each in fields(StudentPoint))
             raise InputError("point", None, f"cannot be used: {error}", f"give {names}") from error
         return point
+
+
+def _halvings(stride: int, deeper: int) -> int:
+    """How many levels lie between two strides."""
+    return int(math.log2(deeper // stride))
+
+
+def _stem_at(output_stride: int, steps: int) -> int:
+    """The stem stride that is `steps` halvings finer than the coarsest that goes with an output stride."""
+    return max(1, min(output_stride, _LARGEST_STEM) >> steps)
 
 
 def _whole_blocks(width: float) -> int:
@@ -211,8 +220,7 @@ class SearchSpace:
         """Every output, stem and deepest stride that go together."""
         for output_stride, deepest in itertools.product(self.output_strides, _DEEPEST_STRIDES):
             if deepest >= output_stride:
-                finest = min(output_stride, _LARGEST_STEM)
-                for stem in dict.fromkeys(max(1, finest >> steps) for steps in range(_MOST_STEM_STEPS + 1)):
+                for stem in dict.fromkeys(_stem_at(output_stride, steps) for steps in range(_MOST_STEM_STEPS + 1)):
                     yield output_stride, stem, deepest
 
     def count_points(self) -> int:
@@ -220,19 +228,21 @@ class SearchSpace:
         growths = round((_MOST_GROWTH - _LEAST_GROWTH) / _GROWTH_STEP) + 1
         shares = round((1 - _LEAST_SHARE) / _SHARE_STEP) + 1
         of_a_structure = self.largest_base // CHANNEL_BLOCK * shares * _MOST_CONVOLUTIONS
-        return sum(
-            of_a_structure * growths ** int(math.log2(deepest // stem)) for _, stem, deepest in self.structures()
-        )
+        return sum(of_a_structure * growths ** _halvings(stem, deepest) for _, stem, deepest in self.structures())
 
     def narrow_points(self) -> Iterator[StudentPoint]:
         """The narrowest point of every structure: nothing with its strides costs less."""
         for output_stride, stem, deepest in self.structures():
-            growth = (_LEAST_GROWTH,) * int(math.log2(deepest // stem))
+            growth = (_LEAST_GROWTH,) * _halvings(stem, deepest)
             yield StudentPoint(output_stride, stem, deepest, CHANNEL_BLOCK, growth, _LEAST_SHARE, 1, self.crops)
 
     def cost(self, point: StudentPoint) -> PredictedCost:
         """What a point's network will cost."""
         return predict_cost(point.network(), side=self.side)
+
+    def fitting(self, points: Iterable[StudentPoint], limits: Sequence[Limit]) -> list[StudentPoint]:
+        """The points whose predicted cost is within the limits."""
+        return [point for point in points if fits(limits, vars(self.cost(point)))]
 
     def smallest(self, measure: str) -> StudentPoint:
         """The point of least "params", "macs" or "size_bytes"."""
@@ -247,7 +257,7 @@ def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops:
     space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side)
     for base in range(LARGEST_BASE, CHANNEL_BLOCK, -CHANNEL_BLOCK):
         flat = (replace(point, base=base, growth=(1.0,) * len(point.growth)) for point in space.narrow_points())
-        if any(fits(limits, vars(space.cost(point))) for point in flat):
+        if space.fitting(flat, limits):
             return replace(space, largest_base=base)
     return space
 
@@ -256,10 +266,8 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     """The point that a trial of an Optuna study is about."""
     output_stride = int(trial.suggest_categorical("output_stride", space.output_strides))
     # Relative to the answer's, so that what is learned at one output stride is true at another.
-    finest = min(output_stride, _LARGEST_STEM)
-    stem_stride = max(1, finest >> trial.suggest_int("stem_steps", 0, _MOST_STEM_STEPS))
+    stem_stride = _stem_at(output_stride, trial.suggest_int("stem_steps", 0, _MOST_STEM_STEPS))
     deepest_stride = max(output_stride, int(trial.suggest_categorical("deepest_stride", _DEEPEST_STRIDES)))
-    levels = int(math.log2(deepest_stride // stem_stride))
     return StudentPoint(
         output_stride=output_stride,
         stem_stride=stem_stride,
@@ -267,7 +275,7 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
         base=CHANNEL_BLOCK * trial.suggest_int("base_blocks", 1, space.largest_base // CHANNEL_BLOCK, log=True),
         growth=tuple(
             trial.suggest_float(f"growth_{level}", _LEAST_GROWTH, _MOST_GROWTH, step=_GROWTH_STEP)
-            for level in range(1, levels + 1)
+            for level in range(1, _halvings(stem_stride, deepest_stride) + 1)
         ),
         decoder_share=trial.suggest_float("decoder_share", _LEAST_SHARE, 1.0, step=_SHARE_STEP),
         convolutions=trial.suggest_int("convolutions", 1, _MOST_CONVOLUTIONS),
@@ -282,30 +290,21 @@ def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tu
     take the output strides in turn, coarsest first, and have what earlier searches found best at every size: the finest
     patches that go with their stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
     """
-    narrow = _within(space, limits, space.narrow_points())
+    narrow = space.fitting(space.narrow_points(), limits)
     if not narrow:
         return ()
     smallest = min(narrow, key=lambda point: space.cost(point).size_bytes)
-    flat = [rungs for stride in reversed(space.output_strides) if (rungs := _flat_points(space, limits, stride))]
+    bases = range(CHANNEL_BLOCK, space.largest_base + 1, CHANNEL_BLOCK)
+    flat = []  # for each output stride the networks whose levels have the same width, narrowest first
+    for stride in reversed(space.output_strides):
+        stem, deepest = _stem_at(stride, _MOST_STEM_STEPS), max(stride, _DEEPEST_STRIDES[0])
+        growth = (1.0,) * _halvings(stem, deepest)
+        points = (StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops) for base in bases)
+        flat.append(space.fitting(points, limits))
     sizes = {point: math.log(space.cost(point).size_bytes) for point in (smallest, *itertools.chain(*flat))}
     step = (max(sizes.values()) - sizes[smallest]) / max(1, count - 1)
     chosen = [smallest]
-    for rung, points in zip(range(1, count), itertools.cycle(flat), strict=False):
+    for rung, rungs in zip(range(1, count), itertools.cycle(filter(None, flat)), strict=False):
         wanted = sizes[smallest] + step * rung
-        chosen.append(min(points, key=lambda point: abs(sizes[point] - wanted)))
+        chosen.append(min(rungs, key=lambda point: abs(sizes[point] - wanted)))
     return tuple(dict.fromkeys(chosen))
-
-
-def _flat_points(space: SearchSpace, limits: Sequence[Limit], stride: int) -> list[StudentPoint]:
-    """Networks of an output stride whose levels have the same width, narrowest first."""
-    stem = max(1, min(stride, _LARGEST_STEM) >> _MOST_STEM_STEPS)
-    deepest = max(stride, _DEEPEST_STRIDES[0])
-    growth = (1.0,) * int(math.log2(deepest // stem))
-    bases = range(CHANNEL_BLOCK, space.largest_base + 1, CHANNEL_BLOCK)
-    return _within(
-        space, limits, [StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops) for base in bases]
-    )
-
-
-def _within(space: SearchSpace, limits: Sequence[Limit], points: Iterable[StudentPoint]) -> list[StudentPoint]:
-    return [point for point in points if fits(limits, vars(space.cost(point)))]

@@ -36,7 +36,6 @@ from colorpress.core.processes import (
 )
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
-from compress.budgets import fits
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
@@ -109,7 +108,7 @@ def _require_possible(job: SearchJob) -> None:
                 share = f", {_round_up(least / limit.whole):g} of best.pt's" if limit.whole else ""
                 why = f"allows {math.floor(limit.bound):,} {limit.unit}, and the smallest network has {least:,}{share}"
                 raise ConfigError("budget", limit.option, why, "allow that at least")
-    if not any(fits(limits, vars(space.cost(point))) for point in space.narrow_points()):
+    if not space.fitting(space.narrow_points(), limits):
         asked = ", ".join(limit.option for limit in limits if limit.given)
         raise ConfigError("budgets", None, f"no network meets all of them: {asked}", "loosen one of them")
     for limit in limits:

@@ -191,7 +191,7 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
     What an interruption left is gone on with. Processes of torchrun share the work.
     """
     with working_together():
-        destination = _distil(job, *share_answer(lambda: (point, job.reference_l1(_EPOCH_PHOTOS))))
+        destination = _distil(job, *share_answer(lambda: (point, job.yardstick.means(_EPOCH_PHOTOS))))
     with muted():
         score = job.yardstick.score(load_checkpoint(destination).build_network())
     path = job.weights / f"{sha256_file(destination)}.pt"

@@ -105,11 +105,6 @@ class StudentJob:
         size = self.run.settings.score.eval_size
         return make_yardstick(self.run, self.best, self.given.val[:MOST_CHOOSING], short_side=size)
 
-    def reference_l1(self, photos: int) -> tuple[float, float]:
-        """L1 (ab/128) of the grey answer and of best.pt, on the first so many of the photographs that choose."""
-        grey, best = (each[:photos].mean() for each in (self.yardstick.grey_l1, self.yardstick.best_l1))
-        return float(grey), float(best)
-
     @cached_property
     def original_cost(self) -> dict[str, int]:
         """The "params" and "macs" (multiply-accumulates) of best.pt."""
@@ -162,7 +157,7 @@ class StudentJob:
         seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
         photos = replace(self.photos, train=seen, val=self.photos.val[:epoch_photos])
         lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
-        lesson = replace(lesson, reference_l1=reference_l1 or self.reference_l1(epoch_photos))
+        lesson = replace(lesson, reference_l1=reference_l1 or self.yardstick.means(epoch_photos))
         student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 

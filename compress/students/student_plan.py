@@ -55,10 +55,6 @@ class Candidate:
     high: float | None = None
     verdict: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The candidate as JSON-ready primitives."""
-        return {**asdict(self), "network": self.network.to_dict()}
-
 
 @dataclass(frozen=True)
 class StudentPlan:
@@ -90,7 +86,7 @@ class StudentPlan:
             "network": self.network.to_dict(),
             "output_stride": self.network.output_stride,
             "strides": [without_nan(asdict(each)) for each in self.strides],
-            "candidates": [each.to_dict() for each in self.candidates],
+            "candidates": [{**vars(each), "network": each.network.to_dict()} for each in self.candidates],
             "control_without_teacher": dict(self.control),
             "settings": dict(self.settings),
         }

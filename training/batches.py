@@ -57,6 +57,11 @@ class Crops:
     def __len__(self) -> int:
         return len(self.rgb)
 
+    def blank(self) -> Crops:
+        """One black crop of the same size, with a grey answer where there are answers."""
+        answers = None if self.answers is None else self.answers.new_zeros((1, *self.answers.shape[1:]))
+        return Crops(self.rgb.new_zeros((1, *self.rgb.shape[1:])), answers=answers)
+
 
 @dataclass(frozen=True)
 class AnswerFolder:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
-# What `_FitState` knows of the epoch under way.
+# What `_Fit` knows of the epoch under way.
 _COUNTERS = ("step", "seconds", "crops", "l1_sum")
 
 
@@ -53,73 +53,6 @@ class FitResult:
     best: Checkpoint
     history: tuple[Mapping[str, float], ...]
     epochs_run: int
-
-
-@dataclass
-class _FitState:
-    """Everything that changes while a network is fitted, and so all that an interrupted fit needs to go on."""
-
-    criterion: Loss
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None
-    extra: Mapping[str, Any]  # of both checkpoints, with the identity of the fit
-    history: list[Mapping[str, float]] = field(default_factory=list)
-    # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
-    step: int = 0
-    seconds: float = 0.0
-    crops: int = 0
-    l1_sum: float = 0.0
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, from 1."""
-        return len(self.history) + 1
-
-    def kept(self) -> nn.Module:
-        """What is validated and kept: the network or its running average."""
-        return self.criterion.network if self.average is None else self.average.module
-
-    def to_checkpoint(self) -> Checkpoint:
-        """What is kept of the epoch that ended last, without the state that training needs."""
-        return Checkpoint(
-            architecture=self.criterion.network.architecture,
-            state_dict=_tensors_of(self.kept()),
-            epoch=len(self.history),
-            val_l1=self.history[-1]["val_l1"] if self.history else None,
-            history=tuple(self.history),
-            extra=self.extra,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write all of it to last.pt, in the main process; the generation before is kept."""
-        if not is_main_process():
-            return
-        last_path, previous = _generations(folder)
-        training_state = {
-            "trained": _tensors_of(self.criterion),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **{name: getattr(self, name) for name in _COUNTERS},
-        }
-        checkpoint = replace(self.to_checkpoint(), training_state=training_state)
-        if last_path.exists():
-            last_path.replace(previous)
-        save_checkpoint(last_path, checkpoint)
-
-    def restore_(self, last: Checkpoint) -> None:
-        """Go back to the state that `last` holds; changes the network."""
-        saved = last.training_state
-        assert saved is not None
-        self.criterion.load_state_dict(saved["trained"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None:
-            self.average.module.load_state_dict(dict(last.state_dict))
-            self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
-        self.history = list(last.history)
-        for name in _COUNTERS:
-            setattr(self, name, saved[name])
 
 
 @dataclass(frozen=True)
@@ -176,37 +109,19 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
     device = choose_device(job.machine.device)
     identity = _identify(criterion, job, files.extra)
     found = share_answer(lambda: _find_interrupted(files, identity))
-    criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if process_count() > 1:
-        share_batch_norm_(criterion.network)
-    state = _FitState(
-        criterion=criterion,
-        optimizer=_make_optimizer(criterion, recipe),
-        scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
-        average=AveragedModel(criterion.network, use_buffers=True) if recipe.ema_decay else None,
-        extra={**files.extra, "fit": identity},
-    )
+    fit = _Fit(criterion, job, files, identity, device)
     if found is not None:
-        state.restore_(found)
-        inside = f" and {state.step} steps" if state.step else ""
-        say(f"{label}: {len(state.history)} of {recipe.epochs} epochs{inside} are done")
-    started_at = len(state.history)
-
-    with CropLoader(
-        job.train,
-        recipe,
-        job.data,
-        workers=job.machine.workers,
-        answers=job.answers,
-        part=(process_rank(), process_count()),
-    ) as loader:
-        trainer = _Trainer(state, loader, job, device)
-        while state.epoch <= recipe.epochs and not has_stalled(state.history, recipe.patience, recipe.min_delta):
-            trainer.fit_epoch_(files, f"{label} {state.epoch}/{recipe.epochs}")
-    if len(state.history) < recipe.epochs:
+        fit.restore_(found)
+        inside = f" and {fit.step} steps" if fit.step else ""
+        say(f"{label}: {len(fit.history)} of {recipe.epochs} epochs{inside} are done")
+    started_at = len(fit.history)
+    with fit.loader:
+        while fit.epoch <= recipe.epochs and not has_stalled(fit.history, recipe.patience, recipe.min_delta):
+            fit.fit_epoch_(f"{label} {fit.epoch}/{recipe.epochs}")
+    if len(fit.history) < recipe.epochs:
         say(f"{label}: stopped early, since {recipe.patience} epochs brought no lower validation L1")
     best = share_answer(lambda: load_checkpoint(files.best_path))
-    return FitResult(best, tuple(state.history), len(state.history) - started_at)
+    return FitResult(best, tuple(fit.history), len(fit.history) - started_at)
 
 
 def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,46 +168,99 @@ def _held_signals() -> Iterator[Callable[[], int]]:
         raise Interrupted(received)
 
 
-class _Trainer:
-    """The arithmetic of an epoch, from wherever `state` stands in it."""
+class _Fit:
+    """A fit under way: its state, which is all that an interrupted one needs to go on, and the arithmetic."""
 
-    def __init__(self, state: _FitState, loader: CropLoader, job: FitJob, device: torch.device) -> None:
-        self.state, self.loader, self.device = state, loader, device
-        self.job, self.recipe = job, (recipe := job.recipe)
-        self.dtype = choose_precision(recipe.precision, device)
-        self.forward: Callable[[Tensor], Any] = state.criterion
+    def __init__(
+        self, criterion: Loss, job: FitJob, files: FitFiles, identity: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self.criterion, self.job, self.files, self.device = criterion, job, files, device
+        self.recipe = recipe = job.recipe
+        self.extra = {**files.extra, "fit": identity}  # of both checkpoints
+        criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if process_count() > 1:
-            self.forward = nn.parallel.DistributedDataParallel(
-                state.criterion,
-                device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # all processes have the same ones already
-                gradient_as_bucket_view=True,
-            )
-        if recipe.compile:
-            if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-                raise MachineError("option", "--compile", "no C++ compiler found", "install g++, or leave it out")
-            self.forward = torch.compile(self.forward)
+            share_batch_norm_(criterion.network)
+        self.optimizer = _make_optimizer(criterion, recipe)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.average = AveragedModel(criterion.network, use_buffers=True) if recipe.ema_decay else None
+        self.history: list[Mapping[str, float]] = []
+        # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
+        self.step, self.seconds, self.crops, self.l1_sum = 0, 0.0, 0, 0.0
+        self.dtype = choose_precision(recipe.precision, device)
+        self.forward = _make_forward(criterion, device, compiled=recipe.compile)
+        part = (process_rank(), process_count())
+        workers = job.machine.workers
+        self.loader = CropLoader(job.train, recipe, job.data, workers=workers, answers=job.answers, part=part)
 
-    def fit_epoch_(self, files: FitFiles, title: str) -> None:
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 1."""
+        return len(self.history) + 1
+
+    def kept(self) -> nn.Module:
+        """What is validated and kept: the network or its running average."""
+        return self.criterion.network if self.average is None else self.average.module
+
+    def to_checkpoint(self) -> Checkpoint:
+        """What is kept of the epoch that ended last, without the state that training needs."""
+        return Checkpoint(
+            architecture=self.criterion.network.architecture,
+            state_dict=_tensors_of(self.kept()),
+            epoch=len(self.history),
+            val_l1=self.history[-1]["val_l1"] if self.history else None,
+            history=tuple(self.history),
+            extra=self.extra,
+        )
+
+    def save(self) -> None:
+        """Write all that changes to last.pt, in the main process; the generation before is kept."""
+        if not is_main_process():
+            return
+        training_state = {
+            "trained": _tensors_of(self.criterion),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+        checkpoint = replace(self.to_checkpoint(), training_state=training_state)
+        last_path, previous = _generations(self.files.best_path.parent)
+        if last_path.exists():
+            last_path.replace(previous)
+        save_checkpoint(last_path, checkpoint)
+
+    def restore_(self, last: Checkpoint) -> None:
+        """Go back to the state that `last` holds; changes the network."""
+        saved = last.training_state
+        assert saved is not None
+        self.criterion.load_state_dict(saved["trained"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.module.load_state_dict(dict(last.state_dict))
+            self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
+        self.history = list(last.history)
+        for name in _COUNTERS:
+            setattr(self, name, saved[name])
+
+    def fit_epoch_(self, title: str) -> None:
         """Train what is left of the epoch under way, validate, and keep what earns it.
 
         Raises:
             Interrupted: a signal came; last.pt holds the state after a whole step.
         """
-        state, job = self.state, self.job
-        limits = {"short_side": job.recipe.val_size, "max_pixels": job.data.max_pixels}
+        limits = {"short_side": self.recipe.val_size, "max_pixels": self.job.data.max_pixels}
         try:
             self.finish_epoch_(title)
-            val_l1 = validate_l1(state.kept(), job.val, **limits, device=self.device)
+            val_l1 = validate_l1(self.kept(), self.job.val, **limits, device=self.device)
         except Interrupted:
-            state.save(files.best_path.parent)
+            self.save()
             raise
         with _held_signals():
             row = self.close_epoch_(val_l1)
-            if is_main_process() and val_l1 <= min(past["val_l1"] for past in state.history):
-                save_checkpoint(files.best_path, state.to_checkpoint())
+            if is_main_process() and val_l1 <= min(past["val_l1"] for past in self.history):
+                save_checkpoint(self.files.best_path, self.to_checkpoint())
             # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
-            state.save(files.best_path.parent)
+            self.save()
             say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
 
     def finish_epoch_(self, title: str) -> None:
@@ -301,104 +269,110 @@ class _Trainer:
         Raises:
             Interrupted: a signal came; the state is that after a whole step.
         """
-        state, steps = self.state, len(self.loader)
-        state.criterion.network.train()
-        resumed, started = state.seconds, time.monotonic()
+        steps = len(self.loader)
+        self.criterion.network.train()
+        resumed, started = self.seconds, time.monotonic()
         # Sums stay on the device: reading them each step would make the GPU wait for the host.
-        before = state.l1_sum if is_main_process() else 0.0
+        before = self.l1_sum if is_main_process() else 0.0
         l1_sum = torch.full((), before, device=self.device, dtype=torch.float64)
         stop = 0
         with _held_signals() as received, progress(title, steps) as bar:
-            bar.advance(state.step)
+            bar.advance(self.step)
             try:
-                for crops in self.loader.epoch(state.epoch, start=state.step):
+                for crops in self.loader.epoch(self.epoch, start=self.step):
                     count, stop = _agree(len(crops), received())
                     if stop:
                         break
                     if count:
                         self._step_(crops, count, l1_sum)
-                    state.step += 1
-                    state.crops += count
-                    state.seconds = resumed + time.monotonic() - started
-                    if state.step % _FINITE_CHECK_STEPS == 0 or state.step == steps:
+                    self.step += 1
+                    self.crops += count
+                    self.seconds = resumed + time.monotonic() - started
+                    if self.step % _FINITE_CHECK_STEPS == 0 or self.step == steps:
                         self._check_finite(l1_sum.item())
-                        bar.advance(0, f"L1 {l1_sum.item() * process_count() / max(1, state.crops):.4f}")
+                        bar.advance(0, f"L1 {l1_sum.item() * process_count() / max(1, self.crops):.4f}")
                     bar.advance()
             except MachineError:
                 # A signal to all processes of a group ends those that load before this one obeys.
                 if not received():
                     raise
-            state.l1_sum = sum_over_processes_(l1_sum).item()
+            self.l1_sum = sum_over_processes_(l1_sum).item()
             if stop:
                 raise Interrupted(stop)
-        if state.crops == 0:
-            raise InputError(
-                "data set", None, "no training photograph could be read", "check the folder given with --data"
-            )
+        if self.crops == 0:
+            why = "no training photograph could be read"
+            raise InputError("data set", None, why, "check the folder given with --data")
 
     def close_epoch_(self, val_l1: float) -> Mapping[str, float]:
         """The row of the epoch that ended, which is now part of the history."""
-        state = self.state
         self._check_finite(val_l1)
         row = {
-            "epoch": state.epoch,
-            "train_l1": state.l1_sum / state.crops,
+            "epoch": self.epoch,
+            "train_l1": self.l1_sum / self.crops,
             "val_l1": val_l1,
-            "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
-            "seconds": round(state.seconds, 3),
-            "images_per_s": round(state.crops / state.seconds, 1),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(self.crops / self.seconds, 1),
         }
-        state.history.append(row)
-        state.step, state.seconds, state.crops, state.l1_sum = 0, 0.0, 0, 0.0
+        self.history.append(row)
+        self.step, self.seconds, self.crops, self.l1_sum = 0, 0.0, 0, 0.0
         return row
 
     def _step_(self, crops: Crops, count: int, l1_sum: Tensor) -> None:
         """One step on this process's part of a batch of `count` crops."""
-        state, recipe = self.state, self.recipe
+        recipe = self.recipe
         share = len(crops) * process_count() / count
         if not len(crops):
-            # Its part was lost, but the others wait for its sums: nothing, of the right shape.
-            rgb, answers = crops.rgb, crops.answers
-            crops = Crops(
-                rgb.new_zeros((1, *rgb.shape[1:])),
-                answers=None if answers is None else answers.new_zeros((1, *answers.shape[1:])),
-            )
-        done = len(state.history) * len(self.loader) + state.step
+            crops = crops.blank()  # its part was lost, but the others wait for its sums
+        done = len(self.history) * len(self.loader) + self.step
         if recipe.dropout:
             _seed_dropout(self.job.data.seed, done)
-        rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), state.history)
-        for group in state.optimizer.param_groups:
+        rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), self.history)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = prepare_batch(crops, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             answered = self.forward(batch.lightness)
-        loss, l1 = state.criterion.loss(answered, batch)
+        loss, l1 = self.criterion.loss(answered, batch)
         # Gradients are averaged over processes: a larger part of the batch counts for more.
         loss = loss * share
-        state.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(state.scaler.scale(loss))
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.criterion.parameters(), recipe.gradient_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.average is not None:
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.criterion.parameters(), recipe.gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
             # A young average forgets faster, or the first weights would stay in it for long.
             decay = min(recipe.ema_decay, (1 + done) / (10 + done))
-            state.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            state.average.update_parameters(state.criterion.network)
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self.average.update_parameters(self.criterion.network)
         # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing. Scaled gradients may
         # be infinite; the scaler then leaves the step out and scales less.
-        lost = 0.0 if state.scaler.is_enabled() else 0.0 * norm
+        lost = 0.0 if self.scaler.is_enabled() else 0.0 * norm
         l1_sum += l1 * (share * count / process_count()) + lost
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):
-            raise DivergedError(
-                "training",
-                None,
-                f"the loss became {value} in epoch {self.state.epoch}",
-                "use a lower --learning-rate; best.pt is the best epoch before",
-            )
+            why = f"the loss became {value} in epoch {self.epoch}"
+            raise DivergedError("training", None, why, "use a lower --learning-rate; best.pt is the best epoch before")
+
+
+def _make_forward(criterion: Loss, device: torch.device, *, compiled: bool) -> Callable[[Tensor], Any]:
+    """What answers in training: the criterion itself, compiled or shared by several processes where that is asked."""
+    forward: Callable[[Tensor], Any] = criterion
+    if process_count() > 1:
+        forward = nn.parallel.DistributedDataParallel(
+            criterion,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # all processes have the same ones already
+            gradient_as_bucket_view=True,
+        )
+    if not compiled:
+        return forward
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise MachineError("option", "--compile", "no C++ compiler found", "install g++, or leave it out")
+    return torch.compile(forward)
 
 
 def _agree(crops: int, signal_number: int) -> tuple[int, int]:

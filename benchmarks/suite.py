@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from benchmarks.roof import Roof, measure_roof
 from benchmarks.rows import FORMAT_VERSION, Row, write_benchmark_json
 from benchmarks.tables import make_rows, write_benchmark_csv
 from benchmarks.variants import Variant, in_runtimes
-from colorpress.core.config import BenchmarkPlan, DataConfig, MachineConfig
+from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import GateError, InputError
 from colorpress.core.machine import describe_machine, machine_key
 from colorpress.core.stages import StageRecord, forget_stage
-from export.timing import Ratio
 from training.checkpoint import load_checkpoint
+from training.device import choose_device
 from training.photos import Photo, PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 
@@ -30,33 +30,24 @@ _RAW = ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
 
 
 def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
-    """Time and score the first variant, best.pt, and every other: benchmark.csv, benchmark.json and the pictures.
+    """`run_benchmark` on the test photographs as a stage.
 
     Args:
         photos: None measures time and size alone.
     """
-    settings = run.settings
+    settings, test = run.settings, photos.test if photos else ()
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if photos and variants[0].runtime == "torch":
             warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
-        measured = run_benchmark(
-            variants,
-            photos.test if photos else (),
-            settings.benchmark_plan,
-            run.folder,
-            machine=settings.machine,
-            data=settings.data,
-        )
-        failed = [row.model for row in measured.rows if not row.is_ok]
-        return measured.paths, {"rows": len(measured.rows), "failed": failed}
+        rows, paths = run_benchmark(run, variants, test)
+        return paths, {"rows": len(rows), "failed": [row.model for row in rows if not row.is_ok]}
 
-    scored = PhotoSplit(train=(), val=(), test=photos.test if photos else (), skipped=())
     used = {
         **vars(settings.benchmark_plan),
         **vars(settings.machine),
         **run.arch_key(),
-        **run.data_key(scored),
+        **run.data_key(PhotoSplit(train=(), val=(), test=test, skipped=())),
         "names": [variant.name for variant in variants],
         "cautions": [variant.caution for variant in variants],
         "machine": machine_key(),
@@ -72,46 +63,25 @@ def require_measured(run: Run, measured: StageRecord) -> None:
         raise GateError("benchmark", run.folder, why, "see status and error in benchmark.csv, and run it again")
 
 
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """A benchmark's figures and the files it wrote.
-
-    Attributes:
-        rows: best.pt first.
-        grey_l1: the L1 of a grey answer on the same photographs.
-        aa_ratios: per device, best.pt's p50 over best.pt's p50 timed as a second arm.
-        paths: benchmark.csv, benchmark.json and the pictures.
-    """
-
-    rows: tuple[Row, ...]
-    grey_l1: float | None
-    aa_ratios: Mapping[str, Ratio]
-    paths: tuple[Path, ...]
-
-
-def run_benchmark(
-    variants: Sequence[Variant],
-    photos: Sequence[Photo],
-    plan: BenchmarkPlan,
-    output_dir: Path,
-    *,
-    machine: MachineConfig,
-    data: DataConfig,
-) -> BenchmarkResult:
+def run_benchmark(run: Run, variants: Sequence[Variant], photos: Sequence[Photo]) -> tuple[list[Row], list[Path]]:
     """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
 
-    A variant that fails is a row that says so. Every file is run in the runtimes that `plan.bench_runtime` names for
-    its kind, as "<name> @ openvino", and timed under every combination of batch, size and threads, as "<name>, batch
-    8". With `machine.device` auto or cuda, and a GPU that both PyTorch and ONNX Runtime can use, every variant is
+    A variant that fails is a row that says so. Every file is run in the runtimes that the option bench-runtime names
+    for its kind, as "<name> @ openvino", and timed under every combination of batch, size and threads, as "<name>,
+    batch 8". With the device auto or cuda, and a GPU that both PyTorch and ONNX Runtime can use, every variant is
     measured there too, as "<name> @ cuda".
 
     Args:
+        run: its folder and its options.
         variants: the first one is best.pt, which the others are compared with.
-        photos: held out, at least one; not looked at where `plan.eval_photos` is 0.
+        photos: held out, at least one; not looked at where eval-photos is 0.
+    Returns:
+        The rows, best.pt first, and the files.
     Raises:
         InputError: no variant, or no photograph.
         MachineError: a CUDA device was asked for and is not there, or a file cannot be written.
     """
+    plan, machine, data = run.settings.benchmark_plan, run.settings.machine, run.settings.data
     if not variants or (plan.eval_photos and not photos):
         missing = "photographs" if variants else "model"
         raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
@@ -124,21 +94,19 @@ def run_benchmark(
     rows = make_rows(latency, accuracy, roof)
     record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof)
     paths = [
-        write_benchmark_csv(output_dir / "benchmark.csv", rows),
-        write_benchmark_json(output_dir / "benchmark.json", record),
+        write_benchmark_csv(run.folder / "benchmark.csv", rows),
+        write_benchmark_json(run.folder / "benchmark.json", record),
     ]
     if accuracy.photos:
-        paths.append(draw_pareto(rows, accuracy.mean_grey_l1, output_dir / "pareto.png"))
-        paths += write_picture_set(variants, accuracy, photos, rows, plan, output_dir, data.max_pixels, threads)
-    return BenchmarkResult(tuple(rows), accuracy.mean_grey_l1, latency.aa_ratios, tuple(paths))
+        paths.append(draw_pareto(rows, accuracy.mean_grey_l1, run.folder / "pareto.png"))
+        paths += write_picture_set(run, variants, accuracy, photos, rows)
+    return rows, paths
 
 
 def _find_gpu(device: str) -> str:
     """The GPU to measure on as well, or "cpu"."""
     import onnxruntime
     import torch
-
-    from training.device import choose_device
 
     chosen = choose_device(device)
     both = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -25,10 +25,11 @@ from benchmarks.report.sample_photos import (
 )
 from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet, shorten_label
 from benchmarks.variants import Variant, describe_variant
-from colorpress.core.config import BenchmarkPlan
+from colorpress.core.config import Settings
 from colorpress.core.files import sha256_file
 from training.metrics import PhotoScores
 from training.photos import Photo, load_rgb
+from training.run_folder import Run
 
 CELL, GAP, LINES = 100, 8, 40
 
@@ -216,8 +217,8 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     stale = tmp_path / "pictures" / "99-0.jpg"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
-    config = BenchmarkPlan(eval_size=32)
-    paths = write_picture_set(variants, accuracy, photos, rows, config, tmp_path, 10_000_000, 1)
+    run = Run(tmp_path, Settings.from_options({"eval_size": 32}))
+    paths = write_picture_set(run, variants, accuracy, photos, rows)
     folder = tmp_path / "pictures"
     assert {path.name for path in paths if path.parent == tmp_path} == {
         "comparison.png", "sample_input_output.png", "sample_output.png",

@@ -12,15 +12,22 @@ from PIL import Image
 from benchmarks.report.page import write_report
 from benchmarks.suite import run_benchmark
 from benchmarks.variants import describe_variant
-from colorpress.core.config import BenchmarkPlan, DataConfig, ExportConfig, MachineConfig
+from colorpress.core.config import ExportConfig, Settings
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import sha256_file
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
 from training.photos import Photo
+from training.run_folder import Run
 
-QUICK = BenchmarkPlan(bench_size=(8,), roof=False, rounds=1, runs=3, min_seconds=0.0, warmup=1, eval_size=32)
-CPU = MachineConfig(device="cpu", threads=1)
+QUICK = {
+    "bench_size": (8,), "roof": False, "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "eval_size": 32,
+    "device": "cpu", "threads": 1,
+}  # fmt: skip
+
+
+def run_in(folder: Path, **options: object) -> Run:
+    return Run(folder, Settings.from_options({**QUICK, **options}))
 
 
 @pytest.fixture
@@ -36,28 +43,21 @@ def test_a_benchmark_writes_its_files_and_the_report(
     onnx = describe_variant("best", exported, macs=5)
     output = tmp_path / "out"
     variants = [best, onnx, replace(onnx, name="gone", path=tmp_path / "gone.onnx")]
-    result = run_benchmark(
-        variants,
-        photos,
-        replace(QUICK, bench_runtime=("onnxruntime", "openvino")),
-        output,
-        machine=CPU,
-        data=DataConfig(),
-    )
+    rows, paths = run_benchmark(run_in(output, bench_runtime=("onnxruntime", "openvino")), variants, photos)
     written = {"benchmark.csv", "benchmark.json", "pareto.png", "comparison.png"}
     written |= {"sample_input_output.png", "sample_output.png"}
-    beside = {path.name for path in result.paths if path.parent == output}
+    beside = {path.name for path in paths if path.parent == output}
     assert {path.name for path in output.iterdir()} == beside | {"pictures"} == written | {"pictures"}
-    assert set((output / "pictures").iterdir()) <= set(result.paths)
-    assert [(row.model, row.status) for row in result.rows] == [
+    assert set((output / "pictures").iterdir()) <= set(paths)
+    assert [(row.model, row.status) for row in rows] == [
         ("best.pt", "ok"), ("best", "ok"), ("best @ openvino", "ok"), ("gone", "error"), ("gone @ openvino", "error"),
     ]  # fmt: skip
-    in_ort, in_openvino = result.rows[1], result.rows[2]
+    in_ort, in_openvino = rows[1], rows[2]
     assert in_openvino.provider.startswith("OpenVINO 20")
     assert in_openvino.l1 == pytest.approx(in_ort.l1, abs=1e-3)
-    assert result.grey_l1 is not None and result.grey_l1 > 0
-    assert set(result.aa_ratios) == {"cpu"}
     record = json.loads((output / "benchmark.json").read_text())
+    assert record["grey_l1"] > 0
+    assert set(record["aa_ratios"]) == {"cpu"}
     assert len(record["per_photo"]["photos"]) == len(record["per_photo"]["l1"]["best"]) == 10
     assert len(record["raw_times"]["best"][0]["times_ns"]) >= 3
     with Image.open(output / "comparison.png") as sheet:
@@ -70,11 +70,9 @@ def test_a_benchmark_writes_its_files_and_the_report(
 
 def test_nothing_to_measure_is_refused(tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model"):
-        run_benchmark([], photos, QUICK, tmp_path, machine=CPU, data=DataConfig())
+        run_benchmark(run_in(tmp_path), [], photos)
     with pytest.raises(InputError, match="no photographs"):
-        run_benchmark(
-            [describe_variant("best.pt", tiny_checkpoint)], [], QUICK, tmp_path, machine=CPU, data=DataConfig()
-        )
+        run_benchmark(run_in(tmp_path), [describe_variant("best.pt", tiny_checkpoint)], [])
 
 
 def test_a_gpu_that_is_not_there_is_refused(
@@ -82,7 +80,4 @@ def test_a_gpu_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(MachineError, match="cuda"):
-        run_benchmark(
-            [describe_variant("best.pt", tiny_checkpoint)], photos, QUICK, tmp_path,
-            machine=MachineConfig(device="cuda"), data=DataConfig(),
-        )  # fmt: skip
+        run_benchmark(run_in(tmp_path, device="cuda"), [describe_variant("best.pt", tiny_checkpoint)], photos)

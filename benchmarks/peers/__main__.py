@@ -77,12 +77,9 @@ def compare_peers(
         warn_of_other_split(run.load(run.best_path), photos)
         made = make_peers(run, photos, peers)
         write_peers_json(output_dir / "peers.json", made, output_dir)
-        rows: tuple[Row, ...] = ()
+        rows: list[Row] = []
         if measure:
-            variants, plan = _list_variants(run, own, made, openvino), settings.benchmark_plan
-            rows = run_benchmark(
-                variants, photos.test, plan, output_dir, machine=settings.machine, data=settings.data
-            ).rows
+            rows, _ = run_benchmark(run, _list_variants(run, own, made, openvino), photos.test)
         table = format_peers(made, rows)
         write_text(output_dir / "peers.md", table)
         run.write_settings()

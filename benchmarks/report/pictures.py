@@ -27,10 +27,10 @@ from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
 from benchmarks.verdict import judge_rows, merit, parent_name
-from colorpress.core.config import BenchmarkPlan
 from colorpress.core.files import write_bytes, write_json
 from compress.front import find_front
 from training.photos import Photo
+from training.run_folder import Run
 
 FORMAT_VERSION = 1
 FOLDER = "pictures"
@@ -60,14 +60,7 @@ class PictureChoice:
 
 
 def write_picture_set(
-    variants: Sequence[Variant],
-    accuracy: AccuracyResult,
-    photos: Sequence[Photo],
-    rows: Sequence[Row],
-    config: BenchmarkPlan,
-    output_dir: Path,
-    max_pixels: int,
-    threads: int,
+    run: Run, variants: Sequence[Variant], accuracy: AccuracyResult, photos: Sequence[Photo], rows: Sequence[Row]
 ) -> list[Path]:
     """Write comparison.png, the two samples, and pictures/: JPEG files with pictures.json, which says what each is.
 
@@ -84,21 +77,22 @@ def write_picture_set(
     # Another runtime's or device's colours are those of the same file.
     files = {variant.path: variant for variant in reversed(variants)}
     finished = [each for each in variants if files[each.path] is each and accuracy.is_ok(each.name)]
-    color = partial(color_photos, max_pixels=max_pixels, threads=threads)
-    colored = color(finished, choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS), short_side=config.eval_size)
+    eval_size = run.settings.score.eval_size
+    color = partial(color_photos, max_pixels=run.settings.data.max_pixels, threads=rows[0].threads)
+    colored = color(finished, choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS), short_side=eval_size)
     best = variants[0].name
     sheets = {
         "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
         "sample_input_output.png": draw_comparison(colored[:2], [best], cell=_LARGE_CELL),
         "sample_output.png": draw_outputs(colored, best),
     }
-    paths = [save_sheet(sheet, output_dir / name) for name, sheet in sheets.items()]
+    paths = [save_sheet(sheet, run.folder / name) for name, sheet in sheets.items()]
     choice = choose_pictures(variants, accuracy, photos, rows)
-    short_side = min(config.eval_size, _SHORT_SIDE)
+    short_side = min(eval_size, _SHORT_SIDE)
     shown = color(choice.variants, [*choice.typical, *choice.worst], short_side=short_side, keep_ab=True)
     measured = _measured_l1(accuracy)
     shown = [replace(each, l1={**each.l1, **measured.get(each.sha256, {})}) for each in shown]
-    return [*paths, *_write_folder(output_dir / FOLDER, shown, choice)]
+    return [*paths, *_write_folder(run.folder / FOLDER, shown, choice)]
 
 
 def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:

@@ -44,17 +44,13 @@ def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: 
     figures = {row.model: _figures_of(row) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
     limits = {limit.name: limit for limit in read_limits(budget, goal, whole=_figures_of(rows[0]))}
     lines = []
-    for name in (name for name, value in {**vars(goal), **vars(budget)}.items() if value is not None):
-        title = f"{option_name(name)} {options[option_name(name)]}"
-        # A share of a figure that best.pt does not have is no limit.
-        known = name in limits
-        lines.append(
-            _judge(title, limits[name], recommended, figures) if known else BudgetLine(title, None, _NO_FIGURE)
-        )
+    for name, value in {**vars(goal), **vars(budget)}.items():
+        if value is not None:
+            # A share of a figure that best.pt does not have is no limit.
+            known = name in limits
+            met, sentence = _judge(limits[name], recommended, figures) if known else (None, "best.pt has no figure.")
+            lines.append(BudgetLine(f"{option_name(name)} {options[option_name(name)]}", met, sentence))
     return lines
-
-
-_NO_FIGURE = "best.pt has no figure."
 
 
 def _pick(config: type[Config], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,23 +70,20 @@ def _figures_of(row: Row) -> Figures:
     }
 
 
-def _judge(title: str, limit: Limit, recommended: str | None, figures: Mapping[str, Figures]) -> BudgetLine:
-    """The line of a limit; `figures` by the name of a row, best first."""
+def _judge(limit: Limit, recommended: str | None, figures: Mapping[str, Figures]) -> tuple[bool | None, str]:
+    """Whether a limit is met, and the sentence about it; `figures` by the name of a row, best first."""
 
     def describe(model: str) -> str:
         value = figures[model][limit.figure]
         share = f", {100 * value / limit.whole:.3g} % of best.pt's" if limit.whole else ""
         return f"{limit.show(value)}{share}"
 
-    chosen = recommended if recommended in figures else None
-    met = limit.is_met(figures[chosen]) if chosen else None
-    if chosen is None:
-        sentence = "Nothing is recommended"
-    elif met is None:
-        sentence = f"{chosen} has no such figure"
-    else:
-        sentence = f"{chosen}: {describe(chosen)}"
+    met = None
+    sentence = "Nothing is recommended"
+    if recommended is not None and recommended in figures:
+        met = limit.is_met(figures[recommended])
+        sentence = f"{recommended} has no such figure" if met is None else f"{recommended}: {describe(recommended)}"
     if not met:
         other = next((model for model, known in figures.items() if limit.is_met(known)), None)
         sentence += f"; {other} meets it: {describe(other)}" if other else "; no variant meets it"
-    return BudgetLine(title, met, f"{sentence}.")
+    return met, f"{sentence}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 
 from colorpress.core.errors import ConfigError
@@ -37,14 +38,12 @@ def plan_within_limits(
             answers[widths] = next(iter(misses(limits, apply(plan))), "")
         return answers[widths]
 
-    low, high = 0, round(_LARGEST * _FINEST)
     if why := miss(plan_at(_LARGEST)):
         hint = "allow more, or let more go: a smaller --round-to, a larger --largest-share"
         raise ConfigError("budget", None, f"not even the smallest network meets it: {why}", hint)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if miss(plan_at(middle / _FINEST)) else (low, middle)
-    return plan_at(low / _FINEST), low / _FINEST
+    thousandths = range(round(_LARGEST * _FINEST))
+    ratio = bisect_left(thousandths, True, key=lambda each: not miss(plan_at(each / _FINEST))) / _FINEST
+    return plan_at(ratio), ratio
 
 
 def misses(limits: MeasuredLimits, network: ColorNetwork) -> Iterator[str]:

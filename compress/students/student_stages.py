@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,11 +303,8 @@ def choose_candidate(
             seen[place] = replace(seen[place], **figures, verdict=verdict)
         return met[place]
 
-    low, high = 0, len(fitting) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if meets_goal(fitting[middle]) else (middle + 1, high)
-    if meets_goal(fitting[low]):
-        return seen[fitting[low]], tuple(seen), f"the smallest of {len(seen)} candidates that meets the goal"
+    smallest = fitting[bisect_left(fitting[:-1], True, key=meets_goal)]
+    if meets_goal(smallest):
+        return seen[smallest], tuple(seen), f"the smallest of {len(seen)} candidates that meets the goal"
     best = min(met, key=lambda place: seen[place].l1_delta_pct or 0.0)
     return seen[best], tuple(seen), "no candidate within the budgets meets the goal; this one kept most colour"

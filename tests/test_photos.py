@@ -8,7 +8,6 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,11 @@ from PIL import Image, ImageCms
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import ConfigError, GateError, InputError
 from training.decoding import decode_photo
-from training.photos import (
-    NO_COLOUR,
-    Photo,
-    embedded_photos,
-    find_photos,
-    load_rgb,
-    scan_photos,
-)
+from training.photos import NO_COLOUR, Photo, embedded_photos, find_photos, inspect_photo, load_rgb, scan_photos
 
 LIMIT = 1_000_000
 EXACT, JPEG_LOSS = 1, 12
+LOSSLESS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -53,9 +46,8 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(900))) + chunk(b"IEND", b"")
-    )
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(900))), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 # What is refused, and how that is said.
@@ -197,9 +189,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, kind: str, orientation: int
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x010F] = "a camera"
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
     path = tmp_path / "x"
-    path.write_bytes(encoded(Image.fromarray(stored_for(orientation, upright)), kind, exif=exif, **options))
+    stored = Image.fromarray(stored_for(orientation, upright))
+    path.write_bytes(encoded(stored, kind, exif=exif, **LOSSLESS.get(kind, {})))
     shown = load_rgb(path, max_pixels=LIMIT)
     assert shown.shape == upright.shape
     assert np.abs(shown.astype(int) - upright).max() <= (JPEG_LOSS if kind == "JPEG" else 0)
@@ -268,29 +260,16 @@ def _in_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
 @pytest.mark.parametrize(
     ("mode", "kind", "tolerance"),
     [
-        ("1", "PNG", 0),
-        ("L", "PNG", 0),
-        ("L", "JPEG", JPEG_LOSS),
-        ("LA", "PNG", 0),
-        ("P", "PNG", 0),
-        ("P", "GIF", 0),
-        ("RGBA", "PNG", 0),
-        ("RGBA", "TIFF", 0),
+        *((mode, "PNG", 0) for mode in ("1", "L", "LA", "P", "RGBA")),
+        *(("P", "GIF", 0), ("RGBA", "TIFF", 0), ("L", "JPEG", JPEG_LOSS), ("CMYK", "JPEG", 2 * JPEG_LOSS)),
+        *((mode, "TIFF", EXACT) for mode in ("I;16", "I;16B", "I", "F", "CMYK", "LAB")),
         ("I;16", "PNG", EXACT),
-        ("I;16", "TIFF", EXACT),
-        ("I;16B", "TIFF", EXACT),
-        ("I", "TIFF", EXACT),
-        ("F", "TIFF", EXACT),
-        ("CMYK", "TIFF", EXACT),
-        ("CMYK", "JPEG", 2 * JPEG_LOSS),
-        ("LAB", "TIFF", EXACT),
     ],
 )
 def test_every_colour_mode_becomes_srgb(tmp_path: Path, mode: str, kind: str, tolerance: int) -> None:
     picture, expected = _in_mode(mode)
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
     path = tmp_path / "x"
-    path.write_bytes(encoded(picture, kind, **options))
+    path.write_bytes(encoded(picture, kind, **LOSSLESS.get(kind, {})))
     shown = load_rgb(path, max_pixels=LIMIT)
     assert shown.dtype == np.uint8
     assert np.abs(shown.astype(int) - expected).max() <= tolerance
@@ -333,9 +312,8 @@ def test_a_broken_profile_is_ignored(tmp_path: Path, profile: bytes) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
 def test_of_several_frames_the_first_is_taken(tmp_path: Path, kind: str) -> None:
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
-    options = {"lossless": True} if kind == "WEBP" else {}
     path = tmp_path / "x"
-    path.write_bytes(encoded(red, kind, save_all=True, append_images=[blue], **options))
+    path.write_bytes(encoded(red, kind, save_all=True, append_images=[blue], **LOSSLESS.get(kind, {})))
     assert np.abs(load_rgb(path, max_pixels=LIMIT)[8, 8].astype(int) - (255, 0, 0)).max() <= 2
 
 
@@ -424,14 +402,9 @@ def test_a_split_does_not_depend_on_workers_names_or_index(photo_folder: Path, t
     assert scan_photos(data(photo_folder, seed=1), workers=0) != renamed
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    count=st.integers(4, 10),
-    seed=st.integers(0, 99),
-    val=st.sampled_from([0.1, 0.3]),
-    test=st.sampled_from([0.1, 0.2]),
-)
-def test_split_properties(photo_folder: Path, count: int, seed: int, val: float, test: float) -> None:
+@settings(max_examples=15, deadline=None)
+@given(st.integers(4, 10), st.integers(0, 99), st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.2]))
+def test_split_properties(count: int, seed: int, val: float, test: float) -> None:
     from training.photos import _split
 
     photos = [Photo(Path(str(i)), f"{i:064x}", 8, 8) for i in range(count * 10)]
@@ -451,10 +424,12 @@ def test_an_index_saves_decoding_and_notices_changes(
     index = tmp_path / "index.json"
     first = scan_photos(data(photo_folder), workers=1, index_path=index)
     decoded: list[str] = []
-    import training.photos as module
 
-    inspect: Callable[..., object] = module.inspect_photo
-    monkeypatch.setattr(module, "inspect_photo", lambda path, limit: decoded.append(path.name) or inspect(path, limit))
+    def inspect(path: Path, limit: int) -> object:
+        decoded.append(path.name)
+        return inspect_photo(path, limit)
+
+    monkeypatch.setattr("training.photos.inspect_photo", inspect)
     assert scan_photos(data(photo_folder), workers=1, index_path=index) == first
     assert decoded == []
     make_photo(77).save(photo_folder / "photo0.png")
@@ -472,11 +447,10 @@ def test_a_poisoned_index_is_made_anew(
     first = scan_photos(data(photo_folder), workers=0, index_path=index)
     good = index.read_bytes()
     content = json.loads(good)
-    entry = content["files"]["photo0.png"]
-    if poison in ("sha", "size", "shape"):
-        entry[{"sha": 2, "size": 3, "shape": 0}[poison]] = {"sha": "../../etc/passwd", "size": -5, "shape": None}[
-            poison
-        ]
+    bad = {"sha": (2, "../../etc/passwd"), "size": (3, -5), "shape": (0, None)}
+    if poison in bad:
+        place, value = bad[poison]
+        content["files"]["photo0.png"][place] = value
         index.write_text(json.dumps(content))
     else:
         index.write_bytes(b"\x80\x04." if poison == "pickle" else poison.encode())

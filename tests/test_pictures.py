@@ -13,17 +13,20 @@ from PIL import Image
 from test_verdict import BEST, SMALL, row
 
 from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
-from benchmarks.report import sheets
+from benchmarks.report import sample_photos
 from benchmarks.report.pictures import choose_pictures, choose_sheet_photos, write_picture_set
 from benchmarks.report.sample_photos import (
     ColoredPhoto,
     bar_colours,
     choose_scale,
     color_photos,
+    draw_comparison,
+    draw_outputs,
     map_difference,
     paint_map,
+    save_sheet,
+    shorten_label,
 )
-from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet, shorten_label
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import Settings
 from colorpress.core.files import sha256_file
@@ -95,7 +98,7 @@ def test_samples(tmp_path: Path) -> None:
     "name", ["x", "a" * 200, "тест 画像 é.png", "new\nline.png", "pruned-int8-with-a-long-name", ""]
 )
 def test_labels_fit_their_cell(name: str) -> None:
-    font = sheets._load_font()
+    font = sample_photos._load_font()
     label = shorten_label(name, CELL, font)
     assert font.getlength(label) <= CELL
     assert "\n" not in label
@@ -103,7 +106,7 @@ def test_labels_fit_their_cell(name: str) -> None:
 
 
 def test_labels_keep_both_ends() -> None:
-    label = shorten_label("holiday-in-the-mountains-0042.jpg", 120, sheets._load_font())
+    label = shorten_label("holiday-in-the-mountains-0042.jpg", 120, sample_photos._load_font())
     assert label.startswith("holi") and label.endswith(".jpg") and "…" in label
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.rows import Row, base_rows, one_per_file
 from colorpress.core.charts import drawn, format_cost, number_log_axis, place_labels
@@ -24,31 +23,25 @@ _LONGEST_NAME = 34
 _LEGEND_ROWS = 26
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     """How the points of some rows look, and what the legend says of them."""
 
     label: str
     colour: str
+    face: str
     marker: str
-    is_hollow: bool = False
-
-    @property
-    def face(self) -> str:
-        return "white" if self.is_hollow else self.colour
 
 
-_BASELINE = _Kind("best.pt", "#b3261e", "s")
-_PEER = _Kind("other tools", "#c26a00", "D")
+_BASELINE = _Kind("best.pt", "#b3261e", "#b3261e", "s")
+_PEER = _Kind("other tools", "#c26a00", "#c26a00", "D")
 _OURS = {
-    "PyTorch": _Kind("ours, PyTorch", "#1f5fbf", "o", is_hollow=True),
-    "ONNX Runtime": _Kind("ours, ONNX Runtime", "#1f5fbf", "o"),
-    "OpenVINO": _Kind("ours, OpenVINO", "#1f5fbf", "^"),
+    "PyTorch": _Kind("ours, PyTorch", "#1f5fbf", "white", "o"),
+    "ONNX Runtime": _Kind("ours, ONNX Runtime", "#1f5fbf", "#1f5fbf", "o"),
+    "OpenVINO": _Kind("ours, OpenVINO", "#1f5fbf", "#1f5fbf", "^"),
 }
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """A row in one panel: where it stands, and what it is called there and in the list at the side."""
 
     x: float
@@ -72,7 +65,8 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
         MachineError: the file cannot be written.
     """
     shown = [row for row in base_rows(rows) if row.is_ok and row.l1 is not None and row.p50_ms is not None]
-    kinds = {row.model: _kind_of(row, is_baseline=row is rows[0]) for row in shown}
+    kinds = {row.model: _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family] for row in shown}
+    kinds |= {row.model: _BASELINE for row in shown if row is rows[0]}
     times = [_Point(row.p50_ms or 0.0, row.l1 or 0.0, row.model, row.model, kinds[row.model]) for row in shown]
     sizes = [
         _Point(float(row.fair_size_bytes), row.l1 or 0.0, row.variant, row.model, kinds[row.model])
@@ -103,14 +97,10 @@ def draw_pareto(rows: Sequence[Row], grey_l1: float | None, path: Path) -> Path:
     return path
 
 
-def _kind_of(row: Row, *, is_baseline: bool) -> _Kind:
-    return _BASELINE if is_baseline else _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family]
-
-
 def _find_front(points: Sequence[_Point]) -> list[_Point]:
     """Of points at one place the first."""
-    places = {(point.x, point.l1): point for point in reversed(points)}
-    return [places[place] for place in find_front(list(places), lambda place: place)]
+    first = {point[:2]: point for point in reversed(points)}
+    return find_front(list(first.values()), lambda point: point[:2])
 
 
 def _number_points(points: Sequence[_Point], front: set[str]) -> dict[str, str]:
@@ -132,12 +122,9 @@ def _draw_panel(
         return []
     front = _find_front(points)
     axes.plot([p.x for p in front], [p.l1 for p in front], color=_FRONT, alpha=0.35, linewidth=1.5, zorder=2)
-    for point in points:
-        kind = point.kind
+    for x, l1, _, _, kind in points:
         above = 4 if kind == _BASELINE else 3
-        axes.scatter(
-            [point.x], [point.l1], s=42, marker=kind.marker, facecolors=kind.face, edgecolors=kind.colour, zorder=above
-        )
+        axes.scatter([x], [l1], s=42, marker=kind.marker, facecolors=kind.face, edgecolors=kind.colour, zorder=above)
     _set_limits(axes, points, column, grey_l1)
     return [
         # A name is text, also with dollar signs, and is placed only after the layout is settled.
@@ -183,29 +170,21 @@ def _set_limits(axes: Axes, points: Sequence[_Point], column: str, grey_l1: floa
 def _add_retained_axis(axes: Axes, best_l1: float, grey_l1: float) -> SecondaryAxis:
     """G = (L1 grey - L1) / (L1 grey - L1 best) on the right: linear in L1."""
     gain = grey_l1 - best_l1
-
-    def to_retained(l1: Any) -> Any:
-        return (grey_l1 - l1) / gain
-
-    def to_l1(retained: Any) -> Any:
-        return grey_l1 - retained * gain
-
     axes.axhline(best_l1, color=_BASELINE.colour, linewidth=0.8, alpha=0.4, zorder=1)
-    return axes.secondary_yaxis("right", functions=(to_retained, to_l1))
+    to_retained_and_back = (lambda l1: (grey_l1 - l1) / gain, lambda retained: grey_l1 - retained * gain)
+    return axes.secondary_yaxis("right", functions=to_retained_and_back)
 
 
 def _write_side(axes: Axes, points: Sequence[_Point], numbers: Mapping[str, str]) -> None:
     """The markers that occur, and below them the names of the numbered points."""
     axes.axis("off")
     kinds = dict.fromkeys(point.kind for point in points)
-    handles = [
-        axes.plot([], [], kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)[0]
-        for kind in kinds
-    ]
-    if handles:
-        axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=9, borderaxespad=0)
+    for kind in kinds:
+        axes.plot([], [], kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)
+    if kinds:
+        axes.legend(loc="upper left", frameon=False, fontsize=9, borderaxespad=0)
     lines = [f"{number}  {_short(name)}" for name, number in numbers.items()]
     if len(lines) > _LEGEND_ROWS:
         lines = [*lines[: _LEGEND_ROWS - 1], f"and {len(lines) - _LEGEND_ROWS + 1} more, in benchmark.csv"]
-    top = 0.95 - 0.05 * len(handles)
+    top = 0.95 - 0.05 * len(kinds)
     axes.text(0, top, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)

@@ -20,10 +20,12 @@ from benchmarks.report.sample_photos import (
     bar_colours,
     choose_scale,
     color_photos,
+    draw_comparison,
+    draw_outputs,
     map_difference,
     paint_map,
+    save_sheet,
 )
-from benchmarks.report.sheets import draw_comparison, draw_outputs, save_sheet
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
 from benchmarks.verdict import judge_rows, merit, parent_name

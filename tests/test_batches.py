@@ -145,13 +145,12 @@ def test_a_photograph_that_vanishes_is_left_out_with_one_warning(
         with make_loader(photos, workers=workers) as loader:
             for epoch in (1, 2):
                 assert sum(len(batch) for batch in loader.epoch(epoch)) == 8
-            assert loader.lost == {photos[0].path, photos[1].path}
     whole = [photo for photo, _ in whole_photos(photos, short_side=8, max_pixels=LIMIT)]
     assert whole == list(photos[2:])
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 2
-    assert any("no such file" in line for line in warnings)
-    assert any("not an image" in line for line in warnings)
+    for photo, why in zip(photos, ("no such file", "not an image"), strict=False):
+        assert any(str(photo.path) in line and why in line for line in warnings)
 
 
 def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[Photo, ...]) -> None:

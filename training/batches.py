@@ -73,14 +73,13 @@ class AnswerFolder:
         """Named after the content of the photograph."""
         return self.folder / f"{photo.sha256}.npy"
 
-    def write(self, photo: Photo, answer: Tensor) -> Path:
+    def write(self, photo: Photo, answer: Tensor) -> None:
         """Keep the answer (1, 2, H, W) to `photo`, averaged over areas of 4x4 pixels."""
-        height, width = answer.shape[-2:]
-        size = (max(1, round(height / ANSWER_STRIDE)), max(1, round(width / ANSWER_STRIDE)))
+        size = [max(1, round(side / ANSWER_STRIDE)) for side in answer.shape[-2:]]
         buffer = io.BytesIO()
         small = F.interpolate(answer, size, mode="area")[0]  # (2, H/4, W/4)
         np.save(buffer, small.cpu().numpy().astype(np.float16))
-        return write_bytes(self.path_of(photo), buffer.getvalue())
+        write_bytes(self.path_of(photo), buffer.getvalue())
 
     def read(self, photo: Photo) -> NDArray[np.float16]:
         """The answer to `photo` as it was written.
@@ -107,8 +106,8 @@ class CropLoader:
     crop depend on (seed, epoch, photograph, crop number) alone, and the order on (seed, epoch): neither depends on
     `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
 
-    A photograph that cannot be read any more is left out of its batch with one warning, and counted in `lost`; a batch
-    may thereby be empty. Nothing but paths is held in memory. As a context manager it ends its workers.
+    A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
+    Nothing but paths is held in memory. As a context manager it ends its workers.
 
     Args:
         photos: what to crop from, at least one.
@@ -129,7 +128,6 @@ class CropLoader:
         answers: AnswerFolder | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.lost: set[Path] = set()
         self._order = _CropOrder(len(photos), recipe, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
             _CropDataset(photos, recipe, data, answers),
@@ -156,7 +154,6 @@ class CropLoader:
         try:
             for crops, lost in _iterate(self._loader):
                 for path, reason in lost:
-                    self.lost.add(path)
                     _warn_once(path, reason)
                 yield crops
         except RuntimeError as error:
@@ -260,9 +257,13 @@ def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size
     """The same crop of an answer (2, h, w) to a photograph of this width over height: (2, size, size)."""
     height, width = answer.shape[1:]
     left, top, right, bottom = draw.box(aspect, 1.0)
-    box = (left / aspect * width, top * height, right / aspect * width, bottom * height)
     # Pillow refuses a box that rounding put outside.
-    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+    box = (
+        max(0.0, left / aspect * width),
+        max(0.0, top * height),
+        min(float(width), right / aspect * width),
+        min(float(height), bottom * height),
+    )
     planes = [  # (size, size) each
         Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=box)
         for plane in answer.astype(np.float32)

@@ -43,8 +43,7 @@ class Checkpoint:
         history: one dictionary of numbers per epoch so far.
         extra: primitives of the stage that wrote it, such as the hash of the teacher.
         training_state: optimizer, sampler and generator state of `last.pt`; None in files that are shipped.
-        sha256: of the file it was read from; empty when it was never written.
-        path: of the file it was read from.
+        path, sha256: of the file it was read from; None and empty when it was never written.
         converted: whether that file was of another program.
         arch: the options that name a foreign network; never from the file itself.
     """
@@ -140,7 +139,9 @@ def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
     raw = path.read_bytes()
     if impostor := find_impostor(raw[:512]):
         raise _unusable(path, impostor)
-    content = _read_safetensors(path, raw) if _is_safetensors(path, raw) else _read_dictionary(path, raw)
+    # The safetensors format has no magic number: a length in 8 bytes, then JSON.
+    is_safetensors = path.suffix == ".safetensors" or raw[8:9] == b"{"
+    content = _read_safetensors(path, raw) if is_safetensors else _read_dictionary(path, raw)
     if content.get("format") == "colorpress":
         checkpoint = _read_own(path, content)
         if isinstance(checkpoint.architecture, UNetPlan):
@@ -167,10 +168,12 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     if version > FORMAT_VERSION:
         raise _unusable(path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
     try:
-        described = content["architecture"]
-        checkpoint = Checkpoint(
-            architecture=_read_architecture(described),
-            state_dict=dict(content["state_dict"]),
+        state_dict = dict(content["state_dict"])
+        if wrong := [name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)]:
+            raise TypeError(f"{wrong[0]} is no tensor")
+        return Checkpoint(
+            architecture=_read_architecture(content["architecture"]),
+            state_dict=state_dict,
             epoch=int(content["epoch"]),
             val_l1=content["val_l1"],
             history=tuple(content["history"]),
@@ -179,10 +182,6 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         )
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         raise _unusable(path, f"is incomplete ({error})") from error
-    for name, tensor in checkpoint.state_dict.items():
-        if not isinstance(tensor, Tensor):
-            raise _unusable(path, f"{name} is no tensor")
-    return checkpoint
 
 
 def _read_architecture(described: Mapping[str, Any]) -> Architecture:
@@ -285,11 +284,6 @@ def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _some(values: Mapping[Any, Any]) -> str:
     names = [str(name) for name in values]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _is_safetensors(path: Path, raw: bytes) -> bool:
-    # The format has no magic number: a length in 8 bytes, then JSON.
-    return path.suffix == ".safetensors" or raw[8:9] == b"{"
 
 
 def _read_safetensors(path: Path, raw: bytes) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The one training loop: the original, and every compressed network distilled from it, are fitted here.
 
-AdamW with a warm-up and a falling learning rate, clipped gradients, a running average of the weights; validation on
-whole photographs after each epoch; the weights of the epoch with the lowest validation L1 are kept. A fit that was
-interrupted goes on where it was: after the last finished epoch, or inside one when a signal stopped it; to the same
-bit on the same machine with the same number of threads. Started by torchrun, several processes share each batch and
+AdamW, clipped gradients, a running average of the weights; the epoch with the lowest L1 on whole validation photographs
+is kept. A fit that was interrupted goes on after the last finished epoch, or inside one when a signal stopped it; to
+the same bit on the same machine with the same number of threads. Several processes of torchrun share each batch and
 compute what one process would.
 """
 
@@ -243,11 +242,7 @@ class _Fit:
             setattr(self, name, saved[name])
 
     def fit_epoch_(self, title: str) -> None:
-        """Train what is left of the epoch under way, validate, and keep what earns it.
-
-        Raises:
-            Interrupted: a signal came; last.pt holds the state after a whole step.
-        """
+        """Train what is left of the epoch under way, validate, and keep what earns it; a signal saves and raises."""
         limits = {"short_side": self.recipe.val_size, "max_pixels": self.job.data.max_pixels}
         try:
             self.finish_epoch_(title)
@@ -264,11 +259,7 @@ class _Fit:
             say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
 
     def finish_epoch_(self, title: str) -> None:
-        """Do the steps that are left of the epoch under way; changes network, optimizer and average.
-
-        Raises:
-            Interrupted: a signal came; the state is that after a whole step.
-        """
+        """Do the steps that are left of the epoch under way; a signal ends them by Interrupted, after a whole step."""
         steps = len(self.loader)
         self.criterion.network.train()
         resumed, started = self.seconds, time.monotonic()
@@ -377,13 +368,9 @@ def _make_forward(criterion: Loss, device: torch.device, *, compiled: bool) -> C
 
 def _agree(crops: int, signal_number: int) -> tuple[int, int]:
     """How many crops the processes hold together, and the signal that any of them was sent (0: none)."""
-    if process_count() == 1:
-        return crops, signal_number
-    from torch import distributed
-
     both = torch.zeros(process_count(), 2, dtype=torch.int64)
     both[process_rank()] = torch.tensor([crops, signal_number])
-    distributed.all_reduce(both)
+    sum_over_processes_(both)
     return int(both[:, 0].sum()), int(both[:, 1].max())
 
 

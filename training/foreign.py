@@ -53,7 +53,6 @@ class ForeignArchitecture:
     source_sha256: str
 
     def describe(self) -> dict[str, Any]:
-        """The architecture as a checkpoint carries it."""
         return {"name": "foreign", **vars(self), "args": dict(self.args)}
 
     @staticmethod
@@ -105,7 +104,6 @@ class AdaptedNetwork(ColorNetwork):
 
     @property
     def title(self) -> str:
-        """File and class."""
         return self._architecture.source
 
     def forward_coarse(self, lightness: Tensor) -> Tensor:
@@ -166,8 +164,8 @@ def load_source(spec: str) -> LoadedSource:
     Raises:
         ConfigError: the text is no such pair, there is no such file or name, or running the file fails.
     """
-    file, colon, name = spec.rpartition(":")
-    if not colon or not file or not name.isidentifier():
+    file, _, name = spec.rpartition(":")
+    if not file or not name.isidentifier():
         raise ConfigError("option", "--arch", f"got {spec!r}", "give FILE.py:NAME, such as networks/unet.py:UNet")
     path = Path(file)
     if not path.is_file():
@@ -253,30 +251,23 @@ def _parse_value(text: str) -> Any:
 
 
 def _construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
-    """Call the user's class or function; the random state is as before.
-
-    Raises:
-        ConfigError: it fails, or gives something else than an nn.Module.
-    """
+    """Call the user's class or function; the random state is as before."""
+    name = source.name.rpartition(":")[2]
     try:
         with torch.random.fork_rng(devices=[]), _as_a_script(source.path), torch.inference_mode(False):
             network = source.make(**args)
     except (Exception, SystemExit) as error:  # as above
         given = ", ".join(f"{name}={value!r}" for name, value in args.items())
-        why = f"{source.name.rpartition(':')[2]}({given}) failed: {_reason(error, source.path)}"
+        why = f"{name}({given}) failed: {_reason(error, source.path)}"
         raise ConfigError("network file", source.path, why, "give its arguments with --arch-arg NAME=VALUE") from error
     if not isinstance(network, nn.Module):
-        why = f"{source.name.rpartition(':')[2]} gave a {type(network).__name__}, not an nn.Module"
+        why = f"{name} gave a {type(network).__name__}, not an nn.Module"
         raise ConfigError("network file", source.path, why, _ADAPTER_HINT)
     return network.eval()
 
 
 def _find_size_multiple(net: nn.Module, name: str) -> int:
-    """The smallest power of two whose multiples the network takes as height and width, answering ab of that size.
-
-    Raises:
-        InputError: there is none up to 256; with what went wrong at the last.
-    """
+    """The smallest power of two whose multiples the network takes as height and width, answering ab of that size."""
     why = ""
     for multiple in _MULTIPLES:
         if not (why := find_fault(net, multiple)):

@@ -31,10 +31,9 @@ class PhotoScores:
         l1_ab: mean absolute error of ab/128; the loss and the headline accuracy.
         l1_rgb: mean absolute error of sRGB in [0, 1].
         psnr_db: peak signal-to-noise ratio of sRGB, in decibels; at most 100 (a perfect answer).
-        ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows, as scikit-image computes it); NaN for
-            photographs with a side under 7 pixels.
-        delta_e: mean CIEDE2000 difference of the sRGB colours, those beyond its range clipped; about 1 is just
-            noticeable side by side (Sharma, Wu and Dalal 2005, as scikit-image computes it).
+        ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows); NaN with a side under 7 pixels.
+        delta_e: mean CIEDE2000 difference of the clipped sRGB colours; about 1 is just noticeable side by side (Sharma,
+            Wu and Dalal 2005). Both as scikit-image computes them.
     """
 
     l1_ab: float

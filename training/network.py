@@ -24,18 +24,12 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True)
 class GraphArchitecture:
-    """What a checkpoint says of a graph that was tuned: not enough to build it, since the graph is in an ONNX file.
-
-    Attributes:
-        source_sha256: of the ONNX file that was tuned.
-        size_multiple: height and width inside the network are multiples of this.
-    """
+    """What a checkpoint says of a graph that was tuned: the hash of its ONNX file, which alone holds the graph."""
 
     source_sha256: str
     size_multiple: int
 
     def describe(self) -> dict[str, Any]:
-        """The architecture as a checkpoint carries it."""
         return {"name": "graph", **vars(self)}
 
 

@@ -45,15 +45,12 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
 
 
 def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = False) -> FitResult:
-    """Train a UNet from L to ab with L1 loss; writes best.pt, last.pt, history.csv and training_loss.png.
+    """Train a UNet from L to ab; writes best.pt, last.pt, history.csv and training_loss.png.
 
-    A training that was interrupted in `folder` goes on after its last finished epoch; with `restart`, one with
-    other settings that is in the way is replaced.
+    A training that was interrupted in `folder` goes on; with `restart`, one with other settings that is in the way is
+    replaced.
 
-    Raises:
-        ConfigError: `folder` holds a training with other settings, or half of one.
-        DivergedError: the loss became NaN or Inf.
-        MachineError: the device is missing or the folder cannot be written.
+    Raises: as `fit_network`; MachineError, where the device is missing or the folder cannot be written.
     """
     extra = {"stage": "train", "train_photos": len(job.train), "val_photos": len(job.val)}
     with torch.random.fork_rng(devices=[]), torch_threads(job.machine.threads):
@@ -75,7 +72,7 @@ def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = F
 def adopt_checkpoint(run: Run, checkpoint: Path | None) -> None:
     """Copy a trained model into the run folder as its best.pt; one of another program in the format of this one.
 
-    The main process does, and the others of torchrun wait for it. None leaves the folder as it is.
+    None leaves the folder as it is.
 
     Raises:
         ConfigError: the folder holds another best.pt, which would be lost; or a foreign network is not named.
@@ -94,9 +91,8 @@ def _adopt(run: Run, checkpoint: Path) -> None:
     if run.best_path.exists() and sha256_file(run.best_path) == sha256_bytes(content):
         return
     if run.best_path.exists() and not run.force:
-        raise ConfigError(
-            "folder", run.folder, "holds another best.pt", "choose another --output-dir, or replace it with --force"
-        )
+        hint = "choose another --output-dir, or replace it with --force"
+        raise ConfigError("folder", run.folder, "holds another best.pt", hint)
     # What told of the model that was there would be read as telling of this one.
     forget_fit(run.folder)
     for name in ("history.csv", "training_loss.png", EXPLANATION_NAME):

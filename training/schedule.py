@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from colorpress.core.config import Recipe
 
-# At each plateau the learning rate falls to this share.
-PLATEAU_FACTOR = 0.3
+_PLATEAU_FACTOR = 0.3
 _WARMUP_START = 0.05
 
 History = Sequence[Mapping[str, float]]
@@ -33,9 +32,8 @@ def learning_rate_at(recipe: Recipe, done_share: float, history: History) -> flo
         decayed = (done_share - recipe.warmup_share) / (1 - recipe.warmup_share)
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * decayed))
     if recipe.schedule == "plateau":
-        return recipe.learning_rate * PLATEAU_FACTOR ** count_plateaus(
-            history, recipe.plateau_patience, recipe.min_delta
-        )
+        plateaus = count_plateaus(history, recipe.plateau_patience, recipe.min_delta)
+        return recipe.learning_rate * _PLATEAU_FACTOR**plateaus
     return recipe.learning_rate
 
 

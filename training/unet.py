@@ -44,7 +44,7 @@ class UNetPlan:
 
     def __post_init__(self) -> None:
         counts = [count for level in (*self.encoder, *self.decoder) for count in level]
-        shapes_fit = all(len(level) >= 1 for level in self.encoder) and all(len(level) >= 2 for level in self.decoder)
+        shapes_fit = all(self.encoder) and all(len(level) >= 2 for level in self.decoder)
         if not (shapes_fit and len(self.decoder) < len(self.encoder) <= _LARGEST_DEPTH + 1):
             raise _bad_plan(f"{len(self.encoder)} encoder and {len(self.decoder)} decoder levels")
         if not all(type(count) is int and 1 <= count <= _LARGEST_CHANNELS for count in counts):
@@ -83,7 +83,6 @@ class UNetPlan:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The architecture as a checkpoint carries it."""
         return {"name": "unet", "plan": self.to_dict()}
 
     @staticmethod
@@ -105,13 +104,11 @@ class UNetPlan:
 
 
 def _bad_plan(got: str) -> InputError:
-    return InputError(
-        "channel plan",
-        None,
-        f"got {got}",
+    hint = (
         "a plan has encoder levels of one or more, and fewer decoder levels of two or more, positive channel counts, "
-        f"upsample one of: {', '.join(UPSAMPLERS)}, and stem_stride one of: {', '.join(map(str, STEM_STRIDES))}",
+        f"upsample one of: {', '.join(UPSAMPLERS)}, and stem_stride one of: {', '.join(map(str, STEM_STRIDES))}"
     )
+    return InputError("channel plan", None, f"got {got}", hint)
 
 
 class ConvBlock(nn.Sequential):

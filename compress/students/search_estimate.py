@@ -41,6 +41,7 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
     job = begin_job(run, photos, study)
     space, effort, estimate = job.space, job.effort, estimate_search(job)
     smallest, asked_for = space.cost(space.smallest("size_bytes")), list(map(str, job.demands))
+    size, params = format_bytes(smallest["size_bytes"]), format_count(smallest["params"])
     most = [f"{limit.show(limit.bound)}{' file' * (limit.figure == 'size_bytes')}" for limit in job.limits]
     seconds = estimate["seconds"]
     lasts = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
@@ -48,7 +49,7 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         *(f"{name}: {values}" for name, values in space.describe().items()),
         f"points: {space.count_points():,}",
         f"at most: {', '.join(most)}",
-        f"smallest network: about {format_bytes(smallest.size_bytes)}, {format_count(smallest.params)} parameters",
+        f"smallest network: about {size}, {params} parameters",
         f"asked for: {', '.join(asked_for) or 'nothing: the whole front'}",
         f"candidates: {effort.trials}, each learns from {effort.crops:,} crops",
         f"students of the front: {effort.front}, each with {effort.full_crops:,} crops",
@@ -61,7 +62,7 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
     return lines, {
         "space": {**space.describe(), "points": space.count_points()},
         "limits": unlimited | {limit.figure: limit.bound for limit in job.limits},
-        "smallest": vars(smallest),
+        "smallest": smallest,
         "asked_for": asked_for,
         "candidates": effort.trials,
         "crops_of_each": effort.crops,
@@ -79,7 +80,7 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     """
     candidates = _draw_candidates(job)
     side = job.run.settings.distil.student_imgsz
-    macs = {point: predict_cost(point.network(), side=side).macs for point in candidates}
+    macs = {point: predict_cost(point.network(), side=side)["macs"] for point in candidates}
     ordered = sorted(candidates, key=lambda point: macs[point])
     timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
     with muted():

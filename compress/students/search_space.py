@@ -121,21 +121,6 @@ def _whole_blocks(width: float) -> int:
     return min(CHANNEL_BLOCK * blocks, _LARGEST_WIDTH)
 
 
-@dataclass(frozen=True)
-class PredictedCost:
-    """What a network will cost.
-
-    Attributes:
-        params: of the network that is trained.
-        macs: multiply-accumulates of one picture.
-        size_bytes: of its ONNX file with weights in 8 bits, within a percent.
-    """
-
-    params: int
-    macs: int
-    size_bytes: int
-
-
 # Bytes of names, nodes and metadata in a packed file, by least squares over 26 exported files (opset 18), which they
 # tell within 0.4 %: of the file, of the up-sampling of a coarse answer, of a convolution, of packing its weights, of an
 # up-sampling inside, and of a level.
@@ -144,12 +129,14 @@ _FILE_BYTES, _COARSE_BYTES, _CONVOLUTION_BYTES, _PACKING_BYTES, _UP_BYTES, _LEVE
 _SMALLEST_PACKED = 64
 
 
-def predict_cost(plan: UNetPlan, *, side: int) -> PredictedCost:
-    """The cost of a network of `compress.students.search_space`, without building it.
+def predict_cost(plan: UNetPlan, *, side: int) -> dict[str, int]:
+    """What a network will cost, without building it.
 
     Args:
         plan: any channel plan whose up-sampling is not transposed.
         side: of the square picture whose multiply-accumulates are counted, in pixels.
+    Returns:
+        "params"; "macs" of one picture; and "size_bytes" of its ONNX file with weights in 8 bits, within a percent.
     """
     params = macs = 0
     size_bytes = _FILE_BYTES + (_COARSE_BYTES if plan.output_stride > 1 else 0)
@@ -185,7 +172,7 @@ def predict_cost(plan: UNetPlan, *, side: int) -> PredictedCost:
             below = width
     add(below, 2, 1, stride, bias=True)
     size_bytes += _UP_BYTES * len(plan.decoder) + _LEVEL_BYTES * (len(plan.encoder) - 1)
-    return PredictedCost(params, macs, size_bytes)
+    return {"params": params, "macs": macs, "size_bytes": size_bytes}
 
 
 @dataclass(frozen=True)
@@ -236,17 +223,17 @@ class SearchSpace:
             growth = (_LEAST_GROWTH,) * _halvings(stem, deepest)
             yield StudentPoint(output_stride, stem, deepest, CHANNEL_BLOCK, growth, _LEAST_SHARE, 1, self.crops)
 
-    def cost(self, point: StudentPoint) -> PredictedCost:
+    def cost(self, point: StudentPoint) -> dict[str, int]:
         """What a point's network will cost."""
         return predict_cost(point.network(), side=self.side)
 
     def fitting(self, points: Iterable[StudentPoint], limits: Sequence[Limit]) -> list[StudentPoint]:
         """The points whose predicted cost is within the limits."""
-        return [point for point in points if fits(limits, vars(self.cost(point)))]
+        return [point for point in points if fits(limits, self.cost(point))]
 
     def smallest(self, measure: str) -> StudentPoint:
         """The point of least "params", "macs" or "size_bytes"."""
-        return min(self.narrow_points(), key=lambda point: int(getattr(self.cost(point), measure)))
+        return min(self.narrow_points(), key=lambda point: self.cost(point)[measure])
 
 
 def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int) -> SearchSpace:
@@ -293,7 +280,7 @@ def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tu
     narrow = space.fitting(space.narrow_points(), limits)
     if not narrow:
         return ()
-    smallest = min(narrow, key=lambda point: space.cost(point).size_bytes)
+    smallest = min(narrow, key=lambda point: space.cost(point)["size_bytes"])
     bases = range(CHANNEL_BLOCK, space.largest_base + 1, CHANNEL_BLOCK)
     flat = []  # for each output stride the networks whose levels have the same width, narrowest first
     for stride in reversed(space.output_strides):
@@ -301,7 +288,7 @@ def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tu
         growth = (1.0,) * _halvings(stem, deepest)
         points = (StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops) for base in bases)
         flat.append(space.fitting(points, limits))
-    sizes = {point: math.log(space.cost(point).size_bytes) for point in (smallest, *itertools.chain(*flat))}
+    sizes = {point: math.log(space.cost(point)["size_bytes"]) for point in (smallest, *itertools.chain(*flat))}
     step = (max(sizes.values()) - sizes[smallest]) / max(1, count - 1)
     chosen = [smallest]
     for rung, rungs in zip(range(1, count), itertools.cycle(filter(None, flat)), strict=False):

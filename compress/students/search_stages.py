@@ -103,7 +103,7 @@ def _require_possible(job: SearchJob) -> None:
     space, limits = job.space, job.limits
     for limit in limits:
         if limit.figure != "latency_ms":
-            least = int(getattr(space.cost(space.smallest(limit.figure)), limit.figure))
+            least = space.cost(space.smallest(limit.figure))[limit.figure]
             if least > limit.bound:
                 share = f", {_round_up(least / limit.whole):g} of best.pt's" if limit.whole else ""
                 why = f"allows {math.floor(limit.bound):,} {limit.unit}, and the smallest network has {least:,}{share}"
@@ -184,9 +184,7 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
     if run.force and study is not None:
         raise ConfigError("option", "--force", "does not go with --study, which others may use", "begin another one")
     led = _open_search(begin_job(run, photos, study), study)
-    job, candidates, full = led.job, led.candidates, led.full
-    terms, catch = _begin(job, candidates), _what_fails_a_trial()
-    factor = search_trial.find_latency_factor(job, terms["speed"])
+    _begin(led.job, led.candidates)
     with live_table(search_front.TABLE_HEADER) as table:
         shown = -1
 
@@ -201,22 +199,35 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
                 table([search_front.table_cells(row, led.best_bytes) for row in front], _describe_progress(led))
 
         def publish(*_: object) -> None:
-            _publish(led, (trial for trial in _finished(full) if make_row(trial).name not in led.files))
+            _publish(led, (trial for trial in _finished(led.full) if make_row(trial).name not in led.files))
             show()
 
-        search_study.work_through(
-            candidates,
-            lambda trial: search_trial.try_short(job, trial, factor),
-            wanted=terms["wanted"],
-            catch=catch,
-            after=show,
-        )
+        _try_short(led.job, led.candidates, after=show)
         _queue_full(led)
-        search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=publish)
+        _try_full(led.job, led.full, after=publish)
         # Once more, for the files whose latency was measured while other workers were busy.
-        _publish(led, _finished(full))
+        _publish(led, _finished(led.full))
     rows = _list_rows(led)
-    return _write_result(led, [row for row in rows if row.file] if job.effort.front else rows)
+    return _write_result(led, [row for row in rows if row.file] if led.job.effort.front else rows)
+
+
+def _try_short(job: SearchJob, candidates: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
+    """Work through the first study, by the terms of whoever began it."""
+    terms = _wait_for(candidates, "terms", job.run.settings.worker.worker_timeout)
+    factor = search_trial.find_latency_factor(job, terms["speed"])
+    search_study.work_through(
+        candidates,
+        lambda trial: search_trial.try_short(job, trial, factor),
+        wanted=terms["wanted"],
+        catch=_what_fails_a_trial(),
+        after=after,
+    )
+
+
+def _try_full(job: SearchJob, full: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
+    """Work through the second study."""
+    catch = _what_fails_a_trial()
+    search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=after)
 
 
 def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
@@ -269,7 +280,7 @@ def _make_sampler(run: Run) -> search_study.NumberedSampler:
     return search_study.NumberedSampler(run.settings.data.seed, random=run.settings.search.search_sampler == "random")
 
 
-def _begin(job: SearchJob, candidates: Study) -> dict[str, Any]:
+def _begin(job: SearchJob, candidates: Study) -> None:
     """Queue the first candidates, and say to workers, which wait for it, what they need to know."""
     trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
     if not candidates.get_trials(deepcopy=False):
@@ -285,7 +296,6 @@ def _begin(job: SearchJob, candidates: Study) -> dict[str, Any]:
         "wanted": 0 if sampler == "ladder" else trials,
     }
     candidates.set_user_attr("terms", terms)
-    return terms
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -450,25 +460,17 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     for each in (candidates, full):
         search_study.require_same(each, identity)
         search_study.retire_own_trials(each, job.worker)
-    terms, catch = _wait_for(candidates, "terms", timeout_s), _what_fails_a_trial()
-    factor = search_trial.find_latency_factor(job, terms["speed"])
 
     def show(joined: Study, trial: FrozenTrial) -> None:
         if trial.state == TrialState.COMPLETE:
             say(f"{joined.study_name} {trial.number}: {make_row(trial).describe()}")
 
-    search_study.work_through(
-        candidates,
-        lambda trial: search_trial.try_short(job, trial, factor),
-        wanted=terms["wanted"],
-        catch=catch,
-        after=show,
-    )
+    _try_short(job, candidates, after=show)
     try:
         _wait_for(full, "queued_at", timeout_s)
     except ConfigError:
         warn("the search that this worker joined has not gone on to its front: start it again, then this worker")
-    search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=show)
+    _try_full(job, full, after=show)
     done = [*_finished(candidates), *_finished(full)]
     return sum(trial.user_attrs.get("worker") == job.worker for trial in done)
 

@@ -74,8 +74,8 @@ class SearchJob(StudentJob):
         space = SearchSpace(self.output_strides, CHANNEL_BLOCK, self.effort.crops, self.run.settings.count.rank_size)
         least = space.cost(space.smallest("size_bytes"))
         otherwise = {
-            "keep_params": max(_LARGEST_PARAMS * whole["params"], least.params),
-            "keep_macs": max(_LARGEST_MACS * whole["macs"], least.macs),
+            "keep_params": max(_LARGEST_PARAMS * whole["params"], least["params"]),
+            "keep_macs": max(_LARGEST_MACS * whole["macs"], least["macs"]),
         }
         return read_limits(self.run.settings.budget, whole=whole, otherwise=otherwise)
 
@@ -151,7 +151,7 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     point = suggest(trial, job.space)
     network, cost = point.network(), job.space.cost(point)
     trial.set_user_attr("point", point.to_dict())
-    predicted = find_excess(job.limits, {**vars(cost), "size_bytes": cost.size_bytes / (1 + _SIZE_MARGIN)})
+    predicted = find_excess(job.limits, {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)})
     _refuse(trial, {f"predicted {name}": share for name, share in predicted.items()})
     if known := _find_same(trial, network):
         _note(trial, **{name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}, processor_s=0.0)
@@ -160,7 +160,7 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     size_bytes, latency_ms = job.measure(network)
     measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
     _refuse(trial, find_excess(job.limits, measured))
-    _note(trial, params=cost.params, macs=cost.macs, **measured)
+    _note(trial, **{**cost, **measured})
     return _learn_for(job, trial, point, started_s)
 
 

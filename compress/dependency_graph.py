@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
-from compress.ranking import hooked
+from compress.ranking import convolution_channels, hooked
 from training.network import ColorNetwork
 from training.unet import UNet
 
@@ -66,12 +66,8 @@ class ChannelGroup:
 
 def layer_widths(network: ColorNetwork) -> dict[str, int]:
     """Output channels of every convolution that may lose some: all but the output layer, which gives ab."""
-    output = _output_layer(network)
-    return {
-        name: module.out_channels
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module is not output
-    }
+    output, channels = _output_layer(network), convolution_channels(network)
+    return {name: width for name, width in channels.items() if network.get_submodule(name) is not output}
 
 
 def find_groups(network: ColorNetwork, roots: Iterable[str]) -> tuple[ChannelGroup, ...]:

@@ -118,6 +118,15 @@ def largest_layers(layers: Sequence[LayerSize], share: float) -> tuple[LayerSize
     return tuple(chosen)
 
 
+def convolution_channels(network: nn.Module) -> dict[str, int]:
+    """Output channels of each convolution, plain or transposed, by its name in `named_modules`."""
+    return {
+        name: module.out_channels
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    }
+
+
 def count_macs(network: nn.Module, *, height: int, width: int) -> int:
     """Multiply-accumulates of one forward pass for one picture; `LayerSize.macs` says what counts."""
     return sum(cost.macs for cost in _measure_costs(network, height, width).values())

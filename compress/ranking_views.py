@@ -8,8 +8,6 @@ from math import floor, log10, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from colorpress.core.charts import drawn, explain_colours, shade_of
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
@@ -59,15 +57,6 @@ class LayerView:
 
 
 VIEW_COLUMNS = tuple(each.name for each in fields(LayerView) if each.name != "shape")
-
-
-def convolution_channels(network: nn.Module) -> dict[str, int]:
-    """Output channels of each convolution, plain or transposed, by its name in `named_modules`."""
-    return {
-        name: module.out_channels
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    }
 
 
 def join_views(

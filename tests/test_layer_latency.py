@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.ranking_views import convolution_channels
+from compress.ranking import convolution_channels
 from export import layer_latency
 from export.graph import build_graph
 from export.layer_latency import (

@@ -16,12 +16,11 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import InputError
 from compress import ranking_stages
-from compress.ranking import rank_layers
+from compress.ranking import convolution_channels, rank_layers
 from compress.ranking_stages import rank_views
 from compress.ranking_views import (
     VIEW_COLUMNS,
     LayerView,
-    convolution_channels,
     describe_views,
     join_views,
     write_views,

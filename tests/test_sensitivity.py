@@ -13,7 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from compress.ranking_views import convolution_channels
+from compress.ranking import convolution_channels
 from compress.sensitivity import Sensitivity, measure_sensitivities, prune_layer
 from compress.yardstick import Score, Yardstick
 from export.graph import build_graph

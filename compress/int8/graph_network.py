@@ -19,6 +19,16 @@ from colorpress.core.errors import InputError
 from training.network import ColorNetwork, GraphArchitecture
 
 _COARSE_INPUT, _COARSE_OUTPUT = "pad", "ab.padded"
+# What ONNX takes where a node says nothing.
+_DEFAULTS: dict[str, Any] = {
+    "pads": [0, 0, 0, 0],  # top, left, bottom, right
+    "strides": [1, 1],
+    "dilations": [1, 1],
+    "output_padding": [0, 0],
+    "group": 1,
+    "ceil_mode": 0,
+    "alpha": 0.01,
+}
 _CANNOT = "leave out what needs it: --equalize off --correct-bias off --qat-crops 0"
 
 
@@ -56,7 +66,10 @@ class GraphNetwork(ColorNetwork):
         self.output_stride = round(1 / float(constants["up.step"])) if "up.step" in constants else 1
         self._source_sha256 = metadata.get("source_sha256", "")
         self._nodes = _nodes_between(model.graph, self._source, self._target)
-        self._attributes = {node.name: _attributes_of(node) for node in self._nodes}
+        self._attributes = {
+            node.name: _DEFAULTS | {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+            for node in self._nodes
+        }
         self.constants: dict[str, Any] = {}
         self.weights = nn.ParameterDict()
         for node in self._nodes:
@@ -126,10 +139,6 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # torch keeps "." for modules inside modules
 
 
-def _attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-
-
 def _nodes_between(graph: onnx.GraphProto, source: str, target: str) -> list[onnx.NodeProto]:
     """The nodes that `target` needs and that come after `source`, in their order."""
     needed, nodes = {target}, []
@@ -154,11 +163,8 @@ def _find_unknown(node: onnx.NodeProto, constants: Mapping[str, Any], attributes
             return "Resize by a broken factor"
         if mode == b"cubic" or (mode == b"linear" and where not in (b"half_pixel", b"pytorch_half_pixel")):
             return f"Resize in mode {mode.decode()}, {where.decode()}"
-    if node.op_type == "MaxPool":
-        top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
-        if (top, left) != (bottom, right) or any(each != 1 for each in attributes.get("dilations", [1, 1])):
-            return "MaxPool with uneven pads or dilations"
-    return ""
+    is_even = attributes["pads"][:2] == attributes["pads"][2:] and all(each == 1 for each in attributes["dilations"])
+    return "MaxPool with uneven pads or dilations" if node.op_type == "MaxPool" and not is_even else ""
 
 
 def _round_activation(value: Tensor, bounds: Tensor) -> Tensor:
@@ -191,23 +197,23 @@ _Operator = Callable[[list[Any], Mapping[str, Any]], Tensor]
 
 def _convolve(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
     value, weight, bias = (*inputs, None)[:3]  # (N, I, H, W), (O, I / groups, kH, kW), (O,)
-    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    top, left, bottom, right = attributes["pads"]
     if (top, left) != (bottom, right):
         value, top, left = F.pad(value, (left, right, top, bottom)), 0, 0
-    stride, dilation = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
-    return F.conv2d(value, weight, bias, stride, (top, left), dilation, attributes.get("group", 1))
+    return F.conv2d(
+        value, weight, bias, attributes["strides"], (top, left), attributes["dilations"], attributes["group"]
+    )
 
 
 def _convolve_transposed(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
     value, weight, bias = (*inputs, None)[:3]  # (N, I, H, W), (I, O / groups, kH, kW), (O,)
-    stride, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
-    extra, groups = attributes.get("output_padding", [0, 0]), attributes.get("group", 1)
-    return F.conv_transpose2d(value, weight, bias, stride, pads[:2], extra, groups, attributes.get("dilations", [1, 1]))
+    pads, extra, dilations = attributes["pads"][:2], attributes["output_padding"], attributes["dilations"]
+    return F.conv_transpose2d(value, weight, bias, attributes["strides"], pads, extra, attributes["group"], dilations)
 
 
 def _pool(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-    size, stride, pads = attributes["kernel_shape"], attributes["strides"], attributes.get("pads", [0, 0, 0, 0])
-    return F.max_pool2d(inputs[0], size, stride, pads[:2], ceil_mode=bool(attributes.get("ceil_mode", 0)))
+    size, stride, pads = attributes["kernel_shape"], attributes["strides"], attributes["pads"][:2]
+    return F.max_pool2d(inputs[0], size, stride, pads, ceil_mode=bool(attributes["ceil_mode"]))
 
 
 def _shuffle(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
@@ -239,7 +245,7 @@ _OPERATORS: dict[str, _Operator] = {
     "Resize": _resize,
     "Concat": lambda inputs, attributes: torch.cat(inputs, dim=attributes["axis"]),
     "Relu": lambda inputs, _: F.relu(inputs[0]),
-    "LeakyRelu": lambda inputs, attributes: F.leaky_relu(inputs[0], attributes.get("alpha", 0.01)),
+    "LeakyRelu": lambda inputs, attributes: F.leaky_relu(inputs[0], attributes["alpha"]),
     "Tanh": lambda inputs, _: torch.tanh(inputs[0]),
     "Sigmoid": lambda inputs, _: torch.sigmoid(inputs[0]),
     "Add": lambda inputs, _: torch.add(*_tensors(inputs)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -21,7 +21,7 @@ from training.network import pad_to_multiple
 _LARGEST_SCALE = 8.0
 
 
-def equalize_channels(model: onnx.ModelProto, pictures: Iterable[Floats]) -> onnx.ModelProto:
+def equalize_channels(model: onnx.ModelProto, pictures: Sequence[Floats]) -> onnx.ModelProto:
     """A copy of `model` that computes the same with channels of more even ranges, which share 256 levels better.
 
     Where a convolution's ReLU feeds nothing but another convolution, each channel in between is divided by a scale
@@ -30,10 +30,11 @@ def equalize_channels(model: onnx.ModelProto, pictures: Iterable[Floats]) -> onn
     Source: Nagel et al. 2019, cross-layer equalization, with activations in the place of the first weights.
 
     Args:
-        pictures: L (1, 1, H, W) float32, read once.
+        pictures: L (1, 1, H, W) float32.
     """
     pairs = _find_pairs(model.graph)
-    largest = _largest_by_channel(model, [relu for _, relu, _ in pairs], pictures)
+    relus = [relu for _, relu, _ in pairs]
+    largest = _join_values(GraphNetwork(model), relus, pictures, lambda value: value.amax(dim=(0, 2, 3)), torch.maximum)
     copy = deepcopy(model)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     for first, relu, second in pairs:
@@ -71,16 +72,6 @@ def _find_pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str, onnx.
     return pairs
 
 
-def _largest_by_channel(
-    model: onnx.ModelProto, names: Collection[str], pictures: Iterable[Floats]
-) -> Mapping[str, Floats]:
-    largest: dict[str, torch.Tensor] = {}
-    for name, value in _values(GraphNetwork(model), names, pictures):
-        seen = value.amax(dim=(0, 2, 3))  # (C,)
-        largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
-    return {name: value.numpy() for name, value in largest.items()}
-
-
 def correct_biases(
     model: onnx.ModelProto,
     pictures: Sequence[Floats],
@@ -111,21 +102,25 @@ def correct_biases(
 
 
 def _channel_means(network: GraphNetwork, names: Collection[str], pictures: Sequence[Floats]) -> dict[str, Floats]:
-    sums: dict[str, torch.Tensor] = {}
-    for name, value in _values(network, names, pictures):
-        mean = value.double().mean(dim=(0, 2, 3))  # (C,)
-        sums[name] = sums[name] + mean if name in sums else mean
-    return {name: (total / len(pictures)).float().numpy() for name, total in sums.items()}
+    sums = _join_values(network, names, pictures, lambda value: value.double().mean(dim=(0, 2, 3)), torch.add)
+    return {name: (total / len(pictures)).astype(np.float32) for name, total in sums.items()}
 
 
 @torch.inference_mode()
-def _values(
-    network: GraphNetwork, names: Collection[str], pictures: Iterable[Floats]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The values (1, C, h, w) of these names, picture by picture."""
+def _join_values(
+    network: GraphNetwork,
+    names: Collection[str],
+    pictures: Sequence[Floats],
+    of_value: Callable[[torch.Tensor], torch.Tensor],
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> dict[str, NDArray[Any]]:
+    """`of_value` the values (1, C, h, w) of these names, (C,), joined over all pictures."""
+    found: dict[str, torch.Tensor] = {}
     for picture in pictures:
         lightness = pad_to_multiple(torch.from_numpy(picture), network.size_multiple)
-        yield from network.forward_values(lightness, frozenset(names)).items()
+        for name, value in network.forward_values(lightness, frozenset(names)).items():
+            found[name] = join(found[name], of_value(value)) if name in found else of_value(value)
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def _set(tensor: onnx.TensorProto, value: NDArray[np.floating[Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
@@ -11,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import atomic_write
 from export.colorizers import Colorizer
+from export.predictors import Pixels
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
 from training.photos import SkippedPhoto, find_photos
 
 # Formats that are written; any other photograph becomes a PNG. JPEG chroma is not subsampled: it is the product.
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "PNG": {},
-    "WEBP": {"quality": 95},
-}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "WEBP": {"quality": 95}}
 _LONGEST_EXIF = 65_000
 
 
@@ -90,10 +86,14 @@ def colorize_photos(
         _save(decoded, colorizer(_read_pixels(decoded.rgb)), output)
         return output
 
+    pool = ThreadPoolExecutor(max(1, workers))
     with progress("colouring photographs", len(due)) as shown:
-        for done in _in_threads(color, due, workers):
-            colorized.append(done) if isinstance(done, Path) else skipped.append(done)
-            shown.advance()
+        try:
+            for done in pool.map(lambda pair: color(*pair), due):
+                colorized.append(done) if isinstance(done, Path) else skipped.append(done)
+                shown.advance()
+        finally:  # after an error or a signal what is under way is finished and nothing more begun
+            pool.shutdown(cancel_futures=True)
     if kept:
         say(f"{len(kept)} photographs were there already and were kept; --overwrite colours them again")
     if not colorized and not kept:
@@ -103,18 +103,7 @@ def colorize_photos(
     return ColorizeResult(tuple(colorized), tuple(kept), tuple(skipped))
 
 
-def _in_threads(
-    action: Callable[[Path, Path], SkippedPhoto | Path], pairs: Sequence[tuple[Path, Path]], workers: int
-) -> Iterator[SkippedPhoto | Path]:
-    """The answers in order. After an error or a signal what is under way is finished and nothing more begun."""
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        yield from pool.map(lambda pair: action(*pair), pairs)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _read_pixels(picture: Image.Image) -> NDArray[np.uint8]:
+def _read_pixels(picture: Image.Image) -> Pixels:
     """uint8 (H, W, 3), or (H, W, 1) of a picture whose channels are equal."""
     pixels = np.asarray(picture)
     # A few rows say of nearly every colour photograph that it is one.
@@ -158,7 +147,7 @@ def _list_sources(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Pa
                 yield path, path.relative_to(each) if each.is_dir() else Path(path.name)
 
 
-def _save(source: DecodedPhoto, pixels: NDArray[np.uint8], output: Path) -> None:
+def _save(source: DecodedPhoto, pixels: Pixels, output: Path) -> None:
     kind = _FORMATS[output.suffix.lower()]
     picture = Image.fromarray(pixels)
     if source.alpha is not None:
@@ -166,7 +155,7 @@ def _save(source: DecodedPhoto, pixels: NDArray[np.uint8], output: Path) -> None
             warn(f"'{output}' loses its transparency: JPEG has none")
         else:
             picture.putalpha(source.alpha)
-    options = dict(_SAVE_OPTIONS[kind])
+    options = dict(_SAVE_OPTIONS.get(kind, {}))
     if source.exif and len(source.exif) <= _LONGEST_EXIF:
         options["exif"] = source.exif
     if source.profile:

@@ -8,10 +8,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -24,6 +24,7 @@ from colorpress.core.console import silence_libraries
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
+from export.picture_graph import as_array
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
@@ -32,8 +33,6 @@ from training.network import ColorNetwork
 
 # Of ab/128; beyond it a rewrite was no rewrite. Rounding is a hundredth of it.
 _SIMPLIFIED_ATOL = 1e-4
-
-
 Parity = TypeVar("Parity")
 
 
@@ -138,7 +137,11 @@ def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
     _tidy_names_(model.graph)
     if multiple > 1:
         _add_padding_(model.graph, multiple)
-        _add_upsampling_(model.graph, network.output_stride) if network.output_stride > 1 else _add_crop_(model.graph)
+        if network.output_stride > 1:
+            _add_upsampling_(model.graph, network.output_stride)
+        else:
+            cut = ["ab.padded", "pad.begin", "size", "pad.axes"]  # to the picture's size
+            model.graph.node.append(helper.make_node("Slice", cut, [OUTPUT_NAME], "crop"))
     for value, channels in ((model.graph.input[0], 1), (model.graph.output[0], 2)):
         shape: list[str | int | None] = ["N", channels, "H", "W"]
         value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
@@ -166,7 +169,8 @@ def simplify_for_export(network: ColorNetwork) -> ColorNetwork:
     for name, module in list(simple.named_modules()):
         if isinstance(module, nn.ConvTranspose2d) and _is_shuffle(module):
             simple.set_submodule(name, shuffle_from_transpose(module))
-    return simple if _answers_alike(simple, network) else copy.deepcopy(network).eval()
+    is_same = torch.allclose(_answer(simple), _answer(network), rtol=0.0, atol=_SIMPLIFIED_ATOL)
+    return simple if is_same else copy.deepcopy(network).eval()
 
 
 def _find_foldable(network: ColorNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -199,10 +203,6 @@ def _answer(network: ColorNetwork) -> Tensor:
     with torch.no_grad():
         answer: Tensor = network(torch.rand(1, 1, *sides, generator=generator))
     return answer
-
-
-def _answers_alike(simple: ColorNetwork, network: ColorNetwork) -> bool:
-    return torch.allclose(_answer(simple), _answer(network), rtol=0.0, atol=_SIMPLIFIED_ATOL)
 
 
 def _is_shuffle(transpose: nn.ConvTranspose2d) -> bool:
@@ -241,14 +241,17 @@ class _CoarseNetwork(nn.Module):
 
 
 def _tidy_names_(graph: onnx.GraphProto) -> None:
-    """Name nodes and values after the modules they come from, and drop traces: they hold local paths."""
+    """Name nodes and values after the modules they come from (conv, conv_2, ...), and drop traces: they hold paths."""
     renamed: dict[str, str] = {INPUT_NAME: INPUT_NAME, OUTPUT_NAME: OUTPUT_NAME, "": ""}
     for tensor in graph.initializer:
         name = tensor.name.removeprefix("network.").replace("val_", "constant.")
         renamed[tensor.name] = tensor.name = name
     taken: set[str] = set(renamed.values())
     for node in graph.node:
-        name = _free_name(_module_of(node) or node.op_type.lower(), taken)
+        wanted = _module_of(node) or node.op_type.lower()
+        names = chain((wanted,), (f"{wanted}_{number}" for number in count(2)))
+        name = next(each for each in names if each not in taken)
+        taken.add(name)
         node.name = name
         node.doc_string = ""
         del node.metadata_props[:]
@@ -270,15 +273,6 @@ def _module_of(node: onnx.NodeProto) -> str:
             scopes = json.loads(entry.value.replace("'", '"'))
             return str(scopes[-2]).removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
     return ""
-
-
-def _free_name(wanted: str, taken: set[str]) -> str:
-    name, count = wanted, 1
-    while name in taken:
-        count += 1
-        name = f"{wanted}_{count}"
-    taken.add(name)
-    return name
 
 
 def _node(name: str, operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
@@ -305,11 +299,6 @@ def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
     graph.node.extend(nodes)
 
 
-def _add_crop_(graph: onnx.GraphProto) -> None:
-    """Cut `ab.padded` to the picture's size."""
-    graph.node.append(helper.make_node("Slice", ["ab.padded", "pad.begin", "size", "pad.axes"], [OUTPUT_NAME], "crop"))
-
-
 def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
     """Up-sample `ab.padded`, which is at 1 / `stride` of the padded size, bilinearly to the picture's size.
 
@@ -325,8 +314,10 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
         "up.next": 1,
         "up.one": 1.0,
         "up.axis": [1],
+        "up.rows.index": 0,
+        "up.columns.index": 1,
     }
-    _add_constants_(graph, {**constants, "up.rows.index": 0, "up.columns.index": 1})
+    _add_constants_(graph, constants)
     nodes = [_node("up.coarse", "Pad", "ab.padded", "up.border", "", "pad.axes", mode="edge")]  # (N, 2, h + 2, w + 2)
     for axis, up in enumerate(("up.rows", "up.columns")):
         tall, wide = (f"{up}.fine", f"{up}.coarse.number") if axis == 0 else (f"{up}.coarse.number", f"{up}.fine")
@@ -353,11 +344,7 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
 
 
 def _add_constants_(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> None:
-    """Python's floats become float32, integers int64."""
-    for name, value in constants.items():
-        array = np.asarray(value)
-        kind = np.float32 if array.dtype.kind == "f" else np.int64
-        graph.initializer.append(numpy_helper.from_array(array.astype(kind), name))
+    graph.initializer.extend(numpy_helper.from_array(as_array(value), name) for name, value in constants.items())
 
 
 def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: ExportConfig) -> dict[str, str]:

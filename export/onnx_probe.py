@@ -77,24 +77,23 @@ def main() -> None:
     """Inspect the file that a job names in this process, which puts limits on itself first; prints the answer."""
     path = Path(json.load(sys.stdin)["path"])
     memory = _MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * path.stat().st_size
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, 60),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
+    limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: 60, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     try:
         answer = {"status": "ok", **_inspect(path)}
-    except ColorpressError as error:
-        answer = {"status": "error", "error": error.why}
-    except MemoryError:
-        answer = {"status": "error", "error": "needs too much memory; refused"}
-    except Exception as error:  # onnx and protobuf raise many kinds for damaged files
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:200] if lines else type(error).__name__
-        answer = {"status": "error", "error": f"is no valid ONNX model ({reason})"}
+    except Exception as error:
+        answer = {"status": "error", "error": _describe_failure(error)}
     print(json.dumps(answer))
+
+
+def _describe_failure(error: Exception) -> str:
+    if isinstance(error, ColorpressError):
+        return error.why
+    if isinstance(error, MemoryError):
+        return "needs too much memory; refused"
+    lines = str(error).strip().splitlines()  # onnx and protobuf raise many kinds for damaged files
+    return f"is no valid ONNX model ({lines[0][:200] if lines else type(error).__name__})"
 
 
 def _inspect(path: Path) -> dict[str, Any]:

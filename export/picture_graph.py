@@ -12,14 +12,17 @@ curves of sRGB and Lab are polynomials of roots, with their linear toes as clips
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
+from onnx.helper import make_tensor_value_info as make_value
 
 from colorpress.core.errors import InputError
 from export.predictors import INPUT_NAME, OUTPUT_NAME
@@ -40,61 +43,59 @@ class Curve:
 
     Attributes:
         upper: of z^0, z^1, ..., z = max(x, high)^(1 / root).
-        high: where the upper part begins.
+        low, high: where the line ends, and where the upper part begins.
         toe: slope of the line up to `low`.
         middle: of m^1, m^2, ..., m = clip(x, low, high); empty where `low` is `high`.
-        low: where the line ends; None: at `high`.
         root: 1, 2 or 4.
     """
 
     upper: tuple[float, ...]
+    low: float
     high: float
     toe: float
     middle: tuple[float, ...] = ()
-    low: float | None = None
     root: int = 1
-
-    @property
-    def end_of_toe(self) -> float:
-        """Where the line ends."""
-        return self.high if self.low is None else self.low
 
     def of(self, unit: float) -> Curve:
         """The same curve of x counted in `unit`; for one of root 1."""
         return Curve(
             upper=tuple(each / unit**power for power, each in enumerate(self.upper)),
+            low=self.low * unit,
             high=self.high * unit,
-            middle=tuple(each / unit**power for power, each in enumerate(self.middle, start=1)),
-            low=self.end_of_toe * unit,
             toe=self.toe / unit,
+            middle=tuple(each / unit**power for power, each in enumerate(self.middle, start=1)),
         )
 
     def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The curve in numpy."""
         z = np.maximum(x, self.high) ** (1.0 / self.root)
-        m = np.clip(x, self.end_of_toe, self.high)
-        polynomials = np.polynomial.polynomial.polyval
-        toe = self.toe * np.clip(x, 0.0, self.end_of_toe)
-        return np.asarray(polynomials(z, self.upper) + polynomials(m, (0.0, *self.middle)) + toe)
+        m = np.clip(x, self.low, self.high)
+        toe = self.toe * np.clip(x, 0.0, self.low)
+        return np.asarray(polyval(z, self.upper) + polyval(m, (0.0, *self.middle)) + toe)
 
 
 # The factors are minimax over [0, 1], found by linear programming. An error of the luminance counts several times
 # where one colour is nearly black beside a bright one: a grey level there needs a 30th of a level here.
 # Linear light to sRGB; within 0.06 of a grey level, 1 / 255.
 SRGB_FROM_LINEAR = Curve(
-    upper=(-0.112403718, 0.255893143, 0.952421539, -0.136749128), high=0.003177966, toe=12.78302, root=4
+    upper=(-0.112403718, 0.255893143, 0.952421539, -0.136749128),
+    low=0.003177966,
+    high=0.003177966,
+    toe=12.78302,
+    root=4,
 )
 # sRGB grey to f(Y) = (L* + 16) / 116; within 0.021 of a level, of which 296 are one of f.
 F_FROM_GREY = Curve(
     upper=(0.004223990385, 1.245046022959, -0.827469975302, 0.954393585252, -0.661929460300, 0.191487201486),
-    high=25.0 / 255.0,
-    middle=(0.226527571922, 4.791101387387),
     low=11.0 / 255.0,
+    high=25.0 / 255.0,
     toe=0.604105988031,
+    middle=(0.226527571922, 4.791101387387),
 )
 # Y to f(Y); within 0.007 of a level.
 F_FROM_Y = Curve(
     upper=(-0.088317552101, 0.547225938673, 0.704567399013, -0.309184805134, 0.076467595044),
+    low=0.0089,
     high=0.0089,
     toe=0.069262411134 / 0.0089,
     root=4,
@@ -102,9 +103,16 @@ F_FROM_Y = Curve(
 # sRGB to linear light; within 0.013 of a level of f(Y).
 LINEAR_FROM_SRGB = Curve(
     upper=(-0.0022779452958, 0.0326944184844, 0.519378478142, 0.668165266849, -0.309531298238, 0.0884973457373),
+    low=10.5 / 255.0,
     high=10.5 / 255.0,
     toe=0.0031982241438 / (10.5 / 255.0),
 )
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A constant of a graph: Python's floats become float32, integers int64."""
+    array = np.asarray(value)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
 class _Graph:
@@ -124,13 +132,11 @@ class _Graph:
         return made[0] if outputs == 1 else made
 
     def constant(self, value: Any) -> str:
-        """The name of a constant: Python's floats are float32, integers int64."""
-        array = np.asarray(value)
-        if not isinstance(value, np.ndarray | np.generic):
-            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        """The name of a constant: an array as it is, else as `as_array`."""
+        array = value if isinstance(value, np.ndarray | np.generic) else as_array(value)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(array, f"{self.prefix}c.{len(self.constants)}")
+            self.constants[key] = numpy_helper.from_array(np.asarray(array), f"{self.prefix}c.{len(self.constants)}")
         return self.constants[key].name
 
     def split(self, value: str, count: int = 2) -> Any:
@@ -144,10 +150,12 @@ class _Graph:
         """0 ... count - 1, int64; `count` is a vector of one."""
         return str(self("Range", 0, self("Squeeze", count), 1))
 
-    def branch(self, result: str) -> onnx.GraphProto:
-        """This graph as a branch of If that leaves one float32 value."""
-        outputs = [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
-        return helper.make_graph(self.nodes, self.prefix[:-1], [], outputs, list(self.constants.values()))
+    def as_part(self, outputs: Mapping[str, int], inputs: Mapping[str, int] = MappingProxyType({})) -> onnx.GraphProto:
+        """This graph as a branch of If or the body of Loop; names of values to their types."""
+        given = [make_value(name, kind, []) for name, kind in inputs.items()]
+        # Whether to go on is a number; the shape of all else is not known here.
+        left = [make_value(name, kind, [] if kind == TensorProto.BOOL else None) for name, kind in outputs.items()]
+        return helper.make_graph(self.nodes, self.prefix[:-1], given, left, list(self.constants.values()))
 
 
 def build_picture_graph(
@@ -182,25 +190,20 @@ def build_picture_graph(
     g.nodes[-1].output[0] = COLORIZED_NAME
     for node in inner.graph.node:
         node.input[:] = [lightness if each == f"network.{INPUT_NAME}" else each for each in node.input]
-    image = helper.make_tensor_value_info(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"])
-    chosen = [
-        helper.make_tensor_value_info(WORK_SIZE_NAME, TensorProto.INT64, []),
-        helper.make_tensor_value_info(SATURATION_NAME, TensorProto.FLOAT, []),
+    inputs = [
+        make_value(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"]),
+        make_value(WORK_SIZE_NAME, TensorProto.INT64, []),
+        make_value(SATURATION_NAME, TensorProto.FLOAT, []),
     ]
-    answer = helper.make_tensor_value_info(COLORIZED_NAME, TensorProto.UINT8, ["N", "H", "W", 3])
+    outputs = [make_value(COLORIZED_NAME, TensorProto.UINT8, ["N", "H", "W", 3])]
     initializers = [
         numpy_helper.from_array(np.array(work_size, np.int64), WORK_SIZE_NAME),
         numpy_helper.from_array(np.array(saturation, np.float32), SATURATION_NAME),
         *g.constants.values(),
         *inner.graph.initializer,
     ]
-    graph = helper.make_graph(
-        [*g.nodes[:before], *inner.graph.node, *g.nodes[before:]],
-        "colorizer",
-        [image, *chosen],
-        [answer],
-        initializers,
-    )
+    nodes = [*g.nodes[:before], *inner.graph.node, *g.nodes[before:]]
+    graph = helper.make_graph(nodes, "colorizer", inputs, outputs, initializers)
     return helper.make_model(
         graph,
         producer_name=network.producer_name,
@@ -239,15 +242,8 @@ def _start_stripe(body: _Graph, high: str, stripes: str) -> tuple[str, str]:
 def _loop(g: _Graph, body: _Graph, count: str, result: str, kind: int) -> str:
     """What the body leaves of each of `count` stripes, one after another along a new first axis."""
     go_on = body("Identity", f"{body.prefix}going")
-    inputs = [
-        helper.make_tensor_value_info(f"{body.prefix}number", TensorProto.INT64, []),
-        helper.make_tensor_value_info(f"{body.prefix}going", TensorProto.BOOL, []),
-    ]
-    outputs = [
-        helper.make_tensor_value_info(go_on, TensorProto.BOOL, []),
-        helper.make_tensor_value_info(result, kind, None),
-    ]
-    graph = helper.make_graph(body.nodes, body.prefix[:-1], inputs, outputs, list(body.constants.values()))
+    inputs = {f"{body.prefix}number": TensorProto.INT64, f"{body.prefix}going": TensorProto.BOOL}
+    graph = body.as_part({go_on: TensorProto.BOOL, result: kind}, inputs)
     return str(g("Loop", g("Squeeze", count), "", body=graph))
 
 
@@ -401,7 +397,7 @@ def _read_grey(pixels: str, *, gain: float) -> onnx.GraphProto:
     """A branch: `gain` * f(Y), float32 (1, P), of grey codes uint8."""
     h = _Graph("grey.")
     code = h.as_float(h("Reshape", pixels, [1, -1]))  # (1, P)
-    return h.branch(_apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain))
+    return h.as_part({_apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain): TensorProto.FLOAT})
 
 
 def _read_colours(pixels: str, *, gain: float) -> onnx.GraphProto:
@@ -412,10 +408,10 @@ def _read_colours(pixels: str, *, gain: float) -> onnx.GraphProto:
     # The leading factor is left to the sum over the channels.
     linear = _apply_curve(h, curve, code, gain=1.0 / curve.upper[-1])
     y = h("MatMul", (np.array([RGB_TO_XYZ[1]]) * curve.upper[-1]).astype(np.float32), linear)  # (1, P)
-    return h.branch(_apply_curve(h, F_FROM_Y, y, gain=gain))
+    return h.as_part({_apply_curve(h, F_FROM_Y, y, gain=gain): TensorProto.FLOAT})
 
 
-def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float = 1.0) -> str:
+def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float) -> str:
     """`gain` * curve(value)."""
     z = g("Max", value, curve.high)
     for _ in range(round(math.log2(curve.root))):
@@ -423,9 +419,9 @@ def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float = 1.0) -> s
     constant, *factors = (gain * each for each in curve.upper)
     total = g("Add", _evaluate(g, factors, z), constant)
     if curve.middle:
-        m = g("Clip", value, curve.end_of_toe, curve.high)
+        m = g("Clip", value, curve.low, curve.high)
         total = g("Add", total, _evaluate(g, [gain * each for each in curve.middle], m))
-    return str(g("Add", total, g("Mul", g("Clip", value, 0.0, curve.end_of_toe), gain * curve.toe)))
+    return str(g("Add", total, g("Mul", g("Clip", value, 0.0, curve.low), gain * curve.toe)))
 
 
 def _evaluate(g: _Graph, factors: Sequence[float], value: str) -> str:

@@ -157,17 +157,9 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
         low, high = (show(f"{name}_{end}", pattern, "") for end in ("low", "high"))
         return f" ({what} {low} to {high})" if low and high else ""
 
-    return _fill(
-        "MODEL_CARD.md",
-        graph=graph,
-        size=format_bytes(len(graph.content)),
-        bare=bare,
-        web=web,
-        figures=figures,
-        show=show,
-        interval=interval,
-        noted=partial(show, missing="not recorded"),
-    )
+    size, noted = format_bytes(len(graph.content)), partial(show, missing="not recorded")
+    given = {"graph": graph, "size": size, "bare": bare, "web": web, "figures": figures}
+    return _fill("MODEL_CARD.md", **given, show=show, interval=interval, noted=noted)
 
 
 def _fill(template: str, **values: Any) -> str:
@@ -190,9 +182,8 @@ def _check_destination(folder: Path, name: Path, force: bool) -> None:
     option = "option --to"
     if not folder.is_dir():
         raise ConfigError(option, name, "is a file", "choose a folder that is not there yet")
-    present = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    }
+    inside = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    present = {path.relative_to(folder).as_posix() for path in inside}
     if not present:
         return
     if not force:
@@ -208,18 +199,15 @@ def _check_destination(folder: Path, name: Path, force: bool) -> None:
 def _listed_files(sums: Path) -> set[str]:
     """The names in a SHA256SUMS; none where it is no such file."""
     try:
-        lines = sums.read_text(encoding="utf-8").splitlines()
+        return set(re.findall(r"^[0-9a-f]{64}  (.+)$", sums.read_text(encoding="utf-8"), re.MULTILINE))
     except (OSError, UnicodeDecodeError):
         return set()
-    found = [re.fullmatch(r"[0-9a-f]{64}  (.+)", line) for line in lines]
-    return {match[1] for match in found if match}
 
 
 def _publish(contents: Mapping[str, bytes], folder: Path, name: Path) -> None:
     """Write the files into a folder beside `folder`, which then takes its place."""
-    temporary, old = (
-        folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(4)}.{what}") for what in ("new", "old")
-    )
+    hidden = f".{folder.name[:100]}.{secrets.token_hex(4)}"
+    temporary, old = folder.with_name(f"{hidden}.new"), folder.with_name(f"{hidden}.old")
     try:
         for path, content in contents.items():
             write_bytes(temporary / path, content)

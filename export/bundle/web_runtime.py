@@ -44,7 +44,8 @@ def read_web_runtime() -> dict[str, bytes]:
         except MachineError as error:
             warn(f"{error}; it will be downloaded again next time")
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-        return {name: _read_member(archive, f"package/dist/{name}") for name in RUNTIME_FILES}
+        streams = {name: archive.extractfile(f"package/dist/{name}") for name in RUNTIME_FILES}
+        return {name: stream.read() for name, stream in streams.items() if stream}
 
 
 def cached_package() -> Path:
@@ -77,9 +78,3 @@ def _download(kept: Path) -> bytes:
         hint = "try again, set npm_config_registry to another registry, or leave the page out with --no-web"
         raise MachineError("download", url, "is not the file that was expected: its SHA-512 differs", hint)
     return content
-
-
-def _read_member(archive: tarfile.TarFile, name: str) -> bytes:
-    stream = archive.extractfile(name)
-    assert stream is not None, f"{name} of a package whose hash is pinned is a plain file"
-    return stream.read()

@@ -26,6 +26,8 @@ _SWING_OF_NOISE = 0.565
 _CHANCE = 3.0
 # Less than half a percent is not worth a sentence, however smooth the curve.
 _WORTH = 0.005
+# What early stopping is replayed with.
+_PATIENCES = (2, 3)
 # How far a curve must run ahead of an even pace, as a share of its whole fall, to have a fast and a slow part.
 _BEND = 0.15
 
@@ -126,26 +128,19 @@ class _Points:
 
     def phase(self, kind: PhaseKind, first: int, last: int) -> Phase:
         """Between two positions."""
-        won, won_in_all = float(self.val[first] - self.val[last]), float(self.val[0] - self.val[self.best])
-        return Phase(
-            kind=kind,
-            first_epoch=self.epochs[first],
-            last_epoch=self.epochs[last],
-            train_first=_known(self.train[first]),
-            train_last=_known(self.train[last]),
-            val_first=float(self.val[first]),
-            val_last=float(self.val[last]),
-            share_pct=None if kind in ("flat", "after_best") else _percent(won, won_in_all),
-        )
+        val, train = self.val, self.train
+        losses = (_known(train[first]), _known(train[last]), float(val[first]), float(val[last]))
+        share_pct = _percent(float(val[first] - val[last]), float(val[0] - val[self.best]))
+        is_learning = kind in ("rapid", "slow", "steady")
+        return Phase(kind, self.epochs[first], self.epochs[last], *losses, share_pct if is_learning else None)
 
 
-def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int] = (2, 3)) -> CurveReading:
+def read_curve(history: Sequence[Mapping[str, float]]) -> CurveReading:
     """What the numbers of a history say; pure data, no text.
 
     Args:
         history: one row per epoch in their order, as `read_history` and `fit_network` give them. Rows may lack any
             key but `val_l1`; values that are not finite count as not measured.
-        patience: those that early stopping is replayed with, each 1 or more.
     Raises:
         InputError: the history has no rows.
     """
@@ -175,7 +170,7 @@ def read_curve(history: Sequence[Mapping[str, float]], *, patience: Sequence[int
         return reading
     points = _Points([epochs[row] for row in rows], vals[rows], trains[rows], best)
     reading = _judge(_read_points(reading, points), points)
-    stops = tuple(_stop_early(epochs, vals, seconds, each) for each in patience)
+    stops = tuple(_stop_early(epochs, vals, seconds, each) for each in _PATIENCES)
     return replace(reading, phases=_phases(points, reading.learned), early_stopping=stops)
 
 
@@ -288,11 +283,9 @@ def _levels_off(values: Losses) -> bool | None:
 
 
 def _learned(values: Losses, best: int, margin: float, flat_from: int | None) -> bool:
-    if best == 0:
-        return False
     # The lowest of many epochs is low by chance, so the rest is judged by its middle, or by the epochs around the best.
     level = np.median(values[1:] if flat_from == 0 else values[max(1, best - 1) : best + 2])
-    return bool(values[0] - level > margin)
+    return bool(best > 0 and values[0] - level > margin)
 
 
 def _level_rise(values: Losses, best: int) -> float:
@@ -401,8 +394,7 @@ def _learning_rate(recorded: Losses, at_best: float) -> LearningRate | None:
     rates = recorded[recorded >= 0]
     if not len(rates):
         return None
-    first, peak, last = float(rates[0]), float(rates.max()), float(rates[-1])
-    return LearningRate(_rate_shape(rates), first, peak, last, _known(at_best))
+    return LearningRate(_rate_shape(rates), float(rates[0]), float(rates.max()), float(rates[-1]), _known(at_best))
 
 
 def _rate_shape(rates: Losses) -> RateShape:

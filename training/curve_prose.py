@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,11 +67,11 @@ def explain(run: Run) -> list[StageRecord]:
     if not share_answer(source.is_file):
         return []
 
-    def write() -> Path:
-        return write_explanation(run.folder / EXPLANATION_NAME, read_curve(read_history(source)), source)
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        return [write_explanation(run.folder / EXPLANATION_NAME, read_curve(read_history(source)), source)], {}
 
     inputs = [path for path in (source, run.folder / _RANKING) if path.is_file()]
-    return [run.do("explain", lambda: ([write()], {}), inputs=inputs)]
+    return [run.do("explain", action, inputs=inputs)]
 
 
 def write_explanation(path: Path, reading: CurveReading, source: Path) -> Path:
@@ -170,13 +170,11 @@ def _observations(reading: CurveReading) -> Iterator[str]:
 
 def _after_best(reading: CurveReading) -> Iterator[str]:
     """What happened after the best epoch, and whether that is overfitting."""
-    if reading.best_epoch is None:
-        return
-    if reading.broke_epoch is not None:
+    if reading.broke_epoch is not None and reading.best_epoch is not None:
         yield f"**Divergence:** the loss is missing or not finite from epoch {reading.broke_epoch} to the end."
-    part = "" if reading.rise_pct is None else f" ({reading.rise_pct:.1f} %)"
-    since = "" if reading.rise_epoch is None else f", for good from epoch {reading.rise_epoch} on"
     if reading.rise:
+        part = "" if reading.rise_pct is None else f" ({reading.rise_pct:.1f} %)"
+        since = "" if reading.rise_epoch is None else f", for good from epoch {reading.rise_epoch} on"
         yield f"**After the best epoch** validation ends {_loss(reading.rise)}{part} higher{since}."
     if reading.noise is None:
         return
@@ -205,12 +203,12 @@ def _shape(reading: CurveReading) -> Iterator[str]:
         yield f"**Plateau:** {moves} {_loss(reading.margin)}{train[reading.train_flat]}."
     if (best := reading.gap_at_best) is not None:
         end = best if reading.gap_at_end is None else reading.gap_at_end
-        is_normal = (
+        normal = (
             " Validation below training is normal here: training is measured on augmented random crops with the "
             "network in training mode; validation on whole photographs in evaluation mode."
         )
         gaps = f"{_loss(best)} in the best epoch, {_loss(end)} at the end"
-        yield f"**Gap:** validation less training is {gaps}.{is_normal if min(best, end) < 0 else ''}"
+        yield f"**Gap:** validation less training is {gaps}.{normal if min(best, end) < 0 else ''}"
     if reading.timing == "early":
         pace = _loss(reading.final_pace)
         yield f"**Stopped too early:** at the end validation still falls by about {pace} an epoch."

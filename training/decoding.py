@@ -134,12 +134,10 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
 
 
 def _check_head(head: bytes) -> None:
-    if _KNOWN_START.match(head):
-        return
-    refused = (name for name, start in _REFUSED.items() if re.match(start, head, re.DOTALL))
     if reason := find_impostor(head):
         raise _Refusal(reason)
-    if name := next(refused, ""):
+    name = next((name for name, start in _REFUSED.items() if re.match(start, head, re.DOTALL)), None)
+    if name is not None and not _KNOWN_START.match(head):
         raise _Refusal(f"format {name} not accepted ({_ACCEPTED})")
 
 

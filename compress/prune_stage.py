@@ -18,9 +18,16 @@ from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.importance import Evidence, load_pictures
-from compress.prune_budget import MeasuredLimits, misses
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import Tuning, apply_pruning, measure_pruning, plan_pruning, prune_in_steps
+from compress.pruning import (
+    MeasuredLimits,
+    Tuning,
+    apply_pruning,
+    measure_pruning,
+    misses,
+    plan_pruning,
+    prune_in_steps,
+)
 from compress.ranking import count_macs
 from export.conv_latency import time_convolution
 from export.graph import ExportResult, export_onnx

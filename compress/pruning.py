@@ -5,7 +5,8 @@ Groups of channels that go together -> their importance -> how many each keeps -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -13,12 +14,12 @@ import torch
 
 from colorpress.core.config import PruneConfig
 from colorpress.core.console import warn
-from colorpress.core.errors import GateError, InputError
+from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
+from compress.budgets import Limit
 from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer, trade_for_latency
 from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
 from compress.importance import WEIGHTS_ALONE, ChannelScores, Evidence, score_groups
-from compress.prune_budget import MeasuredLimits, plan_within_limits
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
 from training.network import ColorNetwork
@@ -26,6 +27,12 @@ from training.unet import UNet, count_parameters, hash_weights
 
 # Fine-tunes the network of a step, numbered from 1, between two steps of pruning.
 Tuning = Callable[[ColorNetwork, int], ColorNetwork]
+# Budgets, each with what measures its figure of a pruned network; the quick ones first.
+MeasuredLimits = Mapping[Limit, Callable[[ColorNetwork], float]]
+
+# With budgets the ratio is found to a thousandth.
+_FINEST = 1000
+_LARGEST_RATIO = 0.99
 
 
 @dataclass(frozen=True)
@@ -169,9 +176,45 @@ def plan_pruning(
                 f"kept to multiples of --round-to {config.round_to}, leaves every channel"
             )
         return plan
-    plan, ratio = plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)
+    plan, ratio = _plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)
     found = {"prune_ratio": ratio, "budgets": {limit.option: f"{limit.bound:g} {limit.unit}" for limit in limits}}
     return replace(plan, settings={**plan.settings, **found})
+
+
+def _plan_within_limits(
+    plan_at: Callable[[float], PrunePlan], apply: Callable[[PrunePlan], ColorNetwork], limits: MeasuredLimits
+) -> tuple[PrunePlan, float]:
+    """The plan of the smallest prune ratio whose network meets all limits, and that ratio; 0 where all are met already.
+
+    Args:
+        plan_at: the plan of a ratio; larger ones have to remove at least as much.
+        apply: the network of a plan.
+        limits: measured in this order until one is missed.
+    Raises:
+        ConfigError: the largest ratio misses one.
+    """
+    answers: dict[tuple[int, ...], str] = {}
+
+    def miss(plan: PrunePlan) -> str:
+        widths = tuple(plan.result.values())
+        if widths not in answers:
+            answers[widths] = next(iter(misses(limits, apply(plan))), "")
+        return answers[widths]
+
+    if why := miss(plan_at(_LARGEST_RATIO)):
+        hint = "allow more, or let more go: a smaller --round-to, a larger --largest-share"
+        raise ConfigError("budget", None, f"not even the smallest network meets it: {why}", hint)
+    thousandths = range(round(_LARGEST_RATIO * _FINEST))
+    ratio = bisect_left(thousandths, True, key=lambda each: not miss(plan_at(each / _FINEST))) / _FINEST
+    return plan_at(ratio), ratio
+
+
+def misses(limits: MeasuredLimits, network: ColorNetwork) -> Iterator[str]:
+    """How a network misses each limit that it misses, in words; measured when it is asked for."""
+    for limit, measure in limits.items():
+        value = measure(network)
+        if not limit.is_met({limit.figure: value}):
+            yield f"{limit.count(value)}, {limit.option} allows {limit.bound:,.4g}"
 
 
 def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:

@@ -12,9 +12,8 @@ from colorpress.core.config import PruneConfig
 from colorpress.core.errors import ConfigError
 from compress.budgets import Limit
 from compress.importance import Evidence
-from compress.prune_budget import MeasuredLimits
 from compress.prune_plan import read_plan, write_plan
-from compress.pruning import apply_pruning, plan_pruning, prune_in_steps
+from compress.pruning import MeasuredLimits, apply_pruning, plan_pruning, prune_in_steps
 from compress.ranking import count_macs
 from tests.conftest import make_network
 from training.network import ColorNetwork

@@ -8,11 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.budget_lines import BudgetLine, judge_budgets
 from benchmarks.report.report_pictures import embed_picture, read_picture_set
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_tables
 from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json
-from benchmarks.verdict import MAX_L1_INCREASE_PCT, MIN_RETAINED_COLOUR, judge_peers, judge_rows
+from benchmarks.verdict import (
+    MAX_L1_INCREASE_PCT,
+    MIN_RETAINED_COLOUR,
+    BudgetLine,
+    judge_budgets,
+    judge_peers,
+    judge_rows,
+)
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord

@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PhotoSplit]:
     run = Run(folder / "out", Settings.from_options({**OPTIONS, "data": folder / "photos"}))
     photos = find_photos(run)
     train(run, photos)
-    make_student(run, run.best_path, photos)
+    make_student(run, photos)
     return run, photos
 
 
@@ -65,27 +65,27 @@ def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, Pho
 
 def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
-    records = make_student(changed(run, min_retained_colour=-9.0), run.best_path, photos, "smallest")
+    records = make_student(changed(run, min_retained_colour=-9.0), photos, "smallest")
     assert [record.name for record in records if not record.skipped][-1] == "student-smallest"
     assert next(record for record in records if record.name == "strides").skipped
     assert list_students(run.folder) == ("auto", "smallest")
     plan = read_student_network(run.folder / "smallest" / "plan.json")
     assert plan == student_ladder(plan.output_stride)[0]
-    assert all(record.skipped for record in make_student(run, run.best_path, photos))
+    assert all(record.skipped for record in make_student(run, photos))
 
 
 @pytest.mark.parametrize("name", ["best", "pruned", "trials", "x-int8", "../x", "", "a b", ".x"])
 def test_names_that_mean_something_else_are_refused(trained: tuple[Run, PhotoSplit], name: str) -> None:
     run, photos = trained
     with pytest.raises(ConfigError, match="--name"):
-        make_student(run, run.best_path, photos, name)
+        make_student(run, photos, name)
 
 
 def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
     run, photos = trained
     network = student_ladder(16)[2]
     given = write_student_plan(tmp_path / "mine.json", StudentPlan(network, "mine"))
-    records = make_student(changed(run, student_plan=given), run.best_path, photos, "given")
+    records = make_student(changed(run, student_plan=given), photos, "given")
     assert [record.name for record in records] == ["plan-given", "student-given"]
     assert load_checkpoint(run.folder / "given" / "model.pt").architecture == network
 
@@ -93,10 +93,10 @@ def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoS
 def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
     with pytest.raises(ConfigError, match="the smallest student misses it") as caught:
-        make_student(changed(run, keep_macs=1e-6), run.best_path, photos, "none")
+        make_student(changed(run, keep_macs=1e-6), photos, "none")
     assert "multiply-accumulates" in str(caught.value)
     budget = changed(run, target_size="30KB", min_retained_colour=9.0)
-    make_student(budget, run.best_path, photos, "fitting")
+    make_student(budget, photos, "fitting")
     plan = json.loads((run.folder / "fitting" / "plan.json").read_text())
     assert plan["settings"] == {"min_retained_colour": 9.0, "target_size": 30_000}
     sizes = [each["size_bytes"] for each in plan["candidates"] if each["size_bytes"]]
@@ -170,11 +170,11 @@ def test_without_best_nothing_judges(trained: tuple[Run, PhotoSplit], tmp_path: 
 def test_a_latency_budget_is_measured_once_and_retrains_nothing(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
     budget = changed(run, target_latency_ms=1000.0)
-    first = make_student(budget, run.best_path, photos, "timed")
+    first = make_student(budget, photos, "timed")
     plan = json.loads((run.folder / "timed" / "plan.json").read_text())
     assert plan["candidates"][0]["latency_ms"] > 0
     assert not first[-1].skipped
-    assert make_student(budget, run.best_path, photos, "timed")[-1].skipped
+    assert make_student(budget, photos, "timed")[-1].skipped
 
 
 def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains_nothing(
@@ -182,7 +182,7 @@ def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains
 ) -> None:
     run, photos = trained
     for floor, skipped in ((-9.0, False), (-8.0, True)):
-        records = make_student(changed(run, min_retained_colour=floor), run.best_path, photos, "easy")
+        records = make_student(changed(run, min_retained_colour=floor), photos, "easy")
         plan = json.loads((run.folder / "easy" / "plan.json").read_text())
         assert plan["settings"]["min_retained_colour"] == floor
         assert (records[-1].name, records[-1].skipped) == ("student-easy", skipped)
@@ -192,5 +192,5 @@ def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatc
     run, photos = trained
     forgotten: list[str] = []
     monkeypatch.setattr("compress.students.student_stages.forget_fit", lambda folder: forgotten.append(folder.name))
-    make_student(replace(run, force=True), run.best_path, photos)
+    make_student(replace(run, force=True), photos)
     assert "auto" in forgotten and any(name.startswith("trial-") for name in forgotten)

@@ -293,7 +293,7 @@ def compare_levers(
     network = read_student_network(plan)
     with locked_folder(output_dir):
         adopt_checkpoint(run, checkpoint)
-        job = LeverJob(run, run.best_path, find_photos(run), network, crops)
+        job = LeverJob(run, find_photos(run), network, crops)
         levers = list_levers(job, pruned)
         if unknown := sorted(set(names) - set(levers)):
             raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(levers)}")

@@ -83,7 +83,7 @@ def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
         ConfigError: no network of the space meets the budgets.
     """
     # The answer follows from best.pt and the photographs: a run that redoes everything has just measured it.
-    strides, _ = score_output_strides(StudentJob(replace(run, force=False), run.best_path, photos))
+    strides, _ = score_output_strides(StudentJob(replace(run, force=False), photos))
     job = _make_job(run, photos, study, list_output_strides(strides))
     _require_possible(job)
     return job
@@ -95,7 +95,7 @@ def _make_job(run: Run, photos: PhotoSplit, study: str | None, output_strides: S
         folder = Path(study).expanduser().absolute().parent
     # By machine and run folder, so that a worker started again has the same name.
     worker = f"{socket.gethostname()}:{run.folder.resolve()}"
-    return SearchJob(run, run.best_path, photos, tuple(output_strides), worker, folder / "weights")
+    return SearchJob(run, photos, tuple(output_strides), worker, folder / "weights")
 
 
 def _require_possible(job: SearchJob) -> None:

@@ -30,7 +30,7 @@ from export.timing import time_quickly
 from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
-from training.photos import Photo, PhotoSplit, scan_photos
+from training.photos import PhotoSplit, scan_photos
 from training.run_folder import Run, warn_of_other_split
 from training.unet import UNet, UNetPlan, count_parameters
 
@@ -79,18 +79,16 @@ class StudentJob:
     """Base of what chooses students; what only some of it needs is made when it is asked for.
 
     Attributes:
-        checkpoint: best.pt.
         given: the photographs of the run.
     """
 
     run: Run
-    checkpoint: Path
     given: PhotoSplit
 
     @cached_property
     def best(self) -> Checkpoint:
         """best.pt."""
-        found = self.run.load(self.checkpoint)
+        found = self.run.load(self.run.best_path)
         warn_of_other_split(found, self.given)
         return found
 
@@ -173,8 +171,7 @@ def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
     known = {photo.sha256 for photo in (*photos.train, *photos.val, *photos.test)}
     further = [photo for photo in (*found.train, *found.val, *found.test) if photo.sha256 not in known]
     say(f"photographs: {len(further)} more to learn from in '{folder}'")
-    ordered: list[Photo] = sorted(further, key=lambda photo: photo.sha256)
-    return replace(photos, train=(*photos.train, *ordered))
+    return replace(photos, train=(*photos.train, *sorted(further, key=lambda photo: photo.sha256)))
 
 
 def score_strides(
@@ -211,7 +208,7 @@ def score_output_strides(job: StudentJob) -> tuple[tuple[StrideScore, ...], Stag
         return [], {"strides": [without_nan(asdict(each)) for each in scores]}
 
     used = {**job.run.arch_key(), **job.data_key(train=False)}
-    record = job.run.do("strides", action, inputs=[job.checkpoint], settings=used)
+    record = job.run.do("strides", action, inputs=[job.run.best_path], settings=used)
     return tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]), record
 
 

@@ -50,7 +50,7 @@ _DEEPEST_STRIDE = 32
 
 def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
     """One student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
-    stages = make_student(run, run.best_path, photos, name)
+    stages = make_student(run, photos, name)
     source = run.folder / name / "model.onnx"
     stages += [export(run, run.folder / name / "model.pt", name), *quantize_each(run, [source], photos)]
     packed = pack(run, source, variant_name(name, "w8"))
@@ -60,7 +60,7 @@ def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[St
     return [*stages, packed]
 
 
-def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
+def make_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
     """Choose a student and train it: <name>/plan.json, <name>/model.pt, and its training as table and chart.
 
     Args:
@@ -71,7 +71,7 @@ def make_student(run: Run, checkpoint: Path, photos: PhotoSplit, name: str = STU
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _TAKEN or origin_of(name) != name:
         raise ConfigError("option", "--name", f"got {name!r}", "give letters and digits, such as smallest")
-    job = StudentJob(run, checkpoint, photos)
+    job = StudentJob(run, photos)
     given = run.settings.student.student_plan
     if given is None:
         strides, oracle = score_output_strides(job)
@@ -235,7 +235,7 @@ def _learn(
         **job.run.arch_key(),
         **job.data_key(),
     }
-    return job.run.do(stage, action, inputs=[job.checkpoint], settings=used)
+    return job.run.do(stage, action, inputs=[job.run.best_path], settings=used)
 
 
 def _write_plan(run: Run, name: str, plan: StudentPlan) -> StageRecord:
@@ -247,7 +247,7 @@ def _write_plan(run: Run, name: str, plan: StudentPlan) -> StageRecord:
     return run.do(f"plan-{name}", action, settings={"plan": plan.to_dict()})
 
 
-def student_ladder(output_stride: int, widths: Sequence[int] = LADDER_WIDTHS) -> tuple[UNetPlan, ...]:
+def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     """Flat UNets that answer at `output_stride`, one for each width, smallest first.
 
     All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
@@ -261,7 +261,7 @@ def student_ladder(output_stride: int, widths: Sequence[int] = LADDER_WIDTHS) ->
         UNetPlan(
             encoder=((width, width),) * levels, decoder=((width, width),) * ups, upsample="nearest", stem_stride=stem
         )
-        for width in widths
+        for width in LADDER_WIDTHS
     )
 
 

@@ -19,7 +19,7 @@ from colorpress.core.files import atomic_write
 from export.colorizers import Colorizer
 from export.predictors import Pixels
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
-from training.photos import SkippedPhoto, find_photos
+from training.photos import SkippedPhoto, walk_photos
 
 # Formats that are written; any other photograph becomes a PNG. JPEG chroma is not subsampled: it is the product.
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -140,7 +140,7 @@ def _list_sources(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Pa
     seen: set[Path] = set()
     for each in photos:
         # Results of an earlier call may lie below a folder of photographs; they are none of them.
-        inside = find_photos(each, leave_out=output_dir) if each.is_dir() else [each]
+        inside = walk_photos(each, leave_out=output_dir) if each.is_dir() else [each]
         for path in inside:
             if (absolute := path.absolute()) not in seen:
                 seen.add(absolute)

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import ConfigError, GateError, InputError
 from training.decoding import decode_photo
-from training.photos import NO_COLOUR, Photo, embedded_photos, find_photos, inspect_photo, load_rgb, scan_photos
+from training.photos import NO_COLOUR, Photo, embedded_photos, inspect_photo, load_rgb, scan_photos, walk_photos
 
 LIMIT = 1_000_000
 EXACT, JPEG_LOSS = 1, 12
@@ -343,7 +343,7 @@ def test_reduced_decoding_gives_the_picture_that_full_decoding_gives(tmp_path: P
 def test_any_file_name_works(tmp_path: Path, name: str) -> None:
     make_photo(0).save(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(tmp_path / name)
-    assert [path.name for path in find_photos(tmp_path)] == [name]
+    assert [path.name for path in walk_photos(tmp_path)] == [name]
     assert load_rgb(tmp_path / name, max_pixels=LIMIT).shape == (40, 48, 3)
 
 
@@ -359,9 +359,9 @@ def test_finding_ignores_other_files_and_does_not_loop(photo_folder: Path) -> No
     (photo_folder / "jpg").write_text("no suffix")
     (photo_folder / ".hidden.jpg").write_text("hidden")
     (photo_folder / "more" / "again").symlink_to(photo_folder)
-    found = list(find_photos(photo_folder))
+    found = list(walk_photos(photo_folder))
     assert [path.name for path in found] == [f"photo{i}.{'jpg' if i % 2 else 'png'}" for i in range(10)]
-    assert list(find_photos(photo_folder, leave_out=photo_folder / "more")) == found[:9]
+    assert list(walk_photos(photo_folder, leave_out=photo_folder / "more")) == found[:9]
 
 
 def test_a_scan_checks_splits_and_names_what_it_skips(
@@ -394,7 +394,7 @@ def test_a_split_does_not_depend_on_workers_names_or_index(photo_folder: Path, t
     index = tmp_path / "index.json"
     for workers in (1, 2):
         assert scan_photos(data(photo_folder), workers=workers, index_path=index) == plain
-    for number, path in enumerate(list(find_photos(photo_folder))):
+    for number, path in enumerate(list(walk_photos(photo_folder))):
         path.rename(photo_folder / f"{97 - number}{path.suffix}")
     renamed = scan_photos(data(photo_folder), workers=2, index_path=index)
     for part in ("train", "val", "test"):

@@ -111,7 +111,7 @@ def _shrink(picture: DecodedPhoto, short_side: int) -> Image.Image:
     return picture.rgb if picture.rgb.size == size else picture.rgb.resize(size, Image.Resampling.LANCZOS)
 
 
-def find_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path]:
+def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path]:
     """Every file below `folder` whose suffix is one of a picture, in an order that does not depend on the disk.
 
     Hidden files and folders are passed over, links to folders are followed once. `leave_out` is a folder not to
@@ -182,7 +182,7 @@ def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
     if not data.is_dir():
         why = "not a folder" if data.exists() else "no such folder"
         raise ConfigError("option --data", data, why, "give a folder of photographs, or leave --data out")
-    return data, list(find_photos(data))
+    return data, list(walk_photos(data))
 
 
 def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:

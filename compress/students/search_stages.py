@@ -15,25 +15,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from colorpress.core import processes
 from colorpress.core.config import PATH_OPTIONS, QatConfig, Settings
 from colorpress.core.console import live_table, muted, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, GateError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
-from colorpress.core.processes import (
-    is_cut_off,
-    is_main_process,
-    process_count,
-    share_answer,
-    started_processes,
-    working_alone,
-)
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
 from compress.export_stages import export, pack
@@ -51,7 +44,6 @@ from training.run_folder import Run
 from training.unet import UNetPlan
 
 CANDIDATES, FULL = "candidates", "front"
-Answer = TypeVar("Answer")
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
@@ -125,19 +117,19 @@ def _round_up(share: float) -> float:
     return math.ceil(share * 10.0**digits) / 10.0**digits
 
 
-def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callable[[], Answer]) -> Answer | None:
-    """The answer of `lead`, a search or a worker, in the main process; the others of torchrun help it train: None."""
-    if process_count() == 1:
-        return lead()
-    if not is_main_process():
+def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callable[[], None]) -> None:
+    """Call `lead`, a search or a worker, in the main process; the others of torchrun help it train."""
+    if processes.process_count() == 1:
+        lead()
+    elif not processes.is_main_process():
         search_trial.assist(_make_job(run, photos, study, ()))
-        return None
-    try:
-        with working_alone():
-            return lead()
-    finally:
-        if not is_cut_off():
-            share_answer(lambda: None)
+    else:
+        try:
+            with processes.working_alone():
+                lead()
+        finally:
+            if not processes.is_cut_off():
+                processes.share_answer(lambda: None)
 
 
 def _what_fails_a_trial() -> tuple[type[Exception], ...]:
@@ -145,7 +137,7 @@ def _what_fails_a_trial() -> tuple[type[Exception], ...]:
 
     Of several processes one may be out of memory, and the others would wait for it: that ends all of them.
     """
-    out_of_memory = (MemoryError, torch.OutOfMemoryError) if started_processes() == 1 else ()
+    out_of_memory = (MemoryError, torch.OutOfMemoryError) if processes.started_processes() == 1 else ()
     return (DivergedError, GateError, *out_of_memory)
 
 

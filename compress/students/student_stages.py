@@ -24,13 +24,8 @@ from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
-from compress.students.student_job import (
-    StudentJob,
-    build_student,
-    choose_output_stride,
-    measure_stand_in,
-    score_output_strides,
-)
+from compress.students import student_job
+from compress.students.student_job import StudentJob
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
 from compress.yardstick import Score
 from training.fitting import forget_fit
@@ -74,7 +69,7 @@ def make_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[Stag
     job = StudentJob(run, photos)
     given = run.settings.student.student_plan
     if given is None:
-        strides, oracle = score_output_strides(job)
+        strides, oracle = student_job.score_output_strides(job)
         plan, trials = _choose(job, name, strides)
         records = [oracle, *trials]
     else:
@@ -96,7 +91,10 @@ def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple
 
     floor, increase_pct = _goal(job)
     chosen, seen, reason = choose_candidate(
-        _list_candidates(job, choose_output_stride(strides)), floor=floor, increase_pct=increase_pct, try_out=try_out
+        _list_candidates(job, student_job.choose_output_stride(strides)),
+        floor=floor,
+        increase_pct=increase_pct,
+        try_out=try_out,
     )
     # The control: the same network and crops without a teacher.
     control = _try_out(job, chosen.network, teacher_weight=0.0)
@@ -142,7 +140,7 @@ def _goal(job: StudentJob) -> tuple[float, float]:
 
 def _candidate(job: StudentJob, network: UNetPlan) -> Candidate:
     settings, size = job.run.settings, job.run.settings.count.rank_size
-    built = build_student(network, settings.data.seed)
+    built = student_job.build_student(network, settings.data.seed)
     return Candidate(network, count_parameters(built), count_macs(built, height=size, width=size))
 
 
@@ -159,7 +157,7 @@ def _measure_file(job: StudentJob, candidate: Candidate, limits: Sequence[Limit]
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         timing = job.time_alone if is_timed else None
-        size_bytes, latency_ms = measure_stand_in(candidate.network, settings, timing)
+        size_bytes, latency_ms = student_job.measure_stand_in(candidate.network, settings, timing)
         return [], {"size_bytes": size_bytes, "latency_ms": latency_ms}
 
     used: dict[str, Any] = {"network": candidate.network.to_dict(), "export": vars(settings.export)}

@@ -315,11 +315,8 @@ def work_through(
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             optuna.storages.fail_stale_trials(study)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
-        complete, running, waiting = (
-            states.count(state) for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
-        )
-        refused = len(states) - complete - running - waiting
-        room = refused <= _MOST_REFUSED + 20 * wanted
+        complete, running, waiting = map(states.count, (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING))
+        room = len(states) - complete - running - waiting <= _MOST_REFUSED + 20 * wanted
         if waiting or (complete + running < wanted and room):
             try:
                 study.optimize(run, n_trials=1, catch=catch, callbacks=[after] if after else None)

@@ -75,7 +75,7 @@ def make_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[Stag
     else:
         plan, records = StudentPlan(read_student_network(given), f"given with --student-plan {given.name}"), []
         limits = read_limits(run.settings.budget, whole=job.original_cost)
-        if limits and (why := _why_too_large(limits, _measure_file(job, _candidate(job, plan.network), limits))):
+        if limits and (why := _why_too_large(limits, _make_candidate(job, plan.network, limits))):
             warn(f"the network of --student-plan misses a budget: {why}")
     return [*records, _write_plan(run, name, plan), _train(job, name, plan.network)]
 
@@ -90,12 +90,8 @@ def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple
         return Score.of(records[-1].result["score"])
 
     floor, increase_pct = _goal(job)
-    chosen, seen, reason = choose_candidate(
-        _list_candidates(job, student_job.choose_output_stride(strides)),
-        floor=floor,
-        increase_pct=increase_pct,
-        try_out=try_out,
-    )
+    candidates = _list_candidates(job, student_job.choose_output_stride(strides))
+    chosen, seen, reason = choose_candidate(candidates, floor=floor, increase_pct=increase_pct, try_out=try_out)
     # The control: the same network and crops without a teacher.
     control = _try_out(job, chosen.network, teacher_weight=0.0)
     say(f"{name}: {chosen.params:,} parameters, {reason}")
@@ -118,14 +114,12 @@ def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
     found: list[Candidate] = []
     why = ""
     for network in student_ladder(output_stride):
-        candidate = _candidate(job, network)
         # Exports take seconds each, and what is wider than one that misses a budget misses it too.
-        if why and _needs_file(limits):
-            why = "wider than one that misses a budget"
-        else:
-            candidate = _measure_file(job, candidate, limits)
-            # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
-            why = _why_too_large([limit for limit in limits if limit.given or found], candidate)
+        is_hopeless = bool(why) and _needs_file(limits)
+        candidate = _make_candidate(job, network, () if is_hopeless else limits)
+        # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
+        counted = [limit for limit in limits if limit.given or found]
+        why = "wider than one that misses a budget" if is_hopeless else _why_too_large(counted, candidate)
         found.append(replace(candidate, verdict=f"{_NOT_TRIED}{why}" if why else ""))
     return found
 
@@ -138,32 +132,28 @@ def _goal(job: StudentJob) -> tuple[float, float]:
     return 1.0 if floor is None else floor, asked.max_l1_increase or 0.0
 
 
-def _candidate(job: StudentJob, network: UNetPlan) -> Candidate:
-    settings, size = job.run.settings, job.run.settings.count.rank_size
-    built = student_job.build_student(network, settings.data.seed)
-    return Candidate(network, count_parameters(built), count_macs(built, height=size, width=size))
-
-
 def _needs_file(limits: Sequence[Limit]) -> bool:
     return any(limit.figure in ("size_bytes", "latency_ms") for limit in limits)
 
 
-def _measure_file(job: StudentJob, candidate: Candidate, limits: Sequence[Limit]) -> Candidate:
-    """The candidate with the size of its file and its measured latency, as far as there are budgets for them."""
+def _make_candidate(job: StudentJob, network: UNetPlan, limits: Sequence[Limit]) -> Candidate:
+    """A network with what it costs; the size of its file and its latency as far as there are budgets for them."""
+    settings, size = job.run.settings, job.run.settings.count.rank_size
+    built = student_job.build_student(network, settings.data.seed)
+    candidate = Candidate(network, count_parameters(built), count_macs(built, height=size, width=size))
     if not _needs_file(limits):
         return candidate
-    settings = job.run.settings
     is_timed = any(limit.figure == "latency_ms" for limit in limits)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         timing = job.time_alone if is_timed else None
-        size_bytes, latency_ms = student_job.measure_stand_in(candidate.network, settings, timing)
+        size_bytes, latency_ms = student_job.measure_stand_in(network, settings, timing)
         return [], {"size_bytes": size_bytes, "latency_ms": latency_ms}
 
-    used: dict[str, Any] = {"network": candidate.network.to_dict(), "export": vars(settings.export)}
+    used: dict[str, Any] = {"network": network.to_dict(), "export": vars(settings.export)}
     if is_timed:
         used |= {"machine": machine_key(), "threads": settings.machine.threads, "size": settings.time.bench_size[0]}
-    return replace(candidate, **job.run.do(f"cost-{candidate.network.encoder[0][-1]}", action, settings=used).result)
+    return replace(candidate, **job.run.do(f"cost-{network.encoder[0][-1]}", action, settings=used).result)
 
 
 def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:

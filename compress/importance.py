@@ -112,7 +112,8 @@ def _score_by_scale(case: _Case) -> dict[str, ChannelScores]:
     """The size of its batch norm weights (Liu et al. 2017, Network Slimming); magnitude where there is none."""
     found = _score_by_magnitude(case)
     for group in case.groups:
-        if norms := [each for each in group.members if _is_scaling(_layer(case.network, each))]:
+        layers = [(each, case.network.get_submodule(each.layer)) for each in group.members]
+        if norms := [each for each, layer in layers if isinstance(layer, nn.BatchNorm2d) and layer.affine]:
             scales = _sum_weights(case.network, norms, group.channels, torch.abs)
             found[group.root] = ChannelScores(scales, "batch norm scale")
     return found
@@ -153,8 +154,7 @@ def _score_by_taylor(case: _Case) -> dict[str, ChannelScores]:
     the channel, since to remove it is to make just these 0. Source: Molchanov et al. 2019, equation 8; the sum is the
     gradient of a gate on the channel.
     """
-    totals = _mean_changes(case, lambda product: product, torch.square)
-    return {root: ChannelScores(total, "taylor") for root, total in totals.items()}
+    return _mean_changes(case, "taylor", lambda product: product, torch.square)
 
 
 def _score_by_hessian(case: _Case) -> dict[str, ChannelScores]:
@@ -162,14 +162,13 @@ def _score_by_hessian(case: _Case) -> dict[str, ChannelScores]:
 
     Source: LeCun et al. 1989, Optimal Brain Damage, with the empirical Fisher information in place of the Hessian.
     """
-    totals = _mean_changes(case, lambda product: product.square() / 2, lambda change: change)
-    return {root: ChannelScores(total, "hessian") for root, total in totals.items()}
+    return _mean_changes(case, "hessian", lambda product: product.square() / 2, lambda change: change)
 
 
 def _mean_changes(
-    case: _Case, of_weight: Callable[[Tensor], Tensor], of_channel: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """E[of_channel(sum of of_weight(g w))] of every channel: (channels,) by root."""
+    case: _Case, measure: str, of_weight: Callable[[Tensor], Tensor], of_channel: Callable[[Tensor], Tensor]
+) -> dict[str, ChannelScores]:
+    """E[of_channel(sum of of_weight(g w))] of every channel."""
 
     def change(weight: Tensor) -> Tensor:
         return of_weight(torch.zeros_like(weight) if weight.grad is None else weight.grad * weight)
@@ -184,7 +183,7 @@ def _mean_changes(
             (copy(lightness.to(device).clone()) - ab.to(device).clone()).abs().mean().backward()
             for group in case.groups:
                 totals[group.root] += of_channel(_sum_weights(copy, _readers(copy, group), group.channels, change))
-    return {root: total / len(case.evidence.pictures) for root, total in totals.items()}
+    return {root: ChannelScores(total / len(case.evidence.pictures), measure) for root, total in totals.items()}
 
 
 def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
@@ -200,7 +199,7 @@ def _score_by_activation(case: _Case) -> dict[str, ChannelScores]:
 
     for group in case.groups:
         for member in _readers(copy, group):
-            _layer(copy, member).register_forward_hook(partial(add, group.root, member))
+            copy.get_submodule(member.layer).register_forward_hook(partial(add, group.root, member))
     with torch.inference_mode():
         device = next(copy.parameters()).device
         for lightness, _ in case.evidence.pictures:
@@ -226,7 +225,7 @@ def _sum_weights(
     """The sum of `value_of` the weights of each channel in these layers: (channels,)."""
     total = torch.zeros(channels, dtype=torch.float64)
     for member in members:
-        layer = _layer(network, member)
+        layer = network.get_submodule(member.layer)
         weight: Tensor | None = layer.weight if isinstance(layer, _WEIGHTED) else None
         if weight is not None:  # a batch norm need not have one
             with torch.no_grad():
@@ -237,12 +236,9 @@ def _sum_weights(
 
 def _readers(network: nn.Module, group: ChannelGroup) -> Sequence[Member]:
     """What reads the channels; where no layer does, the convolution that makes them."""
-    readers = [each for each in group.members if each.reads and isinstance(_layer(network, each), _WEIGHTED)]
+    reading = [each for each in group.members if each.reads]
+    readers = [each for each in reading if isinstance(network.get_submodule(each.layer), _WEIGHTED)]
     return readers or group.members[:1]
-
-
-def _is_scaling(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.BatchNorm2d) and layer.affine
 
 
 def _by_channel(layer: nn.Module, values: Tensor, member: Member) -> Tensor:
@@ -257,7 +253,3 @@ def _by_channel(layer: nn.Module, values: Tensor, member: Member) -> Tensor:
         # (groups, other side / groups, C / groups, kH, kW) -> (C, other side / groups * kH * kW)
         rows = values.reshape(parts, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
     return rows[list(member.own)]
-
-
-def _layer(network: nn.Module, member: Member) -> nn.Module:
-    return network.get_submodule(member.layer)

@@ -280,6 +280,8 @@ def _format_ranking(layers: Sequence[LayerSize], title: str) -> str:
         for layer in layers
     ]
     total = ("", "total", "", "", f"{parameters:,}", "100.00 %", "", f"{macs:,}", "100.00 %" if macs else "")
+    table = _table(header, [*body, total], left={1, 2, 3})
+    table.insert(-1, table[1])  # a rule above the totals
     wholes = {"params": parameters, "macs": macs, "output_bytes": _sum(layers, "output_bytes")}
     levels = [
         (size, f"{len(group)}", *(f"{_percent(_sum(group, what), whole):.1f} %" for what, whole in wholes.items()))
@@ -290,7 +292,7 @@ def _format_ranking(layers: Sequence[LayerSize], title: str) -> str:
             title,
             describe_ranking(layers),
             "",
-            *_table(header, [*body, total], left={1, 2, 3}, rule_before_last=True),
+            *table,
             "",
             *_table(("output size", "layers", "parameters", "MACs", "output bytes"), levels, left={0}),
             "",
@@ -314,20 +316,15 @@ def _sum(layers: Iterable[LayerSize], what: str) -> int:
     return sum(getattr(layer, what) for layer in layers)
 
 
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: set[int], rule_before_last: bool = False
-) -> list[str]:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
+    """The lines of a table, a rule below its header; columns that are not in `left` are aligned to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
 
     def line(row: Sequence[str]) -> str:
         cells = zip(row, widths, strict=True)
         return "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
 
-    lines = [line(header), rule, *(line(row) for row in rows)]
-    if rule_before_last:
-        lines.insert(-1, rule)
-    return lines
+    return [line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *(line(row) for row in rows)]
 
 
 def _draw_top_layers(layers: Sequence[LayerSize], title: str, path: Path) -> Path:

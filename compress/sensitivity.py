@@ -194,14 +194,10 @@ def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:
         content = json.loads(path.read_bytes())
         if content["key"] != key:
             return {}
-        return {str(name): _checked(values) for name, values in content["layers"].items()}
+        found = {str(name): Sensitivity(**values) for name, values in content["layers"].items()}
+        if any(type(loss) not in (float, type(None)) for each in found.values() for loss in vars(each).values()):
+            raise ValueError("a sensitivity of another kind")
+        return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         warn(f"sensitivities '{path}' cannot be used; every layer is measured again")
         return {}
-
-
-def _checked(values: Mapping[str, Any]) -> Sensitivity:
-    found = Sensitivity(**values)
-    if not all(each is None or type(each) is float for each in vars(found).values()):
-        raise ValueError("a sensitivity of another kind")
-    return found

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from compress.yardstick import Score, Scoring
 
 # Photographs that biases are corrected on: means need few.
 _BIAS_PICTURES = 16
+_BY_L1 = attrgetter("score.l1")  # of an Int8Try
 
 
 @dataclass(frozen=True)
@@ -290,10 +292,10 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
         return found
 
     def better(best: Int8Try, **change: bool) -> Int8Try:
-        return min(best, try_out(replace(best.way, **change)), key=_l1)  # type: ignore[arg-type]  # all are bool
+        return min(best, try_out(replace(best.way, **change)), key=_BY_L1)  # type: ignore[arg-type]  # all are bool
 
     with progress("choosing how to quantize", len(ways) + 2) as bar:
-        best = min((try_out(way) for way in ways), key=_l1)
+        best = min((try_out(way) for way in ways), key=_BY_L1)
         if quantizer.can_tune():
             if config.equalize == "auto":
                 best = better(best, equalized=True)
@@ -307,10 +309,6 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
     return best.way, tuple(tries)
 
 
-def _l1(found: Int8Try) -> float:
-    return found.score.l1
-
-
 def _fall_back(quantizer: _Quantizer, best: Int8Try, most_l1: float, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
     """Convolutions back to float, the one that wins most L1 for its weights first, until the L1 is low enough."""
     sizes = weight_sizes(quantizer.model.graph)
@@ -319,7 +317,7 @@ def _fall_back(quantizer: _Quantizer, best: Int8Try, most_l1: float, try_out: Ca
     reached = best
     for count in range(1, len(order)):  # at least one stays: a file without int8 is the float one
         found = alone[order[0]] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])))
-        reached = min(reached, found, key=_l1)
+        reached = min(reached, found, key=_BY_L1)
         if reached.score.l1 <= most_l1:
             break
     return reached

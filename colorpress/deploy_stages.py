@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rows import read_benchmark_json
+from benchmarks.rows import Row, read_benchmark_json
 from benchmarks.verdict import judge_rows
 from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
@@ -90,18 +90,10 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
         failed: list[str] = []
         with progress("comparing with PyTorch", len(variants)) as shown:
             for name in variants:
-                precision, net, pictures = _verify_variant(run, name, compared)
-                shapes = [asdict(each) for each in net.shapes]
-                rows += [{"variant": name, "precision": precision, **shape} for shape in shapes]
-                summary[name] = {
-                    "precision": precision,
-                    "shapes": len(shapes),
-                    "max_abs": net.max_abs,
-                    "mean_abs": net.mean_abs,
-                    "p999_abs": max(shape["p999_abs"] for shape in shapes),
-                    "psnr_db": min((each["psnr_db"] for each in shapes if each["psnr_db"] is not None), default=None),
-                    "pictures": pictures,
-                }
+                net, summary[name] = _verify_variant(run, name, compared)
+                common = {"variant": name, "precision": summary[name]["precision"]}
+                rows += [common | asdict(shape) for shape in net.shapes]
+                pictures = summary[name]["pictures"]
                 if not net.passed or (pictures and pictures["own_network"]["max_levels"] > 1):
                     failed.append(name)
                 shown.advance()
@@ -128,10 +120,9 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     Raises:
         ConfigError: no such variant, or there is none to recommend.
     """
-    measured = run.folder / "benchmark.json"
-    rows = read_benchmark_json(measured) if measured.is_file() else None
+    measured = _read_measured(run)
     if variant is None:
-        verdict = judge_rows(rows["rows"], rows["aa_ratios"]) if rows else None
+        verdict = judge_rows(measured["rows"], measured["aa_ratios"]) if measured else None
         variant = (verdict.recommended or "").partition(" @ ")[0] if verdict else ""
         if not variant:
             why = f"recommends nothing: {verdict.sentence}" if verdict else "holds no benchmark.json to choose by"
@@ -140,19 +131,17 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     if variant not in names:
         raise ConfigError("option --variant", variant, "no such variant", f"choose one of: {', '.join(names)}")
     deploy(run, variant, photos.test)
-    folder = run.folder / variant
-    figures = _card_figures(rows, variant, photos) if rows else None
-    return write_bundle(
-        folder / "colorizer.onnx", folder / "model.onnx", destination, web=web, figures=figures, force=run.force
-    )
+    graph, network, figures = run.folder / variant / "colorizer.onnx", run.folder / variant / "model.onnx", None
+    if measured:
+        row, counts = _row_of(measured, variant), {"train_photos": len(photos.train), "val_photos": len(photos.val)}
+        figures = {**(vars(row) if row else {}), "date": measured["date"], "machine": measured["machine"], **counts}
+    return write_bundle(graph, network, destination, web=web, figures=figures, force=run.force)
 
 
-def _verify_variant(
-    run: Run, variant: str, photos: Sequence[Photo]
-) -> tuple[str, ParityResult, dict[str, dict[str, Any]]]:
-    path = run.folder / variant / "model.onnx"
+def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[ParityResult, dict[str, Any]]:
+    """The parity of a bare network, and its summary with that of the picture graph, where there is one."""
+    path, origin = run.folder / variant / "model.onnx", origin_of(variant)
     precision = read_metadata(path).get("precision", "fp32")
-    origin = origin_of(variant)
     checkpoint = run.best_path if origin == "best" else run.folder / origin / "model.pt"
     reference, candidate = TorchPredictor(run.load(checkpoint).build_network()), OnnxPredictor(path)
     atol = run.settings.export.atol if find_precision(precision).exact else None
@@ -167,7 +156,15 @@ def _verify_variant(
                 photographs=photographs,
             )
             pictures[name] = asdict(found)
-    return precision, net, pictures
+    return net, {
+        "precision": precision,
+        "shapes": len(net.shapes),
+        "max_abs": net.max_abs,
+        "mean_abs": net.mean_abs,
+        "p999_abs": max(shape.p999_abs for shape in net.shapes),
+        "psnr_db": min((shape.psnr_db for shape in net.shapes if shape.psnr_db is not None), default=None),
+        "pictures": pictures,
+    }
 
 
 def _load_pictures(run: Run, photos: Sequence[Photo]) -> list[NDArray[np.uint8]]:
@@ -177,25 +174,19 @@ def _load_pictures(run: Run, photos: Sequence[Photo]) -> list[NDArray[np.uint8]]
 
 def _read_figures(run: Run, variant: str) -> dict[str, str]:
     """What the benchmark of this run folder says of a variant's file, as metadata; empty where it says nothing."""
-    source, path = run.folder / "benchmark.json", run.folder / variant / "model.onnx"
-    if not source.is_file():
-        return {}
-    measured = read_benchmark_json(source)
-    row = next((each for each in measured["rows"] if each.variant == variant), None)
+    row = _row_of(_read_measured(run), variant)
     # Another file may have taken the place of the one that was measured.
-    if row is None or row.l1 is None or row.size_bytes != path.stat().st_size:
+    if row is None or row.l1 is None or row.size_bytes != (run.folder / variant / "model.onnx").stat().st_size:
         return {}
-    figures = {
-        "measured_photos": row.photos,
-        "l1": f"{row.l1:.6f}",
-        "l1_change_pct": f"{row.l1_delta_pct:.3f}",
-        "retained_colour": None if row.retained_colour is None else f"{row.retained_colour:.4f}",
-    }
-    return {key: str(value) for key, value in figures.items() if value is not None}
+    figures = {"measured_photos": f"{row.photos}", "l1": f"{row.l1:.6f}", "l1_change_pct": f"{row.l1_delta_pct:.3f}"}
+    return figures if row.retained_colour is None else figures | {"retained_colour": f"{row.retained_colour:.4f}"}
 
 
-def _card_figures(measured: Mapping[str, Any], variant: str, photos: PhotoSplit) -> dict[str, Any]:
-    """What the card of a bundle says of a variant: its row, and under which conditions it was measured."""
-    row: dict[str, Any] = next((vars(each) for each in measured["rows"] if each.variant == variant), {})
-    counts = {"train_photos": len(photos.train), "val_photos": len(photos.val)}
-    return {**row, "date": measured["date"], "machine": measured["machine"], **counts}
+def _read_measured(run: Run) -> dict[str, Any]:
+    """The benchmark of a run folder; empty without one."""
+    path = run.folder / "benchmark.json"
+    return read_benchmark_json(path) if path.is_file() else {}
+
+
+def _row_of(measured: Mapping[str, Any], variant: str) -> Row | None:
+    return next((row for row in measured.get("rows", ()) if row.variant == variant), None)

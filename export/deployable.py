@@ -68,8 +68,7 @@ def export_colorizer(
             OnnxColorizer(trial, threads=1),
             photographs=pictures,
         )
-        require_picture_parity(parity, destination.name)
-        return parity
+        return require_picture_parity(parity, destination.name)
 
     return publish_model(model, entries, destination, check)
 

@@ -12,6 +12,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -24,7 +25,6 @@ from colorpress.core.console import silence_libraries
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes, write_bytes
 from export.parity import ParityResult, check_parity, require_parity
-from export.picture_graph import as_array
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
@@ -69,8 +69,7 @@ def export_onnx(
 
     def check(trial: Path) -> ParityResult:
         parity = check_parity(TorchPredictor(network), OnnxPredictor(trial), atol=config.atol)
-        require_parity(parity, destination.name)
-        return parity
+        return require_parity(parity, destination.name)
 
     entries = {**_describe_file(checkpoint, network, config), **(metadata or {})}
     return publish_model(build_graph(network, opset=config.opset), entries, destination, check)
@@ -344,7 +343,11 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
 
 
 def _add_constants_(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> None:
-    graph.initializer.extend(numpy_helper.from_array(as_array(value), name) for name, value in constants.items())
+    """Python's floats become float32, integers int64."""
+    for name, value in constants.items():
+        array = np.asarray(value)
+        kind = np.float32 if array.dtype.kind == "f" else np.int64
+        graph.initializer.append(numpy_helper.from_array(array.astype(kind), name))
 
 
 def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: ExportConfig) -> dict[str, str]:

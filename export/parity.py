@@ -22,9 +22,10 @@ DEFAULT_SHAPES = (
     *((1, 33, 17), (2, 31, 64), (3, 97, 53), (1, 101, 127), (1, 256, 256)),
 )
 _SIDES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 33, 61, 64, 97, 127, 128, 131, 193, 255, 256, 257, 307, 401, 509, 513)
+_MATRIX_SHAPES = 208
 _PEAK_TO_PEAK = 2.0  # ab/128 lies in [-1, 1]
 # (height, width, channels, working size): as above, with pictures that are averaged down by 1, 2 and more.
-DEFAULT_PICTURES = (
+_PICTURES = (
     *((1, 1, 3, 16), (1, 1, 1, 16), (1, 37, 3, 16), (41, 1, 1, 16), (3, 3, 3, 16)),
     *((97, 53, 3, 64), (101, 127, 1, 32), (131, 517, 3, 32), (257, 300, 1, 24)),
 )
@@ -90,15 +91,15 @@ def check_parity(
     return ParityResult(tuple(_compare(reference, candidate, _picture(rng, shape)) for shape in shapes), atol)
 
 
-def matrix_shapes(count: int = 208, seed: int = 0) -> tuple[tuple[int, int, int], ...]:
+def matrix_shapes() -> tuple[tuple[int, int, int], ...]:
     """(N, H, W) of a thorough check: sides of 1 to 513 pixels, primes and extreme aspects among them, batches 1 to 8.
 
     Every side occurs as height and as width; pictures of more than a quarter of a megapixel come alone.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shapes: dict[tuple[int, int, int], None] = {}
     turn = 0
-    while len(shapes) < count:
+    while len(shapes) < _MATRIX_SHAPES:
         side, other, batch = _SIDES[turn % len(_SIDES)], int(rng.choice(_SIDES)), 1 + turn % 8
         height, width = (side, other) if turn // len(_SIDES) % 2 else (other, side)
         shapes[batch if batch * height * width <= 1 << 18 else 1, height, width] = None
@@ -106,11 +107,11 @@ def matrix_shapes(count: int = 208, seed: int = 0) -> tuple[tuple[int, int, int]
     return tuple(shapes)
 
 
-def require_parity(result: ParityResult, subject: str) -> None:
-    """Raise when a difference exceeds the tolerance.
+def require_parity(result: ParityResult, subject: str) -> ParityResult:
+    """The result itself.
 
     Raises:
-        GateError: names the worst shape, its difference and the tolerance.
+        GateError: a difference exceeds the tolerance; names the worst shape.
     """
     if not result.passed:
         worst = max(result.shapes, key=lambda each: math.inf if math.isnan(each.max_abs) else each.max_abs)
@@ -118,6 +119,7 @@ def require_parity(result: ParityResult, subject: str) -> None:
         why = f"answers differ from PyTorch by {worst.max_abs:.3g} at {where}, allowed {result.atol:g}; not published"
         hint = f"raise --atol only if that difference is acceptable; otherwise {_REPORT}"
         raise GateError("export", subject, why, hint)
+    return result
 
 
 def _picture(rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
@@ -164,21 +166,18 @@ def check_picture_parity(
     reference: SizedColorizer,
     candidate: SizedColorizer,
     *,
-    sizes: Sequence[tuple[int, int, int, int]] = DEFAULT_PICTURES,
     photographs: Sequence[Pixels] = (),
     work_size: int = 256,
-    seed: int = 0,
 ) -> PictureParity:
     """Compare two ways to colour pictures on drawn ones and on photographs.
 
     Args:
-        sizes: (height, width, channels, working size) of what is drawn: smooth with noise, dark to bright.
         photographs: uint8 (H, W, 3) or (H, W, 1), coloured at `work_size`.
     Raises:
         GateError: an answer has another shape than the reference's.
     """
-    rng = np.random.default_rng(seed)
-    cases = [(_draw(rng, *size[:3]), size[3]) for size in sizes] + [(each, work_size) for each in photographs]
+    rng = np.random.default_rng(0)
+    cases = [(_draw(rng, *size[:3]), size[3]) for size in _PICTURES] + [(each, work_size) for each in photographs]
     counts = np.zeros(256, np.int64)
     for pixels, size in cases:
         expected, got = reference(pixels, size), candidate(pixels, size)
@@ -194,15 +193,16 @@ def check_picture_parity(
     )
 
 
-def require_picture_parity(result: PictureParity, subject: str) -> None:
-    """Raise when a pixel differs by more than a grey level.
+def require_picture_parity(result: PictureParity, subject: str) -> PictureParity:
+    """The result itself.
 
     Raises:
-        GateError: names the largest difference.
+        GateError: a pixel differs by more than a grey level.
     """
     if result.max_levels > _MOST_LEVELS:
         why = f"a pixel differs by {result.max_levels} grey levels from the reference, allowed {_MOST_LEVELS}"
         raise GateError("export", subject, f"{why}; not published", _REPORT)
+    return result
 
 
 def _draw(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:

@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.polynomial.polynomial import polyval
-from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.helper import make_tensor_value_info as make_value
 
@@ -66,13 +64,6 @@ class Curve:
             middle=tuple(each / unit**power for power, each in enumerate(self.middle, start=1)),
         )
 
-    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The curve in numpy."""
-        z = np.maximum(x, self.high) ** (1.0 / self.root)
-        m = np.clip(x, self.low, self.high)
-        toe = self.toe * np.clip(x, 0.0, self.low)
-        return np.asarray(polyval(z, self.upper) + polyval(m, (0.0, *self.middle)) + toe)
-
 
 # The factors are minimax over [0, 1], found by linear programming. An error of the luminance counts several times
 # where one colour is nearly black beside a bright one: a grey level there needs a 30th of a level here.
@@ -109,12 +100,6 @@ LINEAR_FROM_SRGB = Curve(
 )
 
 
-def as_array(value: Any) -> NDArray[Any]:
-    """A constant of a graph: Python's floats become float32, integers int64."""
-    array = np.asarray(value)
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
-
-
 class _Graph:
     """Nodes and constants of a graph under construction; operators are called by name and answer a value's name."""
 
@@ -132,11 +117,13 @@ class _Graph:
         return made[0] if outputs == 1 else made
 
     def constant(self, value: Any) -> str:
-        """The name of a constant: an array as it is, else as `as_array`."""
-        array = value if isinstance(value, np.ndarray | np.generic) else as_array(value)
+        """The name of a constant: Python's floats are float32, integers int64."""
+        array = np.asarray(value)
+        if not isinstance(value, np.ndarray | np.generic):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(np.asarray(array), f"{self.prefix}c.{len(self.constants)}")
+            self.constants[key] = numpy_helper.from_array(array, f"{self.prefix}c.{len(self.constants)}")
         return self.constants[key].name
 
     def split(self, value: str, count: int = 2) -> Any:

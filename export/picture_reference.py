@@ -8,7 +8,6 @@ its own bytes alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -85,17 +84,13 @@ def color_pixels(
     ab = saturation * torch.from_numpy(np.asarray(answer, np.float32))  # (1, 2, h, w)
     height, width, _ = pixels.shape
     colored = np.empty((height, width, 3), np.uint8)
-    for rows in _stripes(height, width):
+    step = max(1, _STRIPE_PIXELS // width)
+    for start in range(0, height, step):
+        rows = slice(start, min(start + step, height))
         stripe = torch.tensor(pixels[rows]).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)  # (1, 3, rows, W)
         rgb = l_ab_to_rgb(rgb_to_l_ab(stripe)[0], _enlarge_rows(ab, rows, height, width))  # (1, 3, rows, W)
         colored[rows] = (rgb[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return colored
-
-
-def _stripes(height: int, width: int) -> Iterator[slice]:
-    step = max(1, _STRIPE_PIXELS // width)
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))
 
 
 def _enlarge_rows(ab: Tensor, rows: slice, height: int, width: int) -> Tensor:

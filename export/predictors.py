@@ -8,9 +8,9 @@ opens a user's file has `onnx_probe` look at it first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -136,7 +136,7 @@ class OpenVinoPredictor(TimedPredictor):
         self._core = openvino.Core()
         self._settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "PERFORMANCE_HINT": "LATENCY"}
         check_signature(path, *call_library(path, self._read_signature))
-        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._request_for = lru_cache(_KEPT_SIZES)(self._make_request)
 
     def __call__(self, lightness: Floats) -> Floats:
         answer: Floats = call_library(self.path, self._infer, lightness)
@@ -159,15 +159,10 @@ class OpenVinoPredictor(TimedPredictor):
         name = str(hint.to_string())
         return {"f32": "fp32", "f16": "fp16"}.get(name, name)
 
-    def _request_for(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._requests:
-            model = self._core.read_model(self.path)
-            model.reshape(list(shape))
-            self._requests[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-            if len(self._requests) > _KEPT_SIZES:
-                self._requests.popitem(last=False)
-        self._requests.move_to_end(shape)
-        return self._requests[shape]
+    def _make_request(self, shape: tuple[int, ...]) -> Any:
+        model = self._core.read_model(self.path)
+        model.reshape(list(shape))
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 def import_openvino() -> Any:

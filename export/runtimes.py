@@ -86,11 +86,7 @@ class Runtime:
         return "cpu" not in self.devices
 
     def open(self, path: Path, opening: Opening) -> TimedPredictor:
-        """A checkpoint or a bare network.
-
-        Raises:
-            ConfigError, InputError, MachineError: as `open_predictor`.
-        """
+        """A checkpoint or a bare network; raises what `open_predictor` does."""
         return self.open_network(path, self.choose_device(opening))
 
     def choose_device(self, opening: Opening) -> Opening:

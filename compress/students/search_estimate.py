@@ -11,7 +11,6 @@ import optuna
 import torch
 from optuna.samplers import RandomSampler
 
-from colorpress.core.config import Recipe
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
@@ -115,11 +114,7 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
 def _time_loading(job: SearchJob) -> float:
     """Seconds a crop, by as many processes as training has."""
     settings = job.run.settings
-    distil = settings.distil
-    recipe = Recipe(
-        imgsz=distil.student_imgsz, batch_size=distil.student_batch_size, crop_share=distil.student_crop_share
-    )
-    with CropLoader(job.photos.train, recipe, settings.data, workers=0) as loader:
+    with CropLoader(job.photos.train, job.recipe(job.effort.full_crops), settings.data, workers=0) as loader:
         started, crops = time.monotonic(), 0
         for batch in islice(loader.epoch(0), _BATCHES):
             crops += len(batch)

@@ -46,6 +46,11 @@ from training.unet import UNetPlan
 CANDIDATES, FULL = "candidates", "front"
 _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
+# What became of a candidate, in words.
+_STATES = {
+    "finished": TrialState.COMPLETE, "over a budget": TrialState.PRUNED, "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING, "waiting": TrialState.WAITING,
+}  # fmt: skip
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
 # Options that name a place are each worker's own.
 _OF_THE_STUDY = ("data", "fit", "count", "time", "score", "budget", "distil", "search", "export")
@@ -413,14 +418,7 @@ def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
 def _count_candidates(led: _Search) -> dict[str, int]:
     """Trials of the first study by what became of them."""
     states = [trial.state for trial in led.candidates.get_trials(deepcopy=False)]
-    names = {
-        "finished": TrialState.COMPLETE,
-        "over a budget": TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-        "running": TrialState.RUNNING,
-        "waiting": TrialState.WAITING,
-    }
-    return {name: states.count(state) for name, state in names.items()}
+    return {name: states.count(state) for name, state in _STATES.items()}
 
 
 def _describe_progress(led: _Search) -> str:

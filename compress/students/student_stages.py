@@ -254,11 +254,7 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
 
 
 def choose_candidate(
-    candidates: Sequence[Candidate],
-    *,
-    floor: float,
-    increase_pct: float = 0.0,
-    try_out: Callable[[Candidate], Score],
+    candidates: Sequence[Candidate], *, floor: float, increase_pct: float = 0.0, try_out: Callable[[Candidate], Score]
 ) -> tuple[Candidate, tuple[Candidate, ...], str]:
     """The smallest candidate that meets the goal after a short training, found by bisection.
 

@@ -256,16 +256,11 @@ def crop_photo(path: Path, draw: CropDraw, *, imgsz: int, max_pixels: int) -> tu
 def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size: int) -> NDArray[np.float16]:
     """The same crop of an answer (2, h, w) to a photograph of this width over height: (2, size, size)."""
     height, width = answer.shape[1:]
-    left, top, right, bottom = draw.box(aspect, 1.0)
-    # Pillow refuses a box that rounding put outside.
-    box = (
-        max(0.0, left / aspect * width),
-        max(0.0, top * height),
-        min(float(width), right / aspect * width),
-        min(float(height), bottom * height),
-    )
+    ends = (width, height, width, height)
+    box = np.array(draw.box(aspect, 1.0)) / (aspect, 1.0, aspect, 1.0) * ends
+    left, top, right, bottom = np.clip(box, 0.0, ends).tolist()  # Pillow refuses a box that rounding put outside
     planes = [  # (size, size) each
-        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         for plane in answer.astype(np.float32)
     ]
     crop = np.stack([np.asarray(plane) for plane in planes]).astype(np.float16)

@@ -226,7 +226,8 @@ def _finite(value: Any) -> float:
 
 def _choose_models(old: Mapping[str, Row], new: Mapping[str, Row], variants: Sequence[str]) -> list[str]:
     """The names of the first one's rows in its order, then of what is new in the second."""
-    files = {model: row.variant for model, row in {**old, **new, **old}.items()}
+    # In the order of the first one, whose rows say the files.
+    files = {model: old.get(model, row).variant for model, row in {**old, **new}.items()}
     for variant in variants:
         if variant not in files and variant not in files.values():
             known = list(dict.fromkeys(files.values()))

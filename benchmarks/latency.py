@@ -87,7 +87,10 @@ def time_variants(
         baselines.setdefault((arm.variant.device, arm.condition), arm)
     again = [replace(arm, name=arm.name + _AA_SUFFIX) for arm in baselines.values()]
     answers = _run_rounds((*arms, *again), plan, seed, timeout_s)
-    p50_ms = {name: [_p50_ms(each) for each in rounds if each["status"] == "ok"] for name, rounds in answers.items()}
+    p50_ms = {
+        name: [float(np.median(each["times_ns"])) / 1e6 for each in rounds if each["status"] == "ok"]
+        for name, rounds in answers.items()
+    }
     timings = {}
     for arm in arms:
         timing = summarize_rounds(answers[arm.name], arm.condition.batch)
@@ -135,10 +138,6 @@ def _make_job(arm: Arm, plan: BenchmarkPlan, seed: int) -> dict[str, Any]:
         arch=variant.arch,
         seed=seed,
     )
-
-
-def _p50_ms(answer: Mapping[str, Any]) -> float:
-    return float(np.median(answer["times_ns"])) / 1e6
 
 
 def _warn_noise(timings: Mapping[str, Timing]) -> None:

@@ -31,6 +31,7 @@ _CHANNELS = 128
 # Convolutions in a row: the first and the last one also pay for the change of layout.
 _CHAIN = 4
 _OPSET, _IR_VERSION = 18, 8
+_TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _WARMUP_CALLS, _LEAST_CALLS = 1, 3
 _COPY_BYTES = 256_000_000
 
@@ -85,9 +86,9 @@ def _torch_matmul(threads: int, scale: int, precision: str) -> Work:
     torch.set_num_threads(threads)
     side = scale * _MATRIX_SIDE
     if precision == "int8":
-        left, right = (torch.randint(-128, 128, (side, side), dtype=torch.int8) for _ in range(2))
+        left, right = torch.randint(-128, 128, (2, side, side), dtype=torch.int8)
         return partial(torch._int_mm, left, right), float(side**3)
-    left, right = (torch.rand(side, side).to(_torch_type(precision)) for _ in range(2))
+    left, right = torch.rand(2, side, side).to(getattr(torch, _TORCH_TYPES[precision]))
     return partial(torch.mm, left, right), float(side**3)
 
 
@@ -97,16 +98,10 @@ def _torch_conv(threads: int, scale: int, precision: str) -> Work:
     torch.set_num_threads(threads)
     side = scale * _PICTURE_SIDE
     weight, picture = (
-        torch.rand(shape).to(_torch_type(precision), memory_format=torch.channels_last)
+        torch.rand(shape).to(getattr(torch, _TORCH_TYPES[precision]), memory_format=torch.channels_last)
         for shape in ((_CHANNELS, _CHANNELS, 3, 3), (1, _CHANNELS, side, side))
     )
     return partial(torch.conv2d, picture, weight, padding=1), _conv_macs(side)
-
-
-def _torch_type(precision: str) -> Any:
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def _conv_macs(side: int) -> float:

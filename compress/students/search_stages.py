@@ -301,18 +301,17 @@ def _finished(study: Study) -> list[FrozenTrial]:
 
 def _list_rows(led: _Search) -> list[FrontRow]:
     """Every student that is finished, as far as it came: its files, or what it would be."""
-    last = {row.name: row for row, _ in _list_candidates(led)}
+    last = {row.name: row for row in _list_candidates(led)}
     last |= {row.name: row for row in (make_row(trial, search_front.STAGES[1]) for trial in _finished(led.full))}
     return [row for name, learned in last.items() for row in led.files.get(name, [learned])]
 
 
-def _list_candidates(led: _Search) -> list[tuple[FrontRow, FrozenTrial]]:
+def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
     """Of the first study, each network once."""
-    found: dict[UNetPlan, tuple[FrontRow, FrozenTrial]] = {}
+    found: dict[UNetPlan, FrozenTrial] = {}
     for trial in _finished(led.candidates):
-        row = make_row(trial)
-        found.setdefault(row.point.network(), (row, trial))
-    return list(found.values())
+        found.setdefault(make_row(trial).point.network(), trial)
+    return {make_row(trial): trial for trial in found.values()}
 
 
 def _queue_full(led: _Search) -> None:
@@ -321,14 +320,13 @@ def _queue_full(led: _Search) -> None:
     Raises:
         ConfigError: there is none.
     """
-    rows, effort = _list_candidates(led), led.job.effort
-    if not rows:
+    candidates, effort = _list_candidates(led), led.job.effort
+    if not candidates:
         why = "failed or missed a budget, every one of them"
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
-    trials = {row.name: trial for row, trial in rows}
     queued = {trial.user_attrs["number"] for trial in led.full.get_trials(deepcopy=False)}
-    for row in search_front.choose_spread([row for row, _ in rows], effort.front):
-        trial = trials[row.name]
+    for row in search_front.choose_spread(list(candidates), effort.front):
+        trial = candidates[row]
         if trial.number not in queued:
             point = replace(row.point, crops=effort.full_crops).to_dict()
             known = {name: trial.user_attrs[name] for name in search_trial.COSTS}

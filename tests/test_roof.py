@@ -14,9 +14,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from benchmarks import roof, roof_worker
-from benchmarks.roof import Roof, format_roof, lower_bound_ms, measure_roof
-from benchmarks.roof_worker import KERNELS, run_job
+from benchmarks import roof
+from benchmarks.roof import KERNELS, Roof, format_roof, lower_bound_ms, measure_roof, run_job
 from benchmarks.rows import Row
 
 ROOF = Roof(2, {"fp32": 1e11, "int8": 4e11}, {"fp32": "torch.mm", "int8": "MatMulInteger"}, bytes_per_s=2e10)
@@ -28,7 +27,7 @@ ROW = Row(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_runs(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof_worker, "_COPY_BYTES", 4_000_000)
+    monkeypatch.setattr(roof, "_COPY_BYTES", 4_000_000)
     try:
         answer = run_job({"kernel": kernel, "threads": 1, "seconds": 0.0})
     except (ImportError, RuntimeError) as error:
@@ -43,19 +42,19 @@ def test_every_kernel_runs(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_rate_is_work_over_the_shortest_call(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[tuple[int, int]] = []
 
-    def build(threads: int, scale: int) -> roof_worker.Work:
+    def build(threads: int, scale: int) -> roof.Work:
         built.append((threads, scale))
         return list, 600.0 * scale
 
     monkeypatch.setitem(KERNELS, "made up", ("fp32", build))
-    monkeypatch.setattr(roof_worker, "_time_calls", lambda call, least, seconds: [3000, 2000, 5000])
+    monkeypatch.setattr(roof, "_time_calls", lambda call, least, seconds: [3000, 2000, 5000])
     answer = run_job({"kernel": "made up", "threads": 16, "seconds": 1.0})
     assert built == [(16, 2), (16, 4)]
     assert answer["rate"] == pytest.approx(2400 / 2e-6)
 
 
 def test_onnx_runtime_computes_the_int8_graph_in_8_bits(tmp_path: Path) -> None:
-    model = roof_worker._build_convolutions(8, in_int8=True)
+    model = roof._build_convolutions(8, in_int8=True)
     onnx.checker.check_model(model, full_check=True)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -67,25 +66,25 @@ def test_onnx_runtime_computes_the_int8_graph_in_8_bits(tmp_path: Path) -> None:
 
 
 def test_a_graphs_work_is_that_of_its_shapes() -> None:
-    call, work = roof_worker._onnx_conv(1, 1, "fp32")
+    call, work = roof._onnx_conv(1, 1, "fp32")
     (answer,) = call()  # type: ignore[misc]
     assert answer.shape == (1, 128, 32, 32)
     assert work == 4 * 128 * 128 * 3 * 3 * 32 * 32
-    call, work = roof_worker._onnx_matmul(1, 1, "int8")
+    call, work = roof._onnx_matmul(1, 1, "int8")
     (answer,) = call()  # type: ignore[misc]
     assert (answer.shape, answer.dtype.name, work) == ((512, 512), "int32", 512**3)
 
 
 def test_a_copy_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof_worker, "_COPY_BYTES", 4000)
-    call, work = roof_worker._copy(3, 1)
+    monkeypatch.setattr(roof, "_COPY_BYTES", 4000)
+    call, work = roof._copy(3, 1)
     call()
     assert work == 8000.0
 
 
 def test_the_worker_answers_with_an_error_where_a_kernel_cannot_run() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.roof_worker"], input=b'{"kernel": "none", "threads": 1, "seconds": 0}',
+        [sys.executable, "-m", "benchmarks.roof"], input=b'{"kernel": "none", "threads": 1, "seconds": 0}',
         capture_output=True, cwd=Path(roof.__file__).parent.parent, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == {"status": "error", "error": "KeyError: 'none'"}
@@ -112,7 +111,7 @@ def test_the_fastest_kernel_of_each_kind_counts(monkeypatch: pytest.MonkeyPatch)
     rates = {"torch.mm": 5.0, "ONNX Runtime MatMul": 9.0, "OpenVINO Conv 3x3": 7.0, "torch._int_mm": 8.0}
 
     def fake(job: dict[str, Any], *, threads: int, timeout_s: float, module: object) -> dict[str, Any]:
-        assert (job["threads"], job["seconds"], threads, module) == (3, 0.5, 3, roof_worker)
+        assert (job["threads"], job["seconds"], threads, module) == (3, 0.5, 3, roof)
         rate = rates.get(job["kernel"])
         return {"status": "ok", "rate": rate} if rate else {"status": "crashed(SIGILL)", "error": "the process died"}
 

@@ -7,6 +7,7 @@ neither its memory nor its thread pool is counted.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -83,10 +84,8 @@ def _read_memory_mb(field: str) -> float:
     Not getrusage's ru_maxrss where it can be avoided: Linux carries it over exec, so a child shows its parent's.
     """
     status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if status.is_file() and (found := re.search(rf"^{field}:\s*(\d+)", status.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

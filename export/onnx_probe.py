@@ -177,9 +177,8 @@ def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
         computed = "int8" if name in made_by and made_by[name].op_type == "DequantizeLinear" else "fp32"
         while name not in tensors and name in made_by and made_by[name].input:
             name = made_by[name].input[0]
-        if name not in tensors:
+        if (tensor := tensors.get(name)) is None:
             continue
-        tensor = tensors[name]
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         layers.append({
             "name": node.name or node.output[0],

@@ -149,7 +149,7 @@ def open_colorizer(
 
     network = chosen.open(path, opening)
     size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
-    return lambda pixels: color_pixels(pixels, network, work_size=size, saturation=gain)
+    return partial(color_pixels, predictor=network, work_size=size, saturation=gain)
 
 
 def find_runtime(path: Path, name: str = "") -> Runtime:

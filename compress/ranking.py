@@ -239,13 +239,13 @@ def describe_ranking(layers: Sequence[LayerSize]) -> str:
     sizes = _by_output_size(layers)
     if len(sizes) < 2 or macs == 0:
         return text
-    heavy, held = [], 0
+    heavy: list[str] = []
+    held = work = 0
     for size in sorted(sizes, key=lambda size: -_sum(sizes[size], "params")):
-        heavy.append(size)
-        held += _sum(sizes[size], "params")
-        if held >= 0.8 * parameters:
-            break
-    work = sum(_sum(sizes[size], "macs") for size in heavy)
+        if held < 0.8 * parameters:
+            heavy.append(size)
+            held += _sum(sizes[size], "params")
+            work += _sum(sizes[size], "macs")
     text += (
         f" Outputs of {join_words(heavy)} pixels belong to layers with {_percent(held, parameters):.0f} % of the "
         f"parameters and {_percent(work, macs):.0f} % of the work"

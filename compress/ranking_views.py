@@ -194,10 +194,13 @@ def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, pa
         "time, ONNX Runtime": [view.ort_pct for view in rows],
         "time, PyTorch": [view.torch_pct for view in rows],
     }
-    losses = {"half pruned": [view.prune_loss for view in rows], "in int8": [view.int8_loss for view in rows]}
-    losses = {name: values for name, values in losses.items() if any(each is not None for each in values)}
+    columns = {"half pruned": [view.prune_loss for view in rows], "in int8": [view.int8_loss for view in rows]}
+    losses = {name: values for name, values in columns.items() if any(each is not None for each in values)}
     longest = max((value for values in shares.values() for value in values if value is not None), default=1.0)
-    labels = [f"{_short(printable(view.name))}  {shape_text(view.shape[1:]) or 'unused'}" for view in rows]
+    names = [printable(view.name) for view in rows]
+    # Of a long name its end, which tells it from others.
+    names = [name if len(name) <= 44 else f"...{name[-41:]}" for name in names]
+    labels = [f"{name}  {shape_text(view.shape[1:]) or 'unused'}" for name, view in zip(names, rows, strict=True)]
     bar_colours, count = [colours[view.shape[2:]] for view in rows], len(shares) + len(losses)
     with drawn(path, width=5 + 2.1 * count, height=2.2 + 0.27 * max(len(rows), 3)) as figure:
         axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
@@ -220,11 +223,6 @@ def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, pa
         note = f" ({left_out} smaller ones left out)" if left_out else ""
         figure.suptitle(f"{title}{note}", parse_math=False)
     return path
-
-
-def _short(name: str) -> str:
-    """The end of a long name, which tells it from others."""
-    return name if len(name) <= 44 else f"...{name[-41:]}"
 
 
 def _draw_panel(panel: Axes, name: str, values: Sequence[float | None], form: str, colours: Sequence[Any]) -> None:

@@ -81,9 +81,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             "max_abs_diff": parity.max_abs,
         }
 
-    used_photos = PhotoSplit(
-        train=photos.train if settings.qat.qat_crops else calibrating, val=choosing, test=(), skipped=()
-    )
+    trained_on = photos.train if settings.qat.qat_crops else calibrating
     used = {
         **vars(config),
         **vars(settings.goal),
@@ -93,7 +91,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
         "threads": settings.machine.threads,
         "eval_size": settings.score.eval_size,
         "profile_size": settings.count.rank_size,
-        **run.data_key(used_photos),
+        **run.data_key(PhotoSplit(train=trained_on, val=choosing, test=(), skipped=())),
         **run.arch_key(),
     }
     inputs = [source, run.best_path] if judged else [source]

@@ -74,8 +74,11 @@ def colorize_photos(
     due = [(source, output) for source, output in planned if output not in set(kept)]
     colorized: list[Path] = []
     skipped: list[SkippedPhoto] = []
+    failures: list[Exception] = []  # ends the other threads too, however fast they are
 
     def color(source: Path, output: Path) -> SkippedPhoto | Path:
+        if failures:
+            raise failures[0]
         try:
             with open_regular_file(source) as stream:
                 decoded = decode_photo(stream, source, max_pixels=max_pixels)
@@ -83,7 +86,11 @@ def colorize_photos(
             if len(planned) == 1:
                 raise
             return SkippedPhoto(source, error.why)
-        _save(decoded, colorizer(_read_pixels(decoded.rgb)), output)
+        try:
+            _save(decoded, colorizer(_read_pixels(decoded.rgb)), output)
+        except Exception as error:
+            failures.append(error)
+            raise
         return output
 
     pool = ThreadPoolExecutor(max(1, workers))

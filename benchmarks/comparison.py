@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.rows import ENDLESS, Row, read_benchmark_json
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.text import align_cells, format_bytes, format_count
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Metric(NamedTuple):
@@ -179,7 +182,7 @@ def compare_benchmarks(
             *_warn_of_noise(a, b, baselines, gates),
             *(f"{gate.text} was judged in no row" for gate in gates if unseen[gate.text] == len(baselines)),
         ],
-        "rows": [_compare_rows(model, *pair) for model, pair in pairs.items()],
+        "rows": _compare_rows(a, b, list(pairs)),
         "failures": failures,
         "not_judged": not_judged,
     }
@@ -237,25 +240,38 @@ def _choose_models(old: Mapping[str, Row], new: Mapping[str, Row], variants: Seq
     return [model for model, file in files.items() if not variants or model in variants or file in variants]
 
 
-def _compare_rows(model: str, old: Row | None, new: Row | None) -> dict[str, Any]:
-    return {
-        "model": model,
-        "state": "new" if old is None else "lost" if new is None else "both",
-        "status_before": old.status if old else None,
-        "status_after": new.status if new else None,
-        "metrics": {
-            name: _compare_figures(metric, metric.read(old), metric.read(new)) for name, metric in METRICS.items()
-        },
+def _compare_rows(a: _Benchmark, b: _Benchmark, models: Sequence[str]) -> list[dict[str, Any]]:
+    import pandas
+
+    def tabulate(rows: Mapping[str, Row]) -> DataFrame:
+        figures = [[metric.read(rows.get(model)) for metric in METRICS.values()] for model in models]
+        # As objects, so that a whole number stays one; NaN, as arithmetic goes on with it, where there is no figure.
+        table = pandas.DataFrame(figures, index=list(models), columns=list(METRICS), dtype=object)
+        return table.mask(table.isna(), math.nan)
+
+    before, after = tabulate(a.rows), tabulate(b.rows)
+    change = after - before
+    worse = change * pandas.Series({name: metric.sign for name, metric in METRICS.items()}) > 0
+    parts = {
+        "before": before,
+        "after": after,
+        "change": change,
+        "change_pct": 100 * change / before.abs().mask(before == 0),
+        "worse": worse.astype(object).mask(change.isna()),
     }
-
-
-def _compare_figures(metric: Metric, before: float | None, after: float | None) -> dict[str, Any]:
-    change = change_pct = worse = None
-    if before is not None and after is not None:
-        change = after - before
-        change_pct = 100 * change / abs(before) if before else None
-        worse = metric.sign * change > 0
-    return {"before": before, "after": after, "change": change, "change_pct": change_pct, "worse": worse}
+    # JSON has no NaN.
+    figures = {part: table.where(table.notna(), None).to_dict("index") for part, table in parts.items()}
+    rows = []
+    for model in models:
+        old, new = a.rows.get(model), b.rows.get(model)
+        rows.append({
+            "model": model,
+            "state": "new" if old is None else "lost" if new is None else "both",
+            "status_before": old.status if old else None,
+            "status_after": new.status if new else None,
+            "metrics": {name: {part: figures[part][model][name] for part in parts} for name in METRICS},
+        })  # fmt: skip
+    return rows
 
 
 def _judge_row(old: Row, new: Row | None, gates: Sequence[Gate]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -19,8 +19,8 @@ from colorpress.core.config import PruneConfig
 from colorpress.core.errors import InputError
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
-from compress.students.student_stages import student_ladder
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
+from compress.students.student_stages import student_ladder
 from training.unet import UNet
 
 EVIL = '<script>alert("x")</script>'

@@ -124,7 +124,9 @@ class Row:
     @property
     def fair_size_bytes(self) -> int:
         """A checkpoint's weights alone: the training state beside them is not what compression takes away."""
-        is_checkpoint = RUNTIMES[self.runtime].family == "PyTorch"
+        # A benchmark of another version may name a runtime that is not known here.
+        known = RUNTIMES.get(self.runtime)
+        is_checkpoint = known is not None and known.family == "PyTorch"
         return min(self.size_bytes, self.weights_bytes or self.size_bytes) if is_checkpoint else self.size_bytes
 
     def times_smaller(self, other: Row) -> float:

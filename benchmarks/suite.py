@@ -20,6 +20,7 @@ from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import GateError, InputError
 from colorpress.core.machine import describe_machine, machine_key
 from colorpress.core.stages import StageRecord, forget_stage
+from export.runtimes import CHECKPOINT_SUFFIXES
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
 from training.photos import Photo, PhotoSplit
@@ -38,7 +39,7 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) 
     settings, test = run.settings, photos.test if photos else ()
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        if photos and variants[0].runtime == "torch":
+        if photos and variants[0].path.suffix in CHECKPOINT_SUFFIXES:
             warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
         rows, paths = run_benchmark(run, variants, test)
         return paths, {"rows": len(rows), "failed": [row.model for row in rows if not row.is_ok]}

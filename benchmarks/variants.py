@@ -121,7 +121,7 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     variants = []
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
-        name = path.name if path.suffix == ".pt" and path.stem != "model" else name
+        name = path.name if path.suffix in CHECKPOINT_SUFFIXES and path.stem != "model" else name
         variants.append(describe_variant(name, path, arch=arch, count_at=size))
     names = Counter(variant.name for variant in variants)
     for variant in variants:

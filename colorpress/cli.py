@@ -221,7 +221,7 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(
-    "arch", "data", "goal", "budget", "count", "time", "score", "student", "distil",
+    "arch", "data", "goal", "budget", "count", "time", "score", "student", "further", "distil",
     "export", "quantize", "qat", "machine", checkpoint=_THE_CHECKPOINT, aliased=("budget",),
 )  # fmt: skip
 @click.option(
@@ -282,7 +282,7 @@ def compress(
 
 _as_stage(
     compress, "arch", "data", "goal", "budget", "count", "time", "score", "search",
-    "worker", "distil", "export", "quantize", "machine", checkpoint=_THE_CHECKPOINT,
+    "worker", "further", "distil", "export", "quantize", "machine", checkpoint=_THE_CHECKPOINT,
     aliased=("budget",),
 )  # fmt: skip
 
@@ -546,8 +546,7 @@ def colorize(
     arch = ArchConfig(**options)
     from colorpress.core.console import say
     from colorpress.core.cores import usable_cores
-    from export.colorize_folder import colorize_photos
-    from export.colorizers import DEMONSTRATION_MODEL
+    from export.colorize_folder import DEMONSTRATION_MODEL, colorize_photos
     from export.onnx_probe import refuse_hostile
     from export.runtimes import open_colorizer
 

@@ -104,8 +104,9 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
         return files, {"failed": failed, "variants": summary}
 
     used = {**vars(run.settings.export), "variants": list(variants), "photos": [each.sha256 for each in compared]}
-    used |= {"colorizers": [path.with_name("colorizer.onnx").is_file() for path in paths], **run.arch_key()}
-    record = run.do("verify", action, inputs=paths, settings=used)
+    colorizers = [each for each in (path.with_name("colorizer.onnx") for path in paths) if each.is_file()]
+    used |= {"colorizers": [path.parent.name for path in colorizers], **run.arch_key()}
+    record = run.do("verify", action, inputs=[*paths, *colorizers], settings=used)
     if record.result["failed"]:
         why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"
         raise GateError("parity", run.folder, why, "see parity.csv")

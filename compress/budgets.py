@@ -1,4 +1,4 @@
-"""Goals and budgets: what the options ask of a network or of a file, as numbers. Nothing else reads them.
+"""Goals and budgets: what the options ask of a network or of a file, as numbers.
 
 Figures of a network or a file go by name: "params", "macs", "size_bytes", "latency_ms", "retained_colour" (G) and
 "l1_delta_pct". One that is missing or None is unknown. A goal has to hold on other photographs than those that choose;
@@ -139,6 +139,16 @@ def read_limits(
         else:
             limits.append(Limit(name, value, f"{value:g}{'%' if name == 'max_l1_increase' else ''}"))
     return tuple(limits)
+
+
+def read_goals(goal: GoalConfig) -> tuple[Limit, ...]:
+    """What the goals alone ask for."""
+    return read_limits(BudgetConfig(), goal, whole={})
+
+
+def find_bound(limits: Sequence[Limit], figure: str) -> float | None:
+    """What is asked of a figure; None where nothing is."""
+    return next((limit.bound for limit in limits if limit.figure == figure), None)
 
 
 def find_excess(limits: Sequence[Limit], figures: Figures) -> dict[str, float]:

@@ -170,7 +170,7 @@ def distil_network(
             "architecture": network.architecture.describe(),
             "teacher_weight": lesson.teacher_weight,
             "answer_size": lesson.answer_size,
-            "code": hash_code(__name__),
+            "code": hash_code(__name__, within="compress"),
         }
         answers = _ask_teacher(best, lesson, device)
         data = replace(lesson.data, seed=lesson.data.seed + 1)

@@ -65,7 +65,7 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
         sensitivities: Mapping[str, Sensitivity] = {}
         if model and photos is not None and chosen:
             warn_of_other_split(found, photos)
-            content = make_key(measure_sensitivities, inputs=[checkpoint], settings=sensitivity_settings)
+            content = make_key(_measure, inputs=[checkpoint], settings=sensitivity_settings)
             sensitivities = _measure(run, found, model, convolutions, chosen, content)
         views = join_views(
             rank_layers(network, height=size, width=size),

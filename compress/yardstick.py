@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
 from colorpress.core.files import with_nan, without_nan
+from compress.budgets import Limit, find_bound
 from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.checkpoint import Checkpoint
@@ -118,15 +118,16 @@ class Yardstick:
         grey, best = self.means()
         return 100.0 * (grey / best - 1.0) if best else math.nan
 
-    def floor_of(self, goal: GoalConfig) -> float | None:
-        """The G that a goal asks for, the stricter one where it says it twice.
+    def floor_of(self, goals: Sequence[Limit]) -> float | None:
+        """The G that goals ask for, the stricter one where they say it twice.
 
-        None where it asks for nothing, or for L1 where best.pt is no better than grey.
+        None where they ask for nothing, or for L1 where best.pt is no better than grey.
         """
-        floors = [] if goal.min_retained_colour is None else [goal.min_retained_colour]
+        retained, increase_pct = find_bound(goals, "retained_colour"), find_bound(goals, "l1_delta_pct")
+        floors = [] if retained is None else [retained]
         grey, best = self.means()
-        if goal.max_l1_increase is not None and grey > best:
-            floors.append(1.0 - goal.max_l1_increase / 100.0 * best / (grey - best))
+        if increase_pct is not None and grey > best:
+            floors.append(1.0 - increase_pct / 100.0 * best / (grey - best))
         return max(floors, default=None)
 
     def l1_at(self, retained_colour: float) -> float:

@@ -26,6 +26,9 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "WEBP": {"quality": 95}}
 _LONGEST_EXIF = 65_000
 
+# For demonstration; its card lies beside it.
+DEMONSTRATION_MODEL = Path(__file__).with_name("pretrained") / "colorizer.onnx"
+
 
 @dataclass(frozen=True)
 class ColorizeResult:

@@ -29,8 +29,6 @@ from export.predictors import Pixels, import_openvino
 from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
 
 Colorizer = Callable[[Pixels], Pixels]
-# For demonstration; its card lies beside it.
-DEMONSTRATION_MODEL = Path(__file__).with_name("pretrained") / "colorizer.onnx"
 # The operators around a bare network are of this set of operators.
 _OPSET = 18
 

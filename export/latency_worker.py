@@ -1,6 +1,6 @@
 """A process that loads one model, times its calls and prints one line of JSON: `python -m export.latency_worker`.
 
-The job comes as JSON on standard input (see `latency.py`). A worker of an ONNX model never imports torch, so that
+The job comes as JSON on standard input (see `timing.make_job`). A worker of an ONNX model never imports torch, so that
 neither its memory nor its thread pool is counted.
 """
 

@@ -148,7 +148,7 @@ def _require_same_shape(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> No
 
 def _psnr_db(mean_square: float, peak: float) -> float | None:
     """None where nothing differs, or an answer is not finite."""
-    return 10.0 * math.log10(peak**2 / mean_square) if mean_square > 0.0 else None
+    return 10.0 * math.log10(peak**2 / mean_square) if 0.0 < mean_square < math.inf else None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ def test_a_checkpoint_comes_back_as_the_same_network(tmp_path: Path, tiny_unet: 
     assert len(found.sha256) == 64
 
 
+@pytest.mark.parametrize("extra", [None, 7])
+def test_a_checkpoint_whose_notes_are_none_is_refused(tmp_path: Path, tiny_unet: UNet, extra: object) -> None:
+    path = save_checkpoint(tmp_path / "a.pt", Checkpoint(UNetPlan.classic(4, 2), tiny_unet.state_dict()))
+    torch.save({**torch.load(path, weights_only=True), "extra": extra}, path)
+    with pytest.raises(InputError, match="is incomplete"):
+        load_checkpoint(path)
+
+
 class RunsCode:
     def __init__(self, canary: Path) -> None:
         self.canary = canary

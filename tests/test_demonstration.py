@@ -9,7 +9,7 @@ from conftest import make_photo
 from PIL import Image
 
 from colorpress.cli import run_command
-from export.colorizers import DEMONSTRATION_MODEL
+from export.colorize_folder import DEMONSTRATION_MODEL
 from export.graph import read_metadata
 
 

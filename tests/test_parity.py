@@ -57,10 +57,12 @@ def test_one_wrong_pixel_of_one_shape_is_enough():
         require_parity(result, "model.onnx")
 
 
-def test_nan_never_passes():
-    result = check_parity(double, lambda x: double(x) * np.float32(np.nan), shapes=SHAPES, atol=1.0)
-    assert not result.passed
-    with pytest.raises(GateError, match="nan"):
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_not_finite_never_passes(factor: float):
+    result = check_parity(double, lambda x: (double(x) + 1) * np.float32(factor), shapes=SHAPES, atol=1.0)
+    assert not result.passed and result.shapes[0].psnr_db is None
+    with pytest.raises(GateError, match=r"nan|inf"):
         require_parity(result, "model.onnx")
 
 

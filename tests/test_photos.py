@@ -7,6 +7,7 @@ import io
 import json
 import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -362,6 +363,19 @@ def test_finding_ignores_other_files_and_does_not_loop(photo_folder: Path) -> No
     found = list(walk_photos(photo_folder))
     assert [path.name for path in found] == [f"photo{i}.{'jpg' if i % 2 else 'png'}" for i in range(10)]
     assert list(walk_photos(photo_folder, leave_out=photo_folder / "more")) == found[:9]
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("a.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert [path.name for path in walk_photos(Path("d"))] == ["a.png"]
+    finally:
+        subprocess.run(["rm", "-rf", "d"], check=True)  # too deep for shutil.rmtree
 
 
 def test_a_scan_checks_splits_and_names_what_it_skips(

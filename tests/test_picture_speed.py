@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.studies.picture_speed import cut_graph, draw_photograph, make_steps, time_steps
-from export.colorizers import DEMONSTRATION_MODEL
+from export.colorize_folder import DEMONSTRATION_MODEL
 
 
 def test_the_cuts_of_the_graph_answer_what_their_names_say() -> None:

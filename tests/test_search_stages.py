@@ -21,7 +21,7 @@ from colorpress.core.config import Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_stages import CANDIDATES, FULL, search
+from compress.students.search_stages import CANDIDATES, FULL, read_worker_options, search
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
@@ -153,6 +153,16 @@ def test_a_study_of_other_settings_is_not_gone_on_with(
     run, photos, _ = finished
     with pytest.raises(ConfigError, match="was begun with something else"):
         search(changed(run, **options), photos, study=str(find_journal(run.folder)))
+
+
+def test_workers_learn_from_the_study_how_long_to_wait_for_each_other(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame],
+) -> None:
+    run, photos, _ = finished
+    search(changed(run, worker_timeout=77), photos)
+    found = read_worker_options(str(find_journal(run.folder)), 60)
+    assert found["worker_timeout"] == 77 and found["search_trials"] == run.settings.search.search_trials
+    assert not found.keys() & {"data", "unlabelled", "student_plan"}
 
 
 def test_other_photographs_are_refused(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:

@@ -103,6 +103,9 @@ def append_byte(path: Path) -> None:
         # What times candidates is a process of its own.
         ("export/latency_worker.py", {"student"}, {"train"}),
         ("benchmarks/report/report.html.j2", {"report"}, {"train", "student", "verify"}),
+        # Included by the template that the page names.
+        ("benchmarks/report/report_pictures.html.j2", {"report"}, {"train", "student", "verify"}),
+        ("benchmarks/report/report.css", {"report"}, {"train", "student", "verify"}),
         ("benchmarks/report/page.py", {"report"}, {"train", "student", "verify"}),
         ("training/cie.py", {"train", "student", "verify"}, set()),
         ("export/bundle/templates/colorize.py", set(), {"train", "student", "verify", "report"}),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from colorpress.core.config import DataConfig, GoalConfig, Settings
 from colorpress.core.errors import InputError
+from compress.budgets import read_goals
 from compress.yardstick import Yardstick, make_yardstick
 from tests.conftest import make_network
 from training.checkpoint import load_checkpoint
@@ -43,17 +44,18 @@ def test_scores_are_what_one_computes_by_hand() -> None:
 
 def test_l1_increase_and_retained_colour_are_two_words_for_one_thing() -> None:
     yardstick = made_of(0.2, 0.4, best=(0.1, 0.2))
-    assert yardstick.floor_of(GoalConfig(max_l1_increase=0.0)) == pytest.approx(1.0)
-    assert yardstick.floor_of(GoalConfig(max_l1_increase=100.0)) == pytest.approx(0.0)  # grey has twice the L1
+    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=0.0))) == pytest.approx(1.0)
+    # Grey has twice the L1.
+    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=100.0))) == pytest.approx(0.0)
     assert yardstick.l1_at(1.0) == pytest.approx(0.15)
-    assert yardstick.l1_at(yardstick.floor_of(GoalConfig(max_l1_increase=10.0))) == pytest.approx(0.165)
+    assert yardstick.l1_at(yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=10.0)))) == pytest.approx(0.165)
 
 
 def test_without_colour_to_keep_there_is_no_g() -> None:
     yardstick = made_of(0.2, best=(0.3,))
     score = yardstick.score(answer(0.1))
     assert math.isnan(score.retained_colour) and math.isnan(score.low)
-    assert yardstick.floor_of(GoalConfig(max_l1_increase=1.0)) is None
+    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=1.0))) is None
     assert score.l1_delta_pct == pytest.approx(100 * (0.1 / 0.3 - 1))
 
 

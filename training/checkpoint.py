@@ -177,7 +177,7 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
             epoch=int(content["epoch"]),
             val_l1=content["val_l1"],
             history=tuple(content["history"]),
-            extra=content["extra"],
+            extra=dict(content["extra"]),
             training_state=content["training_state"],
         )
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:

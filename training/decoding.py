@@ -14,7 +14,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -173,9 +173,13 @@ def _decoding_reason(head: bytes, error: Exception) -> str:
 def _turn_upright_(picture: Image.Image) -> bool:
     """Turn the pixels as the EXIF orientation says; whether width and height changed places."""
     on_its_side = False
-    with suppress(Exception):  # broken metadata counts as none, as in any viewer: the pixels are fine
+    try:
         on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         ImageOps.exif_transpose(picture, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # broken metadata counts as none, as in any viewer: the pixels are fine
+        return on_its_side
     return on_its_side
 
 

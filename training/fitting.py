@@ -125,13 +125,16 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
 
 def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[str, Any]:
     """All that makes a fit the same fit."""
+    module = type(criterion).__module__
     return {
         # Compiled or not, the weights are the same.
         **{name: value for name, value in vars(job.recipe).items() if name != "compile"},
         "seed": job.data.seed,
         "photographs": hash_photos(job.train, job.val),
         "starting weights": hash_weights(criterion.network),
-        "code": hash_code(__name__, type(criterion).__module__),
+        # The floor below computes nothing of a fit: what its options decide is named above.
+        "code": hash_code(__name__, within="training"),
+        "loss": hash_code(module, within=module.partition(".")[0]),
         **extra,
     }
 

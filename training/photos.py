@@ -118,25 +118,33 @@ def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path
     enter. Nothing is opened: what a file really is shows when it is decoded.
     """
     seen = {_identity(leave_out)} if leave_out and leave_out.is_dir() else set()
-
-    def skip(error: OSError) -> None:
-        warn(f"folder '{error.filename}' cannot be read: {error.strerror or error}")
-
-    for place, folders, files in os.walk(folder, onerror=skip, followlinks=True):
-        if (identity := _identity(place)) in seen:
-            folders.clear()
+    pending = [folder]  # os.walk calls itself for each level, and folders may be nested deeply
+    while pending:
+        current = pending.pop()
+        identity = _identity(current)
+        if identity in seen:
             continue
         seen.add(identity)
-        names = {name for name in folders + files if not name.startswith(".")}
-        # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
-        pictures = {name for name in names if Path(name).suffix[1:].lower() in _SUFFIXES}
-        yield from (Path(place, name) for name in sorted(pictures, key=os.fsencode))
-        # The walk goes on into these.
-        folders[:] = sorted(names.intersection(folders) - pictures, key=os.fsencode)
+        try:
+            with os.scandir(current) as listing:
+                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            warn(f"folder '{current}' cannot be read: {error.strerror or error}")
+            continue
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
+            if entry.name.rpartition(".")[2].lower() in _SUFFIXES and "." in entry.name:
+                yield Path(entry.path)
+            elif entry.is_dir():
+                folders.append(Path(entry.path))
+        pending.extend(reversed(folders))
 
 
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = Path(folder).stat()
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
     return status.st_dev, status.st_ino
 
 

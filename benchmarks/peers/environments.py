@@ -89,7 +89,7 @@ def _run(command: Sequence[str], folder: Path) -> str:
     if ended != "exit 0":
         told = next((line for line in said if line.startswith("ERROR:")), (said or [ended])[-1])
         raise MachineError("environment", folder, f"cannot be installed: {told[:300]}", f"see {log}")
-    return said[-1]
+    return said[-1] if said else ""
 
 
 def run_logged(command: Sequence[str], log: Path, *, cwd: Path) -> tuple[str, list[str]]:

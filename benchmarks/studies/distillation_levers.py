@@ -274,7 +274,7 @@ def forget_weights(network: ColorNetwork, seed: int) -> ColorNetwork:
 @click.option("--pruned", type=click.FloatRange(0.01, 0.99), help="Also best.pt without this share of its channels.")
 @quiet_option
 @debug_option
-@config_options("arch", "data", "distil", "score", "machine")
+@config_options("arch", "data", "further", "distil", "score", "machine")
 def compare_levers(
     checkpoint: Path,
     plan: Path,
@@ -313,13 +313,14 @@ def compare_levers(
 
 def describe_question(job: LeverJob) -> dict[str, Any]:
     """What all rows of levers.json have in common, JSON-ready."""
-    run = job.run
+    run, settings = job.run, job.run.settings
+    used = {**vars(settings.distil), **vars(settings.further), **vars(settings.score), **run.arch_key()}
     return {
         "best.pt": job.best.sha256,
         "network": job.plan.to_dict(),
         "crops": job.crops,
         "photographs": run.data_key(job.photos),
-        "settings": {name: str(value) for name, value in {**vars(run.settings.distil), **run.arch_key()}.items()},
+        "settings": {name: str(value) for name, value in used.items()},
         "code": hash_code("benchmarks.studies.distillation_levers"),
     }
 

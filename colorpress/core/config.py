@@ -483,6 +483,15 @@ def parse_quantity(text: str, name: str, units: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True)
+class FurtherConfig(Config):
+    """What students learn from beside the photographs of a run."""
+
+    unlabelled: Path | None = option(
+        None, "Folder of further photographs to learn from; those among the validation or test ones are left out."
+    )
+
+
+@dataclass(frozen=True)
 class DistilConfig(Config):
     """How students learn from best.pt, whoever chooses them."""
 
@@ -497,9 +506,6 @@ class DistilConfig(Config):
     student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
         0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
-    )
-    unlabelled: Path | None = option(
-        None, "Folder of further photographs to learn from; those among the validation or test ones are left out."
     )
 
     def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
@@ -747,6 +753,7 @@ class Settings:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     goal: GoalConfig = field(default_factory=GoalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    further: FurtherConfig = field(default_factory=FurtherConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

@@ -13,9 +13,14 @@ from colorpress.core.files import sha256_file
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def hash_code(*modules: str) -> str:
-    """The SHA-256 over the files that `modules`, such as "training.fitting", can reach by imports."""
-    files = sorted({file for module in modules for file in reachable_files(module, ROOT)})
+def hash_code(*modules: str, within: str = "") -> str:
+    """The SHA-256 over the files that `modules`, such as "training.fitting", can reach by imports.
+
+    Args:
+        within: a folder whose files alone count, such as "training"; empty: all.
+    """
+    reached = {file for module in modules for file in reachable_files(module, ROOT)}
+    files = sorted(file for file in reached if file.is_relative_to(ROOT / within))
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(ROOT)} {sha256_file(file)}\n".encode())
@@ -28,7 +33,7 @@ def reachable_files(module: str, root: Path) -> frozenset[Path]:
 
     What stands under `if TYPE_CHECKING` is not run and does not count. A worker that is started as a process is
     reached since whoever starts it imports it for its name. Data is what lies beside a module and is named in it by a
-    text, such as a template; of a folder everything but code.
+    text, such as a template, or named in such data, such as what a template includes; of a folder everything but code.
 
     Args:
         root: the folder that holds the packages.
@@ -84,9 +89,15 @@ def _named_data(file: Path) -> set[Path]:
     texts = {
         node.value for node in ast.walk(_parse(file)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+    others = [beside for beside in file.parent.iterdir() if beside.suffix not in (".py", ".pyc")]
+    waiting = [beside for beside in others if beside.name in texts]
     data: set[Path] = set()
-    for beside in file.parent.iterdir():
-        if beside.name in texts:
-            inner = beside.rglob("*") if beside.is_dir() else [beside]
-            data |= {each for each in inner if each.is_file() and each.suffix not in (".py", ".pyc")}
+    while waiting:
+        found = waiting.pop()
+        if found.is_dir():
+            data |= {each for each in found.rglob("*") if each.is_file() and each.suffix not in (".py", ".pyc")}
+        elif found not in data:
+            data.add(found)
+            content = found.read_bytes()
+            waiting += [beside for beside in others if beside.name.encode() in content]
     return data

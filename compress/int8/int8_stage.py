@@ -20,6 +20,7 @@ from colorpress.core.errors import GateError
 from colorpress.core.files import write_bytes, write_json
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
+from compress.budgets import read_goals
 from compress.distillation import Lesson, distil_network
 from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
@@ -133,7 +134,7 @@ def _make_judge(run: Run, source: Path, photos: PhotoSplit, folder: Path) -> Jud
         distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
         network.load_state_dict(distilled.checkpoint.state_dict)
 
-    parent, floor = score(source).retained_colour, yardstick.floor_of(settings.goal)
+    parent, floor = score(source).retained_colour, yardstick.floor_of(read_goals(settings.goal))
     enough = parent - settings.quantize.int8_loss
     # A goal that the float model itself misses is not for int8 to reach.
     most_l1 = yardstick.l1_at(enough if floor is None else min(floor, enough))

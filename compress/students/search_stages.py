@@ -287,7 +287,7 @@ def _begin(job: SearchJob, candidates: Study) -> None:
             candidates.enqueue_trial(point.parameters())
     known = candidates.user_attrs.get("terms", {})
     terms = {
-        "options": _study_options(job.run.settings),
+        "options": {**_study_options(job.run.settings), **vars(job.run.settings.worker)},
         "speed": known.get("speed") or search_trial.describe_speed(job),
         # A ladder has as many rungs as it has, and nothing is drawn beside them.
         "wanted": 0 if sampler == "ladder" else trials,

@@ -18,14 +18,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from colorpress.core.config import PATH_OPTIONS, SearchEffort
+from colorpress.core.config import SearchEffort
 from colorpress.core.console import muted
 from colorpress.core.errors import DivergedError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
-from compress.budgets import Limit, find_excess, read_limits
+from compress.budgets import Limit, find_bound, find_excess, read_limits
 from compress.students.search_front import STAGES, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
@@ -83,7 +83,8 @@ class SearchJob(StudentJob):
     def grey_increase_pct(self) -> float:
         """L1 of the grey answer above best.pt's, in percent; NaN where no goal asks for it."""
         # Asks best.pt about every photograph that chooses, so not without need.
-        return math.nan if self.run.settings.goal.max_l1_increase is None else self.yardstick.grey_increase_pct
+        is_asked = find_bound(self.demands, "l1_delta_pct") is not None
+        return self.yardstick.grey_increase_pct if is_asked else math.nan
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -102,14 +103,13 @@ class SearchJob(StudentJob):
 def make_identity(job: SearchJob) -> dict[str, Any]:
     """What the study's answers depend on, as JSON-ready values: a worker with others is refused."""
     settings = job.run.settings
-    distil = {name: value for name, value in vars(settings.distil).items() if name not in PATH_OPTIONS}
     return {
         "best.pt": job.best.sha256,
         "photographs": job.run.data_key(replace(job.photos, test=())),
         "space": {**asdict(job.space), "output_strides": list(job.output_strides)},
         "budgets": settings.budget.given(),
         "settings": {
-            **distil,
+            **vars(settings.distil),
             **vars(settings.fit),
             **vars(settings.export),
             "search_full_crops": job.effort.full_crops,

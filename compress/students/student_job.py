@@ -162,7 +162,7 @@ class StudentJob:
 
 def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
     """The photographs with those of --unlabelled to learn from; what validates or tests is never learned from."""
-    folder = run.settings.distil.unlabelled
+    folder = run.settings.further.unlabelled
     if folder is None:
         return photos
     machine = run.settings.machine

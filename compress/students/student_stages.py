@@ -18,7 +18,7 @@ from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
-from compress.budgets import Limit, read_limits
+from compress.budgets import Limit, find_bound, fits, read_goals, read_limits
 from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
@@ -49,9 +49,9 @@ def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[St
     source = run.folder / name / "model.onnx"
     stages += [export(run, run.folder / name / "model.pt", name), *quantize_each(run, [source], photos)]
     packed = pack(run, source, variant_name(name, "w8"))
-    most, size_bytes = run.settings.budget.given().get("target_size"), packed.result["size_bytes"]
-    if most is not None and size_bytes > most:
-        warn(f"{name}-w8 has {size_bytes:,} bytes, more than the --target-size")
+    limits = read_limits(run.settings.budget, whole={})
+    if not fits([limit for limit in limits if limit.figure == "size_bytes"], packed.result):
+        warn(f"{name}-w8 has {packed.result['size_bytes']:,} bytes, more than the --target-size")
     return [*stages, packed]
 
 
@@ -126,10 +126,11 @@ def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
 
 def _goal(job: StudentJob) -> tuple[float, float]:
     """The G to keep, 1 where nothing is asked for; and the percent of more L1 that are allowed without a G."""
-    asked = job.run.settings.goal
+    goals = read_goals(job.run.settings.goal)
+    retained, increase_pct = find_bound(goals, "retained_colour"), find_bound(goals, "l1_delta_pct")
     # Asks best.pt about every photograph that chooses, so not without need.
-    floor = asked.min_retained_colour if asked.max_l1_increase is None else job.yardstick.floor_of(asked)
-    return 1.0 if floor is None else floor, asked.max_l1_increase or 0.0
+    floor = retained if increase_pct is None else job.yardstick.floor_of(goals)
+    return 1.0 if floor is None else floor, increase_pct or 0.0
 
 
 def _needs_file(limits: Sequence[Limit]) -> bool:
@@ -220,6 +221,7 @@ def _learn(
         "network": network.to_dict(),
         "recipe": vars(job.recipe(crops)),
         "teacher_weight": teacher_weight,
+        **vars(job.run.settings.count),
         **job.run.arch_key(),
         **job.data_key(),
     }

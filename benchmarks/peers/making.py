@@ -155,7 +155,7 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph
         inputs=[run.best_path if trained else graph],
         settings={
             # Run by its path, so that no import leads to it.
-            "recipe": hash_code("benchmarks.peers.peer_worker", f"benchmarks.peers.{peer.recipe}"),
+            "recipe": hash_code(*(f"benchmarks.peers.{name}" for name in ("peer_worker", peer.recipe))),
             "options": dict(peer.options),
             "versions": dict(environment.versions),
             "calibration": sorted(path.name for path in calibration.glob("*.npy")),

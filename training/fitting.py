@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from colorpress.core.config import DataConfig, MachineConfig, Recipe
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
+from colorpress.core.files import sha256_bytes
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropLoader, Crops
@@ -126,15 +127,15 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
 def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[str, Any]:
     """All that makes a fit the same fit."""
     module = type(criterion).__module__
+    # The floor below computes nothing of a fit: what its options decide is named here.
+    code = (hash_code(__name__, within="training"), hash_code(module, within=module.partition(".")[0]))
     return {
         # Compiled or not, the weights are the same.
         **{name: value for name, value in vars(job.recipe).items() if name != "compile"},
         "seed": job.data.seed,
         "photographs": hash_photos(job.train, job.val),
         "starting weights": hash_weights(criterion.network),
-        # The floor below computes nothing of a fit: what its options decide is named above.
-        "code": hash_code(__name__, within="training"),
-        "loss": hash_code(module, within=module.partition(".")[0]),
+        "code": sha256_bytes("".join(code).encode()),
         **extra,
     }
 

@@ -12,7 +12,7 @@ from colorpress.core.errors import InputError
 from colorpress.core.files import write_text
 from export.runtimes import RUNTIMES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Calls that vary by more than this are on a machine that does something else as well.
 NOISY_CV_PCT = 2.5
 # No figure is as large: beyond it arithmetic would overflow.
@@ -31,6 +31,7 @@ class Row:
     model: str
     variant: str
     peer: bool = False
+    control: bool = False
     runtime: str
     provider: str = ""
     device: str
@@ -71,10 +72,20 @@ class Row:
     retained_colour: float | None = None
     retained_low: float | None = None
     retained_high: float | None = None
+    content_colour: float | None = None
+    content_low: float | None = None
+    content_high: float | None = None
+    fidelity: float | None = None
+    fidelity_low: float | None = None
+    fidelity_high: float | None = None
     l1_rgb: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None
     delta_e: float | None = None
+    edge_l1: float | None = None
+    chroma: float | None = None
+    chroma_to_best: float | None = None
+    chroma_to_truth: float | None = None
     agreement_l1: float | None = None
     colourfulness: float | None = None
     colourfulness_ratio: float | None = None

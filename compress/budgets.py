@@ -1,8 +1,8 @@
 """Goals and budgets: what the options ask of a network or of a file, as numbers.
 
-Figures of a network or a file go by name: "params", "macs", "size_bytes", "latency_ms", "retained_colour" (G) and
-"l1_delta_pct". One that is missing or None is unknown. A goal has to hold on other photographs than those that choose;
-whoever makes the figures of a candidate subtracts the margin (`compress.yardstick.Score.likely_figures`).
+Figures of a network or a file go by name: "params", "macs", "size_bytes", "latency_ms", those of `compress.measures`
+and "l1_delta_pct". One that is missing or None is unknown. A goal has to hold on other photographs than those that
+choose; whoever makes the figures of a candidate subtracts the margin (`compress.measures.Score.likely_figures`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from colorpress.core.config import BudgetConfig, GoalConfig, option_name, parse_size
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.measures import MEASURES
 
 Figures = Mapping[str, Any]
 
@@ -29,7 +30,10 @@ class _Kind:
 
 
 _KINDS = {
-    "min_retained_colour": _Kind("retained_colour", "G", "G {:.3f}".format, is_floor=True),
+    **{
+        f"min_{each.name}": _Kind(each.name, each.symbol, f"{each.symbol} {{:.3f}}".format, is_floor=True)
+        for each in MEASURES.values()
+    },
     "max_l1_increase": _Kind("l1_delta_pct", "%", lambda value: f"ΔL1 {format_percent(value)}"),
     "keep_params": _Kind("params", "parameters", lambda value: f"{format_count(int(value))} parameters"),
     "keep_macs": _Kind(
@@ -80,7 +84,7 @@ class Limit:
     @property
     def is_goal(self) -> bool:
         """Whether it is about accuracy, and no budget."""
-        return self.figure in ("retained_colour", "l1_delta_pct")
+        return self.figure in (*MEASURES, "l1_delta_pct")
 
     def is_met(self, figures: Figures) -> bool | None:
         """Whether the figure is good enough, which NaN never is; None where it is unknown."""

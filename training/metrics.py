@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from training.photos import Photo
 
 Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
+_EDGE_SPAN = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PhotoScores:
         ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows); NaN with a side under 7 pixels.
         delta_e: mean CIEDE2000 difference of the clipped sRGB colours; about 1 is just noticeable side by side (Sharma,
             Wu and Dalal 2005). Both as scikit-image computes them.
+        edge_l1: `l1_ab` near the edges of the photograph's colours (see `find_chroma_edges`); NaN where it has none.
+        chroma: mean CIE chroma of the answer.
     """
 
     l1_ab: float
@@ -41,6 +45,8 @@ class PhotoScores:
     psnr_db: float
     ssim: float
     delta_e: float
+    edge_l1: float
+    chroma: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,14 @@ def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
         psnr_db=float(-10.0 * np.log10(max(squared_error, 1e-10))),
         ssim=ssim,
         delta_e=float(np.mean(deltaE_ciede2000(truth.lab, answer.lab))),
+        edge_l1=_edge_l1(truth.ab, answer.ab),
+        chroma=mean_chroma(answer.ab),
     )
+
+
+def _edge_l1(truth: Tensor, answer: Tensor) -> float:
+    edges = find_chroma_edges(truth).expand_as(truth)
+    return float((answer - truth).abs()[edges].mean().item()) if bool(edges.any()) else math.nan
 
 
 @torch.inference_mode()
@@ -119,41 +132,57 @@ def mean_l1(answer: Tensor, truth: Tensor) -> float:
     return float((answer - truth).abs().mean().item())
 
 
-def retained_colour(l1_grey: Floats, l1_model: Floats, l1_best: Floats) -> float:
-    """G = (L1_grey - L1_model) / (L1_grey - L1_best): 1 is as much colour as best.pt, 0 is none, below 0 is worse.
+def kept_share(l1_without: Floats, l1_model: Floats, l1_best: Floats) -> float:
+    """(L1_without - L1_model) / (L1_without - L1_best): 1 is as much as best.pt, 0 is none, below 0 is worse than none.
+
+    What L1 (ab/128) without it is makes the measure: of the grey answer (ab = 0) for retained colour G, of a lightness
+    table for content colour C; for fidelity F all are L1 to best.pt's answer, of grey and of the model, and best.pt's
+    own is 0.
 
     Args:
-        l1_grey, l1_model, l1_best: per-photograph L1 (ab/128) of the grey answer (ab = 0), of the model and of
-            best.pt on the same photographs, one-dimensional and of one length.
+        l1_without, l1_model, l1_best: of each photograph, one-dimensional and of one length.
     Returns:
-        G of the means; NaN where best.pt is no better than grey, since then there is no colour to retain.
+        The share of the means; NaN where best.pt is no better than what it is held against: nothing can be kept.
     """
-    return float(_retained_colours(l1_grey, l1_model, l1_best))
+    return float(_shares(np.mean(l1_without), np.mean(l1_model), np.mean(l1_best)))
 
 
-def _retained_colours(l1_grey: Floats, l1_model: Floats, l1_best: Floats, axis: int = -1) -> Floats:
-    """`retained_colour` of many draws at once: (draws, photographs) to (draws,)."""
-    grey, model, best = (np.mean(l1, axis) for l1 in (l1_grey, l1_model, l1_best))
-    gained = np.where(grey > best, grey - best, np.nan)
-    return np.asarray((grey - model) / gained)
-
-
-def bootstrap_interval(l1_grey: Floats, l1_model: Floats, l1_best: Floats, *, draws: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of G, photographs resampled in pairs (Efron 1979), the same each time.
+def kept_interval(l1_without: Floats, l1_model: Floats, l1_best: Floats) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of `kept_share`, photographs drawn in pairs (Efron 1979), always the same.
 
     Returns:
-        The lower and upper bound; NaN twice for fewer than two photographs, or where a draw has no colour to retain.
+        The lower and upper bound; NaN twice for fewer than two photographs, or where a draw has nothing to keep.
     """
-    if len(l1_grey) < 2:
+    if len(l1_without) < 2:
         return math.nan, math.nan
-    from scipy.stats import bootstrap
+    draws = _draw_photos(len(l1_without))  # (draws, photographs)
+    shares = _shares(*(draws @ l1 for l1 in (l1_without, l1_model, l1_best)))
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return float(low), float(high)
 
-    with warnings.catch_warnings(action="ignore"):  # of draws without colour: the answer says so
-        interval = bootstrap(
-            (l1_grey, l1_model, l1_best), _retained_colours, n_resamples=draws, batch=100, paired=True,
-            method="percentile", rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
-    return float(interval.low), float(interval.high)
+
+def _shares(without: Floats, model: Floats, best: Floats) -> Floats:
+    return np.asarray((without - model) / np.where(without > best, without - best, np.nan))
+
+
+@lru_cache(maxsize=8)
+def _draw_photos(count: int, draws: int = 2000) -> Floats:
+    """The weight of each photograph in each draw with replacement, each draw's of sum 1: (draws, photographs)."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), draws) / count
+
+
+def mean_chroma(ab: Tensor) -> float:
+    """The mean CIE chroma of ab (1, 2, H, W) in ab/128: 0 is grey, and vivid colours have 50 and more."""
+    return float(AB_SCALE * torch.linalg.vector_norm(ab, dim=1).mean().item())
+
+
+def find_chroma_edges(ab: Tensor) -> Tensor:
+    """Where the colours of a photograph change: (1, 1, H, W) bool, from ab (1, 2, H, W) in ab/128.
+
+    A pixel is at an edge where a and b together span more than 13 units of CIE Lab in the 3 x 3 pixels around it.
+    """
+    span = F.max_pool2d(ab, 3, 1, 1) + F.max_pool2d(-ab, 3, 1, 1)  # (1, 2, H, W), the largest less the smallest
+    return span.sum(1, keepdim=True) > _EDGE_SPAN
 
 
 def colourfulness(rgb: Tensor) -> float:

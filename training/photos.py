@@ -60,12 +60,26 @@ class SkippedPhoto:
 
 @dataclass(frozen=True)
 class PhotoSplit:
-    """Photographs by use; no content is in two of them."""
+    """Photographs by use; no content is in two of them.
+
+    What chose is never what is reported, so those of `val` are two parts: `choosing` tells which epoch, candidate or
+    setting is best, and `confirming` scores what was chosen.
+    """
 
     train: tuple[Photo, ...]
     val: tuple[Photo, ...]
     test: tuple[Photo, ...]
     skipped: tuple[SkippedPhoto, ...]
+
+    @property
+    def choosing(self) -> tuple[Photo, ...]:
+        """The first half of `val`, one more where they are odd."""
+        return self.val[: (len(self.val) + 1) // 2]
+
+    @property
+    def confirming(self) -> tuple[Photo, ...]:
+        """The other half; empty where `val` is a single photograph."""
+        return self.val[(len(self.val) + 1) // 2 :]
 
 
 def embedded_photos() -> tuple[Path, ...]:

@@ -400,18 +400,29 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True)
 class GoalConfig(Config):
-    """How much of best.pt's accuracy a variant has to keep, on the validation photographs."""
+    """How much of best.pt's accuracy a variant has to keep, on photographs that nothing learned from."""
 
-    min_retained_colour: float | None = option(
+    min_content_colour: float | None = option(
         None,
-        "Colour G to keep; a student is the smallest that keeps it (default there: 1), int8 goes back to float for it.",
+        "Content colour C to keep, of what best.pt gains over a lightness table; a student is the smallest that keeps "
+        "it, int8 goes back to float for it. Default for students: 1 where best.pt beats the table clearly.",
         low=-10.0,
         high=10.0,
         common=True,
     )
+    min_fidelity: float | None = option(
+        None,
+        "Fidelity F to keep, of best.pt's own colours, true or not; default for students, elsewhere: 0.9.",
+        low=-10.0,
+        high=1.0,
+        common=True,
+    )
+    min_retained_colour: float | None = option(
+        None, "Colour G to keep, of what best.pt gains over grey; tint alone has much of it.", low=-10.0, high=10.0
+    )
     max_l1_increase: float | None = option(
         None,
-        "The same in other words: percent that the L1 may be above best.pt's.",
+        "Percent that the L1 may be above best.pt's.",
         low=-100.0,
         high=1000.0,
         units={"%": 1.0},

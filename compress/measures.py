@@ -1,0 +1,285 @@
+"""What is kept of best.pt's colours, by which measure, and how strong best.pt is: one meaning for all that judges.
+
+L1 alone is blunt, and so is its share of the gain over grey (G): one tint of all pictures keeps much of that. Content
+colour (C) counts what only looking at the picture can give, and fidelity (F) how much of best.pt's own colours is
+reproduced, be they true or not. C decides where best.pt is clearly better than a table of colours by lightness, else F.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from colorpress.core.files import with_nan, without_nan
+from training.metrics import Floats, kept_interval, kept_share
+
+# Quantiles of the normal distribution: the 80 % one, and both ends of the interval that holds 95 %.
+_FOUR_IN_FIVE, _NINETEEN_IN_TWENTY = 0.842, 1.960
+# Percent that best.pt's L1 has to be below a lightness table's before content is what is measured.
+CLEARLY_BETTER_PCT = 5.0
+# Mean L1 (ab/128) of the grey answer below which photographs hold no colour: an eighth of a unit of CIE Lab.
+_NO_COLOUR = 1e-3
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A share of best.pt's colours: 1 is all, 0 is none, below 0 is worse than none.
+
+    Attributes:
+        name: of the figure in `Score`, in `benchmarks.rows.Row` and among goals.
+        prefix: of the ends of its 95 % interval, such as "content" of "content_low" and "content_high".
+        symbol: a letter.
+        title: for people.
+        whole: what a student has to keep where nobody asks for anything.
+        enough: what the verdict of a benchmark asks for.
+    """
+
+    name: str
+    prefix: str
+    symbol: str
+    title: str
+    whole: float = 1.0
+    enough: float = 0.95
+
+    @property
+    def low(self) -> str:
+        """The name of the lower end of its interval."""
+        return f"{self.prefix}_low"
+
+    @property
+    def high(self) -> str:
+        """The name of the upper end of its interval."""
+        return f"{self.prefix}_high"
+
+
+RETAINED = Measure("retained_colour", "retained", "G", "retained colour")
+CONTENT = Measure("content_colour", "content", "C", "content colour")
+# Another network is never best.pt to the last pixel, and need not be.
+FIDELITY = Measure("fidelity", "fidelity", "F", "fidelity", whole=0.9, enough=0.9)
+MEASURES: Mapping[str, Measure] = {each.name: each for each in (RETAINED, CONTENT, FIDELITY)}
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much better best.pt is than answers that see no picture, on the same photographs.
+
+    Attributes:
+        photos: how many.
+        below_grey_pct: its L1 below that of the grey answer, in percent of that; negative where it is above, NaN on
+            photographs without colour.
+        below_table_pct: the same against a lightness table; NaN without one.
+        below_table_low, below_table_high: its 95 % interval; NaN for fewer than two photographs.
+        chroma_share: its mean chroma over that of the truth; NaN on photographs without colour.
+    """
+
+    photos: int
+    below_grey_pct: float
+    below_table_pct: float
+    below_table_low: float
+    below_table_high: float
+    chroma_share: float
+
+    @property
+    def beats_grey(self) -> bool:
+        """Whether it is truer than grey. Vivid colours, as adversarial training gives them, often are not."""
+        return self.below_grey_pct > 0
+
+    @property
+    def beats_table(self) -> bool:
+        """Whether it is clearly better than a lightness table; one photograph alone says nothing."""
+        return self.below_table_low > 0 and self.below_table_pct >= CLEARLY_BETTER_PCT
+
+    @property
+    def measure(self) -> Measure:
+        """What decides: content where there is any to keep, else fidelity."""
+        return CONTENT if self.beats_table else FIDELITY
+
+    def describe(self) -> str:
+        """In a sentence."""
+        if math.isnan(self.below_grey_pct):
+            return "These photographs hold no colour, so nothing can be measured on them."
+        noun = "photograph" if self.photos == 1 else "photographs"
+        below = f"{_percent(self.below_grey_pct)} grey"
+        if not math.isnan(self.below_table_pct):
+            interval = f" (95 % interval {self.below_table_low:.1f} to {self.below_table_high:.1f})"
+            interval = "" if math.isnan(self.below_table_low) else interval
+            below += f", {_percent(self.below_table_pct)} a lightness table{interval}"
+        chroma = f"its colours have {100 * self.chroma_share:.0f} % of the truth's chroma"
+        return f"best.pt on {self.photos} {noun}: L1 {below}; {chroma}."
+
+    def warn(self) -> str:
+        """What that means for all that follows, in a sentence; empty where best.pt is strong."""
+        if math.isnan(self.below_grey_pct) or self.beats_table:
+            return ""
+        if not self.beats_grey:
+            return (
+                "Its L1 is no better than grey's, as that of vivid colours may be, so no share of L1 is measured: what "
+                "counts is fidelity F, how much of best.pt's own colours is kept, and students learn from its answers "
+                "alone."
+            )
+        return (
+            "That is not clearly better than a table of colours by lightness, which sees no picture: G and L1 measure "
+            "tint here, so fidelity F decides. More photographs or a longer training would make best.pt see more."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready primitives."""
+        return without_nan(asdict(self))
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Strength:
+        """Rebuild it from `to_dict`'s answer."""
+        return Strength(**with_nan(values))
+
+
+def _percent(below: float) -> str:
+    return f"{abs(below):.1f} % {'below' if below >= 0 else 'above'}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model's answers are worth, against best.pt and against answers that see no picture.
+
+    Attributes:
+        l1: mean L1 (ab/128).
+        l1_delta_pct: L1 above best.pt's, in percent of it; negative is better than best.pt. NaN where best.pt's is 0.
+        retained_colour: G, of the gain over grey; NaN where best.pt has none.
+        content_colour: C, of the gain over a lightness table; NaN where best.pt has none, or without a table.
+        fidelity: F, of best.pt's own colours; NaN where it answers grey.
+        *_low, *_high: their 95 % bootstrap intervals over photographs; NaN for fewer than two.
+        measure: the name of the one that decides.
+    """
+
+    l1: float
+    l1_delta_pct: float
+    l1_delta_low: float
+    l1_delta_high: float
+    retained_colour: float
+    retained_low: float
+    retained_high: float
+    content_colour: float
+    content_low: float
+    content_high: float
+    fidelity: float
+    fidelity_low: float
+    fidelity_high: float
+    measure: str
+
+    @property
+    def kept(self) -> float:
+        """By the measure that decides."""
+        return float(getattr(self, self.measure))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of what is kept; NaN twice where there is none."""
+        measure = MEASURES[self.measure]
+        return getattr(self, measure.low), getattr(self, measure.high)
+
+    @property
+    def loss(self) -> float:
+        """What should be small: 1 - what is kept, or where that is not known the share of L1 above best.pt's."""
+        return self.l1_delta_pct / 100.0 if math.isnan(self.kept) else 1.0 - self.kept
+
+    def likely_figures(self) -> dict[str, float]:
+        """The figures that goals are held against: what other photographs keep with odds of 4 to 1.
+
+        Intervals are taken for those of normal distributions; without one the figure stands as it is.
+        """
+        ends = {each.name: (each.low, each.high, -1.0) for each in MEASURES.values()}
+        ends |= {"l1_delta_pct": ("l1_delta_low", "l1_delta_high", 1.0)}
+        return {
+            name: getattr(self, name) + sign * _margin(getattr(self, low), getattr(self, high))
+            for name, (low, high, sign) in ends.items()
+        }
+
+    def describe(self) -> str:
+        """What is kept in a few words, else the L1."""
+        if math.isnan(self.kept):
+            return f"{self.l1_delta_pct:+.2f} % L1"
+        return f"{MEASURES[self.measure].symbol} {self.kept:.3f}"
+
+    def describe_interval(self) -> str:
+        """The interval as a remark behind a figure; empty where there is none."""
+        low, high = self.interval
+        return "" if math.isnan(low) else f" (95 % interval {low:.3f} to {high:.3f})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as JSON-ready primitives."""
+        return without_nan(asdict(self))
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Score:
+        """Rebuild a score from `to_dict`'s answer."""
+        return Score(**with_nan(values))
+
+
+def _margin(low: float, high: float) -> float:
+    return 0.0 if math.isnan(low) else _FOUR_IN_FIVE * (high - low) / (2 * _NINETEEN_IN_TWENTY)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What models are held against, on each photograph: L1 (ab/128) to the truth, but for `best_to_grey`.
+
+    Attributes:
+        grey_l1, table_l1, best_l1: of the grey answer, of a lightness table (NaN: there is none) and of best.pt.
+        best_to_grey: L1 of the grey answer to best.pt's.
+        best_chroma, true_chroma: mean CIE chroma of best.pt's answer, and of the photograph.
+    """
+
+    grey_l1: Floats
+    table_l1: Floats
+    best_l1: Floats
+    best_to_grey: Floats
+    best_chroma: Floats
+    true_chroma: Floats
+
+    @cached_property
+    def strength(self) -> Strength:
+        """How strong best.pt is."""
+        grey, table, best = (float(l1.mean()) for l1 in (self.grey_l1, self.table_l1, self.best_l1))
+        has_colour = grey > _NO_COLOUR
+        nothing = np.zeros_like(self.best_l1)
+        low, high = kept_interval(self.table_l1, self.best_l1, nothing) if has_colour else (math.nan, math.nan)
+        return Strength(
+            photos=len(self.grey_l1),
+            below_grey_pct=100.0 * (1.0 - best / grey) if has_colour else math.nan,
+            below_table_pct=100.0 * (1.0 - best / table) if has_colour else math.nan,
+            below_table_low=100.0 * low,
+            below_table_high=100.0 * high,
+            chroma_share=float(self.best_chroma.mean() / self.true_chroma.mean()) if has_colour else math.nan,
+        )
+
+    def score(self, l1: Floats, to_best: Floats) -> Score:
+        """A model by its L1 (ab/128) to the truth and to best.pt's answer, of each photograph.
+
+        Photographs without colour give no share of anything.
+        """
+        nothing = np.zeros_like(self.best_l1)
+        best, own = float(self.best_l1.mean()), float(l1.mean())
+        # Of best.pt's own L1, what the model is below it.
+        low, high = kept_interval(self.best_l1, l1, nothing)
+        shares: dict[str, float] = {}
+        against = {
+            RETAINED: (self.grey_l1, l1, self.best_l1),
+            CONTENT: (self.table_l1, l1, self.best_l1),
+            FIDELITY: (self.best_to_grey, to_best, nothing),
+        }
+        for measure, arrays in against.items():
+            known = not math.isnan(self.strength.below_grey_pct)
+            shares[measure.name] = kept_share(*arrays) if known else math.nan
+            shares[measure.low], shares[measure.high] = kept_interval(*arrays) if known else (math.nan, math.nan)
+        return Score(
+            l1=own,
+            l1_delta_pct=100.0 * (own / best - 1.0) if best else math.nan,
+            l1_delta_low=-100.0 * high,
+            l1_delta_high=-100.0 * low,
+            measure=self.strength.measure.name,
+            **shares,
+        )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from colorpress.core.errors import InputError
 from colorpress.core.files import write_text
+from compress.measures import Measure, Strength
 from export.runtimes import RUNTIMES
 
 FORMAT_VERSION = 3
@@ -25,7 +26,8 @@ class Row:
 
     A figure that was not measured is None. `variant` names the file, `model` the row: "best-int8" and "best-int8 @
     openvino, batch 8". `compute` is what float layers computed in, `error` and `caution` are texts, often empty. Of
-    the rest see `variants.Variant`, `timing.Timing`, `timing.Statistics` and `accuracy.Accuracy`.
+    the rest see `variants.Variant`, `timing.Timing`, `timing.Statistics` and `accuracy.Accuracy`. `also` has
+    ALSO_FIGURES on the photographs of each folder of --also, by its name.
     """
 
     model: str
@@ -78,6 +80,11 @@ class Row:
     fidelity: float | None = None
     fidelity_low: float | None = None
     fidelity_high: float | None = None
+    choosing_kept: float | None = None
+    confirming_kept: float | None = None
+    confirming_low: float | None = None
+    confirming_high: float | None = None
+    confirming_likely: float | None = None
     l1_rgb: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None
@@ -92,6 +99,8 @@ class Row:
     status: str
     error: str = ""
     caution: str = ""
+    # A mapping has no hash.
+    also: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Row:
@@ -105,7 +114,9 @@ class Row:
         values: dict[str, Any] = {}
         for each in fields(cls):
             value = record.get(each.name)
-            if _fits(value, str(each.type)):
+            if each.name == "also":
+                values[each.name] = _read_also(value)
+            elif _fits(value, str(each.type)):
                 values[each.name] = value
             elif each.default is MISSING:
                 raise ValueError(f"a row has no {each.name}")
@@ -126,10 +137,14 @@ class Row:
         """What times depend on beside the model and its runtime."""
         return self.device, self.batch, self.height, self.width, self.threads
 
-    @property
-    def retained_interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of retained colour."""
-        low, high = self.retained_low, self.retained_high
+    def kept(self, measure: Measure) -> float | None:
+        """What it keeps of best.pt by a measure."""
+        figure: float | None = getattr(self, measure.name)
+        return figure
+
+    def interval(self, measure: Measure) -> tuple[float, float] | None:
+        """The 95 % interval of `kept`."""
+        low, high = getattr(self, measure.low), getattr(self, measure.high)
         return None if low is None or high is None else (low, high)
 
     @property
@@ -145,7 +160,12 @@ class Row:
         return other.fair_size_bytes / self.fair_size_bytes
 
 
-COLUMNS = tuple(each.name for each in fields(Row))
+# Of a row on the photographs of another folder.
+ALSO_FIGURES = (
+    *("photos", "l1", "l1_delta_pct", "retained_colour", "content_colour", "fidelity", "edge_l1"),
+    *("chroma_to_best", "chroma_to_truth"),
+)
+COLUMNS = tuple(each.name for each in fields(Row) if each.name != "also")
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -156,14 +176,29 @@ def _fits(value: object, kind: str) -> bool:
     return isinstance(value, int | float) and abs(value) < ENDLESS
 
 
+def _read_also(value: object) -> dict[str, dict[str, float | None]]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {
+        str(folder): {name: figures.get(name) if _fits(figures.get(name), "float") else None for name in ALSO_FIGURES}
+        for folder, figures in value.items()
+        if isinstance(figures, Mapping)
+    }
+
+
 def base_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows that are measured as the first one, best.pt, is: on its device, at its batch, size and threads."""
     return [row for row in rows if row.condition == rows[0].condition]
 
 
 def own_rows(rows: Sequence[Row]) -> list[Row]:
-    """The base rows of what was compressed here: neither best.pt's own file nor another tool's."""
-    return [row for row in base_rows(rows) if not row.peer and row.variant != rows[0].variant]
+    """The base rows of what was compressed here: neither best.pt's own file nor another tool's nor a control."""
+    return [row for row in base_rows(rows) if not (row.peer or row.control) and row.variant != rows[0].variant]
+
+
+def find_control(rows: Sequence[Row], title: str) -> Row | None:
+    """The row of a control, one of `export.controls.CONTROL_TITLES`."""
+    return next((row for row in rows if row.control and row.model == title), None)
 
 
 def one_per_file(rows: Sequence[Row]) -> list[Row]:
@@ -189,18 +224,37 @@ def read_benchmark_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or it is no benchmark of this format.
     """
-    hint = "run `colorpress benchmark` first"
+    hint, again = "run `colorpress benchmark` first", "run `colorpress benchmark` again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise InputError("benchmark", path, why, hint) from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or "rows" not in record:
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if version in range(1, FORMAT_VERSION):
+            why = f"is of format {version}, from before content colour, fidelity and controls were measured"
+            raise InputError("benchmark", path, why, again)
         raise InputError("benchmark", path, f"is no benchmark of format {FORMAT_VERSION}", hint)
     try:
         rows = [Row.from_record(each) for each in record["rows"]]
         if len({row.model for row in rows}) < len(rows):
             raise ValueError("two rows have one name")
+        read_strength(record)
     except (TypeError, ValueError) as error:
-        raise InputError("benchmark", path, f"is damaged ({error})", "run `colorpress benchmark` again") from error
+        raise InputError("benchmark", path, f"is damaged ({error})", again) from error
     return record | {"rows": rows}
+
+
+def read_strength(record: Mapping[str, Any]) -> Strength | None:
+    """How strong best.pt is by a benchmark's record, or by that of a folder of --also; None: no colours were measured.
+
+    Raises:
+        ValueError, TypeError: what is there is something else.
+    """
+    values = record.get("strength")
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or not all(each is None or _fits(each, "float") for each in values.values()):
+        raise ValueError(f"a strength of {values}")
+    return Strength.of(values)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.rows import Row, base_rows
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.measures import RETAINED
 from export.runtimes import RUNTIMES
 
 NOISY_MARK = "†"
@@ -135,7 +136,8 @@ def _speedup_range(row: Row) -> str:
 
 
 def _retained_range(row: Row) -> str:
-    return "{:.3f} to {:.3f}".format(*row.retained_interval) if row.retained_interval else ""
+    interval = row.interval(RETAINED)
+    return "{:.3f} to {:.3f}".format(*interval) if interval else ""
 
 
 def _fair_size(row: Row) -> str:

@@ -25,6 +25,8 @@ _LABEL_PLACES = tuple(
     for far in (1.0, 1.5, 2.2, 3.0, 4.0, 5.2, 6.6, 8.2, 10.0)
     for angle in (25, -25, 155, -155, 90, -90, 55, -55, 125, -125, 0, 180)
 )
+# Pixels between two labels, so that two numbers are not read as one.
+_LABEL_GAP = 3.0
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
             box = Text.get_window_extent(annotation)  # of the text alone, without the line to its point
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+                taken.append(box.padded(_LABEL_GAP))
                 break
         else:
             annotation.set_visible(False)

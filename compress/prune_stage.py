@@ -11,13 +11,13 @@ from typing import Any
 
 from colorpress.core.config import DATA_DRIVEN
 from colorpress.core.console import say, warn
-from colorpress.core.files import without_nan
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.importance import Evidence, load_pictures
+from compress.measures import Score
 from compress.prune_plan import PrunePlan, read_plan, write_plan
 from compress.pruning import (
     MeasuredLimits,
@@ -29,10 +29,12 @@ from compress.pruning import (
     prune_in_steps,
 )
 from compress.ranking import count_macs
+from compress.yardstick import make_yardstick
 from export.conv_latency import time_convolution
 from export.graph import ExportResult, export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
+from training.device import choose_device
 from training.fitting import forget_fit
 from training.network import ColorNetwork
 from training.photos import PhotoSplit
@@ -79,13 +81,29 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         if is_main_process():
             write_plan(folder / "plan.json", plan)
         distilled = distil(smaller, folder / "model.pt", epochs[-1])
-        scores = {name: getattr(distilled, name) for name in ("val_l1_before", "val_l1_after", "retained_colour")}
-        return [folder / "plan.json", *distilled.paths], {**pruned.figures(), **without_nan(scores)}
+        score = _confirm(run, teacher, distilled, photos)
+        return [folder / "plan.json", *distilled.paths], {
+            **pruned.figures(),
+            "val_l1_before": distilled.val_l1_before,
+            "val_l1_after": distilled.val_l1_after,
+            **score.to_dict(),
+        }
 
     used = {**vars(settings.prune), **vars(settings.finetune), **vars(settings.fit), "size": size}
     used |= {**run.arch_key(), **run.data_key(photos), **_measured_key(run), **vars(settings.score)}
     inputs = [checkpoint] if given is None else [checkpoint, given]
     return run.do("prune", action, inputs=inputs, settings=used)
+
+
+def _confirm(run: Run, teacher: Checkpoint, distilled: DistillResult, photos: PhotoSplit) -> Score:
+    """What the pruned network is worth on photographs that did not choose its best epoch, where there are any."""
+    scored, side = photos.confirming or photos.choosing, run.settings.score.eval_size
+    yardstick = make_yardstick(run, teacher, photos, scored, short_side=side)
+    device = choose_device(run.settings.machine.device)
+    network = distilled.checkpoint.build_network().to(device)
+    score = yardstick.score(lambda lightness: network(lightness.to(device)).cpu())
+    say(f"pruned: {score.describe()}{score.describe_interval()}")
+    return score
 
 
 def _choose_and_prune(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from colorpress.core.errors import InputError
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord, make_key
 from compress.int8.int8_choice import has_vnni
+from compress.measures import FIDELITY, Measure, Score
 from compress.ranking import convolution_channels, rank_layers, write_ranking
 from compress.ranking_views import describe_views, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
-from compress.yardstick import Score, make_yardstick, score_onnx
+from compress.yardstick import make_yardstick, score_onnx
 from export.graph import build_graph
 from export.layer_latency import LayerTimes, time_onnx_layers, time_torch_layers, warn_when_busy
 from training.checkpoint import Checkpoint
@@ -40,16 +42,17 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
     """Rank the convolutions by size, work, time and sensitivity: layer_ranking.csv and layer_ranking.png.
 
     Args:
-        photos: sensitivities are measured on the first of `val`; None where `rank_photos` is 0.
+        photos: sensitivities are measured on the first of `choosing`; None where `rank_photos` is 0.
     """
     settings = run.settings
-    chosen = () if photos is None else photos.val[: settings.rank.rank_photos]
+    chosen = () if photos is None else photos.choosing[: settings.rank.rank_photos]
     sensitivity_settings = {
         "size": settings.count.rank_size,
         "opset": settings.export.opset,
         "vnni": has_vnni(),
         **run.arch_key(),
-        **run.data_key(PhotoSplit(train=(), val=chosen, test=(), skipped=())),
+        # A lightness table is fitted on those to train on.
+        **run.data_key(PhotoSplit(train=photos.train if photos and chosen else (), val=chosen, test=(), skipped=())),
     }
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
@@ -62,11 +65,11 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
         with warn_when_busy():
             in_torch = time_torch_layers(network, convolutions, **timing)
             in_ort = time_onnx_layers(model, convolutions, **timing) if model else LayerTimes({}, 0.0)
-        sensitivities: Mapping[str, Sensitivity] = {}
+        measure, sensitivities = FIDELITY, dict[str, Sensitivity]()
         if model and photos is not None and chosen:
             warn_of_other_split(found, photos)
             content = make_key(_measure, inputs=[checkpoint], settings=sensitivity_settings)
-            sensitivities = _measure(run, found, model, convolutions, chosen, content)
+            measure, sensitivities = _measure(run, found, model, convolutions, photos, chosen, content)
         views = join_views(
             rank_layers(network, height=size, width=size),
             convolutions,
@@ -75,14 +78,15 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
             sensitivities=sensitivities,
         )
         title = f"Convolutions of {network.title} at {size} x {size} pixels, in the order they are computed"
-        finding = describe_views(views)
+        finding = describe_views(views, measure)
         say(finding)
-        return write_views(views, list(in_torch.by_layer), run.folder, title=title), {
+        return write_views(views, list(in_torch.by_layer), run.folder, title=title, measure=measure), {
             "finding": finding,
             "convolutions": len(views),
             "ort_ms": round(in_ort.call_ms, 4),
             "torch_ms": round(in_torch.call_ms, 4),
             "sensitivity_photos": len(chosen) if sensitivities else 0,
+            "measure": measure.name if sensitivities else None,
         }
 
     used = {
@@ -109,17 +113,18 @@ def _measure(
     best: Checkpoint,
     model: onnx.ModelProto,
     convolutions: Mapping[str, int],
+    photos: PhotoSplit,
     chosen: Sequence[Photo],
     key: str,
-) -> Mapping[str, Sensitivity]:
+) -> tuple[Measure, dict[str, Sensitivity]]:
     settings = run.settings
-    yardstick = make_yardstick(run, best, chosen, short_side=settings.count.rank_size)
-    (grey_l1, best_l1), count = yardstick.means(), len(yardstick.pictures)
-    noun = "photograph" if count == 1 else "photographs"
-    if grey_l1 <= best_l1:
-        say(f"no sensitivities: best.pt is no better than grey on the {count} validation {noun}")
-        return {}
-    say(f"sensitivities: on {count} validation {noun}, best.pt {1 - best_l1 / grey_l1:.1%} better than grey")
+    yardstick = make_yardstick(run, best, photos, chosen, short_side=settings.count.rank_size)
+    strength = yardstick.strength
+    if math.isnan(yardstick.reference.best.kept):
+        say(f"no sensitivities: nothing of best.pt's colours can be measured. {strength.describe()}")
+        return strength.measure, {}
+    measure = strength.measure
+    say(f"sensitivities, by {measure.title} {measure.symbol}: {strength.describe()} {strength.warn()}".rstrip())
     cache_path = run.folder / ".sensitivity.json"
     if run.force:
         cache_path.unlink(missing_ok=True)
@@ -130,10 +135,10 @@ def _measure(
             trial.write_bytes(content)
             return score_onnx(yardstick, trial, threads=settings.machine.threads)
 
-        return measure_sensitivities(
+        return measure, measure_sensitivities(
             model,
             convolutions,
-            [lightness.numpy() for lightness, _ in yardstick.pictures],
+            [picture.lightness.numpy() for picture in yardstick.pictures],
             score,
             cache_path,
             key=key,

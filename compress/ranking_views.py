@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from colorpress.core.charts import drawn, explain_colours, shade_of
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
+from compress.measures import FIDELITY, Measure
 from compress.ranking import LayerSize, join_words, shape_text
 from compress.sensitivity import Sensitivity
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 40
 # How many of the largest layers are looked for among the slowest.
 _TOP = 5
-# A G that is less is nothing, and an order of such losses is one by chance.
+# A share of colour that is less is nothing, and an order of such losses is one by chance.
 _LEAST_LOSS = 0.005
 
 
@@ -36,7 +37,7 @@ class LayerView:
         activation_bytes: of the output for one picture.
         ort_ms, torch_ms: time in ONNX Runtime (with the fused activation) and in PyTorch (without); `_pct` of the time
             of all convolutions that were timed there. Profiling adds overhead: read the shares.
-        prune_loss, int8_loss: retained colour G lost, see `Sensitivity`.
+        prune_loss, int8_loss: the share of colour lost, see `Sensitivity`.
     """
 
     rank: int
@@ -104,13 +105,16 @@ def _share(name: str, times: Mapping[str, float]) -> float | None:
     return 100 * times[name] / total if name in times and total else None
 
 
-def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str) -> list[Path]:
+def write_views(
+    views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str, measure: Measure = FIDELITY
+) -> list[Path]:
     """Write layer_ranking.csv and layer_ranking.png into `output_dir`; their paths.
 
     Args:
         views: the answer of `join_views`.
         order: layer names as they are computed, for the chart; others come last.
         title: of the chart.
+        measure: what the losses are counted by.
     Raises:
         MachineError: a file cannot be written.
     """
@@ -120,11 +124,11 @@ def write_views(views: Sequence[LayerView], order: Sequence[str], output_dir: Pa
 
     rows = [{column: rounded(column, value) for column, value in vars(view).items()} for view in views]
     table = write_csv(output_dir / "layer_ranking.csv", VIEW_COLUMNS, rows)
-    return [table, _draw_views(views, order, title, output_dir / "layer_ranking.png")]
+    return [table, _draw_views(views, order, title, measure, output_dir / "layer_ranking.png")]
 
 
-def describe_views(views: Sequence[LayerView]) -> str:
-    """How the views disagree, in one sentence with the numbers."""
+def describe_views(views: Sequence[LayerView], measure: Measure = FIDELITY) -> str:
+    """How the views disagree, in one sentence with the numbers; losses are by `measure`."""
     if not views:
         return "The network has no convolution."
     parts = []
@@ -155,9 +159,10 @@ def describe_views(views: Sequence[LayerView]) -> str:
         for most in _largest(views, column)[:1]:
             loss = getattr(most, column)
             if loss >= _LEAST_LOSS:
-                parts.append(f"{words} {printable(most.name)} alone costs most, G {loss:.2g}")
+                parts.append(f"{words} {printable(most.name)} alone costs most, {measure.symbol} {loss:.2g}")
             else:
-                parts.append(f"{words} any one layer costs next to nothing, G {max(loss, 0.0):.2g} at most")
+                most_lost = f"{measure.symbol} {max(loss, 0.0):.2g}"
+                parts.append(f"{words} any one layer costs next to nothing, {most_lost} at most")
     text = "; ".join(parts) or "all convolutions answer at one size"
     return text[0].upper() + text[1:] + "."
 
@@ -181,7 +186,7 @@ def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
     return sorted(known, key=lambda view: -getattr(view, column))[:_TOP]
 
 
-def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, path: Path) -> Path:
+def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, measure: Measure, path: Path) -> Path:
     """A row for each layer in the order of the call, a panel for each view; colours tell the output size."""
     place = {name: position for position, name in enumerate(order)}
     rows = sorted(_most_telling(views), key=lambda view: place.get(view.name, len(place)))
@@ -214,7 +219,7 @@ def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, pa
             size = max(abs(value or 0.0) for value in values)
             decimals = min(6, max(3, 1 - floor(log10(size)))) if size else 3
             _draw_panel(panel, name, values, f"{{:.{decimals}f}}", bar_colours)
-            panel.set_xlabel("G lost", fontsize=9)
+            panel.set_xlabel(f"{measure.title} {measure.symbol} lost", fontsize=9)
             panel.locator_params(axis="x", nbins=3)
         axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
         axes[0].invert_yaxis()

@@ -1,7 +1,8 @@
-"""What each layer means for the colour: retained colour G lost when that layer alone is pruned, or is in int8.
+"""What each layer means for the colour: what is lost of it when that layer alone is pruned, or is in int8.
 
-Measured on the exported graph, so with batch norm folded in and in the runtime that the network is made for: nothing
-of a network's own code need be known, and int8 is what the file would have.
+Counted by the measure that decides (`compress.measures`), on the exported graph, so with batch norm folded in and in
+the runtime that the network is made for: nothing of a network's own code need be known, and int8 is what the file would
+have.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from export.layer_latency import find_convolutions
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The G lost by changing one layer alone; negative where colour is gained, None where it cannot be told.
+    """The share of colour lost by changing one layer alone; negative where it is gained, None where it cannot be told.
 
     Attributes:
         prune_loss: half of its output channels answer zero, those with the least L2 norm of the weights that make them
@@ -83,11 +84,11 @@ def measure_sensitivities(
     if missing:
         ranges = _observe_ranges(model, found, pictures, threads)
         outputs = output_convolutions(model.graph)
-        own = scoring(model.SerializeToString()).retained_colour
+        own = scoring(model.SerializeToString()).kept
 
         def loss(changed: onnx.ModelProto | None) -> float | None:
             try:
-                return None if changed is None else own - scoring(changed.SerializeToString()).retained_colour
+                return None if changed is None else own - scoring(changed.SerializeToString()).kept
             except InputError:  # the runtime refuses it, or it answers NaN: one cell stays empty
                 return None
 

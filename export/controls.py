@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from colorpress.core.config import ExportConfig
+from colorpress.core.errors import InputError
 from colorpress.core.stages import StageRecord
 from export.graph import publish_model
 from export.parity import check_parity, require_parity
@@ -74,6 +75,8 @@ def fit_controls(pictures: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Floats]
 
     Args:
         pictures: L (1, 1, H, W) in [0, 1] and ab (1, 2, H, W) in ab/128.
+    Raises:
+        InputError: there is none.
     """
     counts = np.zeros((LIGHTNESSES, 2, _LEVELS), np.int64)
     for lightness, ab in pictures:
@@ -84,7 +87,7 @@ def fit_controls(pictures: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Floats]
             counts[:, channel] += flat.reshape(LIGHTNESSES, _LEVELS)
     known = np.flatnonzero(counts[:, 0].sum(1))
     if not len(known):
-        known = np.arange(LIGHTNESSES)
+        raise InputError("data set", None, "no photograph to train on can be read", "check the folder of --data")
     nearest = known[np.abs(np.arange(LIGHTNESSES)[:, None] - known).argmin(1)]
     return {
         GREY: np.zeros((1, 2), np.float32),
@@ -94,11 +97,10 @@ def fit_controls(pictures: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Floats]
 
 
 def _medians(counts: NDArray[np.int64]) -> Floats:
-    """(K, 2, levels) counts to (K, 2) medians; 0 where nothing was counted."""
+    """(K, 2, levels) counts to (K, 2) medians; -1 where nothing was counted."""
     below = counts.cumsum(2)
-    total = below[..., -1]
-    level = (2 * below < total[..., None]).sum(2)  # the first one that holds half of all, or more
-    return np.where(total > 0, (level + 0.5) * (2 / _LEVELS) - 1.0, 0.0).astype(np.float32)
+    level = (2 * below < below[..., -1:]).sum(2)  # the first one that holds half of all, or more
+    return np.asarray((level + 0.5) * (2 / _LEVELS) - 1.0, np.float32)
 
 
 def find_rows(lightness: Tensor, rows: int) -> Tensor:

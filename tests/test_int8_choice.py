@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
+from compress.budgets import Limit
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Int8Way, Judge, QuantizeResult, _Quantizer, quantize_onnx
 from compress.int8.int8_graph import choose_layers, weight_sizes
 from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
-from compress.yardstick import Score, Scoring
+from compress.measures import Reference, Score
+from compress.yardstick import Scoring
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
+from tests.test_measures import make_score
 from tests.test_quantization import smooth_pictures
 from training.checkpoint import Checkpoint
 from training.unet import UNetPlan
@@ -32,9 +35,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -> Scoring:
-    """L1 to what the float model answers."""
+    """Fidelity to what the float model answers, which is the truth as well: its loss is the share of L1."""
     pictures = smooth_pictures(seed=9)
     expected = [OnnxPredictor(source, threads=1)(each) for each in pictures]
+    grey, nothing = np.array([float(np.abs(each).mean()) for each in expected]), np.zeros(len(expected))
+    reference = Reference(grey, np.full(len(expected), math.nan), nothing, grey, grey, grey)
 
     def scoring(content: bytes) -> Score:
         if seen is not None:
@@ -42,9 +47,10 @@ def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -
         path = folder / "candidate.onnx"
         path.write_bytes(content)
         predictor = OnnxPredictor(path, threads=1)
-        differences = [np.abs(predictor(p) - e).mean() for p, e in zip(pictures, expected, strict=True)]
-        l1 = float(np.mean(differences))
-        return Score(l1=l1, l1_delta_pct=0.0, retained_colour=1.0 - l1, low=math.nan, high=math.nan)
+        differences = np.array(
+            [float(np.abs(predictor(p) - e).mean()) for p, e in zip(pictures, expected, strict=True)]
+        )
+        return reference.score(differences, differences)
 
     return scoring
 
@@ -55,18 +61,19 @@ def quantize(source: Path, folder: Path, **arguments) -> QuantizeResult:
     return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, judge)
 
 
-def test_the_way_with_the_lowest_l1_is_taken(source: Path, tmp_path: Path) -> None:
+def test_the_way_with_the_least_loss_is_taken(source: Path, tmp_path: Path) -> None:
     seen: list[bytes] = []
     result = quantize(source, tmp_path, scoring=score_against(source, tmp_path, seen))
     assert {each.way.method for each in result.tries} == {"minmax", "percentile", "entropy", "mse"}
     assert any(each.way.equalized for each in result.tries) and any(each.way.corrected for each in result.tries)
-    best = min(result.tries, key=lambda each: each.score.l1)
+    best = min(result.tries, key=lambda each: each.score.loss)
     assert result.way == best.way
     assert not result.way.tuned and not result.way.float_layers
-    assert len({each.score.l1 for each in result.tries}) > 4  # the choice is one: ways differ
+    assert len({each.score.loss for each in result.tries}) > 4  # the choice is one: ways differ
     published = onnx.load(result.path).graph
     assert published == onnx.load_from_string(seen[result.tries.index(best)]).graph
-    assert [each.to_dict()["l1"] for each in result.tries] == [each.score.l1 for each in result.tries]
+    assert [each.to_dict()["fidelity"] for each in result.tries] == [each.score.kept for each in result.tries]
+    assert all(each.score.kept == pytest.approx(1 - each.score.loss) for each in result.tries)
 
 
 def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path) -> None:
@@ -76,19 +83,41 @@ def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path
     assert "minmax, corrected" in {e.value for e in onnx.load(result.path).metadata_props if e.key == "quantization"}
 
 
-def test_layers_go_back_to_float_until_the_l1_is_low_enough(source: Path, tmp_path: Path) -> None:
+def test_layers_go_back_to_float_until_the_loss_is_small_enough(source: Path, tmp_path: Path) -> None:
     first = quantize(source, tmp_path)
-    best = min(each.score.l1 for each in first.tries)
-    loose = quantize(source, tmp_path, most_l1=best)
+    best = min(each.score.loss for each in first.tries)
+    loose = quantize(source, tmp_path, most_loss=best)
     assert loose.way == first.way
-    tight = quantize(source, tmp_path, most_l1=0.7 * best)
+    tight = quantize(source, tmp_path, most_loss=0.7 * best)
     assert tight.way.float_layers
     assert set(tight.way.float_layers) < set(first.quantized)
     assert set(tight.kept_float) == set(first.kept_float) | set(tight.way.float_layers)
     assert tight.weight_share < first.weight_share
-    assert min(each.score.l1 for each in tight.tries) <= 0.7 * best
-    never = quantize(source, tmp_path, most_l1=0.0)
+    assert min(each.score.loss for each in tight.tries) <= 0.7 * best
+    never = quantize(source, tmp_path, most_loss=0.0)
     assert len(never.quantized) >= 1
+
+
+def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, tmp_path: Path) -> None:
+    first = quantize(source, tmp_path)
+    likely = max(each.score.likely_figures()["fidelity"] for each in first.tries)
+    met = quantize(source, tmp_path, goals=(Limit("min_fidelity", likely - 1e-6),))
+    assert met.way == first.way and len(met.tries) == len(first.tries)
+    goal = Limit("min_fidelity", 1 - 0.7 * (1 - likely))
+    missed = quantize(source, tmp_path, goals=(goal,))
+    assert missed.way.float_layers
+    kept = next(each.score for each in missed.tries if each.way == missed.way)
+    assert goal.is_met(kept.likely_figures())
+
+
+def test_what_meets_the_goals_comes_before_what_loses_less(source: Path, tmp_path: Path) -> None:
+    judge = Judge(pytest.fail, most_loss=0.2, goals=(Limit("max_l1_increase", 5.0),))
+    scores = [make_score(fidelity=0.95, l1_delta_pct=6.0), make_score(fidelity=0.9, l1_delta_pct=4.0)]
+    scores += [make_score(fidelity=0.79, l1_delta_pct=4.0), make_score(fidelity=0.85, l1_delta_pct=5.0)]
+    assert [judge.is_content(each) for each in scores] == [False, True, False, True]
+    assert [each.fidelity for each in sorted(scores, key=judge.rank)] == [0.9, 0.85, 0.95, 0.79]
+    unknown = make_score(fidelity=math.nan, l1_delta_pct=math.nan)
+    assert math.isnan(unknown.loss) and Judge(pytest.fail).is_content(unknown) and not judge.is_content(unknown)
 
 
 def test_training_is_tried_where_rounding_alone_is_not_enough(source: Path, tmp_path: Path) -> None:
@@ -111,10 +140,10 @@ def test_training_is_tried_where_rounding_alone_is_not_enough(source: Path, tmp_
     )
     plain = quantize(source, tmp_path, config=config, tuning=tuning)
     assert not calls
-    trained = quantize(source, tmp_path, config=config, most_l1=0.8 * plain.tries[0].score.l1, tuning=tuning)
+    trained = quantize(source, tmp_path, config=config, most_loss=0.8 * plain.tries[0].score.loss, tuning=tuning)
     assert len(calls) == 1
     assert [each.way.tuned for each in trained.tries[:2]] == [False, True]
-    assert trained.tries[1].score.l1 < plain.tries[0].score.l1
+    assert trained.tries[1].score.loss < plain.tries[0].score.loss
     assert trained.way.tuned
 
 
@@ -125,7 +154,7 @@ def test_a_graph_that_cannot_be_tuned_is_quantized_all_the_same(source: Path, tm
     odd = tmp_path / "odd.onnx"
     onnx.save(model, odd)
     scoring = score_against(odd, tmp_path)
-    result = quantize(odd, tmp_path, scoring=scoring, most_l1=0.0, tuning=lambda network: pytest.fail("trained"))
+    result = quantize(odd, tmp_path, scoring=scoring, most_loss=0.0, tuning=lambda network: pytest.fail("trained"))
     assert len(result.tries) > 4
     assert not any(each.way.equalized or each.way.corrected or each.way.tuned for each in result.tries)
     assert "tanh is Softsign" in capfd.readouterr().err
@@ -162,7 +191,7 @@ def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Pa
 
 
 def test_a_layer_that_fell_back_says_so(source: Path, tmp_path: Path) -> None:
-    result = quantize(source, tmp_path, most_l1=0.0)
+    result = quantize(source, tmp_path, most_loss=0.0)
     fallen = result.way.float_layers[0]
     profile = Int8Profile((NodeTime(fallen, "Conv", False, 1.0),))
     assert why_float(onnx.load(source).graph, result, profile)[fallen].startswith("back to float")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from compress.measures import Reference, Score
 from compress.ranking import convolution_channels
 from compress.sensitivity import Sensitivity, measure_sensitivities, prune_layer
-from compress.yardstick import Score, Yardstick
+from compress.yardstick import Picture, Yardstick
 from export.graph import build_graph
 from export.layer_latency import find_convolutions
 from tests.conftest import make_network
@@ -36,7 +38,7 @@ def run_graph(content: bytes, lightness: Tensor) -> Tensor:
 
 
 class Bench:
-    """A network, its graph, and photographs whose truth is what the network answers: G is 1, and a loss is its own."""
+    """A network, its graph, and photographs whose truth is what it answers: all is kept, and a loss is its own."""
 
     def __init__(self, network: ColorNetwork) -> None:
         self.network, self.model = network, build_graph(network, opset=18)
@@ -44,9 +46,10 @@ class Bench:
         generator = torch.Generator().manual_seed(3)
         pictures = [torch.rand(1, 1, 16, side, generator=generator) for side in (16, 24)]
         with torch.no_grad():
-            pairs = tuple((lightness, network(lightness)) for lightness in pictures)
-        grey = np.array([float(ab.abs().mean()) for _, ab in pairs])
-        self.yardstick = Yardstick(pairs, grey, np.zeros(len(pairs)))
+            answers = [network(lightness) for lightness in pictures]
+        truths = tuple(Picture(lightness, ab, ab) for lightness, ab in zip(pictures, answers, strict=True))
+        grey, nothing = np.array([float(ab.abs().mean()) for ab in answers]), np.zeros(len(answers))
+        self.yardstick = Yardstick(truths, Reference(grey, grey + math.nan, nothing, grey, grey, grey))
         self.scored = 0
         self.stop_after: int | None = None
 
@@ -57,7 +60,7 @@ class Bench:
         return self.yardstick.score(lambda lightness: run_graph(content, lightness))
 
     def measure(self, cache: Path, key: str = "key") -> dict[str, Sensitivity]:
-        pictures = [lightness.numpy() for lightness, _ in self.yardstick.pictures]
+        pictures = [picture.lightness.numpy() for picture in self.yardstick.pictures]
         return measure_sensitivities(
             self.model, self.convolutions, pictures, self.score, cache, key=key, threads=1
         )  # fmt: skip
@@ -227,7 +230,7 @@ def test_a_layer_that_the_runtime_refuses_leaves_its_cells_empty(bench: Bench, t
             raise InputError("model", None, "is refused", "no hint")
         return plain(content)
 
-    pictures = [lightness.numpy() for lightness, _ in bench.yardstick.pictures]
+    pictures = [picture.lightness.numpy() for picture in bench.yardstick.pictures]
     found = measure_sensitivities(
         bench.model, {"head": 2, "elsewhere": 3}, pictures, refuse_changes, tmp_path / "cache.json", key="key"
     )

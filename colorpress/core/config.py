@@ -685,10 +685,16 @@ class QuantizeConfig(Config):
     activation_type: str = option(
         "auto", "Bytes of activations; auto: int8 on ARM, else uint8.", choices=("auto", "uint8", "int8")
     )
-    choosing_photos: int = option(48, "Validation photographs that choose between int8 files.", low=1, high=100_000)
+    choosing_photos: int = option(
+        48,
+        "Validation photographs that choose between int8 files; as many others score the one that was chosen.",
+        low=1,
+        high=100_000,
+    )
     int8_loss: float = option(
         0.01,
-        "Colour G that int8 may lose against its float parent, or more where a goal allows it, before it is trained.",
+        "Share of the colour that int8 may lose against its float parent before it is trained: of content colour where "
+        "best.pt clearly beats a lightness table, else of fidelity. Goals that the parent meets have to be met as well.",
         low=0.0,
         high=1.0,
     )

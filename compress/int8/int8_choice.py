@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from colorpress.core.config import QuantizeConfig
 from colorpress.core.console import progress, say
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import InputError
-from colorpress.core.files import without_nan
+from compress.budgets import Limit
 from compress.derived_onnx import load_float_model, write_derived
 from compress.int8.calibration import METHODS, ActivationHistogram, Floats, hash_pictures, observe_activations
 from compress.int8.graph_network import GraphNetwork
@@ -33,11 +32,11 @@ from compress.int8.int8_graph import (
     weight_sizes,
 )
 from compress.int8.int8_tuning import correct_biases, equalize_channels
-from compress.yardstick import Score, Scoring
+from compress.measures import Score
+from compress.yardstick import Scoring
 
 # Photographs that biases are corrected on: means need few.
 _BIAS_PICTURES = 16
-_BY_L1 = attrgetter("score.l1")  # of an Int8Try
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,24 @@ class Judge:
 
     Attributes:
         scoring: of a candidate file, on other photographs than ranges are from.
-        most_l1: the mean L1 (ab/128) that is good enough; infinite: whatever comes out.
+        most_loss: the largest `Score.loss` that is good enough; infinite: whatever comes out.
+        goals: what has to be met as well.
         tuning: trains weights and ranges in place, while they are rounded; None: nothing is trained.
     """
 
     scoring: Scoring
-    most_l1: float = math.inf
+    most_loss: float = math.inf
+    goals: tuple[Limit, ...] = ()
     tuning: Callable[[GraphNetwork], None] | None = None
+
+    def is_content(self, score: Score) -> bool:
+        """Whether nothing more need be tried; a loss that is not known is none."""
+        figures = score.likely_figures()
+        return not score.loss > self.most_loss and all(limit.is_met(figures) for limit in self.goals)
+
+    def rank(self, score: Score) -> tuple[bool, float]:
+        """The least is the best: what is good enough comes first, then the least loss."""
+        return not self.is_content(score), score.loss
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,7 @@ class Int8Try:
 
     def to_dict(self) -> dict[str, Any]:
         """The try as JSON-ready primitives."""
-        score = {name: getattr(self.score, name) for name in ("l1", "l1_delta_pct", "retained_colour")}
-        return {"way": self.way.describe(), **asdict(self.way), **without_nan(score)}
+        return {"way": self.way.describe(), **asdict(self.way), **self.score.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,9 @@ def quantize_onnx(
 
     The first and the last convolution stay in float: they cost next to nothing, and 256 levels of lightness or of
     colour at either end cost more accuracy than all of the network between them. With a judge, what the options
-    leave open is chosen by the lowest L1: the calibration method, then equalization, then bias correction. Where the
-    best of these has more L1 than is good enough, it is trained; and where that is not enough either, the layers that
-    lose most for their size go back to float, one by one, so that the largest stay in int8.
+    leave open is chosen by the least loss: the calibration method, then equalization, then bias correction. Where the
+    best of these is not good enough, it is trained; and where that is not enough either, the layers that lose most for
+    their size go back to float, one by one, so that the largest stay in int8.
 
     Args:
         source: a file written by `export_onnx`.
@@ -288,37 +297,40 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
     def try_out(way: Int8Way) -> Int8Try:
         found = Int8Try(way, judge.scoring(quantizer.quantize(way).SerializeToString()))
         tries.append(found)
-        bar.advance(note=f"L1 {found.score.l1:.4f} with {way.describe()}")
+        bar.advance(note=f"{found.score.describe()} with {way.describe()}")
         return found
 
+    def rank(found: Int8Try) -> tuple[bool, float]:
+        return judge.rank(found.score)
+
     def better(best: Int8Try, **change: bool) -> Int8Try:
-        return min(best, try_out(replace(best.way, **change)), key=_BY_L1)  # type: ignore[arg-type]  # all are bool
+        return min(best, try_out(replace(best.way, **change)), key=rank)  # type: ignore[arg-type]  # all are bool
 
     with progress("choosing how to quantize", len(ways) + 2) as bar:
-        best = min((try_out(way) for way in ways), key=_BY_L1)
+        best = min((try_out(way) for way in ways), key=rank)
         if quantizer.can_tune():
             if config.equalize == "auto":
                 best = better(best, equalized=True)
             if config.correct_bias == "auto":
                 best = better(best, corrected=True)
-            if judge.tuning is not None and best.score.l1 > judge.most_l1:
+            if judge.tuning is not None and not judge.is_content(best.score):
                 quantizer.tune_(best.way, judge.tuning)
                 best = better(best, tuned=True)
-        if best.score.l1 > judge.most_l1:
-            best = _fall_back(quantizer, best, judge.most_l1, try_out)
+        if not judge.is_content(best.score):
+            best = _fall_back(quantizer, best, judge, try_out)
     return best.way, tuple(tries)
 
 
-def _fall_back(quantizer: _Quantizer, best: Int8Try, most_l1: float, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
-    """Convolutions back to float, the one that wins most L1 for its weights first, until the L1 is low enough."""
+def _fall_back(quantizer: _Quantizer, best: Int8Try, judge: Judge, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
+    """Convolutions back to float, the one that wins most for its weights first, until the judge is content."""
     sizes = weight_sizes(quantizer.model.graph)
     alone = {name: try_out(replace(best.way, float_layers=(name,))) for name in quantizer.layers}
-    order = sorted(alone, key=lambda name: -(best.score.l1 - alone[name].score.l1) / sizes[name])
+    order = sorted(alone, key=lambda name: -(best.score.loss - alone[name].score.loss) / sizes[name])
     reached = best
     for count in range(1, len(order)):  # at least one stays: a file without int8 is the float one
         found = alone[order[0]] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])))
-        reached = min(reached, found, key=_BY_L1)
-        if reached.score.l1 <= most_l1:
+        reached = min(reached, found, key=lambda each: judge.rank(each.score))
+        if judge.is_content(reached.score):
             break
     return reached
 

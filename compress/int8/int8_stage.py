@@ -1,7 +1,7 @@
 """The int8 stage: ways to quantize are judged by best.pt's colour, what loses too much is trained, and then explained.
 
-Beside each int8 file lies int8.json: every way that was tried with its score, and every node with its share of time and
-the reason why it computes in float.
+Beside each int8 file lies int8.json: every way that was tried with its score, what was chosen on other photographs than
+those that chose, and every node with its share of time and the reason why it computes in float.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
+from compress.measures import Score
 from compress.precisions import variant_name
 from compress.ranking import count_macs
-from compress.yardstick import Score, make_yardstick, score_onnx
+from compress.yardstick import Yardstick, make_yardstick, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
 from training.photos import PhotoSplit
@@ -40,36 +41,60 @@ _PARTLY_FLOAT = 0.5
 _MANY_CONVERSIONS = 0.15
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """An int8 file beside its float parent, on as many photographs."""
+
+    photos: int
+    parent: Score
+    int8: Score
+
+    def describe(self) -> str:
+        """In a few words."""
+        noun = "photograph" if self.photos == 1 else "photographs"
+        return f"{self.int8.describe()} on {self.photos} {noun}, {self.parent.describe()} in float"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As int8.json has it."""
+        return {"photos": self.photos, "float": self.parent.to_dict(), "int8": self.int8.to_dict()}
+
+
 def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageRecord:
     """Quantize an exported model to <variant>/model.onnx, and say in <variant>/int8.json what was tried and is int8.
 
-    Ranges are from training photographs, choices by validation photographs. Without a best.pt in the run folder
-    nothing is there to judge by, and the defaults are taken.
+    Ranges are from training photographs, choices by one half of the validation photographs; what was chosen is scored
+    by the other half. Without a best.pt in the run folder nothing is there to judge by, and the defaults are taken.
     """
     settings, destination = run.settings, run.folder / variant / "model.onnx"
     config = settings.quantize
     judged = run.best_path.exists()
-    calibrating, choosing = photos.train[: config.calibration_photos], photos.val[: config.choosing_photos]
+    calibrating, judging = photos.train[: config.calibration_photos], photos.limit_halves(config.choosing_photos)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as folder:
             trial = Path(folder) / "model.onnx"
             seen = load_pictures(calibrating, short_side=config.calibration_size, data=settings.data)
             pictures = [lightness.numpy() for lightness, _ in seen]
-            judge = _make_judge(run, source, replace(photos, val=choosing), Path(folder)) if judged else None
+            yardsticks = _make_yardsticks(run, judging) if judged else {}
+            judge = _make_judge(run, source, judging, yardsticks["chosen_by"], Path(folder)) if judged else None
             quantized = quantize_onnx(source, trial, pictures, config, judge, threads=settings.machine.threads)
+            compared = {
+                name: _compare(each, source, trial, threads=settings.machine.threads)
+                for name, each in yardsticks.items()
+            }
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
             parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
             if not math.isfinite(parity.max_abs):
                 raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-method")
             profile = profile_int8(trial, side=settings.count.rank_size, threads=settings.machine.threads)
             write_bytes(destination, trial.read_bytes())
-        record = _describe(source, quantized, profile)
+        record = _describe(source, quantized, profile, compared)
         layers = len(quantized.quantized) + len(quantized.kept_float)
         say(
             f"{variant}: {quantized.size_bytes:,} bytes, {quantized.way.describe()}, {len(quantized.quantized)} of "
             f"{layers} convolutions and {quantized.weight_share:.1%} of their weights in int8, "
             f"{profile.int8_share:.0%} of the time, mean difference to float {parity.mean_abs:.1e}"
+            + "".join(f"; {each.describe()}" for each in list(compared.values())[-1:])
         )
         return [destination, write_json(destination.with_name("int8.json"), record)], {
             "size_bytes": quantized.size_bytes,
@@ -82,7 +107,8 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             "max_abs_diff": parity.max_abs,
         }
 
-    trained_on = photos.train if settings.qat.qat_crops else calibrating
+    # The judge knows a lightness table, which is fitted on the training photographs.
+    seen_by_all = replace(judging, train=photos.train if judged else calibrating, test=())
     used = {
         **vars(config),
         **vars(settings.goal),
@@ -92,7 +118,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
         "threads": settings.machine.threads,
         "eval_size": settings.score.eval_size,
         "profile_size": settings.count.rank_size,
-        **run.data_key(PhotoSplit(train=trained_on, val=choosing, test=(), skipped=())),
+        **run.data_key(seen_by_all),
         **run.arch_key(),
     }
     inputs = [source, run.best_path] if judged else [source]
@@ -111,11 +137,22 @@ def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list
     return stages
 
 
-def _make_judge(run: Run, source: Path, photos: PhotoSplit, folder: Path) -> Judge:
-    """Scores int8 files by best.pt on the photographs of `val`, and trains what loses too much on those of `train`."""
+def _make_yardsticks(run: Run, photos: PhotoSplit) -> dict[str, Yardstick]:
+    """Of the photographs that choose, and of the others where there are any."""
+    best, side = run.load(run.best_path), run.settings.score.eval_size
+    parts = {"chosen_by": photos.choosing, "confirmed": photos.confirming}
+    return {name: make_yardstick(run, best, photos, part, short_side=side) for name, part in parts.items() if part}
+
+
+def _compare(yardstick: Yardstick, source: Path, chosen: Path, *, threads: int) -> _Compared:
+    parent, int8 = (score_onnx(yardstick, path, threads=threads) for path in (source, chosen))
+    return _Compared(len(yardstick.pictures), parent, int8)
+
+
+def _make_judge(run: Run, source: Path, photos: PhotoSplit, yardstick: Yardstick, folder: Path) -> Judge:
+    """Scores int8 files by a yardstick, and trains what loses too much on the photographs of `train`."""
     settings = run.settings
     best = run.load(run.best_path)
-    yardstick = make_yardstick(run, best, photos.val, short_side=settings.score.eval_size)
 
     def score(path: Path) -> Score:
         return score_onnx(yardstick, path, threads=settings.machine.threads)
@@ -134,23 +171,26 @@ def _make_judge(run: Run, source: Path, photos: PhotoSplit, folder: Path) -> Jud
         distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
         network.load_state_dict(distilled.checkpoint.state_dict)
 
-    parent, floor = score(source).retained_colour, yardstick.floor_of(read_goals(settings.goal))
-    enough = parent - settings.quantize.int8_loss
-    # A goal that the float model itself misses is not for int8 to reach.
-    most_l1 = yardstick.l1_at(enough if floor is None else min(floor, enough))
+    parent = score(source)
+    reached = parent.likely_figures()
     return Judge(
         scoring=lambda content: score(write_bytes(folder / "candidate.onnx", content)),
-        most_l1=math.inf if math.isnan(parent) else most_l1,
+        most_loss=math.inf if math.isnan(parent.kept) else parent.loss + settings.quantize.int8_loss,
+        # A goal that the float model itself misses is not for int8 to reach.
+        goals=tuple(limit for limit in read_goals(settings.goal) if limit.is_met(reached)),
         tuning=tune if settings.qat.qat_crops else None,
     )
 
 
-def _describe(source: Path, quantized: QuantizeResult, profile: Int8Profile) -> dict[str, Any]:
+def _describe(
+    source: Path, quantized: QuantizeResult, profile: Int8Profile, compared: Mapping[str, _Compared]
+) -> dict[str, Any]:
     """What int8.json holds."""
     reasons = why_float(onnx.load(source).graph, quantized, profile)
     return {
         "way": quantized.way.describe(),
         "tries": [each.to_dict() for each in quantized.tries],
+        **{name: each.to_dict() for name, each in compared.items()},
         "int8_time_share": profile.int8_share,
         "conversion_time_share": profile.conversion_share,
         "caution": _what_slows(quantized, profile),

@@ -14,17 +14,19 @@ WHOLE = {"params": 1000, "macs": 8000}
 
 def test_options_are_numbers_goals_first_and_the_quick_ones_before_the_slow() -> None:
     budget = BudgetConfig(target_latency_ms=2.0, target_size="30KB", keep_macs=0.25, keep_params=0.5)
-    limits = read_limits(budget, GoalConfig(min_retained_colour=0.9, max_l1_increase=1.5), whole=WHOLE)
+    goal = GoalConfig(min_content_colour=0.8, min_fidelity=0.7, min_retained_colour=0.9, max_l1_increase=1.5)
+    limits = read_limits(budget, goal, whole=WHOLE)
     assert [(limit.figure, limit.bound) for limit in limits] == [
-        ("retained_colour", 0.9), ("l1_delta_pct", 1.5), ("params", 500), ("macs", 2000), ("size_bytes", 30_000),
-        ("latency_ms", 2.0),
+        ("content_colour", 0.8), ("fidelity", 0.7), ("retained_colour", 0.9), ("l1_delta_pct", 1.5), ("params", 500),
+        ("macs", 2000), ("size_bytes", 30_000), ("latency_ms", 2.0),
     ]  # fmt: skip
     assert list(map(str, limits)) == [
-        "--min-retained-colour 0.9", "--max-l1-increase 1.5%", "--keep-params 0.5", "--keep-macs 0.25",
-        "--target-size 30KB", "--target-latency-ms 2",
+        "--min-content-colour 0.8", "--min-fidelity 0.7", "--min-retained-colour 0.9", "--max-l1-increase 1.5%",
+        "--keep-params 0.5", "--keep-macs 0.25", "--target-size 30KB", "--target-latency-ms 2",
     ]  # fmt: skip
-    assert [limit.is_goal for limit in limits] == [True, True, False, False, False, False]
-    assert read_limits(budget, whole=WHOLE) == limits[2:]
+    assert [limit.is_goal for limit in limits] == [True] * 4 + [False] * 4
+    assert [limit.show(0.5) for limit in limits[:3]] == ["C 0.500", "F 0.500", "G 0.500"]
+    assert read_limits(budget, whole=WHOLE) == limits[4:]
 
 
 def test_what_was_not_given_may_have_a_bound_and_a_share_of_nothing_has_none() -> None:
@@ -45,6 +47,8 @@ def test_limits_say_how_far_a_cost_is_over() -> None:
         ("min_retained_colour", 0.5, True, 0.0),
         ("min_retained_colour", 0.25, False, 0.5),
         ("min_retained_colour", math.nan, False, math.inf),
+        ("min_content_colour", 0.25, False, 0.5),
+        ("min_fidelity", 0.75, True, -0.5),
         ("target_latency_ms", 0.5, True, 0.0),
         ("target_latency_ms", 1.0, False, 1.0),
         ("max_l1_increase", math.nan, False, math.inf),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import InputError
 from compress import ranking_stages
+from compress.measures import CONTENT
 from compress.ranking import convolution_channels, rank_layers
 from compress.ranking_stages import rank_views
 from compress.ranking_views import (
@@ -91,18 +93,20 @@ def test_the_finding_says_in_numbers_how_the_views_disagree() -> None:
     assert describe_views(views) == (
         "Of all convolutions those at 8x8 hold 90 % of the parameters, 20 % of the activation bytes and 25 % of the "
         "time; those at 16x16 hold 10 % of the parameters, 80 % of the activation bytes and 75 % of the time; halving "
-        "fine alone costs most, G 0.5."
+        "fine alone costs most, F 0.5."
     )
     many = [view(f"l{i}", 8, 100 - i, float(i), 0.1 - i / 100) for i in range(9)]
     assert describe_views(many) == (
         "Among the 5 with most parameters are 1 of the 5 slowest in ONNX Runtime and 5 of the 5 that lose most colour "
-        "when pruned; halving l0 alone costs most, G 0.1."
+        "when pruned; halving l0 alone costs most, F 0.1."
     )
     small = [dataclasses.replace(each, int8_loss=0.004, prune_loss=None) for each in many]
     assert describe_views(small) == (
         "Among the 5 with most parameters are 1 of the 5 slowest in ONNX Runtime; int8 of any one layer costs next "
-        "to nothing, G 0.004 at most."
+        "to nothing, F 0.004 at most."
     )
+    assert "costs most, C 0.5." in describe_views(views, CONTENT)
+    assert "next to nothing, C 0.004 at most" in describe_views(small, CONTENT)
     assert describe_views([view("l", 8, 1, 1.0, None)]) == "All convolutions answer at one size."
     assert describe_views([]) == "The network has no convolution."
 
@@ -121,7 +125,7 @@ def test_charts_of_odd_networks(tmp_path: Path) -> None:
 def make_run(tmp_path: Path, photo_folder: Path, **options: object) -> tuple[Run, Path, PhotoSplit]:
     """A run whose network answers the mean colour of the photographs, so that it is better than grey."""
     network = make_network()
-    paths = sorted(path for path in photo_folder.iterdir() if path.is_file())[:3]
+    paths = sorted(path for path in photo_folder.iterdir() if path.is_file())[:7]
     for index, path in enumerate(paths):
         pixels = np.zeros((24, 24, 3), np.uint8) + np.array([150 + index, 90, 60], np.uint8)
         pixels[::2] += 20
@@ -130,24 +134,25 @@ def make_run(tmp_path: Path, photo_folder: Path, **options: object) -> tuple[Run
         network.head.weight.mul_(0.1)
         network.head.bias.copy_(torch.tensor([0.15, 0.2]))
     checkpoint = save_checkpoint(tmp_path / "best.pt", Checkpoint(TINY_PLAN, network.state_dict(), epoch=1, val_l1=0.1))
-    (val, test) = (tuple(photo for path in some if not isinstance(photo := inspect_photo(path, 10**6), Exception))
-                   for some in (paths[:2], paths[2:]))  # fmt: skip
+    parts = {"train": paths[:2], "val": paths[2:6], "test": paths[6:]}
+    photos = {part: tuple(inspect_photo(path, 10**6) for path in some) for part, some in parts.items()}
     run = Run(tmp_path / "out", Settings.from_options({**OPTIONS, **options}))
-    return run, checkpoint, PhotoSplit(train=(), val=val, test=test, skipped=())  # type: ignore[arg-type]
+    return run, checkpoint, PhotoSplit(**photos, skipped=())  # type: ignore[arg-type]
 
 
-def test_the_stage_measures_every_layer_and_reads_no_test_photograph(
+def test_the_stage_measures_every_layer_on_the_photographs_that_choose_alone(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, checkpoint, photos = make_run(tmp_path, photo_folder)
-    for photo in photos.test:
+    unread = (*photos.test, *photos.confirming)
+    for photo in unread:
         photo.path.unlink()
     record = rank_views(run, checkpoint, photos)
     printed = capsys.readouterr().err
-    assert "sensitivities: on 2 validation photographs" in printed
-    assert photos.test[0].path.name not in printed  # it would be warned of, now that it is gone
+    assert "sensitivities, by fidelity F: best.pt on 2 photographs: L1 " in printed
+    assert not any(photo.path.name in printed for photo in unread)  # they would be warned of, now that they are gone
     assert set(record.outputs) == {"layer_ranking.csv", "layer_ranking.png"}
-    assert record.result["sensitivity_photos"] == 2
+    assert record.result["sensitivity_photos"] == 2 and record.result["measure"] == "fidelity"
     rows = read_rows(run.folder / "layer_ranking.csv")
     assert len(rows) == record.result["convolutions"] == len(convolution_channels(make_network()))
     for column in ("ort_pct", "torch_pct"):
@@ -176,7 +181,14 @@ def test_sensitivities_are_kept_when_times_are_measured_again(
     assert len(scored) == 2 * len(before)
 
 
-def test_a_network_no_better_than_grey_has_no_sensitivities(
+def test_other_training_photographs_measure_again(tmp_path: Path, photo_folder: Path) -> None:
+    """A lightness table is fitted on them, and content colour is what is above it."""
+    run, checkpoint, photos = make_run(tmp_path, photo_folder)
+    rank_views(run, checkpoint, photos)
+    assert not rank_views(run, checkpoint, dataclasses.replace(photos, train=photos.train[:1])).skipped
+
+
+def test_a_network_no_better_than_grey_is_measured_by_its_own_colours(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, checkpoint, photos = make_run(tmp_path, photo_folder)
@@ -185,8 +197,28 @@ def test_a_network_no_better_than_grey_has_no_sensitivities(
         network.head.bias.copy_(torch.tensor([-2.0, -2.0]))
     save_checkpoint(checkpoint, Checkpoint(TINY_PLAN, network.state_dict(), epoch=1, val_l1=0.1))
     record = rank_views(run, checkpoint, photos)
-    assert record.result["sensitivity_photos"] == 0
-    assert "no sensitivities: best.pt is no better than grey" in capsys.readouterr().err
+    assert record.result["sensitivity_photos"] == 2
+    printed = capsys.readouterr().err
+    assert "above grey" in printed and "Its L1 is no better than grey's" in printed
+    rows = read_rows(run.folder / "layer_ranking.csv")
+    assert all(math.isfinite(float(row["int8_loss"])) for row in rows)
+    assert any(float(row["int8_loss"]) > 1e-5 for row in rows)
+
+
+def test_a_network_that_answers_grey_has_no_sensitivities(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, checkpoint, photos = make_run(tmp_path, photo_folder)
+    network = make_network()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.zero_()
+    save_checkpoint(checkpoint, Checkpoint(TINY_PLAN, network.state_dict(), epoch=1, val_l1=0.1))
+    record = rank_views(run, checkpoint, photos)
+    assert record.result["sensitivity_photos"] == 0 and record.result["measure"] is None
+    printed = capsys.readouterr().err
+    assert "no sensitivities: nothing of best.pt's colours can be measured." in printed
+    assert "its colours have 0 % of the truth's chroma" in printed
     rows = read_rows(run.folder / "layer_ranking.csv")
     assert all(row["prune_loss"] == row["int8_loss"] == "" != row["ort_ms"] for row in rows)
 

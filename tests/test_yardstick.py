@@ -1,8 +1,9 @@
-"""The yardstick: G by hand, and what it refuses."""
+"""The yardstick: what a table, best.pt itself and wild colours are worth on it, and what it refuses."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,77 +13,150 @@ from torch import Tensor
 
 from colorpress.core.config import DataConfig, GoalConfig, Settings
 from colorpress.core.errors import InputError
-from compress.budgets import read_goals
-from compress.yardstick import Yardstick, make_yardstick
-from tests.conftest import make_network
-from training.checkpoint import load_checkpoint
+from compress.budgets import Limit
+from compress.measures import CONTENT, FIDELITY, MEASURES, Reference
+from compress.yardstick import Answering, Picture, Yardstick, make_yardstick, score_onnx
+from export.controls import CONTROL_TITLES, GREY, TABLE, control_path
+from tests.conftest import TINY_PLAN, make_network
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.metrics import validate_l1
-from training.photos import Photo, scan_photos
+from training.photos import Photo, PhotoSplit, scan_photos
 from training.run_folder import Run
 from training.unet import UNet
 
 
-def made_of(*truths: float, grey: tuple[float, ...] = (), best: tuple[float, ...] = ()) -> Yardstick:
-    """Pictures of one colour each: ab is the given value everywhere."""
-    pictures = tuple((torch.zeros(1, 1, 4, 6), torch.full((1, 2, 4, 6), value)) for value in truths)
-    return Yardstick(pictures, np.array(grey or [abs(value) for value in truths]), np.array(best))
+def made_of(*truths: float, best: tuple[float, ...], table: float = 0.0) -> Yardstick:
+    """Pictures of one colour each: ab is the given value everywhere, and so are best.pt's and the table's answers."""
+    pictures = tuple(
+        Picture(torch.zeros(1, 1, 4, 6), torch.full((1, 2, 4, 6), value), torch.full((1, 2, 4, 6), own))
+        for value, own in zip(truths, best, strict=True)
+    )
+    truth, own = np.array(truths), np.array(best)
+    reference = Reference(abs(truth), abs(truth - table), abs(truth - own), abs(own), abs(own), abs(truth))
+    return Yardstick(pictures, reference)
 
 
-def answer(value: float) -> object:
+def answer(value: float) -> Answering:
     return lambda lightness: torch.full((1, 2, *lightness.shape[-2:]), value)
 
 
 def test_scores_are_what_one_computes_by_hand() -> None:
-    yardstick = made_of(0.2, 0.4, best=(0.1, 0.2))
-    score = yardstick.score(answer(0.2))  # L1 0.0 and 0.2
+    yardstick = made_of(0.2, 0.4, best=(0.15, 0.3), table=0.1)
+    score = yardstick.score(answer(0.2))  # L1 0.0 and 0.2; best.pt's are 0.05 and 0.1, the table's 0.1 and 0.3
     assert score.l1 == pytest.approx(0.1)
-    assert score.l1_delta_pct == pytest.approx(100 * (0.1 / 0.15 - 1))
-    assert score.retained_colour == pytest.approx((0.3 - 0.1) / (0.3 - 0.15))
-    assert score.low <= score.retained_colour <= score.high
-    assert yardstick.score(answer(0.0)).retained_colour == pytest.approx(0.0, abs=1e-6)
+    assert score.l1_delta_pct == pytest.approx(100 * (0.1 / 0.075 - 1))
+    assert score.retained_colour == pytest.approx((0.3 - 0.1) / (0.3 - 0.075))
+    assert score.content_colour == pytest.approx((0.2 - 0.1) / (0.2 - 0.075))
+    assert score.fidelity == pytest.approx(1 - 0.075 / 0.225)  # it is 0.05 and 0.1 from best.pt's
+    assert score.retained_low <= score.retained_colour <= score.retained_high
+    grey = yardstick.score(answer(0.0))
+    assert (grey.retained_colour, grey.fidelity) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert yardstick.means() == (pytest.approx(0.3), pytest.approx(0.075))
+    assert yardstick.means(1) == (pytest.approx(0.2), pytest.approx(0.05))
 
 
-def test_l1_increase_and_retained_colour_are_two_words_for_one_thing() -> None:
-    yardstick = made_of(0.2, 0.4, best=(0.1, 0.2))
-    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=0.0))) == pytest.approx(1.0)
-    # Grey has twice the L1.
-    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=100.0))) == pytest.approx(0.0)
-    assert yardstick.l1_at(1.0) == pytest.approx(0.15)
-    assert yardstick.l1_at(yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=10.0)))) == pytest.approx(0.165)
+def test_goals_are_those_given_else_that_the_measure_that_decides_is_whole() -> None:
+    strong, weak = made_of(0.2, 0.4, best=(0.15, 0.3), table=0.1), made_of(0.2, 0.4, best=(0.1, 0.2), table=0.15)
+    assert (strong.strength.measure, weak.strength.measure) == (CONTENT, FIDELITY)
+    assert strong.goals(GoalConfig()) == (Limit("min_content_colour", 1.0),)
+    assert weak.goals(GoalConfig()) == (Limit("min_fidelity", 0.9),)
+    given = GoalConfig(min_fidelity=0.7, max_l1_increase=3.0)
+    assert [(limit.figure, limit.bound) for limit in strong.goals(given)] == [("fidelity", 0.7), ("l1_delta_pct", 3.0)]
 
 
-def test_without_colour_to_keep_there_is_no_g() -> None:
-    yardstick = made_of(0.2, best=(0.3,))
-    score = yardstick.score(answer(0.1))
-    assert math.isnan(score.retained_colour) and math.isnan(score.low)
-    assert yardstick.floor_of(read_goals(GoalConfig(max_l1_increase=1.0))) is None
-    assert score.l1_delta_pct == pytest.approx(100 * (0.1 / 0.3 - 1))
+def make_run(folder: Path, photo_folder: Path) -> tuple[Run, PhotoSplit]:
+    run = Run(folder, Settings.from_options({"device": "cpu", "max_pixels": 10**6, "threads": 1}))
+    return run, scan_photos(DataConfig(data=photo_folder), workers=0)
 
 
 def test_it_agrees_with_validation(photo_folder: Path, tiny_unet: UNet, tiny_checkpoint: Path) -> None:
-    photos = scan_photos(DataConfig(data=photo_folder), workers=0).train
-    cpu = torch.device("cpu")
-    run = Run(tiny_checkpoint.parent, Settings.from_options({"device": "cpu", "max_pixels": 10**6}))
-    yardstick = make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, short_side=24)
-    expected = validate_l1(tiny_unet, photos, short_side=24, max_pixels=10**6, device=cpu)
-    assert yardstick.best_l1.mean() == pytest.approx(expected)
-    own = yardstick.score(tiny_unet)
-    assert own.retained_colour == pytest.approx(1.0) or math.isnan(own.retained_colour)
+    run, photos = make_run(tiny_checkpoint.parent, photo_folder)
+    yardstick = make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, photos.train, short_side=24)
+    limits = {"short_side": 24, "max_pixels": 10**6, "device": torch.device("cpu")}
+    assert yardstick.reference.best_l1.mean() == pytest.approx(validate_l1(tiny_unet, photos.train, **limits))
     other = make_network(seed=5)
-    assert yardstick.score(other).l1 == pytest.approx(
-        validate_l1(other, photos, short_side=24, max_pixels=10**6, device=cpu)
-    )
+    assert yardstick.score(other).l1 == pytest.approx(validate_l1(other, photos.train, **limits))
+    own = yardstick.score(tiny_unet)
+    assert own.l1_delta_pct == pytest.approx(0, abs=1e-9) and own.fidelity == 1
+    for measure in MEASURES.values():
+        kept = getattr(own, measure.name)
+        assert kept == pytest.approx(1) or math.isnan(kept)
 
 
-def test_what_is_no_answer_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_table_has_no_content_and_a_fidelity_by_its_distance(photo_folder: Path, tiny_checkpoint: Path) -> None:
+    run, photos = make_run(tiny_checkpoint.parent, photo_folder)
+    yardstick = make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, photos.train, short_side=24)
+    # This best.pt is not trained: let it be as far from the truth as makes a difference.
+    strong = replace(yardstick, reference=replace(yardstick.reference, best_l1=0.5 * yardstick.reference.table_l1))
+    scores = {name: score_onnx(strong, control_path(run, name), threads=1) for name in CONTROL_TITLES}
+    assert strong.strength.measure is CONTENT
+    assert scores[TABLE].content_colour == 0 and scores[TABLE].interval == (0, 0)
+    assert scores[GREY].fidelity == 0 and scores[GREY].content_colour < 0
+    (table,) = (torch.from_numpy(each) for each in [_table_of(run)])
+    distances, whole = [], []
+    for picture in yardstick.pictures:
+        rows = (picture.lightness[0, 0] * len(table)).long().clamp(max=len(table) - 1)
+        distances.append(float((table[rows].permute(2, 0, 1)[None] - picture.best).abs().mean()))
+        whole.append(float(picture.best.abs().mean()))
+    assert scores[TABLE].fidelity == pytest.approx(1 - np.mean(distances) / np.mean(whole), abs=1e-6)
+
+
+def _table_of(run: Run) -> np.ndarray:
+    import onnx
+
+    constants = onnx.load(control_path(run, TABLE)).graph.initializer
+    return next(onnx.numpy_helper.to_array(each).copy() for each in constants if each.name == "colours")
+
+
+def test_wild_colours_are_worth_less_than_none(photo_folder: Path, tiny_checkpoint: Path) -> None:
+    run, photos = make_run(tiny_checkpoint.parent, photo_folder)
+    yardstick = make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, photos.train, short_side=24)
+    generator = torch.Generator().manual_seed(0)
+
+    def recolour(lightness: Tensor) -> Tensor:
+        return torch.rand(1, 2, *lightness.shape[-2:], generator=generator) * 1.6 - 0.8
+
+    score = yardstick.score(recolour)
+    assert score.fidelity < score.fidelity_high < 0 < score.l1_delta_pct
+    assert score.loss > 1
+
+
+def test_the_photographs_are_those_asked_for_and_the_table_is_of_the_training_ones(
+    photo_folder: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, photos = make_run(tiny_checkpoint.parent, photo_folder)
+    best = load_checkpoint(tiny_checkpoint)
+    one = make_yardstick(run, best, photos, photos.choosing[:1], short_side=24)
+    assert len(one.pictures) == 1 == one.strength.photos
+    assert min(one.pictures[0].lightness.shape[-2:]) == 24
+    assert one.score(make_network(seed=5)).measure == "fidelity"
+    table = _table_of(run)
+    # It stays as it is for other photographs and for --force, and follows those to train on.
+    make_yardstick(replace(run, force=True), best, photos, photos.test, short_side=24)
+    assert "controls: up to date" in capsys.readouterr().err and (_table_of(run) == table).all()
+    make_yardstick(run, best, replace(photos, train=photos.train[:2]), photos.test, short_side=24)
+    assert (_table_of(run) != table).any()
+
+
+def test_best_that_answers_nan_is_named(photo_folder: Path, tmp_path: Path, tiny_unet: UNet) -> None:
+    run, photos = make_run(tmp_path, photo_folder)
+    with torch.no_grad():
+        tiny_unet.head.bias.fill_(math.nan)
+    best = Checkpoint(TINY_PLAN, tiny_unet.state_dict())
+    with pytest.raises(InputError, match="answers NaN to a photograph"):
+        make_yardstick(run, best, photos, photos.val, short_side=24)
+
+
+def test_what_is_no_answer_is_refused(photo_folder: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     yardstick = made_of(0.2, best=(0.1,))
 
     def too_small(lightness: Tensor) -> Tensor:
         return torch.zeros(1, 2, 1, 1)
 
-    for wrong in (too_small, answer(math.nan)):
+    for wrong in (too_small, answer(math.nan), answer(math.inf)):
         with pytest.raises(InputError, match="answers"):
             yardstick.score(wrong)
+    run, photos = make_run(tmp_path, photo_folder)
     gone = Photo(tmp_path / "gone.png", "0" * 64, 4, 4)
     with pytest.raises(InputError, match="no photograph can be read"):
-        make_yardstick(Run(tmp_path), load_checkpoint(tiny_checkpoint), [gone], short_side=8)
+        make_yardstick(run, load_checkpoint(tiny_checkpoint), photos, [gone], short_side=8)

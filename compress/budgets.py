@@ -14,7 +14,7 @@ from typing import Any
 
 from colorpress.core.config import BudgetConfig, GoalConfig, option_name, parse_size
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
-from compress.measures import MEASURES
+from compress.measures import MEASURES, Measure
 
 Figures = Mapping[str, Any]
 
@@ -150,9 +150,9 @@ def read_goals(goal: GoalConfig) -> tuple[Limit, ...]:
     return read_limits(BudgetConfig(), goal, whole={})
 
 
-def find_bound(limits: Sequence[Limit], figure: str) -> float | None:
-    """What is asked of a figure; None where nothing is."""
-    return next((limit.bound for limit in limits if limit.figure == figure), None)
+def goals_or_whole(goal: GoalConfig, measure: Measure) -> tuple[Limit, ...]:
+    """What the goals ask for; where nobody gave any, that the measure that decides is whole."""
+    return read_goals(goal) or (Limit(f"min_{measure.name}", measure.whole),)
 
 
 def find_excess(limits: Sequence[Limit], figures: Figures) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""Distillation: a compressed network learns from best.pt's answers and from the truth."""
+"""Distillation: a compressed network learns from best.pt's answers and from the truth.
+
+Vivid colours, as adversarial training gives them, may be farther from the truth than grey. Where best.pt's are, the
+truth would only take them away: its answers alone teach, and tell which epoch is best.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +24,7 @@ from colorpress.core.files import write_csv
 from colorpress.core.processes import is_main_process, process_count, process_rank, sum_over_processes_
 from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
+from compress.measures import FIDELITY, RETAINED, Measure
 from training.batches import ANSWER_STRIDE, AnswerFolder, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
@@ -31,16 +37,51 @@ from training.photos import Photo, PhotoSplit
 from training.run_folder import Run
 from training.unet import UNet
 
-CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", "retained_colour")
+CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", RETAINED.name, FIDELITY.name)
 _BATCH_NORM_BATCHES = 16
+
+
+class Original(NamedTuple):
+    """What is known of best.pt on the photographs that tell the best epoch, and what follows from it.
+
+    Attributes:
+        grey_l1, best_l1: mean L1 (ab/128) of the grey answer and of best.pt to the truth.
+        alone: whether its answers alone teach and judge.
+    """
+
+    grey_l1: float
+    best_l1: float
+    alone: bool
+
+
+class Scale(NamedTuple):
+    """What a validation L1 (ab/128) is read by: how near to the truth, or to best.pt's answers where `to_best`.
+
+    Attributes:
+        grey_l1, best_l1: of the grey answer and of best.pt; 0 is best.pt's to its own answers.
+    """
+
+    grey_l1: float
+    best_l1: float
+    to_best: bool = False
+
+    @property
+    def measure(self) -> Measure:
+        """What is kept: G of what best.pt gains over grey, or F of its own colours."""
+        return FIDELITY if self.to_best else RETAINED
+
+    def kept(self, l1: float) -> float:
+        """How much of it; NaN where best.pt is no better than grey."""
+        gained = self.grey_l1 - self.best_l1
+        return (self.grey_l1 - l1) / gained if gained > 0 else math.nan
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A distilled network: its checkpoint and what it scores on the validation photographs, as mean L1 (ab/128).
+    """A distilled network: its checkpoint and what it scores on the photographs that told the best epoch.
 
     Attributes:
-        grey_l1, best_l1: of the grey answer and of best.pt there, at the same size.
+        val_l1_before, val_l1_after: mean L1 (ab/128), as `scale` reads it.
         paths: the checkpoint, and table and chart of the training; the checkpoint alone where nothing was trained.
     """
 
@@ -48,22 +89,22 @@ class DistillResult:
     checkpoint: Checkpoint
     val_l1_before: float
     val_l1_after: float
-    grey_l1: float
-    best_l1: float
+    scale: Scale
     epochs: int
     paths: tuple[Path, ...]
 
     @property
     def retained_colour(self) -> float:
         """G afterwards; NaN where best.pt is no better than grey."""
-        gained = self.grey_l1 - self.best_l1
-        return (self.grey_l1 - self.val_l1_after) / gained if gained > 0 else math.nan
+        return math.nan if self.scale.to_best else self.scale.kept(self.val_l1_after)
 
     def summary(self) -> str:
         """One sentence for a person."""
-        kept = "" if math.isnan(self.retained_colour) else f", {self.retained_colour:.3f} of best.pt's colour"
-        change = f"validation L1 {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
-        return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{kept}"
+        kept, measure = self.scale.kept(self.val_l1_after), self.scale.measure
+        shown = "" if math.isnan(kept) else f", {measure.title} {measure.symbol} {kept:.3f}"
+        what = "L1 to best.pt's answers" if self.scale.to_best else "validation L1"
+        change = f"{what} {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
+        return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{shown}"
 
 
 class DistilLoss(Loss):
@@ -102,12 +143,14 @@ class Lesson:
 
     Attributes:
         teacher: best.pt.
+        photos: those of `train` are learned from, and those that choose tell which epoch is best.
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about, in pixels.
         make_loss: the loss, from the network and `teacher_weight`.
-        reference_l1: validation L1 (ab/128) of the grey answer and of best.pt, where they are known; None asks best.pt,
-            which takes longer than a short training of a small network.
+        original: what is known of best.pt on those that choose; None asks it, which takes longer than a short training
+            of a small network. Its answers are alone then where it is no truer than grey.
+        target: what it answered to those, where that is what validation is against; None: the truth.
     """
 
     teacher: Checkpoint
@@ -119,7 +162,8 @@ class Lesson:
     data: DataConfig
     machine: MachineConfig
     make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
-    reference_l1: tuple[float, float] | None = None
+    original: Original | None = None
+    target: AnswerFolder | None = None
 
     @staticmethod
     def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, recipe: Recipe, *, teacher_weight: float) -> Lesson:
@@ -130,10 +174,15 @@ class Lesson:
             run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
         )  # fmt: skip
 
+    @property
+    def answers(self) -> AnswerFolder:
+        """Of this teacher, at this size."""
+        return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}")
+
     def validate(self, network: nn.Module, device: torch.device) -> float:
-        """The mean L1 (ab/128) of a network on `device` on the validation photographs."""
+        """The mean L1 (ab/128) of a network on `device` on the photographs that choose, to what counts there."""
         limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
-        return validate_l1(network, self.photos.val, **limits, device=device)
+        return validate_l1(network, self.photos.choosing, **limits, device=device, target=self.target)
 
 
 def distil_network(
@@ -157,14 +206,14 @@ def distil_network(
     with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        grey_l1, best_l1 = lesson.reference_l1 or (lesson.validate(_Grey(), device), lesson.validate(best, device))
+        lesson, scale = _find_target(best, lesson, device, label)
         before = _settle_batch_norm_(network, lesson, device)
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=origin, arch=arch)
         if not tune:
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
-            return DistillResult(destination, untuned, before, before, grey_l1, best_l1, 0, (destination,))
+            return DistillResult(destination, untuned, before, before, scale, 0, (destination,))
         extra = {
             **origin,
             "architecture": network.architecture.describe(),
@@ -172,11 +221,11 @@ def distil_network(
             "answer_size": lesson.answer_size,
             "code": hash_code(__name__, within="compress"),
         }
-        answers = _ask_teacher(best, lesson, device)
-        data = replace(lesson.data, seed=lesson.data.seed + 1)
+        _ask_teacher(best, lesson, lesson.photos.train, device)
+        data, photos = replace(lesson.data, seed=lesson.data.seed + 1), lesson.photos
         fitted = fit_network(
             lesson.make_loss(network, lesson.teacher_weight),
-            FitJob(lesson.photos.train, lesson.photos.val, lesson.recipe, data, lesson.machine, answers),
+            FitJob(photos.train, photos.choosing, lesson.recipe, data, lesson.machine, lesson.answers, lesson.target),
             FitFiles(destination, extra, restart=True),
             label=label,
         )
@@ -184,7 +233,7 @@ def distil_network(
     if is_main_process():
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
         forget_fit(destination.parent)
-        files = write_distillation_curve(destination.parent, fitted.history, grey_l1=grey_l1, best_l1=best_l1)
+        files = write_distillation_curve(destination.parent, fitted.history, scale)
     kept, after = replace(fitted.best, arch=arch), fitted.best.val_l1
     assert after is not None
     if before < after:
@@ -193,11 +242,26 @@ def distil_network(
             save_checkpoint(destination, untuned)
         kept, after = untuned, before
     paths = (destination, *files)
-    return DistillResult(destination, kept, before, after, grey_l1, best_l1, len(fitted.history), paths)
+    return DistillResult(destination, kept, before, after, scale, len(fitted.history), paths)
 
 
-def _ask_teacher(best: ColorNetwork, lesson: Lesson, device: torch.device) -> AnswerFolder:
-    """Ask `best` (on `device`) about each training photograph that has no answer of it at this size yet.
+def _find_target(best: ColorNetwork, lesson: Lesson, device: torch.device, label: str) -> tuple[Lesson, Scale]:
+    """The lesson with what is learned from and validated against settled, and what its validation L1 is read by."""
+    original = lesson.original
+    if original is None:
+        grey_l1, best_l1 = (lesson.validate(network, device) for network in (_Grey(), best))
+        original = Original(grey_l1, best_l1, alone=grey_l1 <= best_l1)
+    if not original.alone:
+        return lesson, Scale(original.grey_l1, original.best_l1)
+    if lesson.teacher_weight < 1.0:
+        say(f"{label}: best.pt is no truer than grey, so it learns from best.pt's answers alone")
+    _ask_teacher(best, lesson, lesson.photos.choosing, device)
+    taught = replace(lesson, original=original, teacher_weight=1.0, target=lesson.answers)
+    return taught, Scale(taught.validate(_Grey(), device), 0.0, to_best=True)
+
+
+def _ask_teacher(best: ColorNetwork, lesson: Lesson, photos: Sequence[Photo], device: torch.device) -> None:
+    """Ask `best` (on `device`) about each photograph that has no answer of it at this size yet.
 
     A teacher is needed thousands of times for the same photographs, and costs more than the student it teaches. So it
     answers once, to the whole photograph, which also shows it more than a crop would. Processes of torchrun share the
@@ -206,11 +270,11 @@ def _ask_teacher(best: ColorNetwork, lesson: Lesson, device: torch.device) -> An
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
-    answers = AnswerFolder(lesson.answer_folder / f"{lesson.teacher.sha256[:16]}-{lesson.answer_size}")
+    answers = lesson.answers
     limits = {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
 
     def find_missing() -> list[Photo]:
-        return [photo for photo in lesson.photos.train if not answers.path_of(photo).is_file()]
+        return [photo for photo in photos if not answers.path_of(photo).is_file()]
 
     def ask(missing: Sequence[Photo]) -> None:
         best.eval()
@@ -223,7 +287,6 @@ def _ask_teacher(best: ColorNetwork, lesson: Lesson, device: torch.device) -> An
     if process_count() > 1:
         sum_over_processes_(torch.zeros(()))  # waits for all
         ask(find_missing())
-    return answers
 
 
 class _Grey(nn.Module):
@@ -258,35 +321,33 @@ def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
         yield prepare_batch(crops, device).lightness
 
 
-def write_distillation_curve(
-    folder: Path, history: Sequence[Mapping[str, float]], *, grey_l1: float, best_l1: float
-) -> tuple[Path, Path]:
+def write_distillation_curve(folder: Path, history: Sequence[Mapping[str, float]], scale: Scale) -> tuple[Path, Path]:
     """How much colour a network keeps, by minutes of training: distillation.csv and distillation.png in `folder`.
 
     Args:
         history: as `fit_network` gives it.
-        grey_l1, best_l1: mean L1 (ab/128) of the grey answer and of best.pt on the validation photographs; where
-            best.pt is no better than grey there is no G, its column is empty, and the chart shows the L1.
+        scale: what its validation L1 is read by. Where nothing can be kept the column is empty, and the chart shows
+            the L1.
     """
     rows: list[dict[str, float]] = []
-    gained = grey_l1 - best_l1
+    measure, is_known = scale.measure, not math.isnan(scale.kept(0.0))
     seconds = crops = 0.0
     for row in history:
         seconds += row["seconds"]
         crops += row["seconds"] * row["images_per_s"]
-        kept = {"retained_colour": (grey_l1 - row["val_l1"]) / gained} if gained > 0 else {}
+        kept = {measure.name: scale.kept(row["val_l1"])} if is_known else {}
         rows.append({**row, "crops": round(crops), "minutes": round(seconds / 60, 3), **kept})
     table, chart = write_csv(folder / "distillation.csv", CURVE_COLUMNS, rows), folder / "distillation.png"
-    name = "retained_colour" if gained > 0 else "val_l1"
+    name = measure.name if is_known else "val_l1"
     with drawn(chart, width=8, height=4.5, dpi=120) as figure:
         axes = figure.subplots()
         values = [row[name] for row in rows]
         axes.plot([row["minutes"] for row in rows], values, "o-", color="#4c72b0", label="student, after each epoch")
-        axes.axhline(1.0 if gained > 0 else best_l1, color="#55a868", linestyle="--", label="best.pt")
+        axes.axhline(1.0 if is_known else scale.best_l1, color="#55a868", linestyle="--", label="best.pt")
         axes.set(
             xlabel="minutes of training",
-            ylabel="retained colour G (1: best.pt, 0: grey)" if gained > 0 else "validation L1 of ab / 128",
-            title="Distillation, on the validation photographs",
+            ylabel=f"{measure.title} {measure.symbol} (1: best.pt, 0: grey)" if is_known else "L1 of ab / 128",
+            title="Distillation, on the photographs that choose",
         )
         axes.grid(alpha=0.3)
         axes.legend(loc="best")

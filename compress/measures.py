@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -219,6 +219,17 @@ class Score:
         return Score(**with_nan(values))
 
 
+def describe_both(chosen_by: Score, confirmed: Score | None, *, intervals: bool = False) -> str:
+    """What is kept on the photographs that chose and, where there are any, on others, in a few words."""
+
+    def show(score: Score) -> str:
+        return score.describe() + (score.describe_interval() if intervals else "")
+
+    if confirmed is None:
+        return show(chosen_by)
+    return f"{show(chosen_by)} on the photographs that chose, {show(confirmed)} on others"
+
+
 def _margin(low: float, high: float) -> float:
     return 0.0 if math.isnan(low) else _FOUR_IN_FIVE * (high - low) / (2 * _NINETEEN_IN_TWENTY)
 
@@ -255,6 +266,15 @@ class Reference:
             below_table_high=100.0 * high,
             chroma_share=float(self.best_chroma.mean() / self.true_chroma.mean()) if has_colour else math.nan,
         )
+
+    @property
+    def best(self) -> Score:
+        """best.pt's own score: 1 by all measures, NaN by those that nothing can be measured by."""
+        return self.score(self.best_l1, np.zeros_like(self.best_l1))
+
+    def part(self, photos: slice) -> Reference:
+        """The same on some of the photographs."""
+        return Reference(**{each.name: getattr(self, each.name)[photos] for each in fields(self)})
 
     def score(self, l1: Floats, to_best: Floats) -> Score:
         """A model by its L1 (ab/128) to the truth and to best.pt's answer, of each photograph.

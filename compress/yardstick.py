@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
-from compress.budgets import Limit, read_goals
+from compress.budgets import Limit, goals_or_whole
 from compress.measures import Reference, Score, Strength
 from export.controls import TABLE, control_path, make_controls
 from export.predictors import OnnxPredictor
@@ -58,8 +58,7 @@ class Yardstick:
 
     def goals(self, config: GoalConfig) -> tuple[Limit, ...]:
         """The goals that were given; without any, that the measure that decides is whole."""
-        measure = self.strength.measure
-        return read_goals(config) or (Limit(f"min_{measure.name}", measure.whole),)
+        return goals_or_whole(config, self.strength.measure)
 
     def score(self, answering: Answering) -> Score:
         """Ask a candidate about every photograph.
@@ -90,7 +89,8 @@ def make_yardstick(
     Raises:
         InputError: no photograph can be read.
     """
-    make_controls(run, photos)
+    # --force redoes the stage that asks, and no more.
+    make_controls(replace(run, force=False), photos)
     table = OnnxPredictor(control_path(run, TABLE), threads=run.settings.machine.threads)
     device = choose_device(run.settings.machine.device)
     network = best.build_network().to(device)

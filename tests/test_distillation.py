@@ -5,24 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, MachineConfig, PruneConfig, Recipe, UNetConfig
-from compress.distillation import DistillResult, Lesson, distil_network, write_distillation_curve
+from compress.distillation import DistillResult, Lesson, Original, Scale, distil_network, write_distillation_curve
 from compress.pruning import prune_network
-from training.checkpoint import Checkpoint, load_checkpoint
+from compress.students.student_job import build_student
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.fitting import FitJob
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
-from training.unet import count_parameters
+from training.unet import UNet, UNetPlan, count_parameters
 
 UNET = UNetConfig(base=8, depth=2)
 FIT = FitConfig(batch_size=8)
 TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3)
 MACHINE = MachineConfig(workers=0, threads=1)
+STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_stride=2)
 HISTORY = [
     {"epoch": 1, "seconds": 30.0, "images_per_s": 100.0, "train_l1": 0.2, "val_l1": 0.15},
     {"epoch": 2, "seconds": 60.0, "images_per_s": 50.0, "train_l1": 0.1, "val_l1": 0.05},
@@ -92,21 +95,87 @@ def test_a_fine_tuning_of_another_teacher_starts_over(teacher: Checkpoint, split
     assert distil(teacher, split, tmp_path / "pruned", epochs=3).epochs == 3
 
 
-@pytest.mark.parametrize(("best_l1", "colour"), [(0.1, [0.5, 1.5]), (0.2, None), (0.3, None)])
+@pytest.mark.parametrize(
+    ("scale", "column", "colour"),
+    [
+        (Scale(0.2, 0.1), "retained_colour", [0.5, 1.5]),
+        (Scale(0.2, 0.2), "retained_colour", None),  # best.pt is no better than grey: there is no G
+        (Scale(0.2, 0.3), "retained_colour", None),
+        (Scale(0.2, 0.0, to_best=True), "fidelity", [0.25, 0.75]),
+        (Scale(0.0, 0.0, to_best=True), "fidelity", None),  # best.pt answers grey
+    ],
+)
 def test_colour_minutes_and_crops_are_written_as_table_and_chart(
-    tmp_path: Path, best_l1: float, colour: list[float] | None
+    tmp_path: Path, scale: Scale, column: str, colour: list[float] | None
 ) -> None:
-    """Where best.pt is no better than grey there is no G."""
-    table, chart = write_distillation_curve(tmp_path, HISTORY, grey_l1=0.2, best_l1=best_l1)
+    table, chart = write_distillation_curve(tmp_path, HISTORY, scale)
     rows = pd.read_csv(table)
     assert rows["epoch"].tolist() == [1, 2]
     assert rows["minutes"].tolist() == [0.5, 1.5]
     assert rows["crops"].tolist() == [3000, 6000]
     assert rows["val_l1"].tolist() == [0.15, 0.05]
+    (other,) = {"retained_colour", "fidelity"} - {column}
+    assert rows[other].isna().all()
     if colour is None:
-        assert rows["retained_colour"].isna().all()
+        assert rows[column].isna().all()
     else:
-        assert rows["retained_colour"].tolist() == pytest.approx(colour)
+        assert rows[column].tolist() == pytest.approx(colour)
     with Image.open(chart) as picture:
         picture.load()
         assert picture.width > 500
+
+
+def make_vivid(folder: Path, weight: float = 0.8) -> Checkpoint:
+    """An original whose colours have nothing to do with the truth: the darker, the more violet."""
+    network = UNet(UNetPlan.classic(4, 1)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    torch.nn.init.constant_(network.head.weight, 0.0)
+    network.head.bias.data = torch.tensor([weight, -weight])
+    return load_checkpoint(save_checkpoint(folder / "vivid.pt", Checkpoint(network.architecture, network.state_dict())))
+
+
+def learn_from(
+    teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 0.0, original: Original | None = None
+) -> DistillResult:
+    recipe = replace(TRAIN, epochs=3, learning_rate=2e-2, schedule="constant", ema_decay=0.0)
+    lesson = Lesson(teacher, split, recipe, weight, folder / "answers", 24, DataConfig(), MACHINE, original=original)
+    return distil_network(build_student(STUDENT, 0), lesson, folder / "student" / "model.pt")
+
+
+def test_of_a_vivid_original_its_answers_alone_teach_and_judge(
+    split: PhotoSplit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = learn_from(make_vivid(tmp_path), split, tmp_path)
+    # A student starts from grey, far from the teacher; that is its scale.
+    assert result.scale == Scale(pytest.approx(np.tanh(0.8), abs=1e-3), 0.0, to_best=True)
+    assert result.val_l1_before == pytest.approx(np.tanh(0.8), abs=1e-3) and result.val_l1_after < 0.2
+    answer = result.checkpoint.build_network().eval()(torch.rand(1, 1, 24, 24))
+    assert answer[:, 0].mean() > 0.4 > -0.4 > answer[:, 1].mean()
+    assert result.checkpoint.extra["teacher_weight"] == 1.0
+    history = pd.read_csv(tmp_path / "student" / "distillation.csv")
+    assert history["val_l1"].min() == pytest.approx(result.val_l1_after)
+    assert history["fidelity"].max() == pytest.approx(1 - result.val_l1_after / result.scale.grey_l1, abs=1e-6)
+    assert np.isnan(result.retained_colour) and "fidelity F 0." in result.summary()
+    assert "best.pt's answers alone" in capsys.readouterr().err
+
+
+def test_whether_answers_alone_teach_may_be_known_from_more_photographs(split: PhotoSplit, tmp_path: Path) -> None:
+    vivid, known = make_vivid(tmp_path), Original(grey_l1=0.2, best_l1=0.1, alone=False)
+    result = learn_from(vivid, split, tmp_path, weight=0.25, original=known)
+    assert result.checkpoint.extra["teacher_weight"] == 0.25
+    assert result.scale == Scale(0.2, 0.1)
+    # A distance to the truth, which is not as far from grey as best.pt is.
+    assert result.val_l1_before < 0.4
+
+
+def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit, tmp_path: Path) -> None:
+    assert split.choosing and split.confirming
+    # Whoever looks at these is told.
+    hidden = [replace(photo, path=tmp_path / "hidden" / photo.path.name) for photo in split.confirming]
+    blind = replace(split, val=(*split.choosing, *hidden))
+    shown = learn_from(make_vivid(tmp_path), split, tmp_path / "a")
+    assert learn_from(make_vivid(tmp_path), blind, tmp_path / "b").val_l1_after == shown.val_l1_after
+    assert {path.stem for path in (tmp_path / "a" / "answers").rglob("*.npy")} == {
+        photo.sha256 for photo in (*split.train, *split.choosing)
+    }

@@ -86,12 +86,14 @@ def test_from_scratch_means_other_weights_in_the_same_channels() -> None:
     assert torch.equal(forget_weights(small, 0).head.weight, fresh.head.weight)
 
 
-def test_the_table_compares_seed_by_seed() -> None:
+@pytest.mark.parametrize(("measure", "symbol"), [("content_colour", "C"), ("fidelity", "F")])
+def test_the_table_compares_seed_by_seed(measure: str, symbol: str) -> None:
     def row(lever: str, seed: int, kept: float) -> dict[str, object]:
-        usual = {"params": 1234, "l1_delta_pct": 0.5, "seconds": 3}
-        return {"lever": lever, "seed": seed, "retained_colour": kept, **usual}
+        usual = {"params": 1234, "l1_delta_pct": 0.5, "seconds": 3, "retained_colour": 1.0}
+        return {"lever": lever, "seed": seed, measure: kept, "measure": measure, **usual}
 
     table = format_levers([row("recipe", 0, 0.9), row("recipe", 1, 0.8), row("other", 1, 0.7)])
+    assert f"| {symbol} |" in table.splitlines()[0]
     assert table.splitlines()[2] == "| recipe | 1,234 | 2 | 0.850 | 0.800-0.900 |  | +0.50 % |"
     assert table.splitlines()[3] == "| other | 1,234 | 1 | 0.700 | 0.700-0.700 | -0.100 | +0.50 % |"
 

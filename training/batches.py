@@ -94,6 +94,14 @@ class AnswerFolder:
             hint = "remove the file: answers that are missing are asked for again"
             raise InputError("answer", path, "is missing or damaged", hint) from error
 
+    def enlarge(self, photo: Photo, like: Tensor) -> Tensor:
+        """The answer to `photo` at every pixel: (1, 2, H, W) in ab/128, of the size, type and device of `like`.
+
+        Raises: as `read`.
+        """
+        small = torch.from_numpy(self.read(photo))[None].to(like)  # (1, 2, H/4, W/4)
+        return F.interpolate(small, like.shape[-2:], mode="bilinear")
+
 
 _Loaded = tuple[Crops, list[tuple[Path, str]]]
 

@@ -39,7 +39,7 @@ class Checkpoint:
         architecture: the channel plan of a UNet, or what is known of a foreign network.
         state_dict: weights, on the CPU, float32.
         epoch: the epoch (1-based) the weights are from; 0 when unknown.
-        val_l1: validation L1 (ab/128) of that epoch; None when unknown.
+        val_l1: validation L1 (ab/128) of that epoch, to whatever it was chosen by; None when unknown.
         history: one dictionary of numbers per epoch so far.
         extra: primitives of the stage that wrote it, such as the hash of the teacher.
         training_state: optimizer, sampler and generator state of `last.pt`; None in files that are shipped.

@@ -62,6 +62,8 @@ class FitJob:
     Attributes:
         recipe, data, machine: all of the recipe; of `data` the seed and max_pixels; of `machine` device and workers.
         answers: what a teacher answered to the training photographs, for a loss that learns from it.
+        target: what a teacher answered to the validation photographs, where the best epoch is the one that is nearest
+            to it; None: the one nearest to the truth. The validation L1 is the distance to it.
     """
 
     train: Sequence[Photo]
@@ -70,6 +72,7 @@ class FitJob:
     data: DataConfig
     machine: MachineConfig
     answers: AnswerFolder | None = None
+    target: AnswerFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def _identify(criterion: Loss, job: FitJob, extra: Mapping[str, Any]) -> dict[st
         **{name: value for name, value in vars(job.recipe).items() if name != "compile"},
         "seed": job.data.seed,
         "photographs": hash_photos(job.train, job.val),
+        "target": job.target.folder.name if job.target else "the truth",
         "starting weights": hash_weights(criterion.network),
         "code": sha256_bytes("".join(code).encode()),
         **extra,
@@ -250,7 +254,7 @@ class _Fit:
         limits = {"short_side": self.recipe.val_size, "max_pixels": self.job.data.max_pixels}
         try:
             self.finish_epoch_(title)
-            val_l1 = validate_l1(self.kept(), self.job.val, **limits, device=self.device)
+            val_l1 = validate_l1(self.kept(), self.job.val, **limits, device=self.device, target=self.job.target)
         except Interrupted:
             self.save()
             raise

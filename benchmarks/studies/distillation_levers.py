@@ -3,7 +3,8 @@
     python -m benchmarks.studies.distillation_levers best.pt plan.json --data photos -o levers
 
 One student, the same crops, each lever of its training in turn left out or put in, with several seeds. And the pruned
-best.pt as the start of a fine-tuning, against the same channels from scratch. Scores are on the validation photographs.
+best.pt as the start of a fine-tuning, against the same channels from scratch. Scores are on the validation photographs
+that did not choose the epochs, where there are any.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from colorpress.core.errors import ConfigError
 from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
 from colorpress.core.source_code import hash_code
 from compress.distillation import DistilLoss, Lesson, distil_network
+from compress.measures import MEASURES, Score
 from compress.pruning import prune_network
-from compress.students.student_job import StudentJob, build_student
+from compress.students.student_job import MOST_CHOOSING, StudentJob, build_student
 from compress.students.student_plan import read_student_network
-from compress.yardstick import Score
 from training.losses import CLASSES_PER_AXIS, Batch, class_cross_entropy
 from training.network import ColorNetwork, pad_to_multiple
 from training.original import adopt_checkpoint
@@ -195,16 +196,17 @@ class LeverJob(StudentJob):
         lesson = Lesson.of(
             self.run,
             self.best,
-            replace(self.photos, train=train),
+            replace(self.photos, train=train).limit_halves(MOST_CHOOSING),
             replace(recipe, **lever.recipe),
             teacher_weight=settings.distil.student_teacher_weight,
         )
-        data, reference_l1 = replace(settings.data, seed=seed), self.yardstick.means()
-        lesson = replace(lesson, data=data, reference_l1=reference_l1, **lever.lesson)
+        data, original = replace(settings.data, seed=seed), self.know_original()
+        lesson = replace(lesson, data=data, original=original, **lever.lesson)
         destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
         distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
         network = distilled.checkpoint.build_network()
-        return network, self.yardstick.score(network)
+        confirmed = self.confirm(lambda yardstick: yardstick.score(network))
+        return network, confirmed or self.yardstick.score(network)
 
 
 def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:
@@ -342,13 +344,14 @@ def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def format_levers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean G of each lever over its seeds, how far they differ, and its mean difference to the recipe."""
-    frame = pd.DataFrame([with_nan(row) for row in rows])
-    recipe = frame[frame["lever"] == "recipe"].set_index("seed")["retained_colour"]
-    frame["change"] = frame["retained_colour"] - frame["seed"].map(recipe)
-    lines = ["| lever | parameters | seeds | G | range | to the recipe | dL1 |", "|---|---|---|---|---|---|---|"]
+    """What each lever keeps over its seeds in the mean, how far they differ, and the mean difference to the recipe."""
+    frame, measure = pd.DataFrame([with_nan(row) for row in rows]), MEASURES[rows[0]["measure"]]
+    recipe = frame[frame["lever"] == "recipe"].set_index("seed")[measure.name]
+    frame["change"] = frame[measure.name] - frame["seed"].map(recipe)
+    head = f"| lever | parameters | seeds | {measure.symbol} | range | to the recipe | dL1 |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for name, own in frame.groupby("lever", sort=False):
-        kept, change = own["retained_colour"], own["change"].mean()
+        kept, change = own[measure.name], own["change"].mean()
         shown = "" if name == "recipe" or math.isnan(change) else f"{change:+.3f}"
         cells = f"{kept.mean():.3f} | {kept.min():.3f}-{kept.max():.3f} | {shown} | {own['l1_delta_pct'].mean():+.2f} %"
         lines.append(f"| {name} | {own['params'].iloc[0]:,} | {len(own)} | {cells} |")

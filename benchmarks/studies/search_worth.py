@@ -7,7 +7,8 @@ the same short distillation. Chance and ladder are cut off where they have spent
 as the search, or go on until then (a ladder ends with its last rung). The ladder of pruning takes the same share of
 each layer's channels from best.pt, at several ratios, and fine-tunes with as many crops; it is not cut off. All are
 judged by the hypervolume of what they have by then, over the logarithms of file size and latency and the lost colour,
-each from the best to the worst seen by anybody, grey at most.
+each from the best to the worst seen by anybody, where nothing is kept at most. Lost colour is by the measure that
+decides: of candidates on the photographs that choose, of the pruned on the others, which choose nothing.
 Then the same search by one and by two workers here, and the wall time of up to 64 by the recorded times of its
 candidates. That says nothing of what a sampler loses when it has to propose before others have answered.
 Options that are not known here, such as --arch, go to every command.
@@ -24,7 +25,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from colorpress.core.files import write_json
+from compress.measures import Score
 from compress.packing import pack_onnx
 from export.timing import time_quickly
 
@@ -95,7 +98,8 @@ def compare_ways(given: argparse.Namespace) -> dict[str, Any]:
             limits_s.setdefault(seed, float(found.seconds.sum()))
             print(f"{way} {seed}: {found.seconds.sum():.0f} s of processor time", flush=True)
         if not given.no_pruning:
-            seen[PRUNING, seed] = prune_rungs(given, seed)
+            front = json.loads((given.output_dir / f"{WAYS[0]}-{seed}" / "front.json").read_text())
+            seen[PRUNING, seed] = prune_rungs(given, seed, front["measure"])
     best, worst = find_bounds([found.values for found in seen.values()])
     rows: list[dict[str, Any]] = []
     for (way, seed), (values, seconds) in seen.items():
@@ -177,8 +181,8 @@ def _wait_for(process: subprocess.Popen[bytes]) -> bytes:
     return printed
 
 
-def prune_rungs(given: argparse.Namespace, seed: int) -> Found:
-    """best.pt, each layer pruned by the same ratio and fine-tuned, by ratio."""
+def prune_rungs(given: argparse.Namespace, seed: int, measure: str) -> Found:
+    """best.pt, each layer pruned by the same ratio and fine-tuned, by ratio; judged by the measure of this name."""
     values, seconds = [], []
     for ratio in PRUNE_RATIOS:
         folder = given.output_dir / f"{PRUNING}-{seed}-{ratio:g}"
@@ -190,16 +194,21 @@ def prune_rungs(given: argparse.Namespace, seed: int) -> Found:
             stdout=subprocess.PIPE,
         )  # fmt: skip
         # Of the best epoch, or of what it was before them where none is better.
-        kept = float(json.loads(_wait_for(pruning))["prune"]["retained_colour"])
+        score = read_score(json.loads(_wait_for(pruning))["prune"], measure)
         network = folder / "pruned" / "model.pt"
         _wait_for(start_command("export", folder, given, checkpoint=network))
         pack_onnx(folder / "pruned" / "model.onnx", packed := folder / "packed.onnx")
         seconds.append(_children_s() - before)
         latency_ms = time_quickly(packed, size=256, threads=given.threads)
-        values.append((packed.stat().st_size, latency_ms, 1.0 - kept))
-        print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, G {kept:.3f}, "
+        values.append((packed.stat().st_size, latency_ms, score.loss))
+        print(f"{PRUNING} {seed}, {ratio:g}: {packed.stat().st_size:,} bytes, {latency_ms:.2f} ms, {score.describe()}, "
               f"{seconds[-1]:.0f} s of processor time", flush=True)  # fmt: skip
     return Found(np.array(values), np.array(seconds))
+
+
+def read_score(result: Mapping[str, Any], measure: str) -> Score:
+    """The score among the figures of a pruning, as the measure of this name sees it."""
+    return replace(Score.of({each.name: result[each.name] for each in fields(Score)}), measure=measure)
 
 
 def _children_s() -> float:
@@ -216,7 +225,7 @@ def _logarithmic(values: Values) -> Values:
 def find_bounds(sets: Sequence[Values]) -> tuple[Values, Values]:
     """The best and the worst of each objective in all sets together, (3,) each, sizes and latencies as logarithms."""
     together = _logarithmic(np.concatenate(sets))
-    # What is worse than grey is worth nothing.
+    # What keeps nothing is worth nothing.
     return together.min(axis=0), together.max(axis=0).clip(max=(np.inf, np.inf, 1.0))
 
 

@@ -37,7 +37,7 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
     Raises:
         ConfigError: the budgets cannot be met.
     """
-    job = begin_job(run, photos, study)
+    job, _ = begin_job(run, photos, study)
     space, effort, estimate = job.space, job.effort, estimate_search(job)
     smallest, asked_for = space.cost(space.smallest("size_bytes")), list(map(str, job.demands))
     size, params = format_bytes(smallest["size_bytes"]), format_count(smallest["params"])

@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.charts import drawn, format_cost, number_log_axis
+from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json, write_csv, write_json
+from colorpress.core.files import read_json, without_nan, write_csv, write_json
 from colorpress.core.text import align_cells, format_bytes, format_number
-from compress.budgets import Figures, Limit
+from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front
+from compress.measures import FIDELITY, MEASURES, Measure, Score, describe_both
 from compress.students.search_space import StudentPoint
-from compress.yardstick import Score
 
 FRONT_FILES = ("front.csv", "front.json", "front.png")
 STAGES = ("short distillation", "full distillation", "exported")
 _MOST_LISTED = 8
 _ODDS = " with odds of 4 to 1"
-TABLE_HEADER = ("student", "file", "x smaller", "latency", "colour G", "stage")
+# What is kept on the photographs that chose nothing, by the measure that decides.
+CONFIRMED = ("confirmed_kept", "confirmed_low", "confirmed_high", "confirmed_l1_delta_pct")
 COLUMNS = (
     "name", "stage", "on_front", "file", "precision", "params", "macs", "size_bytes", "times_smaller", "latency_ms",
-    "l1_delta_pct", "retained_colour", "low", "high", "output_stride", "stem_stride", "deepest_stride", "widths",
-    "decoder_share", "convolutions", "crops",
+    "measure", "l1_delta_pct", *(name for each in MEASURES.values() for name in (each.name, each.low, each.high)),
+    *CONFIRMED, "output_stride", "stem_stride", "deepest_stride", "widths", "decoder_share", "convolutions", "crops",
 )  # fmt: skip
 
 
@@ -44,7 +46,8 @@ class FrontRow:
         point: of the space; its `crops` are those that it learned from.
         size_bytes: of the file; of the one with packed weights where there is none yet.
         latency_ms: p50 of one picture in ONNX Runtime on this machine.
-        score: on the validation photographs.
+        score: on the photographs that choose.
+        confirmed: on the others, by the same measure; None where it was not asked, or where there are none.
         file: relative to the run folder; empty where there is none yet.
         precision: of the file's weights: "fp32", "w8" or "int8".
     """
@@ -59,6 +62,7 @@ class FrontRow:
     score: Score
     file: str = ""
     precision: str = "w8"
+    confirmed: Score | None = None
 
     @property
     def label(self) -> str:
@@ -71,8 +75,18 @@ class FrontRow:
         return float(self.size_bytes), self.latency_ms, self.score.loss
 
     def describe(self) -> str:
-        """In a few words."""
-        return f"{format_bytes(self.size_bytes)}, {format_number(self.latency_ms)} ms, {self.score.describe()}"
+        """In a few words, with both numbers where there are two."""
+        kept = describe_both(self.score, self.confirmed)
+        return f"{format_bytes(self.size_bytes)}, {format_number(self.latency_ms)} ms, {kept}"
+
+    def figures(self) -> dict[str, Any]:
+        """All that is known of it by name; None is not known."""
+        confirmed = self.confirmed.to_dict() if self.confirmed else {}
+        if self.confirmed:
+            low, high = self.confirmed.interval
+            confirmed |= without_nan({"kept": self.confirmed.kept, "low": low, "high": high})
+        others = {name: confirmed.get(name.removeprefix("confirmed_")) for name in CONFIRMED}
+        return {**vars(self.point), **vars(self), **self.score.to_dict(), **others}
 
 
 def front_of(rows: Sequence[FrontRow]) -> list[FrontRow]:
@@ -114,33 +128,28 @@ class Recommendation:
         return self.row.label if self.row else None
 
 
-def recommend(
-    rows: Sequence[FrontRow], demands: Sequence[Limit], *, grey_increase_pct: float = math.nan
-) -> Recommendation:
+def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendation:
     """The smallest row that meets every demand; or which demand to loosen, and how far.
 
     Without a goal for the colour it is the one that keeps most within the budgets, and without any demand the smallest
-    that keeps all of best.pt's colour, else the one that keeps most. Goals have to hold on other photographs with odds
-    of 4 to 1.
-
-    Args:
-        grey_increase_pct: L1 of the grey answer above best.pt's, in percent; asked for by a goal of the L1 alone.
+    that keeps the measure that decides whole, else the one that keeps most. Goals have to hold on other photographs
+    with odds of 4 to 1.
     """
     ready = max(rows, key=lambda row: STAGES.index(row.stage), default=None)
     rows = [row for row in rows if ready is not None and row.stage == ready.stage]
     if not rows:
         return Recommendation(None, "No candidate is finished yet.")
-    figures = [(row, {**vars(row), **row.score.likely_figures(grey_increase_pct)}) for row in rows]
+    figures = [(row, {**vars(row), **row.score.likely_figures()}) for row in rows]
     meeting = [row for row, known in figures if all(demand.is_met(known) for demand in demands)]
     if not meeting:
         return Recommendation(None, _what_to_loosen(figures, demands))
     has_goal = any(demand.is_goal for demand in demands)
-    full = [row for row in meeting if row.score.loss + row.score.margin <= 0]
+    (whole,) = goals_or_whole(GoalConfig(), MEASURES[rows[0].score.measure])
+    full = [row for row, known in figures if whole.is_met(known)]
     if has_goal or (not demands and full):
         best = min(meeting if has_goal else full, key=lambda row: row.costs)
-        why = (
-            "the smallest that meets every goal and budget" if has_goal else "the smallest that keeps best.pt's colour"
-        )
+        kept = f"the smallest that keeps {whole.show(whole.bound)}{_ODDS}"
+        why = "the smallest that meets every goal and budget" if has_goal else kept
     else:
         best = min(meeting, key=lambda row: (row.score.loss, row.size_bytes))
         why = f"keeps most colour{' within the budgets' if demands else ''}"
@@ -155,7 +164,7 @@ def _what_to_loosen(rows: Sequence[tuple[FrontRow, Figures]], demands: Sequence[
     missed = [
         f"{show(demand, known)} ({100 * excess:.3g} % off {demand})"
         if math.isfinite(excess := demand.excess(known))
-        else f"no G, since best.pt is no better than grey here ({demand})"
+        else f"no {demand.unit}, since best.pt has nothing of it to keep here ({demand})"
         for demand in demands
         if not demand.is_met(known)
     ]
@@ -192,7 +201,7 @@ def write_front(
         {**row, "point": each.point.to_dict(), "network": each.point.network().to_dict()}
         for row, each in zip(cells, rows, strict=True)
     ]
-    write_json(paths[1], {"format_version": 1, **record, "best_bytes": best_bytes, "rows": entries})
+    write_json(paths[1], {"format_version": 2, **record, "best_bytes": best_bytes, "rows": entries})
     _draw(rows, front, paths[2], str(record.get("recommended") or ""))
     return paths
 
@@ -226,8 +235,7 @@ def list_front(folder: Path) -> list[str]:
 
 def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:
     widths, times_smaller = "-".join(map(str, row.point.widths())), round(best_bytes / row.size_bytes, 2)
-    cells = {**vars(row.point), **row.score.to_dict(), **vars(row)}
-    cells |= {"widths": widths, "on_front": on_front, "times_smaller": times_smaller}
+    cells = {**row.figures(), "widths": widths, "on_front": on_front, "times_smaller": times_smaller}
     return {name: cells[name] for name in COLUMNS}
 
 
@@ -241,35 +249,55 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
         (front, {"marker": "o", "mfc": "none", "mec": "#b3261e", "ms": 10, "label": "on the front"}),
         (taken, {"marker": "*", "color": "#b3261e", "ms": 13, "label": "recommended"}),
     ]
+    confirmed = [(row, row.confirmed.loss) for row in front if row.confirmed]
     with drawn(path, width=11, height=4.8) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for place, (axes, column) in enumerate(zip(panels, ("size_bytes", "p50_ms"), strict=True)):
             for group, style in groups:
                 if group:
                     axes.plot([row.costs[place] for row in group], [row.score.loss for row in group], ls="", **style)
+            if confirmed:
+                costs, losses = [row.costs[place] for row, _ in confirmed], [loss for _, loss in confirmed]
+                axes.plot(costs, losses, "x", color="0.3", label="the front on other photographs")
             axes.set(xscale="log", xlabel="file" if column == "size_bytes" else "latency")
             axes.margins(x=0.12)
             axes.grid(alpha=0.3)
             if rows:
                 number_log_axis(axes, [row.costs[place] for row in rows], format_cost(column))
-        panels[0].set_ylabel("lost colour, 1 - G (0: best.pt, 1: grey)")
+        measure = measure_of(rows)
+        panels[0].set_ylabel(f"lost {measure.title}, 1 - {measure.symbol} (0: best.pt)")
         panels[0].legend(loc="best")
-        figure.suptitle("Students by size, latency and lost colour, on the validation photographs")
+        figure.suptitle("Students by size, latency and lost colour, on the photographs that choose")
 
 
 def format_front(rows: Sequence[FrontRow], best_bytes: int) -> list[str]:
     """The front as lines of a table, smallest first."""
-    return align_cells([TABLE_HEADER, *(table_cells(row, best_bytes) for row in front_of(rows))], to_left=True)
+    header = table_header(measure_of(rows).name)
+    return align_cells([header, *(table_cells(row, best_bytes) for row in front_of(rows))], to_left=True)
+
+
+def measure_of(rows: Sequence[FrontRow]) -> Measure:
+    """The measure that decides, which all rows of a front have in common."""
+    return MEASURES[rows[0].score.measure] if rows else FIDELITY
+
+
+def table_header(measure: str) -> tuple[str, ...]:
+    """The columns of a table for people, where the measure of this name decides."""
+    return ("student", "file", "x smaller", "latency", f"colour {MEASURES[measure].symbol}", "on others", "stage")
 
 
 def table_cells(row: FrontRow, best_bytes: int) -> tuple[str, ...]:
     """A row for people."""
-    kept = row.score.retained_colour
     return (
         row.label,
         format_bytes(row.size_bytes),
         f"{best_bytes / row.size_bytes:.1f}",
         f"{format_number(row.latency_ms)} ms",
-        f"({row.score.l1_delta_pct:+.1f} % L1)" if math.isnan(kept) else f"{kept:.3f}",
+        _kept_cell(row.score),
+        _kept_cell(row.confirmed) if row.confirmed else "",
         row.stage,
     )
+
+
+def _kept_cell(score: Score) -> str:
+    return f"({score.l1_delta_pct:+.1f} % L1)" if math.isnan(score.kept) else f"{score.kept:.3f}"

@@ -31,14 +31,15 @@ from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
+from compress.measures import MEASURES, Score
 from compress.precisions import variant_name
 from compress.students import search_front, search_study, search_trial
 from compress.students.search_front import FrontRow, Recommendation
 from compress.students.search_space import ladder_points
 from compress.students.search_trial import SearchJob, make_row
-from compress.students.student_job import StudentJob, list_output_strides, score_output_strides, with_unlabelled
+from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
-from compress.yardstick import Score, score_onnx
+from compress.yardstick import Yardstick, score_onnx
 from training.photos import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNetPlan
@@ -73,26 +74,28 @@ class SearchResult:
     paths: tuple[Path, ...]
 
 
-def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> SearchJob:
-    """What the candidates of a search share, its oracle asked.
+def begin_job(run: Run, photos: PhotoSplit, study: str | None) -> tuple[SearchJob, Oracle]:
+    """What the candidates of a search share, and what its oracle said.
 
     Raises:
         ConfigError: no network of the space meets the budgets.
     """
     # The answer follows from best.pt and the photographs: a run that redoes everything has just measured it.
-    strides, _ = score_output_strides(StudentJob(replace(run, force=False), photos))
-    job = _make_job(run, photos, study, list_output_strides(strides))
+    oracle, _ = ask_oracle(StudentJob(replace(run, force=False), photos))
+    job = _make_job(run, photos, study, list_output_strides(oracle.strides), oracle.strength.measure.name)
     _require_possible(job)
-    return job
+    return job, oracle
 
 
-def _make_job(run: Run, photos: PhotoSplit, study: str | None, output_strides: Sequence[int]) -> SearchJob:
+def _make_job(
+    run: Run, photos: PhotoSplit, study: str | None, output_strides: Sequence[int], measure: str
+) -> SearchJob:
     folder = run.folder / "study"
     if study is not None and not search_study.is_database(study):
         folder = Path(study).expanduser().absolute().parent
     # By machine and run folder, so that a worker started again has the same name.
     worker = f"{socket.gethostname()}:{run.folder.resolve()}"
-    return SearchJob(run, photos, tuple(output_strides), worker, folder / "weights")
+    return SearchJob(run, photos, tuple(output_strides), measure, worker, folder / "weights")
 
 
 def _require_possible(job: SearchJob) -> None:
@@ -127,7 +130,7 @@ def lead_or_assist(run: Run, photos: PhotoSplit, study: str | None, lead: Callab
     if processes.process_count() == 1:
         lead()
     elif not processes.is_main_process():
-        search_trial.assist(_make_job(run, photos, study, ()))
+        search_trial.assist(_make_job(run, photos, study, (), ""))
     else:
         try:
             with processes.working_alone():
@@ -151,12 +154,14 @@ class _Search:
     """What the process that began or goes on with a search leads: it alone queues, exports and writes the front.
 
     Attributes:
+        oracle: how strong best.pt is.
         candidates, full: the two studies.
         started: on the monotonic clock, in seconds.
         files: the rows of what is exported, by the student's name.
     """
 
     job: SearchJob
+    oracle: Oracle
     candidates: Study
     full: Study
     started: float
@@ -180,9 +185,9 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
     """
     if run.force and study is not None:
         raise ConfigError("option", "--force", "does not go with --study, which others may use", "begin another one")
-    led = _open_search(begin_job(run, photos, study), study)
+    led = _open_search(*begin_job(run, photos, study), study)
     _begin(led.job, led.candidates)
-    with live_table(search_front.TABLE_HEADER) as table:
+    with live_table(search_front.table_header(led.job.decided_by)) as table:
         shown = -1
 
         def show(*_: object) -> None:
@@ -258,7 +263,7 @@ def _study_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _open_search(job: SearchJob, study: str | None) -> _Search:
+def _open_search(job: SearchJob, oracle: Oracle, study: str | None) -> _Search:
     """Both studies, begun or gone on with."""
     run, identity = job.run, search_trial.make_identity(job)
     own = run.folder / "study" / sha256_bytes(json.dumps(identity, sort_keys=True).encode())[:12] / "journal.log"
@@ -270,7 +275,7 @@ def _open_search(job: SearchJob, study: str | None) -> _Search:
     for each in (candidates, full):
         if count := search_study.retire_own_trials(each, job.worker):
             say(f"begun again: {count} of the {each.study_name} that an earlier process of this folder left")
-    return _Search(job, candidates, full, time.monotonic())
+    return _Search(job, oracle, candidates, full, time.monotonic())
 
 
 def _make_sampler(run: Run) -> search_study.NumberedSampler:
@@ -369,11 +374,19 @@ def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) 
 
 
 def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
-    settings, path = run.settings, run.folder / row.file
+    """Its bytes, its latency, and what it is worth on the photographs that choose and on the others."""
+    settings, path, job = run.settings, run.folder / row.file, led.job
+
+    def score(yardstick: Yardstick) -> Score:
+        return score_onnx(yardstick, path, threads=settings.machine.threads)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        score = score_onnx(led.job.yardstick, path, threads=settings.machine.threads)
-        return [], {"latency_ms": led.job.time_alone(path), "score": score.to_dict()}
+        confirmed = job.confirm(score)
+        return [], {
+            "latency_ms": job.time_alone(path),
+            "score": score(job.yardstick).to_dict(),
+            "confirmed": confirmed.to_dict() if confirmed else None,
+        }
 
     others_run = any(
         trial.user_attrs.get("worker") != led.job.worker
@@ -385,8 +398,7 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
         "alone": not others_run,
         "threads": settings.machine.threads,
         "size": settings.time.bench_size[0],
-        "eval_size": settings.score.eval_size,
-        **run.data_key(replace(led.job.given, train=(), test=())),
+        **job.data_key(learns=False, confirms=True),
     }
     result = run.do(f"measure-{path.parent.name}", action, inputs=[path, run.best_path], settings=used).result
     return replace(
@@ -395,17 +407,20 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
         size_bytes=path.stat().st_size,
         latency_ms=result["latency_ms"],
         score=Score.of(result["score"]),
+        confirmed=Score.of(result["confirmed"]) if result["confirmed"] else None,
     )
 
 
 def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
     """Write the front as it is now."""
     job = led.job
-    found = search_front.recommend(rows, job.demands, grey_increase_pct=job.grey_increase_pct)
+    found = search_front.recommend(rows, job.demands)
     record = {
         "recommended": found.label,
         "sentence": found.sentence,
         "asked_for": list(map(str, job.demands)),
+        "measure": job.decided_by,
+        "strength": led.oracle.strength.to_dict(),
         "candidates": _count_candidates(led),
         "seconds": round(time.monotonic() - led.started, 1),
     }
@@ -443,7 +458,8 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     sampler = _make_sampler(run)
     candidates, full = (search_study.join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
     # The oracle's answer is the study's: rounding differs between machines.
-    job = _make_job(run, photos, study, candidates.user_attrs["identity"]["space"]["output_strides"])
+    asked = candidates.user_attrs["identity"]
+    job = _make_job(run, photos, study, asked["space"]["output_strides"], asked["measure"])
     identity = search_trial.make_identity(job)
     for each in (candidates, full):
         search_study.require_same(each, identity)
@@ -487,12 +503,14 @@ def read_worker_options(study: str, timeout_s: int) -> dict[str, Any]:
 
 def summarize(found: SearchResult) -> dict[str, Any]:
     """A finished search as JSON-ready values."""
-    names = ("name", "file", "precision", "size_bytes", "latency_ms", "l1_delta_pct", "retained_colour")
-    figures = [{**vars(row), **row.score.to_dict()} for row in found.rows]
+    names = (
+        "name", "file", "precision", "size_bytes", "latency_ms", "measure", "l1_delta_pct", *MEASURES,
+        *search_front.CONFIRMED,
+    )  # fmt: skip
     return {
         "recommended": found.recommendation.label,
         "sentence": found.recommendation.sentence,
-        "front": [{name: row[name] for name in names} for row in figures],
+        "front": [{name: row.figures()[name] for name in names} for row in found.rows],
         "files": [str(path) for path in found.paths],
     }
 

@@ -6,11 +6,10 @@ worker at a time on a machine, and this one does not train meanwhile.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,18 @@ from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
-from compress.budgets import Limit, find_bound, find_excess, read_limits
+from compress.budgets import Limit, find_excess, read_limits
+from compress.distillation import Original
+from compress.measures import Score
 from compress.students.search_front import STAGES, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
-from compress.yardstick import Score
 from training.checkpoint import load_checkpoint
 from training.unet import UNetPlan
 
 # What is measured of a candidate before it learns, by user attribute.
 COSTS = ("params", "macs", "size_bytes", "latency_ms")
-# Validation photographs that choose a candidate's best epoch.
+# Of the photographs that choose, those that choose a candidate's best epoch.
 _EPOCH_PHOTOS = 64
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
@@ -51,11 +51,13 @@ class SearchJob(StudentJob):
 
     Attributes:
         output_strides: that the oracle keeps.
+        decided_by: the name of the measure that decides.
         worker: name of this one in the study.
         weights: folder of finished weights by their hash; shared by machines where the study is in a shared folder.
     """
 
     output_strides: tuple[int, ...]
+    decided_by: str
     worker: str
     weights: Path
 
@@ -80,13 +82,6 @@ class SearchJob(StudentJob):
         return read_limits(self.run.settings.budget, whole=whole, otherwise=otherwise)
 
     @cached_property
-    def grey_increase_pct(self) -> float:
-        """L1 of the grey answer above best.pt's, in percent; NaN where no goal asks for it."""
-        # Asks best.pt about every photograph that chooses, so not without need.
-        is_asked = find_bound(self.demands, "l1_delta_pct") is not None
-        return self.yardstick.grey_increase_pct if is_asked else math.nan
-
-    @cached_property
     def space(self) -> SearchSpace:
         """The points that are tried."""
         side = self.run.settings.count.rank_size
@@ -105,7 +100,8 @@ def make_identity(job: SearchJob) -> dict[str, Any]:
     settings = job.run.settings
     return {
         "best.pt": job.best.sha256,
-        "photographs": job.run.data_key(replace(job.photos, test=())),
+        "photographs": job.data_key(),
+        "measure": job.decided_by,
         "space": {**asdict(job.space), "output_strides": list(job.output_strides)},
         "budgets": settings.budget.given(),
         "settings": {
@@ -114,7 +110,6 @@ def make_identity(job: SearchJob) -> dict[str, Any]:
             **vars(settings.export),
             "search_full_crops": job.effort.full_crops,
             "search_sampler": settings.search.search_sampler,
-            "eval_size": settings.score.eval_size,
             "bench_size": settings.time.bench_size[0],
         },
         "network": job.run.arch_key(),
@@ -190,8 +185,9 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
 
     What an interruption left is gone on with. Processes of torchrun share the work.
     """
+    original = job.know_original(_EPOCH_PHOTOS)  # alone, since the others wait for what they are to learn
     with working_together():
-        destination = _distil(job, *share_answer(lambda: (point, job.yardstick.means(_EPOCH_PHOTOS))))
+        destination = _distil(job, *share_answer(lambda: (point, original)))
     with muted():
         score = job.yardstick.score(load_checkpoint(destination).build_network())
     path = job.weights / f"{sha256_file(destination)}.pt"
@@ -208,11 +204,11 @@ def assist(job: SearchJob) -> None:
             _distil(job, *task)
 
 
-def _distil(job: SearchJob, point: StudentPoint, reference_l1: tuple[float, float]) -> Path:
+def _distil(job: SearchJob, point: StudentPoint, original: Original) -> Path:
     name = sha256_bytes(repr((point.network(), point.crops)).encode())[:16]
     destination = job.run.folder / "study" / "trials" / name / "model.pt"
     with muted():
-        job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, reference_l1=reference_l1)
+        job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, original=original)
     return destination
 
 

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colorpress.core.config import Recipe, Settings
-from colorpress.core.console import say
+from colorpress.core.console import say, warn
 from colorpress.core.files import with_nan, without_nan
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
-from compress.distillation import DistillResult, Lesson, distil_network
+from compress.distillation import DistillResult, Lesson, Original, distil_network
+from compress.measures import MEASURES, Score, Strength
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
 from compress.students.student_plan import StrideScore
@@ -28,17 +29,17 @@ from compress.yardstick import Yardstick, make_yardstick
 from export.graph import export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
-from training.device import choose_device
-from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
-from training.photos import PhotoSplit, scan_photos
+from training.network import pad_to_multiple, upsample_bilinear
+from training.photos import Photo, PhotoSplit, scan_photos
 from training.run_folder import Run, warn_of_other_split
 from training.unet import UNet, UNetPlan, count_parameters
 
-# Validation photographs that choose, at most: all are held in memory, one megabyte each.
+# Photographs that choose, at most, and as many that score what was chosen: all are held in memory, one megabyte each.
 MOST_CHOOSING = 500
 ORACLE_STRIDES = (1, 2, 4, 8, 16, 32)
-# An output stride is taken when best.pt's own answer, made that coarse, keeps this much of its colour.
-_ORACLE_FLOOR = 0.99
+# What an output stride may cost of what is asked of a student: best.pt's own answer, made that coarse, has to keep all
+# of that but this much.
+_COARSENESS = 0.01
 
 
 def build_student(plan: UNetPlan, seed: int) -> UNet:
@@ -99,9 +100,30 @@ class StudentJob:
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        """best.pt's answers to the photographs that choose."""
+        """best.pt's answers to the photographs that choose: candidates among each other, and epochs."""
+        return self._make_yardstick(self.given.choosing)
+
+    @cached_property
+    def confirming(self) -> Yardstick | None:
+        """Its answers to those that score what was chosen, and never choose; None where there are none."""
+        return self._make_yardstick(self.given.confirming) if self.given.confirming else None
+
+    def _make_yardstick(self, scored: Sequence[Photo]) -> Yardstick:
         size = self.run.settings.score.eval_size
-        return make_yardstick(self.run, self.best, self.given.val[:MOST_CHOOSING], short_side=size)
+        return make_yardstick(self.run, self.best, self.given, scored[:MOST_CHOOSING], short_side=size)
+
+    def confirm(self, score: Callable[[Yardstick], Score]) -> Score | None:
+        """What was chosen, on the other photographs, by the measure that chose; None where there are none.
+
+        Args:
+            score: asks what was chosen about the photographs of a yardstick.
+        """
+        measure = self.yardstick.strength.measure.name
+        return replace(score(self.confirming), measure=measure) if self.confirming else None
+
+    def know_original(self, photos: int = MOST_CHOOSING) -> Original:
+        """What its answers to the first so many photographs that choose say of best.pt, before it teaches."""
+        return Original(*self.yardstick.means(photos), alone=not self.yardstick.strength.beats_grey)
 
     @cached_property
     def original_cost(self) -> dict[str, int]:
@@ -114,9 +136,16 @@ class StudentJob:
         """The goals and budgets that were given."""
         return read_limits(self.run.settings.budget, self.run.settings.goal, whole=self.original_cost)
 
-    def data_key(self, *, train: bool = True) -> dict[str, Any]:
-        """What depends on the photographs: those that choose, and those that are learned from where `train`."""
-        used = replace(self.photos, train=self.photos.train if train else (), test=())
+    def data_key(self, *, learns: bool = True, confirms: bool = False) -> dict[str, Any]:
+        """What depends on the photographs: those that choose, and the table is fitted on those of the run that train.
+
+        Args:
+            learns: those of --unlabelled as well.
+            confirms: those that score what was chosen as well.
+        """
+        used = self.given.limit_halves(MOST_CHOOSING)
+        used = replace(used, train=self.photos.train if learns else self.given.train, test=())
+        used = used if confirms else replace(used, val=used.choosing)
         return {**self.run.data_key(used), "eval_size": self.run.settings.score.eval_size}
 
     def time_alone(self, path: Path) -> float:
@@ -140,22 +169,23 @@ class StudentJob:
         *,
         teacher_weight: float | None = None,
         epoch_photos: int = MOST_CHOOSING,
-        reference_l1: tuple[float, float] | None = None,
+        original: Original | None = None,
     ) -> DistillResult:
         """Train the network of a plan from the start; what an interruption left is gone on with.
 
         Args:
             teacher_weight: another one than that of the options.
             epoch_photos: how many of the photographs that choose tell the best epoch.
-            reference_l1: on those, where another process of the same training asked best.pt already.
+            original: on those, where another process of the same training asked best.pt already.
         """
         recipe, usual = self.recipe(crops), self.run.settings.distil.student_teacher_weight
         weight = usual if teacher_weight is None else teacher_weight
         # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
         seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
-        photos = replace(self.photos, train=seen, val=self.photos.val[:epoch_photos])
+        choosing = self.given.choosing[:epoch_photos]
+        photos = replace(self.photos, train=seen, val=choosing, choosers=len(choosing))
         lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
-        lesson = replace(lesson, reference_l1=reference_l1 or self.yardstick.means(epoch_photos))
+        lesson = replace(lesson, original=original or self.know_original(epoch_photos))
         student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 
@@ -174,56 +204,76 @@ def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:
     return replace(photos, train=(*photos.train, *sorted(further, key=lambda photo: photo.sha256)))
 
 
-def score_strides(
-    best: ColorNetwork, yardstick: Yardstick, *, device: torch.device, strides: Sequence[int] = ORACLE_STRIDES
-) -> tuple[StrideScore, ...]:
+def score_strides(yardstick: Yardstick, strides: Sequence[int] = ORACLE_STRIDES) -> tuple[StrideScore, ...]:
     """What coarse answers cost at least: best.pt's own answers, averaged to each stride and up-sampled again.
 
     An oracle: no student that answers at a stride can be expected to do better than this by being coarse.
-
-    Args:
-        best: on `device`, in eval mode.
     """
 
-    def coarse_at(stride: int) -> Callable[[Tensor], Tensor]:
-        def answer(lightness: Tensor) -> Tensor:
-            height, width = lightness.shape[-2:]
-            padded = pad_to_multiple(best(lightness.to(device)), stride)  # (1, 2, H, W), each side up to a multiple
-            return upsample_bilinear(F.avg_pool2d(padded, stride), stride)[..., :height, :width].cpu()
+    def score_at(stride: int) -> Score:
+        answers = iter(yardstick.pictures)  # asked for in this order
+        return yardstick.score(lambda lightness: _make_coarse(next(answers).best, stride))
 
-        return answer
-
-    scores = [(stride, yardstick.score(coarse_at(stride))) for stride in strides]
-    return tuple(StrideScore(stride, score.l1_delta_pct, score.retained_colour) for stride, score in scores)
+    scores = [(stride, score_at(stride)) for stride in strides]
+    return tuple(StrideScore(stride, score.l1_delta_pct, score.measure, score.kept) for stride, score in scores)
 
 
-def score_output_strides(job: StudentJob) -> tuple[tuple[StrideScore, ...], StageRecord]:
-    """The oracle of a run folder, where it is measured once."""
+def _make_coarse(ab: Tensor, stride: int) -> Tensor:
+    """A picture (1, 2, H, W) averaged over areas of stride x stride pixels, at its size again."""
+    height, width = ab.shape[-2:]
+    padded = pad_to_multiple(ab, stride)  # each side up to a multiple
+    return upsample_bilinear(F.avg_pool2d(padded, stride), stride)[..., :height, :width]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What best.pt itself says before anything is tried, on the photographs that choose.
+
+    Attributes:
+        strength: how strong it is. `strides`: how coarse its answers may be.
+    """
+
+    strength: Strength
+    strides: tuple[StrideScore, ...]
+
+
+def ask_oracle(job: StudentJob) -> tuple[Oracle, StageRecord]:
+    """The oracle of a run folder, where it is measured once; says how strong best.pt is."""
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        device = choose_device(job.run.settings.machine.device)
-        scores = score_strides(job.best.build_network().to(device), job.yardstick, device=device)
-        kept = ", ".join(f"1/{each.stride} {each.l1_delta_pct:+.2f} %" for each in scores)
-        say(f"best.pt's own answer made coarse changes its L1 by: {kept}")
-        return [], {"strides": [without_nan(asdict(each)) for each in scores]}
+        strength, scores = job.yardstick.strength.to_dict(), score_strides(job.yardstick)
+        return [], {"strength": strength, "strides": [without_nan(asdict(each)) for each in scores]}
 
-    used = {**job.run.arch_key(), **job.data_key(train=False)}
+    used = {**job.run.arch_key(), **job.data_key(learns=False)}
     record = job.run.do("strides", action, inputs=[job.run.best_path], settings=used)
-    return tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]), record
+    found = Oracle(
+        Strength.of(record.result["strength"]),
+        tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]),
+    )
+    say(found.strength.describe())
+    if meaning := found.strength.warn():
+        warn(meaning)
+    kept = ", ".join(f"1/{each.stride} {each.kept:.3f} ({each.l1_delta_pct:+.2f} % L1)" for each in found.strides)
+    say(f"best.pt's own answer made coarse keeps {found.strength.measure.symbol}: {kept}")
+    return found, record
+
+
+def _oracle_floor(score: StrideScore) -> float:
+    return MEASURES[score.measure].whole - _COARSENESS
 
 
 def choose_output_stride(strides: Sequence[StrideScore]) -> int:
-    """The coarsest stride whose answers keep at least 0.99 of best.pt's colour; 1 where none does."""
-    return max((each.stride for each in strides if each.retained_colour >= _ORACLE_FLOOR), default=1)
+    """The coarsest stride whose answers keep what is asked of a student, but for a hundredth; 1 where none does."""
+    return max((each.stride for each in strides if each.kept >= _oracle_floor(each)), default=1)
 
 
 def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:
     """The strides that are worth a search, finest first: a finer one costs more, so it has to keep as much colour.
 
-    Where best.pt is no better than grey there is no G, and every stride is as good.
+    Where it cannot be told what is kept, every stride is as good.
     """
     kept: list[StrideScore] = []
     for each in sorted(strides, key=lambda each: -each.stride):
-        if not each.retained_colour < max([_ORACLE_FLOOR, *(coarser.retained_colour for coarser in kept)]):
+        if not each.kept < max([_oracle_floor(each), *(coarser.kept for coarser in kept)]):
             kept.append(each)
     return tuple(each.stride for each in reversed(kept)) or (1,)

@@ -23,11 +23,16 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class StrideScore:
-    """What best.pt's own answer is worth when it is averaged to 1 / `stride` of the size and up-sampled again."""
+    """What best.pt's own answer is worth when it is averaged to 1 / `stride` of the size and up-sampled again.
+
+    Attributes:
+        measure: the name of the measure that decides. `kept`: by it; NaN where it cannot be told.
+    """
 
     stride: int
     l1_delta_pct: float
-    retained_colour: float
+    measure: str
+    kept: float
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,9 @@ class Candidate:
         params, macs: of one picture of the size that MACs are counted at.
         size_bytes, latency_ms: of its ONNX file with packed weights, and of one picture of the timed size in ONNX
             Runtime; None where no budget asked for it.
-        l1_delta_pct: L1 above best.pt's on the validation photographs, in percent; None where it was not tried.
-        retained_colour, low, high: G there with its 95 % interval; None where it was not tried, or cannot be told.
+        l1_delta_pct: L1 above best.pt's on the photographs that choose, in percent; None where it was not tried.
+        measure: the name of the measure that decided; empty where it was not tried.
+        kept, low, high: by it, with its 95 % interval; None where it was not tried, or cannot be told.
         verdict: why it was taken or not, in words.
     """
 
@@ -50,7 +56,8 @@ class Candidate:
     size_bytes: int | None = None
     latency_ms: float | None = None
     l1_delta_pct: float | None = None
-    retained_colour: float | None = None
+    measure: str = ""
+    kept: float | None = None
     low: float | None = None
     high: float | None = None
     verdict: str = ""
@@ -65,7 +72,8 @@ class StudentPlan:
         reason: why this one, in a sentence.
         strides: the oracle that chose the output stride.
         candidates: what was looked at, smallest first.
-        control: the score of the same network trained as briefly without a teacher, the fields of `Score`.
+        control: the score of the same network trained as briefly without a teacher, the fields of `Score`; empty where
+            none was, as where best.pt's answers alone teach.
         settings: the options that led to the plan.
     """
 
@@ -73,7 +81,7 @@ class StudentPlan:
     reason: str
     strides: tuple[StrideScore, ...] = ()
     candidates: tuple[Candidate, ...] = ()
-    control: Mapping[str, float | None] = field(default_factory=dict)
+    control: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

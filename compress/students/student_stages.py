@@ -16,18 +16,19 @@ from typing import Any
 
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError
+from colorpress.core.files import without_nan
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
-from compress.budgets import Limit, find_bound, fits, read_goals, read_limits
+from compress.budgets import Limit, fits, goals_or_whole, read_limits
 from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
+from compress.measures import Score, describe_both
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
-from compress.students.student_job import StudentJob
-from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
-from compress.yardstick import Score
+from compress.students.student_job import Oracle, StudentJob
+from compress.students.student_plan import Candidate, StudentPlan, read_student_network, write_student_plan
 from training.fitting import forget_fit
 from training.photos import PhotoSplit
 from training.run_folder import Run
@@ -68,19 +69,21 @@ def make_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[Stag
         raise ConfigError("option", "--name", f"got {name!r}", "give letters and digits, such as smallest")
     job = StudentJob(run, photos)
     given = run.settings.student.student_plan
-    if given is None:
-        strides, oracle = student_job.score_output_strides(job)
-        plan, trials = _choose(job, name, strides)
-        records = [oracle, *trials]
+    network = read_student_network(given) if given else None
+    oracle, asked = student_job.ask_oracle(job)
+    records = [asked]
+    if given is None or network is None:
+        plan, trials = _choose(job, name, oracle)
+        records += trials
     else:
-        plan, records = StudentPlan(read_student_network(given), f"given with --student-plan {given.name}"), []
+        plan = StudentPlan(network, f"given with --student-plan {given.name}")
         limits = read_limits(run.settings.budget, whole=job.original_cost)
-        if limits and (why := _why_too_large(limits, _make_candidate(job, plan.network, limits))):
+        if limits and (why := _why_too_large(limits, _make_candidate(job, network, limits))):
             warn(f"the network of --student-plan misses a budget: {why}")
     return [*records, _write_plan(run, name, plan), _train(job, name, plan.network)]
 
 
-def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple[StudentPlan, list[StageRecord]]:
+def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, list[StageRecord]]:
     """The smallest network of the ladder that keeps the colour after a short training."""
     settings = job.run.settings
     records: list[StageRecord] = []
@@ -89,21 +92,24 @@ def _choose(job: StudentJob, name: str, strides: Sequence[StrideScore]) -> tuple
         records.append(_try_out(job, candidate.network, settings.distil.student_teacher_weight))
         return Score.of(records[-1].result["score"])
 
-    floor, increase_pct = _goal(job)
-    candidates = _list_candidates(job, student_job.choose_output_stride(strides))
-    chosen, seen, reason = choose_candidate(candidates, floor=floor, increase_pct=increase_pct, try_out=try_out)
-    # The control: the same network and crops without a teacher.
-    control = _try_out(job, chosen.network, teacher_weight=0.0)
+    goals = goals_or_whole(settings.goal, oracle.strength.measure)
+    candidates = _list_candidates(job, student_job.choose_output_stride(oracle.strides))
+    chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
+    control: Mapping[str, Any] = {}
+    if oracle.strength.beats_grey:
+        # The same network and crops without a teacher.
+        records.append(_try_out(job, chosen.network, teacher_weight=0.0))
+        control = records[-1].result["score"]
     say(f"{name}: {chosen.params:,} parameters, {reason}")
     plan = StudentPlan(
         network=chosen.network,
         reason=reason,
-        strides=tuple(strides),
+        strides=oracle.strides,
         candidates=seen,
-        control=control.result["score"],
-        settings={"min_retained_colour": floor, **settings.budget.given()},
+        control=control,
+        settings={**{goal.name: goal.bound for goal in goals}, **settings.budget.given()},
     )
-    return plan, [*records, control]
+    return plan, records
 
 
 def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
@@ -122,15 +128,6 @@ def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
         why = "wider than one that misses a budget" if is_hopeless else _why_too_large(counted, candidate)
         found.append(replace(candidate, verdict=f"{_NOT_TRIED}{why}" if why else ""))
     return found
-
-
-def _goal(job: StudentJob) -> tuple[float, float]:
-    """The G to keep, 1 where nothing is asked for; and the percent of more L1 that are allowed without a G."""
-    goals = read_goals(job.run.settings.goal)
-    retained, increase_pct = find_bound(goals, "retained_colour"), find_bound(goals, "l1_delta_pct")
-    # Asks best.pt about every photograph that chooses, so not without need.
-    floor = retained if increase_pct is None else job.yardstick.floor_of(goals)
-    return 1.0 if floor is None else floor, increase_pct or 0.0
 
 
 def _needs_file(limits: Sequence[Limit]) -> bool:
@@ -165,7 +162,7 @@ def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:
 
 
 def _try_out(job: StudentJob, network: UNetPlan, teacher_weight: float) -> StageRecord:
-    """A short training and what it scores on the validation photographs."""
+    """A short training and what it scores on the photographs that choose."""
     name = f"{'trial' if teacher_weight else 'control'}-{network.encoder[0][-1]}"
     destination = job.run.folder / "trials" / name / "model.pt"
 
@@ -182,23 +179,26 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
 
     def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
         student, size = distilled.checkpoint.build_network(), settings.count.rank_size
-        score, (floor, increase_pct) = job.yardstick.score(student), _goal(job)
-        say(f"{name}: {distilled.summary()}{score.interval}")
-        if not score.keeps(floor, most_increase_pct=increase_pct):
+        chosen_by, confirmed = job.yardstick.score(student), job.confirm(lambda yardstick: yardstick.score(student))
+        reported, goals = confirmed or chosen_by, job.yardstick.goals(settings.goal)
+        say(f"{name}: {distilled.summary()}; {describe_both(chosen_by, confirmed, intervals=True)}")
+        if missed := [goal for goal in goals if not goal.is_met(reported.likely_figures())]:
+            asked = " and ".join(goal.show(goal.bound) for goal in missed)
             hint = "try --student-effort long, or a wider --student-plan"
-            warn(f"{name} does not keep G {floor:g} with odds of 4 to 1: {hint}")
+            warn(f"{name} does not keep {asked} with odds of 4 to 1: {hint}")
         return distilled.paths, {
             "params": count_parameters(student),
             "macs": count_macs(student, height=size, width=size),
             "output_stride": network.output_stride,
             "val_l1": distilled.val_l1_after,
-            "val_score": score.to_dict(),
-            "best_val_l1": distilled.best_l1,
-            "grey_val_l1": distilled.grey_l1,
+            "val_score": chosen_by.to_dict(),
+            "confirmed_score": confirmed.to_dict() if confirmed else None,
+            "best_val_l1": distilled.scale.best_l1,
+            "grey_val_l1": distilled.scale.grey_l1,
         }
 
     crops, weight = settings.student.crops, settings.distil.student_teacher_weight
-    return _learn(job, f"student-{name}", network, crops, destination, describe, weight)
+    return _learn(job, f"student-{name}", network, crops, destination, describe, weight, confirms=True)
 
 
 def _learn(
@@ -209,8 +209,13 @@ def _learn(
     destination: Path,
     describe: Callable[[DistillResult], tuple[Sequence[Path], Mapping[str, Any]]],
     teacher_weight: float,
+    confirms: bool = False,
 ) -> StageRecord:
-    """Distil a network to `destination` as a stage, whose files and result `describe` gives."""
+    """Distil a network to `destination` as a stage, whose files and result `describe` gives.
+
+    Args:
+        confirms: whether that looks at the photographs that choose nothing.
+    """
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if job.run.force:
@@ -223,7 +228,7 @@ def _learn(
         "teacher_weight": teacher_weight,
         **vars(job.run.settings.count),
         **job.run.arch_key(),
-        **job.data_key(),
+        **job.data_key(confirms=confirms),
     }
     return job.run.do(stage, action, inputs=[job.run.best_path], settings=used)
 
@@ -256,17 +261,17 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
 
 
 def choose_candidate(
-    candidates: Sequence[Candidate], *, floor: float, increase_pct: float = 0.0, try_out: Callable[[Candidate], Score]
+    candidates: Sequence[Candidate], *, goals: Sequence[Limit], try_out: Callable[[Candidate], Score]
 ) -> tuple[Candidate, tuple[Candidate, ...], str]:
-    """The smallest candidate that meets the goal after a short training, found by bisection.
+    """The smallest candidate that meets the goals after a short training, found by bisection.
 
     Args:
         candidates: smallest first; what a larger one costs more of, it also keeps more colour with. One that has a
             verdict already misses a budget.
-        floor, increase_pct: the goal, see `Score.keeps`.
+        goals: to be met on other photographs with odds of 4 to 1.
         try_out: trains a candidate for a short while and scores it; called for as few as possible.
     Returns:
-        The chosen candidate, all of them with their verdicts, and the choice in a sentence. Where none meets the goal
+        The chosen candidate, all of them with their verdicts, and the choice in a sentence. Where none meets the goals
         it is the one that kept most colour.
     Raises:
         ConfigError: no candidate fits the budgets.
@@ -276,21 +281,32 @@ def choose_candidate(
     if not fitting:
         why = f"the smallest student misses it: {seen[0].verdict.removeprefix(_NOT_TRIED)}"
         raise ConfigError("budget", None, why, "loosen it")
-    met: dict[int, bool] = {}
+    asked = " and ".join(goal.show(goal.bound) for goal in goals)
+    scores: dict[int, Score] = {}
 
-    def meets_goal(place: int) -> bool:
-        if place not in met:
-            score = try_out(seen[place])
-            met[place] = score.keeps(floor, most_increase_pct=increase_pct)
-            known = not math.isnan(score.retained_colour)
-            what = f"keeps {score.retained_colour:.3f} of the colour{score.interval}" if known else score.describe()
-            verdict = f"after a short training {what}: {'enough' if met[place] else 'not enough'} for {floor:g}"
-            figures: dict[str, Any] = {name: value for name, value in score.to_dict().items() if name != "l1"}
-            seen[place] = replace(seen[place], **figures, verdict=verdict)
-        return met[place]
+    def meets_goals(place: int) -> bool:
+        if place not in scores:
+            scores[place] = try_out(seen[place])
+        score = scores[place]
+        is_met = all(goal.is_met(score.likely_figures()) for goal in goals)
+        seen[place] = _note_score(seen[place], score, f"{'enough' if is_met else 'not enough'} for {asked}")
+        return is_met
 
-    smallest = fitting[bisect_left(fitting[:-1], True, key=meets_goal)]
-    if meets_goal(smallest):
+    smallest = fitting[bisect_left(fitting[:-1], True, key=meets_goals)]
+    if meets_goals(smallest):
         return seen[smallest], tuple(seen), f"the smallest of {len(seen)} candidates that meets the goal"
-    best = min(met, key=lambda place: seen[place].l1_delta_pct or 0.0)
+    best = min(scores, key=lambda place: scores[place].loss)
     return seen[best], tuple(seen), "no candidate within the budgets meets the goal; this one kept most colour"
+
+
+def _note_score(candidate: Candidate, score: Score, meaning: str) -> Candidate:
+    """A candidate that was tried, with what it scored and what that means."""
+    what = f"{score.describe()}{score.describe_interval()}"
+    figures = {
+        "l1_delta_pct": score.l1_delta_pct,
+        "kept": score.kept,
+        "low": score.interval[0],
+        "high": score.interval[1],
+    }
+    verdict = f"after a short training {what}: {meaning}"
+    return replace(candidate, **without_nan(figures), measure=score.measure, verdict=verdict)

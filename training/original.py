@@ -34,6 +34,8 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         if run.force and is_main_process():
             forget_fit(run.folder)
         recipe = settings.train.recipe(settings.fit)
+        # All that validate choose the epoch: a luckier best.pt is held to be better there, so nothing made from it
+        # looks better for it.
         job = FitJob(photos.train, photos.val, recipe, settings.data, settings.machine)
         best = train_unet(job, settings.unet, run.folder, restart=run.force).best
         params = count_parameters(best.build_network())

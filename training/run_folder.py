@@ -67,7 +67,7 @@ class Run:
     def data_key(self, photos: PhotoSplit) -> dict[str, Any]:
         """What a stage's answer depends on of the photographs: their content by use, the seed, and the size limit."""
         data = self.settings.data
-        content = hash_photos(photos.train, photos.val, photos.test)
+        content = hash_photos(photos.train, photos.choosing, photos.confirming, photos.test)
         return {"photos": content, "seed": data.seed, "max_pixels": data.max_pixels}
 
     def write_settings(self) -> Path:
@@ -76,7 +76,7 @@ class Run:
 
 
 def find_photos(run: Run) -> PhotoSplit:
-    """Scan and split the photographs; names the files that cannot be used in skipped_images.csv.
+    """Scan and split the photographs, and say how; names the files that cannot be used in skipped_images.csv.
 
     Raises:
         ConfigError: the run folder lies among the photographs, so its pictures would become some of them.
@@ -92,9 +92,10 @@ def find_photos(run: Run) -> PhotoSplit:
             skipped_path=run.folder / "skipped_images.csv",
         )
     )
+    how = photos.describe_folders()
     say(
-        f"photographs: {len(photos.train)} to train on, {len(photos.val)} to choose the best epoch, "
-        f"{len(photos.test)} held out for the benchmark, {len(photos.skipped)} skipped"
+        f"photographs: {len(photos.train)} to train on, {len(photos.val)} to choose by, "
+        f"{len(photos.test)} held out for the benchmark, {len(photos.skipped)} skipped" + (f"; {how}" if how else "")
     )
     return photos
 
@@ -103,4 +104,5 @@ def warn_of_other_split(original: Checkpoint, photos: PhotoSplit) -> None:
     """Warn when best.pt says that it was trained on other photographs than `photos` says."""
     trained_on = original.extra.get("fit", {}).get("photographs")
     if trained_on is not None and trained_on != hash_photos(photos.train, photos.val):
-        warn("best.pt was trained on another split of photographs: it may have seen those held out here")
+        why = "other files or folders, or another --seed or share"
+        warn(f"best.pt was trained on another split of photographs ({why}): it may have seen those held out here")

@@ -12,10 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from colorpress.cli import cli, run_command
-from colorpress.core.config import BudgetConfig, Settings
+from colorpress.core.config import BudgetConfig, DataConfig, Settings
+from compress.measures import Score
 from compress.prune_stage import prune_limits, split_epochs
+from compress.yardstick import make_yardstick
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
+from training.photos import scan_photos
 from training.run_folder import Run
 from training.unet import count_parameters
 
@@ -182,18 +185,26 @@ def test_the_options_are_offered() -> None:
         assert f" {option} " not in text
 
 
-def test_the_result_scores_what_is_kept(
+def test_the_result_scores_what_is_kept_on_photographs_that_did_not_choose(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--json")
+    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--val-share", "0.4", "--json")
     assert code == 0
-    result = json.loads(capsys.readouterr().out)["prune"]
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)["prune"]
     with (tmp_path / "pruned" / "distillation.csv").open(newline="") as table:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(table)]
-    best = min(rows, key=lambda row: row["val_l1"])
-    assert result["val_l1_after"] == pytest.approx(min(best["val_l1"], result["val_l1_before"]))
-    # G is linear in L1, so two rows of the table give it anywhere.
-    first, second = rows
-    slope = (second["retained_colour"] - first["retained_colour"]) / (second["val_l1"] - first["val_l1"])
-    kept = first["retained_colour"] + slope * (result["val_l1_after"] - first["val_l1"])
-    assert result["retained_colour"] == pytest.approx(kept)
+        epochs = [float(row["val_l1"]) for row in csv.DictReader(table)]
+    assert len(epochs) == 2
+    assert result["val_l1_after"] == pytest.approx(min(*epochs, result["val_l1_before"]))
+    photos = scan_photos(DataConfig(data=trained[0], val_share=0.4), workers=0)
+    assert len(photos.choosing) == len(photos.confirming) == 2
+    run, best = Run(tmp_path), load_checkpoint(trained[1])
+    pruned = load_checkpoint(tmp_path / "pruned" / "model.pt").build_network()
+    side = run.settings.score.eval_size
+    scores = [
+        make_yardstick(run, best, photos, part, short_side=side).score(pruned)
+        for part in (photos.choosing, photos.confirming)
+    ]
+    assert [result["fidelity"] == pytest.approx(score.fidelity, abs=1e-6) for score in scores] == [False, True]
+    assert Score.of({name: result[name] for name in scores[1].to_dict()}).kept == pytest.approx(scores[1].kept)
+    assert f"pruned: {scores[1].describe()}" in printed.err

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from colorpress.core.console import set_quiet
+from compress.measures import CONTENT, MEASURES, Measure, Score
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 
@@ -59,6 +60,21 @@ def make_network(plan: UNetPlan = TINY_PLAN, seed: int = 0) -> UNet:
     return network
 
 
+def make_score(kept: float, spread: float = 0.05, *, measure: Measure = CONTENT, others: float = 0.5) -> Score:
+    """A score by a measure with its interval; the others say `others`, and 10 % more L1 is all that can be lost."""
+    values = {each: kept if each is measure else others for each in MEASURES.values()}
+    figures = {each.name: value for each, value in values.items()}
+    figures |= {each.low: value - spread for each, value in values.items()}
+    figures |= {each.high: value + spread for each, value in values.items()}
+    delta_pct = 10.0 * (1.0 - kept)
+    figures |= {
+        "l1_delta_pct": delta_pct,
+        "l1_delta_low": delta_pct - 10 * spread,
+        "l1_delta_high": delta_pct + 10 * spread,
+    }
+    return Score(l1=0.1 * (2.0 - kept), measure=measure.name, **figures)
+
+
 @pytest.fixture
 def tiny_unet() -> UNet:
     """UNetPlan.classic(4, 2) with random weights and batch norm statistics, in eval mode."""
@@ -69,6 +85,14 @@ def tiny_unet() -> UNet:
 def tiny_checkpoint(tmp_path: Path, tiny_unet: UNet) -> Path:
     """A checkpoint file of `tiny_unet`."""
     return save_checkpoint(tmp_path / "tiny.pt", Checkpoint(TINY_PLAN, tiny_unet.state_dict(), epoch=1, val_l1=0.1))
+
+
+def make_vivid(path: Path) -> Path:
+    """A checkpoint whose colours have nothing to do with the truth: the same strong violet everywhere."""
+    network = make_network()
+    torch.nn.init.zeros_(network.head.weight)
+    network.head.bias.data = torch.tensor([0.8, -0.8])
+    return save_checkpoint(path, Checkpoint(TINY_PLAN, network.state_dict()))
 
 
 def make_photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:

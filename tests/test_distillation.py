@@ -15,11 +15,12 @@ from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, Machin
 from compress.distillation import DistillResult, Lesson, Original, Scale, distil_network, write_distillation_curve
 from compress.pruning import prune_network
 from compress.students.student_job import build_student
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tests.conftest import make_vivid
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
-from training.unet import UNet, UNetPlan, count_parameters
+from training.unet import UNetPlan, count_parameters
 
 UNET = UNetConfig(base=8, depth=2)
 FIT = FitConfig(batch_size=8)
@@ -125,16 +126,6 @@ def test_colour_minutes_and_crops_are_written_as_table_and_chart(
         assert picture.width > 500
 
 
-def make_vivid(folder: Path, weight: float = 0.8) -> Checkpoint:
-    """An original whose colours have nothing to do with the truth: the darker, the more violet."""
-    network = UNet(UNetPlan.classic(4, 1)).eval()
-    for parameter in network.parameters():
-        torch.nn.init.constant_(parameter, 0.01)
-    torch.nn.init.constant_(network.head.weight, 0.0)
-    network.head.bias.data = torch.tensor([weight, -weight])
-    return load_checkpoint(save_checkpoint(folder / "vivid.pt", Checkpoint(network.architecture, network.state_dict())))
-
-
 def learn_from(
     teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 0.0, original: Original | None = None
 ) -> DistillResult:
@@ -146,7 +137,7 @@ def learn_from(
 def test_of_a_vivid_original_its_answers_alone_teach_and_judge(
     split: PhotoSplit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = learn_from(make_vivid(tmp_path), split, tmp_path)
+    result = learn_from(load_checkpoint(make_vivid(tmp_path / "vivid.pt")), split, tmp_path)
     # A student starts from grey, far from the teacher; that is its scale.
     assert result.scale == Scale(pytest.approx(np.tanh(0.8), abs=1e-3), 0.0, to_best=True)
     assert result.val_l1_before == pytest.approx(np.tanh(0.8), abs=1e-3) and result.val_l1_after < 0.2
@@ -161,7 +152,7 @@ def test_of_a_vivid_original_its_answers_alone_teach_and_judge(
 
 
 def test_whether_answers_alone_teach_may_be_known_from_more_photographs(split: PhotoSplit, tmp_path: Path) -> None:
-    vivid, known = make_vivid(tmp_path), Original(grey_l1=0.2, best_l1=0.1, alone=False)
+    vivid, known = load_checkpoint(make_vivid(tmp_path / "vivid.pt")), Original(grey_l1=0.2, best_l1=0.1, alone=False)
     result = learn_from(vivid, split, tmp_path, weight=0.25, original=known)
     assert result.checkpoint.extra["teacher_weight"] == 0.25
     assert result.scale == Scale(0.2, 0.1)
@@ -174,8 +165,11 @@ def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit
     # Whoever looks at these is told.
     hidden = [replace(photo, path=tmp_path / "hidden" / photo.path.name) for photo in split.confirming]
     blind = replace(split, val=(*split.choosing, *hidden))
-    shown = learn_from(make_vivid(tmp_path), split, tmp_path / "a")
-    assert learn_from(make_vivid(tmp_path), blind, tmp_path / "b").val_l1_after == shown.val_l1_after
+    shown = learn_from(load_checkpoint(make_vivid(tmp_path / "vivid.pt")), split, tmp_path / "a")
+    assert (
+        learn_from(load_checkpoint(make_vivid(tmp_path / "vivid.pt")), blind, tmp_path / "b").val_l1_after
+        == shown.val_l1_after
+    )
     assert {path.stem for path in (tmp_path / "a" / "answers").rglob("*.npy")} == {
         photo.sha256 for photo in (*split.train, *split.choosing)
     }

@@ -13,7 +13,9 @@ import pytest
 from colorpress.core.config import BudgetConfig, GoalConfig
 from colorpress.core.errors import InputError
 from compress.budgets import Limit, read_limits
+from compress.measures import CONTENT, FIDELITY, Measure
 from compress.students.search_front import (
+    COLUMNS,
     FRONT_FILES,
     STAGES,
     FrontRow,
@@ -26,13 +28,15 @@ from compress.students.search_front import (
     write_front,
 )
 from compress.students.search_space import StudentPoint
-from compress.yardstick import Score
+from tests.conftest import make_score
 
 POINT = StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 100)
 
 
-def row(name: str, size_bytes: int, latency_ms: float, kept: float, stage: str = STAGES[0]) -> FrontRow:
-    score = Score(l1=0.1, l1_delta_pct=10 * (1 - kept), retained_colour=kept, low=kept - 0.01, high=kept + 0.01)
+def row(
+    name: str, size_bytes: int, latency_ms: float, kept: float, stage: str = STAGES[0], measure: Measure = CONTENT
+) -> FrontRow:
+    score = make_score(kept, 0.01, measure=measure)
     file = f"front/{name}/model.onnx" if stage == STAGES[2] else ""
     return FrontRow(name, stage, POINT, size_bytes, 10 * size_bytes, size_bytes, latency_ms, score, file)
 
@@ -68,29 +72,31 @@ def test_those_that_go_on_are_spread_over_the_sizes() -> None:
 
 
 def demands(params: int = 100_000, **options: object) -> tuple[Limit, ...]:
-    goal = {name: options.pop(name) for name in ("min_retained_colour", "max_l1_increase") if name in options}
+    names = ("min_content_colour", "min_retained_colour", "max_l1_increase")
+    goal = {name: options.pop(name) for name in names if name in options}
     whole = {"params": params, "macs": 10 * params}
     return read_limits(BudgetConfig(**options), GoalConfig(**goal), whole=whole)  # type: ignore[arg-type]
 
 
 def recommended(rows: list[FrontRow], **options: object) -> Recommendation:
-    return recommend(rows, demands(**options), grey_increase_pct=10.0)
+    return recommend(rows, demands(**options))
 
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
         ({}, "f"),
-        ({"min_retained_colour": 0.89}, "b"),
-        ({"min_retained_colour": 0.9}, "d"),  # b has it, but on other photographs it may not
+        ({"min_content_colour": 0.89}, "b"),
+        ({"min_content_colour": 0.9}, "d"),  # b has it, but on other photographs it may not
         ({"max_l1_increase": 1.1}, "b"),
         ({"max_l1_increase": 1.0}, "d"),
-        ({"min_retained_colour": 0.85, "max_l1_increase": 0.6}, "d"),
+        ({"min_content_colour": 0.85, "max_l1_increase": 0.6}, "d"),
+        ({"min_retained_colour": 0.4, "target_size": "30KB"}, "a"),  # of G all have 0.5
         ({"target_size": "30KB"}, "b"),
-        ({"target_size": "50KB", "min_retained_colour": 0.92}, "d"),
+        ({"target_size": "50KB", "min_content_colour": 0.92}, "d"),
         ({"target_latency_ms": 0.45}, "d"),
         ({"keep_params": 0.15}, "a"),
-        ({"keep_macs": 0.81, "min_retained_colour": 1.0}, "f"),
+        ({"keep_macs": 0.81, "min_content_colour": 1.0}, "f"),
     ],
 )
 def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object], expected: str) -> None:
@@ -99,18 +105,52 @@ def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object
     assert found.sentence.startswith(f"{expected}: ")
 
 
+@pytest.mark.parametrize(
+    ("measure", "expected", "why"),
+    [
+        (CONTENT, "f", "the smallest that keeps C 1.000 with odds of 4 to 1"),
+        (FIDELITY, "d", "the smallest that keeps F 0.900 with odds of 4 to 1"),  # b has 0.9 on these photographs alone
+    ],
+)
+def test_without_goals_the_measure_that_decides_is_kept_whole(measure: Measure, expected: str, why: str) -> None:
+    rows = [replace(each, score=make_score(each.score.kept, 0.01, measure=measure)) for each in ROWS]
+    found = recommend(rows, ())
+    assert found.row is not None and found.row.name == expected
+    assert found.sentence.endswith(f"; {why}.")
+    lost = [replace(each, score=make_score(each.score.kept - 0.5, 0.01, measure=measure)) for each in ROWS]
+    assert recommend(lost, ()).sentence.startswith("f: ")
+    assert recommend(lost, ()).sentence.endswith("keeps most colour.")
+
+
+def test_what_did_not_choose_is_said_beside_and_decides_nothing(tmp_path: Path) -> None:
+    told = [replace(each, confirmed=make_score(each.score.kept - 0.3, 0.02)) for each in ROWS]
+    found = recommend(told, demands(min_content_colour=0.89))
+    assert found.row is not None and found.row.name == "b"
+    assert "C 0.900 on the photographs that chose, C 0.600 on others; the smallest" in found.sentence
+    alone = recommend(ROWS, demands(min_content_colour=0.89))
+    assert "C 0.900; the smallest" in alone.sentence
+    write_front(tmp_path, [told[1], ROWS[0]], best_bytes=1, record={})
+    first, second = json.loads((tmp_path / "front.json").read_text())["rows"]
+    assert first["confirmed_kept"] == pytest.approx(0.6) and first["confirmed_low"] == pytest.approx(0.58)
+    assert first["confirmed_high"] == pytest.approx(0.62) and first["confirmed_l1_delta_pct"] == pytest.approx(4.0)
+    assert [second[name] for name in COLUMNS if name.startswith("confirmed")] == [None] * 4
+    lines = format_front([told[1], ROWS[0]], 1)
+    assert "colour C" in lines[0] and "on others" in lines[0]
+    assert "0.900" in lines[2] and "0.600" in lines[2] and "0.600" not in lines[1]
+
+
 def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
-    found = recommended(ROWS, target_size="15KB", min_retained_colour=0.92)
+    found = recommended(ROWS, target_size="15KB", min_content_colour=0.92)
     assert found.row is None
     assert found.sentence.startswith(
-        "No student meets --min-retained-colour 0.92 and --target-size 15KB. a comes nearest"
+        "No student meets --min-content-colour 0.92 and --target-size 15KB. a comes nearest"
     )
-    assert "G 0.796 with odds of 4 to 1 (13.5 % off --min-retained-colour 0.92)" in found.sentence
+    assert "C 0.796 with odds of 4 to 1 (13.5 % off --min-content-colour 0.92)" in found.sentence
     assert (
-        "Loosen --min-retained-colour 0.92 to G 0.796 with odds of 4 to 1 (a), or --target-size 15KB to 40.0 kB (d)"
+        "Loosen --min-content-colour 0.92 to C 0.796 with odds of 4 to 1 (a), or --target-size 15KB to 40.0 kB (d)"
         in found.sentence
     )
-    alone = recommended(ROWS, target_size="5KB", keep_params=0.05, min_retained_colour=2.0)
+    alone = recommended(ROWS, target_size="5KB", keep_params=0.05, min_content_colour=2.0)
     assert alone.row is None and "More than one has to be loosened" in alone.sentence
 
 
@@ -121,11 +161,18 @@ def test_candidates_do_not_stand_in_for_files() -> None:
     assert recommended([]).row is None
 
 
-def test_where_there_is_no_colour_the_l1_counts() -> None:
-    blind = [replace(each, score=replace(each.score, retained_colour=math.nan)) for each in ROWS]
+def test_where_there_is_no_colour_the_l1_counts(tmp_path: Path) -> None:
+    unknown = {"content_colour": math.nan, "content_low": math.nan, "content_high": math.nan}
+    blind = [replace(each, score=replace(each.score, **unknown)) for each in ROWS]
     assert names(front_of(blind)) == "abdfg"
     assert "+2.00 % L1" in blind[0].describe()
-    assert recommended(blind, min_retained_colour=0.5).row is None
+    refused = recommended(blind, min_content_colour=0.5)
+    assert refused.row is None and "no C, since best.pt has nothing of it to keep here" in refused.sentence
+    most = recommended(blind).row
+    assert most is not None and most.name == "f"
+    write_front(tmp_path, [replace(each, confirmed=each.score) for each in blind], best_bytes=1, record={})
+    assert "NaN" not in (tmp_path / "front.json").read_text()
+    assert "(+2.0 % L1)" in format_front(blind, 1)[1]
 
 
 def test_a_benchmark_looks_at_few_files_of_a_long_front(tmp_path: Path) -> None:
@@ -150,5 +197,8 @@ def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
     written = json.loads(paths[1].read_text())
     assert written["sentence"] == "so" and [each["name"] for each in written["rows"]] == list("abcdefg")
     assert StudentPoint.from_dict(written["rows"][0]["point"]) == POINT
+    first = written["rows"][0]
+    assert (first["measure"], first["content_colour"], first["fidelity"]) == ("content_colour", 0.8, 0.5)
+    assert (first["content_low"], first["content_high"]) == pytest.approx((0.79, 0.81))
     lines = format_front(ROWS, 400_000)
     assert len(lines) == 6 and "40.0 kB" in lines[3] and "0.950" in lines[3]

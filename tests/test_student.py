@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.core.errors import ConfigError, InputError
+from compress.budgets import Limit
+from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score
 from compress.students.student_job import build_student, choose_output_stride, list_output_strides, score_strides
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
 from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, student_ladder
-from compress.yardstick import Score, Yardstick
+from compress.yardstick import Picture, Yardstick
+from tests.conftest import make_score
 from training.unet import UNetPlan, count_parameters
-
-
-class Painted(nn.Module):
-    """Answers a fixed picture of colours."""
-
-    def __init__(self, ab: Tensor) -> None:
-        super().__init__()
-        self.ab = ab
-
-    def forward(self, lightness: Tensor) -> Tensor:
-        return self.ab
 
 
 def coarse_picture(stride: int) -> Tensor:
@@ -36,22 +29,36 @@ def coarse_picture(stride: int) -> Tensor:
     return nn.functional.interpolate(blocks, scale_factor=stride, mode="nearest")
 
 
-def test_the_oracle_tells_fine_answers_from_coarse_ones() -> None:
+def painted(ab: Tensor, measure: Measure = CONTENT) -> Yardstick:
+    """Three times a picture whose colours best.pt knows, and where another measure than C decides no table does."""
+    grey = np.full(3, ab.abs().mean().item())
+    table = grey if measure is CONTENT else grey * math.nan
+    reference = Reference(grey, table, 0 * grey, grey, 9 * grey, 9 * grey)
+    assert reference.strength.measure is measure
+    return Yardstick((Picture(torch.zeros(1, 1, *ab.shape[-2:]), ab, ab),) * 3, reference)
+
+
+@pytest.mark.parametrize("measure", [CONTENT, FIDELITY])
+def test_the_oracle_tells_fine_answers_from_coarse_ones(measure: Measure) -> None:
     kept = {}
     for stride in (1, 16):
-        ab = coarse_picture(stride)
-        yardstick = Yardstick(((torch.zeros(1, 1, 64, 64), ab),), np.array([ab.abs().mean().item()]), np.array([0.0]))
-        scores = score_strides(Painted(ab), yardstick, device=torch.device("cpu"), strides=(1, 2, 8))
-        assert [each.stride for each in scores] == [1, 2, 8]
-        assert scores[0].retained_colour == pytest.approx(1.0)
-        kept[stride] = scores[2].retained_colour
+        scores = score_strides(painted(coarse_picture(stride), measure), strides=(1, 2, 8))
+        assert [(each.stride, each.measure) for each in scores] == [(stride, measure.name) for stride in (1, 2, 8)]
+        assert scores[0].kept == pytest.approx(1.0)
+        kept[stride] = scores[2].kept
     assert kept[1] < 0.5 < 0.6 < kept[16]
 
 
+def test_the_oracle_looks_at_each_photograph_for_itself() -> None:
+    ab = coarse_picture(8)
+    yardstick = painted(ab)
+    pictures = tuple(Picture(torch.zeros(1, 1, 64, 64), ab * sign, ab * sign) for sign in (1, -1, 1))
+    # Answers to another photograph would be worse than grey.
+    assert score_strides(replace(yardstick, pictures=pictures), strides=(1, 8))[0].kept == pytest.approx(1.0)
+
+
 def test_sizes_that_are_no_multiple_go_through_the_oracle() -> None:
-    ab = coarse_picture(8)[..., :37, :50]
-    yardstick = Yardstick(((torch.zeros(1, 1, 37, 50), ab),), np.array([0.25]), np.array([0.0]))
-    assert len(score_strides(Painted(ab), yardstick, device=torch.device("cpu"))) == 6
+    assert len(score_strides(painted(coarse_picture(8)[..., :37, :50]))) == 6
 
 
 @pytest.mark.parametrize(
@@ -59,8 +66,18 @@ def test_sizes_that_are_no_multiple_go_through_the_oracle() -> None:
     [((1.0, 1.01, 0.995, 0.98), 4), ((1.0, 0.9, 0.9, 0.9), 1), ((math.nan,) * 4, 1), ((1.0, 0.9, 1.0, 0.9), 4)],
 )
 def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
-    scores = [StrideScore(stride, 0.0, value) for stride, value in zip((1, 2, 4, 8), kept, strict=True)]
-    assert choose_output_stride(scores) == expected
+    assert choose_output_stride(strides(kept)) == expected
+
+
+def test_under_fidelity_a_stride_has_to_keep_what_a_student_is_asked_for() -> None:
+    kept = (1.0, 0.95, 0.895, 0.83)
+    assert choose_output_stride(strides(kept, FIDELITY)) == 4 and choose_output_stride(strides(kept)) == 1
+    assert list_output_strides(strides(kept, FIDELITY)) == (1, 2, 4)
+
+
+def strides(kept: tuple[float, ...], measure: Measure = CONTENT) -> list[StrideScore]:
+    """Of the strides from 1 on."""
+    return [StrideScore(2**power, 0.0, measure.name, value) for power, value in enumerate(kept)]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +87,13 @@ def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expe
         ((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (1,)),
         ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), (1, 2, 4, 8, 16, 32)),
         ((1.0, 1.01, 1.02, 1.03, 1.04, 1.05), (32,)),
-        ((math.nan,) * 6, (1, 2, 4, 8, 16, 32)),  # best.pt is no better than grey
+        ((math.nan,) * 6, (1, 2, 4, 8, 16, 32)),  # there is no colour
     ],
 )
 def test_a_search_takes_finer_strides_only_where_they_keep_more(
     kept: tuple[float, ...], expected: tuple[int, ...]
 ) -> None:
-    scores = [StrideScore(stride, 0.0, value) for stride, value in zip((1, 2, 4, 8, 16, 32), kept, strict=True)]
-    assert list_output_strides(scores) == expected
+    assert list_output_strides(strides(kept)) == expected
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
@@ -104,38 +120,71 @@ def candidates(count: int) -> list[Candidate]:
     return [Candidate(plan, params=10 * place, macs=1) for place, plan in enumerate(student_ladder(8)[:count])]
 
 
-def score_of(kept: float, spread: float = 0.05) -> Score:
-    return Score(l1=1 - kept, l1_delta_pct=1 - kept, retained_colour=kept, low=kept - spread, high=kept + spread)
+def whole(measure: Measure = CONTENT) -> tuple[Limit, ...]:
+    return (Limit(f"min_{measure.name}", measure.whole),)
 
 
+@pytest.mark.parametrize("measure", [CONTENT, FIDELITY])
 @pytest.mark.parametrize("first_good", [0, 1, 4, 7, 8])
-def test_the_smallest_that_meets_the_goal_is_found_with_few_trials(first_good: int) -> None:
+def test_the_smallest_that_meets_the_goal_is_found_with_few_trials(first_good: int, measure: Measure) -> None:
     tried = []
 
     def try_out(candidate: Candidate) -> Score:
         tried.append(candidate.params // 10)
-        return score_of(1.1 if tried[-1] >= first_good else 0.9)
+        # C is above 1 where a student is better than best.pt, F never is. The other measures say the opposite.
+        is_good = tried[-1] >= first_good
+        return make_score(measure.whole + (0.05 if is_good else -0.05), measure=measure, others=0.0 if is_good else 2.0)
 
-    chosen, seen, reason = choose_candidate(candidates(9), floor=1.0, try_out=try_out)
+    chosen, seen, reason = choose_candidate(candidates(9), goals=whole(measure), try_out=try_out)
     assert chosen.params // 10 == first_good
     assert len(tried) == len(set(tried)) <= 5
     assert "smallest" in reason
-    assert chosen.verdict.endswith("enough for 1") and "not enough" not in chosen.verdict
-    assert [each.retained_colour is not None for each in seen] == [place in tried for place in range(9)]
+    shown = f"{measure.symbol} {measure.whole + 0.05:.3f} (95 % interval {measure.whole:.3f} to"
+    assert chosen.verdict.startswith(f"after a short training {shown}")
+    assert chosen.verdict.endswith(f": enough for {measure.symbol} {measure.whole:.3f}")
+    assert (chosen.measure, chosen.kept) == (measure.name, measure.whole + 0.05)
+    assert (chosen.low, chosen.high) == pytest.approx((measure.whole, measure.whole + 0.1))
+    assert [each.kept is not None for each in seen] == [place in tried for place in range(9)]
 
 
-def test_a_goal_is_a_g_or_no_more_l1_where_there_is_no_colour() -> None:
-    assert not score_of(1.02, spread=0.05).keeps(1.0)
-    assert score_of(1.022, spread=0.05).keeps(1.0)  # 0.84 of 1.96 standard deviations
-    assert score_of(1.0, spread=math.nan).keeps(1.0)  # of one photograph there is no interval
-    for delta_pct, met in ((-1.0, True), (1.0, False), (math.nan, True)):
-        no_colour = Score(l1=0.1, l1_delta_pct=delta_pct, retained_colour=math.nan, low=math.nan, high=math.nan)
-        assert no_colour.keeps(1.0) is met
+@pytest.mark.parametrize(
+    ("kept", "spread", "met"),
+    [(1.02, 0.05, False), (1.022, 0.05, True), (1.0, math.nan, True)],  # 0.84 of 1.96 standard deviations
+)
+def test_a_goal_has_to_hold_on_other_photographs(kept: float, spread: float, met: bool) -> None:
+    (only,) = candidates(1)
+    chosen, _, _ = choose_candidate([only], goals=whole(), try_out=lambda candidate: make_score(kept, spread))
+    assert ("not enough" not in chosen.verdict) is met
+
+
+def test_of_several_goals_all_have_to_be_met() -> None:
+    goals = (*whole(FIDELITY), Limit("max_l1_increase", 1.0, "1%"))
+    tried = {0: 0.99, 10: 0.85, 20: 0.95}  # the first has fidelity enough, but too much L1
+
+    def try_out(candidate: Candidate) -> Score:
+        score = make_score(tried[candidate.params], measure=FIDELITY)
+        return replace(score, l1_delta_pct=5.0 if candidate.params == 0 else 0.0)
+
+    chosen, _, _ = choose_candidate(candidates(3), goals=goals, try_out=try_out)
+    assert chosen.params == 20 and chosen.verdict.endswith("enough for F 0.900 and ΔL1 +1.00 %")
+
+
+def test_a_score_that_cannot_be_told_is_written_as_none(tmp_path: Path) -> None:
+    (only,) = candidates(1)
+    unknown = replace(make_score(math.nan), l1_delta_pct=0.5)
+    chosen, seen, _ = choose_candidate([only], goals=whole(), try_out=lambda candidate: unknown)
+    assert chosen.verdict == "after a short training +0.50 % L1: not enough for C 1.000"
+    path = write_student_plan(tmp_path / "plan.json", StudentPlan(chosen.network, "since", candidates=seen))
+    assert "NaN" not in path.read_text()
+    written = json.loads(path.read_text())["candidates"][0]
+    assert (written["kept"], written["low"], written["measure"], written["l1_delta_pct"]) == (
+        None, None, "content_colour", 0.5,
+    )  # fmt: skip
 
 
 def test_where_none_meets_the_goal_the_best_of_those_tried_is_taken() -> None:
     chosen, _, reason = choose_candidate(
-        candidates(5), floor=1.0, try_out=lambda candidate: score_of(0.5 + candidate.params / 1000)
+        candidates(5), goals=whole(), try_out=lambda candidate: make_score(0.5 + candidate.params / 1000, others=1.0)
     )
     assert chosen.params == 40
     assert "no candidate" in reason
@@ -147,20 +196,20 @@ def test_budgets_leave_candidates_untried() -> None:
 
     def try_out(candidate: Candidate) -> Score:
         tried.append(candidate.params)
-        return score_of(0.9)
+        return make_score(0.9)
 
-    chosen, seen, _ = choose_candidate(given, floor=1.0, try_out=try_out)
+    chosen, seen, _ = choose_candidate(given, goals=whole(), try_out=try_out)
     assert chosen.params <= 20 and max(tried) <= 20
     assert [each.verdict for each in seen[3:]] == ["not tried: too many"] * 2
     with pytest.raises(ConfigError, match="the smallest student misses it: too many"):
-        choose_candidate(given[3:], floor=1.0, try_out=try_out)
+        choose_candidate(given[3:], goals=whole(), try_out=try_out)
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:
     network = student_ladder(16)[1]
-    plan = StudentPlan(network, "since", (StrideScore(1, 0.0, 1.0),), tuple(candidates(2)), {"l1": 0.1}, {"a": 1})
+    plan = StudentPlan(network, "since", tuple(strides((1.0, math.nan))), tuple(candidates(2)), {"l1": 0.1}, {"a": 1})
     path = write_student_plan(tmp_path / "plan.json", plan)
-    assert read_student_network(path) == network
+    assert read_student_network(path) == network and "NaN" not in path.read_text()
     path.write_text(path.read_text().replace('"upsample": "nearest"', '"upsample": "bilinear"'))
     assert read_student_network(path) == UNetPlan(network.encoder, network.decoder, "bilinear", network.stem_stride)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,18 @@ import pytest
 from benchmarks.variants import describe_variant, list_variants
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError
+from compress.distillation import DistillResult, Lesson
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize
-from compress.students.student_job import with_unlabelled
+from compress.measures import Score, Strength
+from compress.students import student_job
+from compress.students.student_job import StudentJob, with_unlabelled
 from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
 from compress.students.student_stages import make_student, student_ladder
-from tests.conftest import make_photo
+from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
-from training.photos import PhotoSplit
+from training.photos import Photo, PhotoSplit
 from training.run_folder import Run, find_photos
 from training.unet import count_parameters
 
@@ -54,8 +58,10 @@ def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, Pho
     assert [each["stride"] for each in plan["strides"]] == [1, 2, 4, 8, 16, 32]
     tried = [each for each in plan["candidates"] if each["l1_delta_pct"] is not None]
     assert tried and all("enough" in each["verdict"] for each in tried)
-    assert set(plan["control_without_teacher"]) == {"l1", "l1_delta_pct", "retained_colour", "low", "high"}
-    assert plan["settings"]["min_retained_colour"] == 1.0
+    assert set(plan["control_without_teacher"]) == {each.name for each in fields(Score)}
+    # One photograph that chooses says nothing of what best.pt sees, so its own colours are what counts.
+    assert {each["measure"] for each in (*plan["strides"], *tried)} == {"fidelity"}
+    assert plan["settings"] == {"min_fidelity": 0.9}
     made, best = load_checkpoint(run.folder / "auto" / "model.pt"), load_checkpoint(run.best_path)
     assert made.architecture.to_dict() == plan["network"]
     assert made.extra["teacher_sha256"] == best.sha256
@@ -65,7 +71,7 @@ def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, Pho
 
 def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
-    records = make_student(changed(run, min_retained_colour=-9.0), photos, "smallest")
+    records = make_student(changed(run, min_fidelity=-9.0), photos, "smallest")
     assert [record.name for record in records if not record.skipped][-1] == "student-smallest"
     assert next(record for record in records if record.name == "strides").skipped
     assert list_students(run.folder) == ("auto", "smallest")
@@ -86,7 +92,7 @@ def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoS
     network = student_ladder(16)[2]
     given = write_student_plan(tmp_path / "mine.json", StudentPlan(network, "mine"))
     records = make_student(changed(run, student_plan=given), photos, "given")
-    assert [record.name for record in records] == ["plan-given", "student-given"]
+    assert [record.name for record in records] == ["strides", "plan-given", "student-given"]
     assert load_checkpoint(run.folder / "given" / "model.pt").architecture == network
 
 
@@ -95,10 +101,10 @@ def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
     with pytest.raises(ConfigError, match="the smallest student misses it") as caught:
         make_student(changed(run, keep_macs=1e-6), photos, "none")
     assert "multiply-accumulates" in str(caught.value)
-    budget = changed(run, target_size="30KB", min_retained_colour=9.0)
+    budget = changed(run, target_size="30KB", min_content_colour=9.0)
     make_student(budget, photos, "fitting")
     plan = json.loads((run.folder / "fitting" / "plan.json").read_text())
-    assert plan["settings"] == {"min_retained_colour": 9.0, "target_size": 30_000}
+    assert plan["settings"] == {"min_content_colour": 9.0, "target_size": 30_000}
     sizes = [each["size_bytes"] for each in plan["candidates"] if each["size_bytes"]]
     assert sizes == sorted(sizes) and sizes[0] <= 30_000 < sizes[-1]
     assert "at most 3e+04" in plan["candidates"][len(sizes) - 1]["verdict"]
@@ -182,9 +188,9 @@ def test_another_goal_that_leads_to_the_same_network_changes_the_plan_and_trains
 ) -> None:
     run, photos = trained
     for floor, skipped in ((-9.0, False), (-8.0, True)):
-        records = make_student(changed(run, min_retained_colour=floor), photos, "easy")
+        records = make_student(changed(run, min_fidelity=floor), photos, "easy")
         plan = json.loads((run.folder / "easy" / "plan.json").read_text())
-        assert plan["settings"]["min_retained_colour"] == floor
+        assert plan["settings"]["min_fidelity"] == floor
         assert (records[-1].name, records[-1].skipped) == ("student-easy", skipped)
 
 
@@ -194,3 +200,108 @@ def test_force_trains_from_the_start(trained: tuple[Run, PhotoSplit], monkeypatc
     monkeypatch.setattr("compress.students.student_stages.forget_fit", lambda folder: forgotten.append(folder.name))
     make_student(replace(run, force=True), photos)
     assert "auto" in forgotten and any(name.startswith("trial-") for name in forgotten)
+
+
+def elsewhere(run: Run, folder: Path, best: Path | None = None) -> Run:
+    """Another run folder with the same options, and its best.pt or the one of `run`."""
+    folder.mkdir()
+    shutil.copy(best or run.best_path, folder / "best.pt")
+    return replace(run, folder=folder)
+
+
+def test_what_chose_is_never_what_is_reported(
+    trained: tuple[Run, PhotoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = trained
+    assert photos.choosing and photos.confirming
+    scored: list[tuple[Photo, ...]] = []
+    told: set[Photo] = set()
+    make, distil = student_job.make_yardstick, student_job.distil_network
+
+    def watch_scoring(run: Run, best: object, photos: PhotoSplit, some: tuple[Photo, ...], **options: int) -> object:
+        scored.append(some)
+        return make(run, best, photos, some, **options)  # type: ignore[arg-type]
+
+    def watch_learning(network: object, lesson: Lesson, *rest: object, **options: str) -> DistillResult:
+        told.update(lesson.photos.choosing)
+        return distil(network, lesson, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(student_job, "make_yardstick", watch_scoring)
+    monkeypatch.setattr(student_job, "distil_network", watch_learning)
+    copy = elsewhere(run, tmp_path / "out")
+    trained_last = make_student(copy, photos)[-1].result
+    assert scored == [photos.choosing, photos.confirming] and told == set(photos.choosing)
+    network = load_checkpoint(copy.folder / "auto" / "model.pt").build_network()
+    job = StudentJob(copy, photos)
+    assert job.confirming is not None
+    found = {"val_score": job.yardstick.score(network), "confirmed_score": job.confirming.score(network)}
+    for name, score in found.items():
+        assert trained_last[name]["l1"] == pytest.approx(score.l1)
+    assert found["val_score"].l1 != found["confirmed_score"].l1
+
+
+@pytest.mark.parametrize("photo", [0, 1])
+def test_a_student_is_held_against_the_photographs_that_chose_nothing(
+    trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], photo: int
+) -> None:
+    """By a goal that is met on one of two photographs alone."""
+    run, photos = trained
+    # The other way round the two halves have changed their roles.
+    ordered = replace(photos, val=photos.val[::-1] if photo else photos.val, choosers=1)
+    network = load_checkpoint(run.folder / "auto" / "model.pt").build_network()
+    job = StudentJob(run, ordered)
+    assert job.confirming is not None
+    l1, other_l1 = (each.score(network).l1_delta_pct for each in (job.confirming, job.yardstick))
+    given = write_student_plan(run.folder / f"given-{photo}.json", StudentPlan(network.architecture, "for a test"))
+    goal = changed(run, student_plan=given, max_l1_increase=(l1 + other_l1) / 2)
+    capsys.readouterr()
+    result = make_student(goal, ordered, f"half{photo}")[-1].result
+    shown = capsys.readouterr().err
+    missed = result["confirmed_score"]["l1_delta_pct"] > goal.settings.goal.max_l1_increase
+    assert ("does not keep ΔL1" in shown) is missed
+    assert "on the photographs that chose, F " in shown and "on others" in shown
+
+
+def test_one_photograph_chooses_and_none_confirms(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
+    run, photos = trained
+    alone = replace(photos, val=photos.val[:1], choosers=None)
+    assert len(alone.choosing) == 1 and not alone.confirming
+    result = make_student(elsewhere(run, tmp_path / "out"), alone)[-1].result
+    assert result["confirmed_score"] is None and result["val_score"]["fidelity_low"] is None
+
+
+def test_where_best_sees_more_than_a_table_its_content_is_what_is_kept(
+    trained: tuple[Run, PhotoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, photos = trained
+    monkeypatch.setattr(Strength, "beats_table", True)
+    copy = elsewhere(run, tmp_path / "out")
+    make_student(copy, photos)
+    plan = json.loads((copy.folder / "auto" / "plan.json").read_text())
+    assert plan["settings"] == {"min_content_colour": 1.0}
+    assert {each["measure"] for each in plan["strides"]} == {"content_colour"}
+    tried = [each for each in plan["candidates"] if each["measure"]]
+    assert tried and all("C 1.000" in each["verdict"] for each in tried)
+    shown = capsys.readouterr().err
+    assert shown.count("best.pt on 1 photograph: L1") == 1 and "fidelity F decides" not in shown
+
+
+def test_a_vivid_original_is_not_refused_and_its_answers_teach(
+    trained: tuple[Run, PhotoSplit], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, photos = trained
+    vivid = elsewhere(changed(run, student_crops=1600), tmp_path / "out", make_vivid(tmp_path / "vivid.pt"))
+    records = make_student(vivid, photos)
+    result = records[-1].result
+    assert result["val_score"]["measure"] == result["confirmed_score"]["measure"] == "fidelity"
+    assert result["best_val_l1"] == 0.0 and result["grey_val_l1"] > 0.5
+    assert result["val_score"]["retained_colour"] is None
+    # Nearer to its colours than to the truth, which is half as far away.
+    assert result["confirmed_score"]["fidelity"] > 0.5
+    assert not any("control" in record.name for record in records)
+    plan = (vivid.folder / "auto" / "plan.json").read_text()
+    assert json.loads(plan)["control_without_teacher"] == {} and "NaN" not in plan
+    assert not any("NaN" in path.read_text() for path in (vivid.folder / ".stages").glob("*.json"))
+    assert load_checkpoint(vivid.folder / "auto" / "model.pt").extra["teacher_weight"] == 1.0
+    shown = capsys.readouterr().err
+    assert "no better than grey's" in shown and "auto: best.pt is no truer than grey" in shown

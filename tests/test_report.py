@@ -12,17 +12,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.report.page import make_bars, render_markdown, write_report
+from benchmarks.report.page import make_bars, make_headline, render_markdown, say_kept, write_report
 from benchmarks.report.report_table import make_tables
-from benchmarks.rows import COLUMNS, Row, write_benchmark_json
+from benchmarks.rows import COLUMNS, FORMAT_VERSION, Row, write_benchmark_json
 from colorpress.core.config import PruneConfig
 from colorpress.core.errors import InputError
+from compress.measures import CONTENT, FIDELITY, Strength
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
 from compress.students.student_stages import student_ladder
+from export.controls import CONTROL_TITLES
 from training.unet import UNet
 
+STRONG = Strength(8, 21.0, 19.2, 18.5, 19.9, 0.6)
+WEAK = Strength(8, 13.9, 2.4, 1.1, 3.6, 0.31)
+VIVID = Strength(8, -3.0, -5.0, -7.0, -3.0, 1.2)
+COLOURLESS = Strength(8, math.nan, math.nan, math.nan, math.nan, math.nan)
 EVIL = '<script>alert("x")</script>'
 
 
@@ -34,9 +40,23 @@ def row(model: str, **changes: Any) -> dict[str, Any]:
         "weights_bytes": 31_000_000, "batch": 1, "height": 256, "width": 256, "threads": 2, "p50_ms": 100.0,
         "p90_ms": 110.0, "images_per_s": 9.9, "speedup": 1.0, "speedup_low": 0.98, "speedup_high": 1.02,
         "peak_rss_mb": 300.0, "photos": 8, "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0,
-        "retained_low": 0.97, "retained_high": 1.03, "psnr_db": 23.0, "ssim": 0.91, "status": "ok", "error": "",
+        "retained_low": 0.97, "retained_high": 1.03, "content_colour": 1.0, "content_low": 0.96, "content_high": 1.04,
+        "fidelity": 1.0, "fidelity_low": 0.98, "fidelity_high": 1.02, "psnr_db": 23.0, "ssim": 0.91, "status": "ok",
+        "error": "",
     }  # fmt: skip
     return {**dict.fromkeys(COLUMNS), **figures, **changes}
+
+
+def control(name: str, **changes: Any) -> dict[str, Any]:
+    """A row of a control: scored, not timed."""
+    times = dict.fromkeys(("p50_ms", "p90_ms", "images_per_s", "speedup", "speedup_low", "speedup_high"))
+    return row(name, control=True, size_bytes=400, **times, **changes)
+
+
+CONTROLS = [
+    control(name, content_colour=kept, content_low=kept, content_high=kept, fidelity=kept + 1)
+    for name, kept in zip(CONTROL_TITLES.values(), (-0.5, -0.25, 0.0), strict=True)
+]
 
 
 def typed(rows: list[dict[str, Any]]) -> list[Row]:
@@ -49,10 +69,11 @@ def run_folder(tmp_path: Path) -> Path:
         row("best.pt"),
         row("pruned", size_bytes=3_100_000, p50_ms=20.0, speedup=5.0),
         row(EVIL, status="crashed(SIGSEGV)", error=EVIL, p50_ms=None, l1=None, l1_delta_pct=None, speedup=None),
-        row("best", retained_colour=None, retained_low=None, l1_delta_pct=None, psnr_db=None, ssim=None, macs=None),
+        row("best", content_colour=None, content_low=None, l1_delta_pct=None, psnr_db=None, ssim=None, macs=None),
     ]
     record = {
-        "format_version": 2, "date": "2026-11-23T10:00:00+00:00", "seed": 0, "grey_l1": 0.115,
+        "format_version": FORMAT_VERSION, "strength": STRONG.to_dict(), "also": {},
+        "date": "2026-11-23T10:00:00+00:00", "seed": 0, "grey_l1": 0.115,
         "config": {"eval_size": 256, "rounds": 3, "bench_size": [256]}, "rows": rows, "roof": None,
         "aa_ratios": {"cpu": {"median": 1.002, "low": 0.99, "high": 1.01}},
         "machine": {"cpu": "CPU <&> 3000", "cores_usable": 2, "cores_logical": 4, "instruction_sets": ["avx2"],
@@ -174,19 +195,26 @@ def test_missing_or_damaged_files_are_named(run_folder: Path, tmp_path: Path) ->
 def test_bars_are_shares_of_the_longest() -> None:
     rows = [row("a", size_bytes=400), row("b", size_bytes=100, peer=True), row("c", size_bytes=1, status="error")]
     assert make_bars(typed(rows), "size_bytes", "Size", str)["bars"] == [
-        ("a", "400", 100.0, False), ("b", "100", 25.0, True),
+        ("a", "400", 100.0, ""), ("b", "100", 25.0, "peer"),
     ]  # fmt: skip
+    # What is none, or worse than none, is said.
+    rows = [row("a", fidelity=0.5), control("b", fidelity=0.0), row("c", fidelity=-0.25), row("d", fidelity=None)]
+    assert make_bars(typed(rows), "fidelity", "F", str)["bars"] == [
+        ("a", "0.5", 100.0, ""), ("b", "0.0", 0.5, "control"), ("c", "-0.25", 0.5, ""),
+    ]  # fmt: skip
+    assert make_bars(typed(rows[1:3]), "fidelity", "F", str)["bars"][1][2] == 0.5
 
 
 def add_student(folder: Path, name: str) -> None:
     network = student_ladder(8)[0]
-    tried = Candidate(network, 5_000, 1_000, l1_delta_pct=-0.2, retained_colour=1.02, low=0.97, high=1.07, verdict=EVIL)
+    kept = {"measure": "content_colour", "kept": 1.02, "low": 0.97, "high": 1.07}
+    tried = Candidate(network, 5_000, 1_000, l1_delta_pct=-0.2, **kept, verdict=EVIL)
     plan = StudentPlan(
         network,
         reason=f"the smallest of 9 {EVIL}",
-        strides=(StrideScore(1, 0.0, 1.0), StrideScore(8, -0.1, math.nan)),
+        strides=(StrideScore(1, 0.0, "content_colour", 1.0), StrideScore(8, -0.1, "content_colour", math.nan)),
         candidates=(tried, Candidate(network, 9_000, 2_000, verdict="not tried")),
-        control={"l1": 0.1, "l1_delta_pct": 2.5, "retained_colour": None, "low": None, "high": None},
+        control={"l1": 0.1, "l1_delta_pct": 2.5, "measure": "content_colour", "content_colour": None},
     )
     write_student_plan(folder / name / "plan.json", plan)
 
@@ -198,7 +226,12 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
     add_student(run_folder, "stale")
     int8 = {
         "way": "mse, equalized", "int8_time_share": 0.625, "conversion_time_share": 0.2, "caution": EVIL,
-        "tries": [{"way": "minmax", "l1": 0.08, "retained_colour": None}],
+        "tries": [{"way": "minmax", "l1": 0.08, "measure": "fidelity", "fidelity": 0.875}],
+        "chosen_by": {"photos": 9, "float": {}, "int8": {"measure": "fidelity", "fidelity": 0.95}},
+        "confirmed": {
+            "photos": 8, "float": {"measure": "fidelity", "fidelity": None},
+            "int8": {"measure": "fidelity", "fidelity": 0.9},
+        },
         "nodes": [
             {"name": EVIL, "operator": "Conv", "int8": False, "share": 0.375, "why_float": "reads the picture"},
             {"name": "fine", "operator": "QLinearConv", "int8": True, "share": 0.625, "why_float": ""},
@@ -212,7 +245,9 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
     assert EVIL not in html
     assert "How auto was chosen" in text and "stale" not in text
     assert "It answers at 1/8 of the size" in text
-    assert re.search(r"1\.020 \(0\.97.1\.07\)", text) and "not tried" in text
+    assert re.search(r"C 1\.020 \(0\.97.1\.07\)", text) and "not tried" in text
+    assert "minmax0.08000F 0.875" in text.replace(" 0.08000 ", "0.08000")
+    assert "On 8 photographs that chose nothing: F 0.900, in float -; on those that chose F 0.950." in text
     assert "without best.pt, scores ΔL1 +2.50 %." in text
     assert "auto-int8: mse, equalized" in text and "62 % of the time in 8 bits, 20 % in conversions" in text
     assert "Conv: reads the picture" in text and "fine" not in text
@@ -253,7 +288,7 @@ def test_budgets_are_judged_where_they_were_given(run_folder: Path) -> None:
 def test_rows_of_other_conditions_have_a_table_of_their_own(run_folder: Path) -> None:
     others = [row("pruned, batch 8", batch=8), row("best.pt @ cuda", runtime="torch", device="cuda", compute_ms=1.25)]
     record = change_record(run_folder, rows=others)
-    results, elsewhere = make_tables(typed(record["rows"]), "pruned")
+    results, elsewhere = make_tables(typed(record["rows"]), "pruned", CONTENT)
     assert [line.name for line in results.lines] == ["best.pt", "pruned", EVIL, "best"]
     assert [(line.name, line.note) for line in elsewhere.lines] == [
         ("pruned, batch 8", "ONNX Runtime fp32; batch 8, 256x256, 2 threads"),
@@ -266,7 +301,7 @@ def test_rows_of_other_conditions_have_a_table_of_their_own(run_folder: Path) ->
 
 
 def test_a_failed_row_says_how_and_keeps_its_size(run_folder: Path) -> None:
-    results, _ = make_tables(typed(change_record(run_folder)["rows"]), "pruned")
+    results, _ = make_tables(typed(change_record(run_folder)["rows"]), "pruned", CONTENT)
     failed = results.lines[2]
     assert failed.failure == f"crashed(SIGSEGV): {EVIL}"
     assert [cell.text for cell in failed.cells] == ["31.1 MB"]
@@ -276,7 +311,7 @@ def test_a_failed_row_says_how_and_keeps_its_size(run_folder: Path) -> None:
 
 
 def test_cells_are_sorted_by_figures_not_texts(run_folder: Path) -> None:
-    columns = make_tables(typed(change_record(run_folder)["rows"]), None)[0].columns
+    columns = make_tables(typed(change_record(run_folder)["rows"]), None, CONTENT)[0].columns
     (time,) = (column for column in columns if column.key == "p50_ms")
     cell = time.show(*typed([row("x", p50_ms=2.5, cv_pct=2.6)]))
     assert (cell.text, cell.note, cell.value) == ("2.50 ms †", "110 ms", 2.5)
@@ -287,17 +322,30 @@ def test_cells_are_sorted_by_figures_not_texts(run_folder: Path) -> None:
 
 
 def test_columns_without_a_figure_are_left_out_and_most_are_extra(run_folder: Path) -> None:
-    results, _ = make_tables(typed(change_record(run_folder)["rows"]), None)
+    results, _ = make_tables(typed(change_record(run_folder)["rows"]), None, CONTENT)
     keys = [column.key for column in results.columns]
     assert "delta_e" not in keys and "roof_share" not in keys
-    shown = ["size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params"]
+    shown = ["size_bytes", "p50_ms", "speedup", "content_colour", "fidelity", "retained_colour", "l1_delta_pct"]
     assert keys[: results.shown] == shown
-    assert {"l1", "provider", "threads", "batch", "height"} <= set(keys[results.shown :])
+    assert {"l1", "params", "provider", "threads", "batch", "height"} <= set(keys[results.shown :])
     figures = {"delta_e": 9.5, "p95_ms": 1.0, "p99_ms": 2.0, "cv_pct": 1.0, "load_ms": 3.0, "first_ms": 4.0}
-    figures |= {"roof_share": 0.2, "roof_ms": 0.0123, "colourfulness": 20.0, "colourfulness_ratio": 0.4}
-    full, _ = make_tables(typed([row("best.pt", agreement_l1=0.0, **figures)]), None)
+    figures |= {"edge_l1": 0.125, "chroma_to_best": 0.9, "chroma_to_truth": 0.5, "confirming_kept": 0.94}
+    figures |= {
+        "choosing_kept": 0.97,
+        "roof_share": 0.2,
+        "roof_ms": 0.0123,
+        "colourfulness": 20.0,
+        "colourfulness_ratio": 0.4,
+    }
+    full, _ = make_tables(typed([row("best.pt", agreement_l1=0.0, **figures)]), None, CONTENT)
     by_key = {column.key: column.show(*typed([row("x", agreement_l1=0.0, **figures)])) for column in full.columns}
     assert {"delta_e", "p95_ms", "cv_pct", "load_ms", "first_ms", "colourfulness", "agreement_l1"} <= set(by_key)
+    assert (by_key["chroma_to_best"].text, by_key["chroma_to_best"].note) == (
+        "0.90 of best.pt's",
+        "0.50 of the truth's",
+    )
+    assert (by_key["edge_l1"].text, by_key["confirming_kept"][:2]) == ("0.1250", ("0.940", "0.970"))
+    assert full.columns[full.shown - 1].key == "chroma_to_best"
     assert (by_key["roof_share"].text, by_key["roof_share"].note) == ("20 %", "12.3 µs")
     assert (by_key["p95_ms"].text, by_key["p95_ms"].note) == ("1.00 ms", "2.00 ms")
 
@@ -321,7 +369,7 @@ def test_the_roof_says_how_much_is_left(run_folder: Path) -> None:
 
 
 def test_peers_are_marked_and_judged(run_folder: Path) -> None:
-    peer = row("nncf-int8", peer=True, size_bytes=8_000_000, speedup=3.0, p50_ms=33.0, retained_colour=0.9)
+    peer = row("nncf-int8", peer=True, size_bytes=8_000_000, speedup=3.0, p50_ms=33.0, content_colour=0.9)
     change_record(run_folder, rows=[peer])
     text = text_of(run_folder)
     assert "Beside other tools pruned beats nncf-int8 in size, speed and colour: it is 2.58 times smaller" in text
@@ -431,11 +479,106 @@ def test_a_damaged_picture_list_is_named(run_folder: Path, change: Any, error: s
 
 def test_a_benchmark_of_time_alone_shows_no_colours(run_folder: Path) -> None:
     add_picture_set(run_folder)
-    record = change_record(run_folder, grey_l1=None)
-    blind = dict.fromkeys(("l1", "l1_delta_pct", "retained_colour", "retained_low", "retained_high", "psnr_db", "ssim"))
+    record = change_record(run_folder, grey_l1=None, strength=None)
+    blind = dict.fromkeys(("l1", "l1_delta_pct", "retained_colour", "content_colour", "fidelity", "psnr_db", "ssim"))
     record["rows"] = [{**each, **blind, "photos": 0} for each in record["rows"][:2]]
     write_benchmark_json(run_folder / "benchmark.json", record)
     text = text_of(run_folder)
     assert "colours were not measured, only time" in text
     assert "held-out photographs" not in text and "typical.jpg" not in text
     assert "Time: 256" in text
+
+
+@pytest.mark.parametrize(
+    ("strength", "mark", "said"),
+    [
+        (STRONG, "", "L1 21.0 % below grey, 19.2 % below a lightness table (95 % interval 18.5 to 19.9)"),
+        (WEAK, "measures tint", "G and L1 measure tint here, so fidelity F decides."),
+        (VIVID, "measures fidelity alone", "Its L1 is no better than grey's"),
+        (COLOURLESS, "", "These photographs hold no colour"),
+        (None, "", ""),
+    ],
+    ids=["strong", "weak", "vivid", "colourless", "unknown"],
+)
+def test_how_strong_best_pt_is_comes_first_and_marks_what_follows(
+    run_folder: Path, strength: Strength | None, mark: str, said: str
+) -> None:
+    change_record(run_folder, strength=strength.to_dict() if strength else None, rows=CONTROLS)
+    html = write_report(run_folder).read_text()
+    text = text_of(run_folder)
+    top = text[: text.index(" Results ")]
+    assert ("How strong best.pt is." in top) == bool(strength)
+    assert said in top and text.count(said or "How strong") == bool(strength)  # once, though the verdict notes it too
+    marked = re.findall(r'<h2 id="(\w+)">[^<]*<span class="tag weak">([^<]*)</span></h2>', html)
+    assert set(marked) == ({(each, mark) for each in ("results", "costs", "colours")} if mark else set())
+    assert ("Beware:" in top) == ('<div class="strength weak"' in html) == bool(mark)
+
+
+def test_controls_are_rows_at_the_end_that_are_marked_and_have_no_times(run_folder: Path) -> None:
+    record = change_record(run_folder)
+    record["rows"][1:1] = CONTROLS
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    results, _ = make_tables(typed(record["rows"]), "pruned", CONTENT)
+    assert [line.name for line in results.lines[-3:]] == list(CONTROL_TITLES.values())
+    assert {(line.kind, line.note) for line in results.lines[-3:]} == {("control", "sees no picture")}
+    cells = dict(zip((column.key for column in results.columns), results.lines[-1].cells, strict=True))
+    assert [cells[key].text for key in ("size_bytes", "p50_ms", "speedup")] == ["400 B", "-", "-"]
+    assert cells["content_colour"][:2] == ("0.000", "0.000 to 0.000") and cells["p50_ms"].note == ""
+    html = write_report(run_folder).read_text()
+    assert html.count('<tr class="control">') == 3
+    assert html.count('<span class="bar control"') == 6  # of sizes and of what is kept
+
+
+def test_the_measure_that_decides_is_marked_in_the_bars_and_in_the_headline(run_folder: Path) -> None:
+    kept = {"fidelity": 0.93, "choosing_kept": 0.95, "confirming_kept": 0.91}
+    rows = typed([row("best.pt"), row("pruned", content_colour=0.97, speedup=5.0, **kept)])
+    for measure in (CONTENT, FIDELITY):
+        columns = make_tables(rows, None, measure)[0].columns
+        assert {each.key: each.note for each in columns if "decides" in each.note} == {
+            measure.name: "decides; 95 % interval"
+        }
+    assert make_headline(rows, "pruned", FIDELITY)[-1] == ("0.910", "fidelity (F), confirmed")
+    # Too few photographs to be two halves.
+    alone = typed([row("best.pt"), row("pruned", content_colour=0.97)])
+    assert make_headline(alone, "pruned", CONTENT)[-1] == ("0.970", "content colour (C)")
+    change_record(run_folder, rows=[row("auto", content_colour=0.75, fidelity=0.5)])
+    assert re.search("Content colour C best.pt1.000.*auto0.750", text_of(run_folder))
+    change_record(run_folder, strength=WEAK.to_dict())
+    text = text_of(run_folder)
+    assert (
+        re.search("Fidelity F best.pt1.000.*auto0.500", text)
+        and "F decides here: a recommended variant keeps at least 0.9 of" in text
+    )
+
+
+def test_other_photographs_have_a_table_and_their_worst_for_each_folder(run_folder: Path) -> None:
+    record = change_record(run_folder)
+    record["rows"][1:1] = CONTROLS
+    assert "Other photographs" not in text_of(run_folder)
+    figures = {"photos": 469, "l1": 0.0888, "content_colour": 0.31, "fidelity": 0.63, "retained_colour": 0.894}
+    for each in record["rows"]:
+        each["also"] = {"BSDS500/test": {**figures, "l1_delta_pct": 2.5}, EVIL: dict.fromkeys(figures)}
+    worst = [{"photo": "103029.jpg", "harm": 0.034}, {"photo": EVIL, "harm": 0.03}]
+    folder = {"photos": ["x"] * 469, "skipped": 2, "known": 3, "judged": "pruned", "worst": worst}
+    none = {"strength": None, "photos": ["x"], "skipped": 0, "known": 0, "judged": None, "worst": []}
+    record["also"] = {"BSDS500/test": {"strength": WEAK.to_dict(), **folder}, EVIL: none}
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    html, text = write_report(run_folder).read_text(), text_of(run_folder)
+    assert EVIL not in html
+    part = text.partition("Other photographs")[2].partition("Size and speed")[0]
+    first, second = part.split(f"{EVIL}: 1 photograph ")
+    assert "BSDS500/test: 469 photographs measures tint" in first and "2.4 % below a lightness table" in first
+    assert f"Worst for pruned, by L1 above best.pt's: 103029.jpg (0.0340), {EVIL} (0.0300)." in first
+    assert "Left out: 2 that could not be read, 3 that the run trained or chose on." in first
+    assert "prunedONNX Runtime fp32 0.310 0.630 0.894 0.0888 +2.50 %" in first and "sees no picture 0.310" in first
+    assert first.index("best.pt") < first.index("pruned") < first.index("control: grey")
+    assert "Worst" not in second and "Left out" not in second and "measures tint" not in second
+    # Each file once, without those that did not finish.
+    assert html.count('aria-labelledby="also-1"') == 1 and first.count("ONNX Runtime fp32") == 2
+
+
+def test_what_an_older_plan_or_record_keeps_is_retained_colour() -> None:
+    assert say_kept({"l1": 0.1, "retained_colour": 0.9}) == "G 0.900"
+    assert say_kept({"l1": 0.1, "retained_colour": None}) == "-"
+    assert say_kept({"measure": "", "kept": None}) == "-"
+    assert say_kept({"measure": "fidelity", "fidelity": 0.5, "retained_colour": 0.9}) == "F 0.500"

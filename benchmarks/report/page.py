@@ -14,20 +14,14 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
-from benchmarks.report.report_table import NOISY_MARK, format_ms, make_tables
-from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json
-from benchmarks.verdict import (
-    MAX_L1_INCREASE_PCT,
-    MIN_RETAINED_COLOUR,
-    BudgetLine,
-    judge_budgets,
-    judge_peers,
-    judge_rows,
-)
+from benchmarks.report.report_table import NOISY_MARK, format_ms, make_also_table, make_tables
+from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json, read_strength
+from benchmarks.verdict import MAX_L1_INCREASE_PCT, BudgetLine, judge_budgets, judge_peers, judge_rows
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from compress.measures import CONTENT, MEASURES, RETAINED, Measure, Strength
 from compress.prune_plan import read_plan
 from compress.students.student_plan import is_student_plan
 from training.run_folder import Run
@@ -90,8 +84,10 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     rows: list[Row] = record["rows"]
     base = base_rows(rows)
     measured = {row.variant for row in rows}
-    verdict = judge_rows(rows, record["aa_ratios"])
-    results, others = make_tables(rows, verdict.recommended)
+    strength = read_strength(record)
+    measure = strength.measure if strength else None
+    verdict = judge_rows(rows, record["aa_ratios"], strength)
+    results, others = make_tables(rows, verdict.recommended, measure)
     options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
     # A benchmark of time alone leaves the pictures of an earlier one where they are.
     scored = bool(rows and rows[0].photos)
@@ -100,18 +96,24 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
     page = _open_template().render(
         verdict=verdict,
+        # How strong best.pt is has a place of its own.
+        notes=[note for note in verdict.notes if not strength or note not in (strength.describe(), strength.warn())],
         rows=rows,
         best=rows[0] if rows else None,
         chosen=next((row for row in rows if row.model == verdict.recommended), None),
-        headline=make_headline(rows, verdict.recommended),
+        headline=make_headline(rows, verdict.recommended, measure),
+        strength=strength,
+        mark=mark_strength(strength),
+        measure=measure,
         budgets=_judge_options(options, options_path, rows, verdict.recommended),
         results=results,
         others=others,
-        peers=judge_peers(rows),
+        also=_read_also(record, rows, measure),
+        peers=judge_peers(rows, strength),
         bars=[
             make_bars(one_per_file(base), "size_bytes", "File size", format_bytes),
             make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
-            make_bars(base, "retained_colour", "Retained colour G", "{:.3f}".format),
+            *([make_bars(base, measure.name, _capitalize(measure), "{:.3f}".format)] if measure else []),
         ],
         pictures={
             name: None if name in left_out else embed_picture(output_dir / name, widest, is_drawing=is_drawing)
@@ -130,7 +132,8 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         record=record,
         command=command,
         options=options,
-        limits={"l1": MAX_L1_INCREASE_PCT, "retained": MIN_RETAINED_COLOUR, "cv": NOISY_CV_PCT},
+        noisy_cv_pct=NOISY_CV_PCT,
+        max_l1_increase_pct=MAX_L1_INCREASE_PCT,
         noisy_mark=NOISY_MARK,
     )
     return write_text(output_dir / "report.html", page)
@@ -146,6 +149,7 @@ def _open_template() -> Any:
     environment.filters |= {
         "bytes": format_bytes,
         "count": format_count,
+        "kept": say_kept,
         "ms": format_ms,
         "number": format_number,
         "percent": format_percent,
@@ -164,6 +168,43 @@ def render_markdown(text: str) -> str:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
     return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def mark_strength(strength: Strength | None) -> str:
+    """What stands at every section about colours where best.pt is not strong; else empty."""
+    if strength is None or not strength.warn():
+        return ""
+    return "measures tint" if strength.beats_grey else "measures fidelity alone"
+
+
+def say_kept(values: Mapping[str, Any]) -> str:
+    """What an entry of a plan or an int8 record keeps, such as "C 0.912"; a dash where that is not known.
+
+    An entry has the fields of `Score`, or measure and kept; before there were other measures, retained colour alone.
+    """
+    measure = MEASURES.get(values.get("measure") or RETAINED.name, RETAINED)
+    kept = values.get("kept", values.get(measure.name))
+    return "-" if kept is None else f"{measure.symbol} {kept:.3f}"
+
+
+def _capitalize(measure: Measure) -> str:
+    return f"{measure.title[:1].upper()}{measure.title[1:]} {measure.symbol}"
+
+
+def _read_also(record: Mapping[str, Any], rows: Sequence[Row], measure: Measure | None) -> list[dict[str, Any]]:
+    """The folders of --also: name, what is known of each, its strength and its table.
+
+    Args:
+        measure: that of the test photographs, which told the worst photographs of all folders.
+    """
+    folders = []
+    for name, folder in (record.get("also") or {}).items():
+        strength = read_strength(folder)
+        counts = {"photos": len(folder["photos"]), "skipped": folder["skipped"], "known": folder["known"]}
+        worst = {"worst": folder["worst"], "judged": folder["judged"], "by_truth": measure is CONTENT}
+        told = {"strength": strength, "mark": mark_strength(strength)}
+        folders.append({"name": name, **counts, **worst, **told, "table": make_also_table(rows, name, strength)})
+    return folders
 
 
 def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
@@ -201,24 +242,32 @@ def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str
     ]
 
 
-def make_headline(rows: Sequence[Row], recommended: str | None) -> list[tuple[str, str]]:
-    """Four figures of the recommended row, value and label; empty without one."""
+def make_headline(rows: Sequence[Row], recommended: str | None, measure: Measure | None) -> list[tuple[str, str]]:
+    """Four figures of the recommended row, value and label; empty without one.
+
+    What it keeps is said of the photographs that did not choose it, where there are such.
+    """
     row = next((row for row in rows if row.model == recommended), None)
-    if row is None:
+    if row is None or measure is None:
         return []
+    label = f"{measure.title} ({measure.symbol})"
+    kept = (row.kept(measure), label) if row.confirming_kept is None else (row.confirming_kept, f"{label}, confirmed")
     return [
         (f"{format_number(row.times_smaller(rows[0]))}x", "smaller file"),
         (f"{format_number(row.speedup)}x", "speed of best.pt"),
         (format_percent(row.l1_delta_pct), "L1 against best.pt"),
-        (f"{row.retained_colour:.3f}", "colour retained (G)"),
+        ("-" if kept[0] is None else f"{kept[0]:.3f}", kept[1]),
     ]
 
 
 def make_bars(rows: Sequence[Row], column: str, title: str, show: Any) -> dict[str, Any]:
-    """A bar for each finished row: name, label, length in percent of the longest, and whether it is a peer."""
-    finished = [(row, value) for row in rows if row.is_ok and (value := getattr(row, column))]
-    longest = max((value for _, value in finished), default=1)
-    bars = [(row.model, show(value), max(0.5, 100.0 * value / longest), row.peer) for row, value in finished]
+    """A bar for each finished row: name, label, length in percent of the longest, and "peer", "control" or ""."""
+    finished = [(row, value) for row in rows if row.is_ok and (value := getattr(row, column)) is not None]
+    longest = max((value for _, value in finished), default=0) or 1
+    bars = [
+        (row.model, show(value), max(0.5, 100.0 * value / longest), "control" if row.control else "peer" * row.peer)
+        for row, value in finished
+    ]
     return {"title": title, "bars": bars}
 
 

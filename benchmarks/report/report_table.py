@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from benchmarks.rows import Row, base_rows
+from benchmarks.rows import Row, base_rows, one_per_file
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
-from compress.measures import RETAINED
+from compress.measures import CONTENT, FIDELITY, RETAINED, Measure, Strength
 from export.runtimes import RUNTIMES
 
 NOISY_MARK = "†"
@@ -55,7 +55,8 @@ class Column:
         """The cell of a finished row."""
         value = row.fair_size_bytes if self.key == "size_bytes" else getattr(row, self.key)
         is_marked = row.is_noisy and self.key in ("p50_ms", "cv_pct")
-        return Cell(f"{self.text(row)} {NOISY_MARK}" if is_marked else self.text(row), self.small(row), value)
+        note = "" if value is None else self.small(row)
+        return Cell(f"{self.text(row)} {NOISY_MARK}" if is_marked else self.text(row), note, value)
 
 
 class Line(NamedTuple):
@@ -63,7 +64,7 @@ class Line(NamedTuple):
 
     Attributes:
         name, note: the model, and how it was run.
-        kind: "chosen", "peer" or "".
+        kind: "chosen", "peer", "control" or "".
         cells: one for each column; of a failed row only the first, its size.
         failure: how it failed; empty when it did not.
     """
@@ -83,28 +84,48 @@ class Table(NamedTuple):
     lines: Sequence[Line]
 
 
-def make_tables(rows: Sequence[Row], recommended: str | None) -> tuple[Table, Table]:
-    """The rows measured as the first one is, and the rows of all other conditions.
+def make_tables(rows: Sequence[Row], recommended: str | None, measure: Measure | None) -> tuple[Table, Table]:
+    """The rows measured as the first one is, controls that see no picture last, and the rows of all other conditions.
 
     Columns that no row has a figure for are left out.
+
+    Args:
+        measure: the one that decides is marked; None: no colours were measured.
     """
-    base = base_rows(rows)
+    base = sorted(base_rows(rows), key=lambda row: row.control)
     others = [row for row in rows if row not in base]
-    return _make_table(base, recommended, _SHOWN), _make_table(others, recommended, _SHOWN_OF_OTHERS, conditions=True)
+    return (
+        _make_table(base, recommended, _SHOWN, measure),
+        _make_table(others, recommended, _SHOWN_OF_OTHERS, measure, conditions=True),
+    )
 
 
 def _make_table(
-    rows: Sequence[Row], recommended: str | None, shown: Collection[str], *, conditions: bool = False
+    rows: Sequence[Row],
+    recommended: str | None,
+    shown: Collection[str],
+    measure: Measure | None,
+    *,
+    columns: Sequence[Column] | None = None,
+    conditions: bool = False,
 ) -> Table:
     # The size stays, since failed rows have one too.
     used = [
-        replace(column, is_extra=column.key not in shown)
-        for column in _COLUMNS
+        replace(
+            column,
+            is_extra=column.key not in shown,
+            note=_mark_deciding(column.note) if measure and column.key == measure.name else column.note,
+        )
+        for column in columns or _COLUMNS
         if column.key == "size_bytes" or any(row.is_ok and getattr(row, column.key) is not None for row in rows)
     ]
     used.sort(key=lambda column: column.is_extra)
     lines = [_make_line(row, recommended, used, conditions) for row in rows]
     return Table(used, sum(not column.is_extra for column in used), lines)
+
+
+def _mark_deciding(note: str) -> str:
+    return f"decides; {note}" if note else "decides"
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
@@ -115,9 +136,28 @@ def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], con
         note += f"; batch {row.batch}, {row.height}x{row.width}, {threads if row.device == 'cpu' else row.device}"
     elif row.device != "cpu":
         note += f", {row.device}"
-    kind = "chosen" if row.model == recommended else "peer" if row.peer else ""
+    note = "sees no picture" if row.control else note
+    kind = "chosen" if row.model == recommended else "control" if row.control else "peer" if row.peer else ""
     failure = "" if row.is_ok else f"{row.status}: {row.error or 'no reason given'}"
     return Line(row.model, note, kind, [column.show(row) for column in columns[: 1 if failure else None]], failure)
+
+
+def make_also_table(rows: Sequence[Row], folder: str, strength: Strength | None) -> Table:
+    """What each file keeps on the photographs of a folder of --also, controls last.
+
+    Args:
+        strength: of best.pt there; the measure that decides by it is marked.
+    """
+    measured_there: list[Row] = []
+    for row in one_per_file(base_rows(rows)):
+        if row.is_ok and folder in row.also:
+            # As if the benchmark had been on the photographs of that folder.
+            figures: dict[str, Any] = {name: value for name, value in row.also[folder].items() if name != "photos"}
+            measured_there.append(replace(row, **figures))
+    measured_there.sort(key=lambda row: row.control)
+    keys = {column.key for column in _COLUMNS_OF_FOLDERS}
+    measure = strength.measure if strength else None
+    return _make_table(measured_there, None, keys, measure, columns=_COLUMNS_OF_FOLDERS)
 
 
 def format_ms(value: float) -> str:
@@ -135,17 +175,32 @@ def _speedup_range(row: Row) -> str:
     return "" if low is None else f"{format_number(low)}-{format_number(high)}"
 
 
-def _retained_range(row: Row) -> str:
-    interval = row.interval(RETAINED)
-    return "{:.3f} to {:.3f}".format(*interval) if interval else ""
+def _share_column(measure: Measure, title: str, *, alone: bool = False) -> Column:
+    """What is kept by a measure; not alone, with its interval."""
+
+    def show_interval(row: Row) -> str:
+        interval = row.interval(measure)
+        return "{:.3f} to {:.3f}".format(*interval) if interval else ""
+
+    text = _figure(measure.name, "{:.3f}".format)
+    column = Column(measure.name, f"{title} {measure.symbol}", text, is_more_better=True)
+    return column if alone else replace(column, note="95 % interval", small=show_interval)
 
 
 def _fair_size(row: Row) -> str:
     return f"weights {format_bytes(row.fair_size_bytes)}" if row.fair_size_bytes < 0.99 * row.size_bytes else ""
 
 
-_SHOWN = ("size_bytes", "p50_ms", "speedup", "l1_delta_pct", "retained_colour", "params", "roof_share")
+_SHOWN = (
+    *("size_bytes", "p50_ms", "speedup", "content_colour", "fidelity", "retained_colour", "l1_delta_pct"),
+    "chroma_to_best",
+)
 _SHOWN_OF_OTHERS = ("size_bytes", "p50_ms", "compute_ms", "images_per_s", "speedup", "roof_share")
+_CHROMA = Column("chroma_to_best", "Chroma", _figure("chroma_to_best", "{:.2f} of best.pt's".format),
+                 "", _figure("chroma_to_truth", "{:.2f} of the truth's".format), is_more_better=True)  # fmt: skip
+_L1 = Column("l1", "L1", _figure("l1", "{:.4f}".format))
+_L1_DELTA = Column("l1_delta_pct", "ΔL1", _figure("l1_delta_pct", format_percent))
+_EDGE_L1 = Column("edge_l1", "L1 near edges", _figure("edge_l1", "{:.4f}".format), "of colour")
 # Key, title, text; then what stands below the title and below the text.
 _COLUMNS = (
     Column("size_bytes", "Size", _figure("size_bytes", format_bytes), "", _fair_size),
@@ -154,13 +209,18 @@ _COLUMNS = (
     Column("images_per_s", "Pictures", _figure("images_per_s", format_number), "per s", is_more_better=True),
     Column("speedup", "Speed-up", _figure("speedup", lambda value: format_number(value, "x")),
            "95 % interval", _speedup_range, is_more_better=True),
-    Column("l1_delta_pct", "ΔL1", _figure("l1_delta_pct", format_percent)),
-    Column("retained_colour", "Colour kept G", _figure("retained_colour", "{:.3f}".format),
-           "95 % interval", _retained_range, is_more_better=True),
+    _share_column(CONTENT, "Content"),
+    _share_column(FIDELITY, "Fidelity"),
+    _share_column(RETAINED, "Retained"),
+    _L1_DELTA,
+    _CHROMA,
     Column("params", "Parameters", _figure("params", format_count), "MACs", _figure("macs", format_count)),
     Column("roof_share", "Share of roof", _figure("roof_share", _share),
            "lower bound", _figure("roof_ms", format_ms), is_more_better=True),
-    Column("l1", "L1", _figure("l1", "{:.4f}".format)),
+    Column("confirming_kept", "Kept on one half", _figure("confirming_kept", "{:.3f}".format),
+           "on the half that chose", _figure("choosing_kept", "{:.3f}".format), is_more_better=True),
+    _L1,
+    _EDGE_L1,
     Column("psnr_db", "PSNR", _figure("psnr_db", "{:.2f} dB".format),
            "SSIM", _figure("ssim", "{:.4f}".format), is_more_better=True),
     Column("delta_e", "ΔE", _figure("delta_e", "{:.2f}".format), "CIEDE2000"),
@@ -178,3 +238,7 @@ _COLUMNS = (
     Column("batch", "Batch", _figure("batch")),
     Column("height", "Pixels", lambda row: f"{row.height}x{row.width}"),
 )  # fmt: skip
+_COLUMNS_OF_FOLDERS = (
+    *(_share_column(CONTENT, "Content", alone=True), _share_column(FIDELITY, "Fidelity", alone=True)),
+    *(_share_column(RETAINED, "Retained", alone=True), _L1, _L1_DELTA, _EDGE_L1, _CHROMA),
+)

@@ -1,13 +1,15 @@
 """How good the colours are: every variant on the same held-out photographs, whole.
 
-Photographs outside, variants inside: each photograph is decoded and converted once for all of them.
+Photographs outside, variants inside: each photograph is decoded and converted once for all of them. The photographs are
+in the order of their content, so that their two halves are two samples: who chooses a variant does so on the first one,
+and says what it keeps on the second.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,18 @@ from torch import Tensor
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
+from compress.measures import Reference, Score, Strength
+from export.controls import CONTROL_TITLES, TABLE
 from export.onnx_probe import refuse_hostile
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
 from training.metrics import (
+    Floats,
     PhotoScores,
     ShownColours,
-    bootstrap_interval,
     colourfulness,
+    mean_chroma,
     mean_l1,
-    retained_colour,
     score_photo,
     show_colours,
 )
@@ -43,15 +47,19 @@ class Accuracy:
     Attributes:
         status: "ok" or "error"; the figures of a failed variant are None.
         error: what went wrong; empty when ok.
-        l1, l1_rgb, psnr_db, ssim, delta_e: means over photographs (see PhotoScores); ssim without photographs under 7
-            pixels.
-        l1_delta_pct: L1 above best.pt's, in percent of it; negative is better than best.pt.
-        retained_colour: G; None where best.pt is no better than grey.
-        retained_low, retained_high: its 95 % bootstrap interval; None for fewer than two photographs.
+        l1, l1_rgb, psnr_db, ssim, delta_e, edge_l1, chroma: means over photographs (see PhotoScores); ssim without
+            photographs under 7 pixels, edge_l1 without those that have no edges.
+        l1_delta_pct, retained_*, content_*, fidelity*: see `compress.measures.Score`; None where best.pt failed.
+        choosing_kept: by the measure that decides on all photographs, of the first half of them; None for fewer than
+            two photographs.
+        confirming_kept, confirming_low, confirming_high: the same of the other half, and its 95 % interval.
+        confirming_likely: what further photographs keep by that with odds of 4 to 1.
+        chroma_to_best, chroma_to_truth: `chroma` over that of best.pt, and over that of the photographs themselves.
         agreement_l1: L1 (ab/128) to best.pt's answer rather than to the truth.
         colourfulness: mean over photographs, on the scale of 0 to 255.
         colourfulness_ratio: the same over that of the photographs themselves.
         scores: one per photograph, in the result's order.
+        to_best: L1 (ab/128) to best.pt's answer, one per photograph; none where best.pt failed.
     """
 
     status: str
@@ -61,14 +69,30 @@ class Accuracy:
     psnr_db: float | None = None
     ssim: float | None = None
     delta_e: float | None = None
+    edge_l1: float | None = None
+    chroma: float | None = None
     l1_delta_pct: float | None = None
     retained_colour: float | None = None
     retained_low: float | None = None
     retained_high: float | None = None
+    content_colour: float | None = None
+    content_low: float | None = None
+    content_high: float | None = None
+    fidelity: float | None = None
+    fidelity_low: float | None = None
+    fidelity_high: float | None = None
+    choosing_kept: float | None = None
+    confirming_kept: float | None = None
+    confirming_low: float | None = None
+    confirming_high: float | None = None
+    confirming_likely: float | None = None
+    chroma_to_best: float | None = None
+    chroma_to_truth: float | None = None
     agreement_l1: float | None = None
     colourfulness: float | None = None
     colourfulness_ratio: float | None = None
     scores: tuple[PhotoScores, ...] = ()
+    to_best: tuple[float, ...] = ()
 
     @property
     def is_ok(self) -> bool:
@@ -76,13 +100,23 @@ class Accuracy:
         return self.status == "ok"
 
 
+# Of `compress.measures.Score`.
+_COMPARED = {each.name for each in fields(Accuracy)} & {each.name for each in fields(Score)}
+
+
 @dataclass(frozen=True)
 class AccuracyResult:
-    """Accuracies by variant name, with the photographs and the L1 of the grey answer (ab = 0) on each of them."""
+    """Accuracies by variant name, with the photographs and what variants are held against on each of them.
+
+    Attributes:
+        grey_l1: L1 of the grey answer (ab = 0), of each photograph.
+        reference: None without photographs, or where best.pt failed.
+    """
 
     variants: Mapping[str, Accuracy]
     photos: tuple[Photo, ...]
     grey_l1: tuple[float, ...]
+    reference: Reference | None = None
 
     def is_ok(self, name: str) -> bool:
         """Whether a variant coloured every photograph."""
@@ -93,6 +127,11 @@ class AccuracyResult:
         """The mean of `grey_l1`; None without photographs."""
         return _mean(self.grey_l1)
 
+    @property
+    def strength(self) -> Strength | None:
+        """How strong best.pt is on them."""
+        return self.reference.strength if self.reference else None
+
 
 @dataclass
 class _Tally:
@@ -101,7 +140,18 @@ class _Tally:
     predictor: Predictor | None = None
     error: str = ""
     scores: list[PhotoScores] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
+    to_best: list[float] = field(default_factory=list)
+    colourfulness: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Truth:
+    """What is known of each photograph, whatever variants answer to it."""
+
+    photos: list[Photo] = field(default_factory=list)
+    grey_l1: list[float] = field(default_factory=list)
+    best_to_grey: list[float] = field(default_factory=list)
+    chroma: list[float] = field(default_factory=list)
     colourfulness: list[float] = field(default_factory=list)
 
 
@@ -122,7 +172,8 @@ def measure_accuracy(
     """Score every variant on at most `plan.eval_photos` photographs; the first variant is the reference best.pt.
 
     A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
-    photographs allowed nothing is opened, and there are no figures.
+    photographs allowed nothing is opened, and there are no figures. The lightness table that content is measured
+    against is the control of that name among the variants; without it there is no content colour.
 
     Args:
         unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
@@ -131,21 +182,25 @@ def measure_accuracy(
     if not plan.eval_photos:
         return AccuracyResult({variant.name: Accuracy("ok") for variant in variants}, photos=(), grey_l1=())
     tallies = {variant.name: _open_tally(variant, threads, (unfit or {}).get(variant.name)) for variant in variants}
-    measured: list[Photo] = []
-    grey_l1: list[float] = []
-    true_colourfulness: list[float] = []
+    truth = _Truth()
     with progress("measuring colours", len(chosen)) as bar, torch.inference_mode():
         for photo, rgb in whole_photos(chosen, short_side=plan.eval_size, max_pixels=max_pixels):
             lightness, ab = rgb_to_l_ab(rgb)  # (1, 1, H, W), (1, 2, H, W)
-            measured.append(photo)
-            grey_l1.append(mean_l1(torch.zeros_like(ab), ab))
-            truth = show_colours(lightness, ab)
-            true_colourfulness.append(colourfulness(truth.rgb))
-            _score_variants(list(tallies.values()), lightness, truth)
+            shown = show_colours(lightness, ab)
+            truth.photos.append(photo)
+            truth.grey_l1.append(mean_l1(torch.zeros_like(ab), ab))
+            truth.chroma.append(mean_chroma(ab))
+            truth.colourfulness.append(colourfulness(shown.rgb))
+            best = _score_variants(list(tallies.values()), lightness, shown)
+            if best is not None:
+                truth.best_to_grey.append(mean_l1(torch.zeros_like(best), best))
             bar.advance()
-    reference = next(iter(tallies.values()), _Tally(error="no variant"))
-    summaries = {name: _summarize(each, reference, grey_l1, true_colourfulness) for name, each in tallies.items()}
-    return AccuracyResult(summaries, photos=tuple(measured), grey_l1=tuple(grey_l1))
+    reference = _make_reference(list(tallies.values()), tallies.get(CONTROL_TITLES[TABLE]), truth)
+    found = {name: _summarize(tally, truth) for name, tally in tallies.items()}
+    if reference:
+        finished = {name: tally for name, tally in tallies.items() if found[name].is_ok}
+        found |= {name: replace(found[name], **each) for name, each in _compare(finished, reference).items()}
+    return AccuracyResult(found, tuple(truth.photos), tuple(truth.grey_l1), reference)
 
 
 def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
@@ -170,9 +225,9 @@ def ask(predictor: Predictor, lightness: Tensor) -> Tensor:
     return answer
 
 
-def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownColours) -> None:
-    """Add this photograph's scores to every tally that has not failed; the first one is the reference."""
-    reference: Tensor | None = None
+def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownColours) -> Tensor | None:
+    """Add this photograph's scores to every tally that has not failed; the answer of the first one, best.pt."""
+    best: Tensor | None = None
     for tally in tallies:
         if tally.error or tally.predictor is None:
             continue
@@ -182,49 +237,92 @@ def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownCo
             tally.error = _one_line(error)
             continue
         if tally is tallies[0]:
-            reference = answer
+            best = answer
         shown = show_colours(lightness, answer)
         tally.scores.append(score_photo(truth, shown))
         tally.colourfulness.append(colourfulness(shown.rgb))
-        if reference is not None:
-            tally.agreement.append(mean_l1(answer, reference))
+        if best is not None:
+            tally.to_best.append(mean_l1(answer, best))
+    return best
 
 
-def _summarize(
-    tally: _Tally, reference: _Tally, grey_l1: Sequence[float], true_colourfulness: Sequence[float]
-) -> Accuracy:
-    """Means of one variant, against the reference where that one has no error."""
+def _make_reference(tallies: Sequence[_Tally], table: _Tally | None, truth: _Truth) -> Reference | None:
+    """What variants are held against; None where best.pt failed, or where no photograph could be read."""
+    if not tallies or tallies[0].error or not truth.photos:
+        return None
+    best = tallies[0].scores
+    has_table = table is not None and not table.error
+    return Reference(
+        grey_l1=np.array(truth.grey_l1),
+        table_l1=_l1_of(table) if table and has_table else np.full(len(best), np.nan),
+        best_l1=_l1_of(tallies[0]),
+        best_to_grey=np.array(truth.best_to_grey),
+        best_chroma=np.array([score.chroma for score in best]),
+        true_chroma=np.array(truth.chroma),
+    )
+
+
+def _l1_of(tally: _Tally) -> Floats:
+    return np.array([score.l1_ab for score in tally.scores])
+
+
+def _summarize(tally: _Tally, truth: _Truth) -> Accuracy:
+    """Means of one variant, by itself."""
     if tally.error or not tally.scores:
         return Accuracy(status="error", error=tally.error or "no photographs to measure on")
-    own = np.array([score.l1_ab for score in tally.scores])
-    truth, colourful = _mean(true_colourfulness) or 0.0, _mean(tally.colourfulness) or 0.0
-    figures: dict[str, Any] = {
-        name: _mean([getattr(score, name) for score in tally.scores])
-        for name in ("l1_rgb", "psnr_db", "ssim", "delta_e")
-    }
-    figures |= {"l1": float(own.mean()), "colourfulness": colourful}
-    figures |= {"colourfulness_ratio": colourful / truth if truth > 0 else None, "scores": tuple(tally.scores)}
-    if not reference.error:
-        best, grey = np.array([score.l1_ab for score in reference.scores]), np.asarray(grey_l1)
-        low, high = bootstrap_interval(grey, own, best)
-        figures |= {
-            "l1_delta_pct": 100.0 * (float(own.mean()) / float(best.mean()) - 1.0) if best.mean() > 0 else None,
-            "retained_colour": _finite(retained_colour(grey, own, best)),
-            "retained_low": _finite(low),
-            "retained_high": _finite(high),
-            "agreement_l1": _mean(tally.agreement),
-        }
-    return Accuracy("ok", **figures)
+    names = [each.name for each in fields(PhotoScores) if each.name != "l1_ab"]
+    means: dict[str, Any] = {name: _mean([getattr(score, name) for score in tally.scores]) for name in names}
+    return Accuracy(
+        "ok",
+        **means,
+        l1=float(_l1_of(tally).mean()),
+        chroma_to_truth=_ratio(means["chroma"], _mean(truth.chroma)),
+        colourfulness=_mean(tally.colourfulness),
+        colourfulness_ratio=_ratio(_mean(tally.colourfulness), _mean(truth.colourfulness)),
+        scores=tuple(tally.scores),
+    )
+
+
+def _compare(tallies: Mapping[str, _Tally], reference: Reference) -> dict[str, dict[str, Any]]:
+    """What finished variants keep of best.pt, as `Accuracy` has it."""
+    measure, count = reference.strength.measure, len(reference.best_l1)
+    halves = (slice((count + 1) // 2), slice((count + 1) // 2, None)) if count > 1 else ()
+    l1 = {name: _l1_of(tally) for name, tally in tallies.items()}
+    to_best = {name: np.array(tally.to_best) for name, tally in tallies.items()}
+    # One part after the other for all variants, which share the draws of its intervals.
+    whole, *parts = (
+        {name: held.score(l1[name][part], to_best[name][part]) for name in tallies}
+        for part in (slice(None), *halves)
+        for held in (reference.part(part),)
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for name, score in whole.items():
+        figures = {each: value for each, value in vars(score).items() if each in _COMPARED}
+        figures["agreement_l1"] = float(to_best[name].mean())
+        if parts:
+            choosing, confirming = (each[name] for each in parts)
+            figures |= {
+                "choosing_kept": getattr(choosing, measure.name),
+                "confirming_kept": getattr(confirming, measure.name),
+                "confirming_low": getattr(confirming, measure.low),
+                "confirming_high": getattr(confirming, measure.high),
+                "confirming_likely": confirming.likely_figures()[measure.name],
+            }
+        found[name] = {each: value if math.isfinite(value) else None for each, value in figures.items()}
+        chroma = float(np.mean([photo.chroma for photo in tallies[name].scores]))
+        found[name]["chroma_to_best"] = _ratio(chroma, float(reference.best_chroma.mean()))
+        found[name]["to_best"] = tuple(tallies[name].to_best)
+    return found
+
+
+def _ratio(figure: float | None, other: float | None) -> float | None:
+    return figure / other if figure is not None and other else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
     """Of those that are finite."""
     finite = list(filter(math.isfinite, values))
     return sum(finite) / len(finite) if finite else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _one_line(error: Exception) -> str:

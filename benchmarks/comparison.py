@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.rows import ENDLESS, Row, read_benchmark_json
+from benchmarks.rows import ENDLESS, Row, read_benchmark_json, read_strength
+from benchmarks.verdict import measure_of
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.text import align_cells, format_bytes, format_count
+from compress.measures import Measure
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,14 +65,19 @@ METRICS = {
     "l1": Metric("l1", 1, "", "accuracy"),
     "l1_rgb": Metric("l1_rgb", 1, "", "accuracy"),
     "g": Metric("retained_colour", -1, "", "accuracy"),
+    "c": Metric("content_colour", -1, "", "accuracy"),
+    "f": Metric("fidelity", -1, "", "accuracy"),
+    "edge": Metric("edge_l1", 1, "", "accuracy"),
+    # Less of best.pt's chroma is worse, since colours that fade are what compression costs; more of it is not judged.
+    "chroma": Metric("chroma_to_best", -1, "", "accuracy"),
     "psnr": Metric("psnr_db", -1, "dB", "accuracy"),
     "ssim": Metric("ssim", -1, "", "accuracy"),
     "delta_e": Metric("delta_e", 1, "", "accuracy"),
     "agreement": Metric("agreement_l1", 1, "", "accuracy"),
 }
 _HARDWARE = ("cpu", "cores_physical", "cores_logical", "cores_usable", "gpus")
-# Shown where no limit names others.
-_SHOWN = ("p50", "speedup", "size", "l1", "g")
+# Shown where no limit names others, and behind them the measure that decides.
+_SHOWN = ("p50", "speedup", "size", "l1")
 _ONLY_RATIOS = "absolute times cannot be compared, use speedup"
 # Two figures that are equal but for the last digits of their difference are equal.
 _ROUNDING = 1e-12
@@ -147,7 +154,8 @@ def compare_benchmarks(
         variants: rows to look at, by `model` or `variant`; none: all.
     Returns:
         JSON-ready values: "a" and "b" (the files), "same_machine" (processor, cores, GPUs and library versions),
-        "noise" ({"a": .., "b": ..}: the aa_ratios of both), "warnings" (what keeps figures from being compared),
+        "noise" ({"a": .., "b": ..}: the aa_ratios of both), "measure" (the metric "c" or "f", by which a's best.pt is
+        strong enough to be judged), "warnings" (what keeps figures from being compared),
         "rows", "failures" and "not_judged". A row has "model", "state" ("both", "lost": only in a, "new": only in b),
         "status_before", "status_after" and "metrics": by short name "before", "after", "change" (after - before),
         "change_pct" (of before's size) and "worse" (bool), each None where there is no figure. A failure has "model",
@@ -175,10 +183,12 @@ def compare_benchmarks(
         "b": str(b.path),
         "same_machine": not differing,
         "noise": {"a": a.aa_ratios, "b": b.aa_ratios},
+        "measure": next(name for name, each in METRICS.items() if each.column == a.measure.name),
         "warnings": [
             *([f"the machines differ ({'; '.join(differing)}): {_ONLY_RATIOS}"] if differing else []),
             *_warn_of_conditions([(old, new) for old, new in pairs.values() if old and new]),
             *([] if same_photos else ["the photographs differ: accuracies cannot be compared"]),
+            *_warn_of_measures(a, b),
             *_warn_of_noise(a, b, baselines, gates),
             *(f"{gate.text} was judged in no row" for gate in gates if unseen[gate.text] == len(baselines)),
         ],
@@ -198,6 +208,7 @@ class _Benchmark:
     machine: Mapping[str, Any]
     photos: Sequence[object]
     grey_l1: Sequence[float]
+    measure: Measure
 
 
 def _read_benchmark(path: Path) -> _Benchmark:
@@ -215,6 +226,7 @@ def _read_benchmark(path: Path) -> _Benchmark:
             machine={**{name: machine.get(name) for name in _HARDWARE}, **(machine.get("libraries") or {})},
             photos=[(record.get("config") or {}).get("eval_size"), *map(str, per_photo.get("photos") or ())],
             grey_l1=[_finite(value) for value in per_photo.get("grey_l1") or ()],
+            measure=measure_of(read_strength(record)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"is damaged ({type(error).__name__}: {error})"
@@ -324,6 +336,12 @@ def _warn_of_conditions(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     return warnings
 
 
+def _warn_of_measures(a: _Benchmark, b: _Benchmark) -> list[str]:
+    if a.measure is b.measure:
+        return []
+    return [f"{a.measure.title} decides in the first benchmark, {b.measure.title} in the second: best.pt differs"]
+
+
 def _warn_of_noise(a: _Benchmark, b: _Benchmark, rows: Sequence[Row], gates: Sequence[Gate]) -> list[str]:
     """Gates on times that are narrower than what the baseline differs from itself in one of the benchmarks."""
     spreads = [
@@ -344,7 +362,7 @@ def _warn_of_noise(a: _Benchmark, b: _Benchmark, rows: Sequence[Row], gates: Seq
 
 def format_comparison(found: Mapping[str, Any], gates: Sequence[Gate] = ()) -> str:
     """Rows, failures and what was not judged, as text for a terminal: the metrics of the gates, or a few of all."""
-    names = list(dict.fromkeys(gate.metric for gate in gates)) or list(_SHOWN)
+    names = list(dict.fromkeys(gate.metric for gate in gates)) or [*_SHOWN, found["measure"]]
     lines = align_cells([["model", *names], *(_format_row(row, names) for row in found["rows"])], to_left=True)
     lines += [f"failed: {each['model']}: {each['why']}" for each in found["failures"]]
     lines += [f"not judged: {each['model']}: {each['gate']}: {each['why']}" for each in found["not_judged"]]

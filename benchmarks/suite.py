@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import AccuracyResult, measure_accuracy
+from benchmarks.also import AlsoFolder, describe_also, find_also, key_of
 from benchmarks.latency import LatencyResult, time_variants
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.report.pictures import write_picture_set
 from benchmarks.roof import Roof, measure_roof
 from benchmarks.rows import FORMAT_VERSION, Row, write_benchmark_json
 from benchmarks.tables import make_rows, write_benchmark_csv
-from benchmarks.variants import Variant, in_runtimes
+from benchmarks.variants import Variant, in_runtimes, list_controls
+from benchmarks.verdict import judge_rows, measure_of
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import GateError, InputError
 from colorpress.core.machine import describe_machine, machine_key
@@ -23,7 +26,7 @@ from colorpress.core.stages import StageRecord, forget_stage
 from export.runtimes import CHECKPOINT_SUFFIXES
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
-from training.photos import Photo, PhotoSplit
+from training.photos import PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 
 # What benchmark.json keeps of a worker's answer.
@@ -31,24 +34,26 @@ _RAW = ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
 
 
 def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
-    """`run_benchmark` on the test photographs as a stage.
+    """`run_benchmark` as a stage.
 
     Args:
         photos: None measures time and size alone.
     """
-    settings, test = run.settings, photos.test if photos else ()
+    settings, also = run.settings, find_also(run, photos) if photos else ()
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if photos and variants[0].path.suffix in CHECKPOINT_SUFFIXES:
             warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
-        rows, paths = run_benchmark(run, variants, test)
+        rows, paths = run_benchmark(run, variants, photos, also)
         return paths, {"rows": len(rows), "failed": [row.model for row in rows if not row.is_ok]}
 
     used = {
         **vars(settings.benchmark_plan),
         **vars(settings.machine),
         **run.arch_key(),
-        **run.data_key(PhotoSplit(train=(), val=(), test=test, skipped=())),
+        # Controls are fitted on the training photographs.
+        **(run.data_key(replace(photos, val=())) if photos else {}),
+        "also": key_of(also),
         "names": [variant.name for variant in variants],
         "cautions": [variant.caution for variant in variants],
         "machine": machine_key(),
@@ -64,18 +69,22 @@ def require_measured(run: Run, measured: StageRecord) -> None:
         raise GateError("benchmark", run.folder, why, "see status and error in benchmark.csv, and run it again")
 
 
-def run_benchmark(run: Run, variants: Sequence[Variant], photos: Sequence[Photo]) -> tuple[list[Row], list[Path]]:
+def run_benchmark(
+    run: Run, variants: Sequence[Variant], photos: PhotoSplit | None, also: Sequence[AlsoFolder] = ()
+) -> tuple[list[Row], list[Path]]:
     """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
 
     A variant that fails is a row that says so. Every file is run in the runtimes that the option bench-runtime names
     for its kind, as "<name> @ openvino", and timed under every combination of batch, size and threads, as "<name>,
     batch 8". With the device auto or cuda, and a GPU that both PyTorch and ONNX Runtime can use, every variant is
-    measured there too, as "<name> @ cuda".
+    measured there too, as "<name> @ cuda". The controls that see no picture are scored beside them, and not timed.
 
     Args:
         run: its folder and its options.
         variants: the first one is best.pt, which the others are compared with.
-        photos: held out, at least one; not looked at where eval-photos is 0.
+        photos: the test ones are scored on, at least one, and the controls are fitted on the training ones; None, or
+            eval-photos 0: time alone.
+        also: further photographs to score on.
     Returns:
         The rows, best.pt first, and the files.
     Raises:
@@ -83,7 +92,8 @@ def run_benchmark(run: Run, variants: Sequence[Variant], photos: Sequence[Photo]
         MachineError: a CUDA device was asked for and is not there, or a file cannot be written.
     """
     plan, machine, data = run.settings.benchmark_plan, run.settings.machine, run.settings.data
-    if not variants or (plan.eval_photos and not photos):
+    test = photos.test if photos else ()
+    if not variants or (plan.eval_photos and not test):
         missing = "photographs" if variants else "model"
         raise InputError("benchmark", None, f"got no {missing}", "hold photographs out with --test-share")
     variants = in_runtimes(variants, plan.bench_runtime, _find_gpu(machine.device))
@@ -91,16 +101,20 @@ def run_benchmark(run: Run, variants: Sequence[Variant], photos: Sequence[Photo]
     threads = latency.arms[0].condition.threads
     roof = measure_roof(threads=threads) if plan.roof else None
     unfit = {name: f"its timing ended as {t.status}" for name, t in latency.timings.items() if t.status != "ok"}
-    accuracy = measure_accuracy(variants, photos, plan, max_pixels=data.max_pixels, threads=threads, unfit=unfit)
-    rows = make_rows(latency, accuracy, roof)
-    record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof)
+    controls = list_controls(run, photos) if photos and plan.eval_photos else ()
+    scored = [*variants, *controls]
+    score = partial(measure_accuracy, scored, plan=plan, max_pixels=data.max_pixels, threads=threads, unfit=unfit)
+    accuracy = score(photos=test)
+    elsewhere = {folder.name: score(photos=folder.photos) for folder in also if plan.eval_photos}
+    rows = make_rows(latency, accuracy, roof, controls=controls, also=elsewhere)
+    record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof, also=also, elsewhere=elsewhere)
     paths = [
         write_benchmark_csv(run.folder / "benchmark.csv", rows),
         write_benchmark_json(run.folder / "benchmark.json", record),
     ]
     if accuracy.photos:
-        paths.append(draw_pareto(rows, accuracy.mean_grey_l1, run.folder / "pareto.png"))
-        paths += write_picture_set(run, variants, accuracy, photos, rows)
+        paths.append(draw_pareto(rows, measure_of(accuracy.strength), run.folder / "pareto.png"))
+        paths += write_picture_set(run, scored, accuracy, test, rows)
     return rows, paths
 
 
@@ -122,23 +136,35 @@ def make_record(
     *,
     seed: int,
     roof: Roof | None = None,
+    also: Sequence[AlsoFolder] = (),
+    elsewhere: Mapping[str, AccuracyResult] | None = None,
 ) -> dict[str, Any]:
-    """What benchmark.json holds: rows, raw call times, values of each photograph, and the conditions."""
+    """What benchmark.json holds: rows, raw call times, values of each photograph, and the conditions.
+
+    Args:
+        also, elsewhere: further folders, and the accuracies on the photographs of each, by its name.
+    """
+    strength = accuracy.strength
+    aa_ratios = {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()}
+    recommended = judge_rows(rows, aa_ratios, strength).recommended
     return {
         "format_version": FORMAT_VERSION,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": asdict(plan),
+        "config": {**asdict(plan), "also": [str(folder) for folder in plan.also]},
         "seed": seed,
         "machine": describe_machine(),
         "grey_l1": accuracy.mean_grey_l1,
-        "aa_ratios": {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()},
+        "strength": strength.to_dict() if strength else None,
+        "aa_ratios": aa_ratios,
         "roof": asdict(roof) if roof else None,
         "rows": [asdict(row) for row in rows],
         "per_photo": {
             "photos": [photo.path.name for photo in accuracy.photos],
             "grey_l1": list(accuracy.grey_l1),
             "l1": {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items()},
+            "to_best": {name: list(each.to_best) for name, each in accuracy.variants.items()},
         },
+        "also": describe_also(also, elsewhere, rows, recommended, measure_of(strength)) if elsewhere else {},
         "raw_times": {
             name: [{key: answer[key] for key in _RAW if key in answer} for answer in timing.rounds]
             for name, timing in latency.timings.items()

@@ -8,39 +8,63 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
+from benchmarks.also import pick_figures
 from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof, format_roof, lower_bound_ms
-from benchmarks.rows import COLUMNS, Row
+from benchmarks.rows import COLUMNS, Row, base_rows, read_strength
+from benchmarks.variants import Variant
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
 from colorpress.core.text import align_cells, format_bytes, format_count, format_number, format_percent
+from compress.measures import MEASURES
 from compress.precisions import find_precision
 from export.timing import Timing
 
 _HEADER = (
     *("model", "size", "params", "MACs", "p50", "p90", "img/s", "speedup"),
-    *("roof", "L1", "dL1", "G", "dE", "memory"),
+    *("roof", "L1", "dL1", *(each.symbol for each in MEASURES.values()), "dE", "memory"),
 )
+_ALSO_HEADER = ("model", "L1", "dL1", *(each.symbol for each in MEASURES.values()), "chroma/best", "chroma/truth")
 
 
-def make_rows(latency: LatencyResult, accuracy: AccuracyResult, roof: Roof | None = None) -> list[Row]:
-    """One row per arm.
+def make_rows(
+    latency: LatencyResult,
+    accuracy: AccuracyResult,
+    roof: Roof | None = None,
+    *,
+    controls: Sequence[Variant] = (),
+    also: Mapping[str, AccuracyResult] | None = None,
+) -> list[Row]:
+    """One row per arm, then one per control.
 
     Args:
         accuracy: by variant: the colours of a file do not depend on batch, size and threads.
         roof: of the machine; None: not measured.
+        controls: that were scored, and not timed; their rows are of the first condition.
+        also: the accuracies on the photographs of further folders, by the name of the folder.
     """
+    untimed = Timing("ok")
+    arms = [(arm, latency.timings[arm.name]) for arm in latency.arms]
+    arms += [(Arm(control.name, control, latency.arms[0].condition), untimed) for control in controls]
     return [
-        _make_row(arm, latency.timings[arm.name], accuracy.variants[arm.variant.name], len(accuracy.photos), roof)
-        for arm in latency.arms
+        _make_row(
+            arm,
+            timing,
+            accuracy.variants[arm.variant.name],
+            roof,
+            photos=len(accuracy.photos),
+            also={folder: pick_figures(result, arm.variant.name) for folder, result in (also or {}).items()},
+        )
+        for arm, timing in arms
     ]
 
 
-def _make_row(arm: Arm, timing: Timing, measured: Accuracy, photos: int, roof: Roof | None) -> Row:
+def _make_row(arm: Arm, timing: Timing, measured: Accuracy, roof: Roof | None, **further: Any) -> Row:
     ratio, variant, condition = timing.speedup, arm.variant, arm.condition
     figures: dict[str, Any] = {
         **{name: value for each in (variant, timing, measured) for name, value in vars(each).items()},
         **(asdict(timing.statistics) if timing.statistics else {}),
+        **further,
         "model": arm.name,
         "variant": variant.file_name,
         # Where weights and activations are in 8 bits the float layers around them do not count.
@@ -54,11 +78,10 @@ def _make_row(arm: Arm, timing: Timing, measured: Accuracy, photos: int, roof: R
         "speedup": ratio.median if ratio else None,
         "speedup_low": ratio.low if ratio else None,
         "speedup_high": ratio.high if ratio else None,
-        "photos": photos,
         "status": timing.status if timing.status != "ok" else measured.status,
         "error": "; ".join(dict.fromkeys(filter(None, (timing.error, measured.error)))),
     }
-    row = Row(**{name: figures[name] for name in COLUMNS if name in figures})
+    row = Row(**{name: figures[name] for name in (*COLUMNS, "also") if name in figures})
     # What one core can do at most is a part of what was measured of all, so other counts have no roof.
     if roof and row.p50_ms and row.device == "cpu" and row.threads == roof.threads:
         bound_ms = lower_bound_ms(row, roof)
@@ -67,8 +90,16 @@ def _make_row(arm: Arm, timing: Timing, measured: Accuracy, photos: int, roof: R
 
 
 def write_benchmark_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Write the rows with six significant digits; benchmark.json has them all."""
-    return write_csv(path, COLUMNS, [{name: _csv_value(value) for name, value in vars(row).items()} for row in rows])
+    """Write the rows with six significant digits; benchmark.json has them all.
+
+    Each further folder is a group of columns, such as also_<folder>_l1.
+    """
+    further = [{f"also_{name}_{key}": f for name, each in row.also.items() for key, f in each.items()} for row in rows]
+    columns = (*COLUMNS, *(further[0] if further else ()))
+    values = [
+        {**{name: getattr(row, name) for name in COLUMNS}, **more} for row, more in zip(rows, further, strict=True)
+    ]
+    return write_csv(path, columns, [{name: _csv_value(each[name]) for name in columns} for each in values])
 
 
 def _csv_value(value: object) -> object:
@@ -96,17 +127,54 @@ def _format_cells(row: Row) -> tuple[str, ...]:
         format_number(row.images_per_s),
         format_number(row.speedup, "x"),
         "-" if row.roof_share is None else f"{100 * row.roof_share:.0f} %",
-        "-" if row.l1 is None else f"{row.l1:.4f}",
+        _digits(row.l1, 4),
         format_percent(row.l1_delta_pct),
-        "-" if row.retained_colour is None else f"{row.retained_colour:.3f}",
+        *(_digits(row.kept(measure)) for measure in MEASURES.values()),
         format_number(row.delta_e),
         "-" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f} MB",
     )
 
 
+def _digits(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def format_also(record: Mapping[str, Any]) -> str:
+    """The colours on the photographs of each further folder, as plain-text tables for a terminal; empty without any.
+
+    Args:
+        record: of benchmark.json, as `read_benchmark_json` gives it.
+    """
+    return "\n\n".join(
+        "\n".join([f"also on {printable(name)}:", *_format_folder(name, found, record["rows"])])
+        for name, found in (record.get("also") or {}).items()
+    )
+
+
+def _format_folder(name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    cells = []
+    for row in base_rows(rows):
+        figures = row.also.get(name, {})
+        cells.append((
+            printable(row.model),
+            _digits(figures.get("l1"), 4),
+            format_percent(figures.get("l1_delta_pct")),
+            *(_digits(figures.get(measure)) for measure in MEASURES),
+            *(_digits(figures.get(share), 2) for share in ("chroma_to_best", "chroma_to_truth")),
+        ))  # fmt: skip
+    strength = read_strength(found)
+    lines = [*align_cells([_ALSO_HEADER, *cells]), strength.describe() if strength else "best.pt failed on them."]
+    if worst := [printable(each["photo"]) for each in found["worst"]]:
+        whose = printable(found["judged"]) if found["judged"] else "ours on the whole"
+        lines.append(f"worst of {whose}: {', '.join(worst)}")
+    return lines
+
+
 def format_conditions(record: Mapping[str, Any]) -> list[str]:
-    """What stands below the table: what noise alone does to a ratio, and what the machine can do at most."""
-    lines = [
+    """What stands below the table: how strong best.pt is, what noise alone does to a ratio, what the machine can do."""
+    strength = read_strength(record)
+    lines = [*filter(None, (strength.describe(), strength.warn()))] if strength else []
+    lines += [
         f"A/A control, {label}: best.pt timed against itself is {ratio['median']:.3f} "
         f"({ratio['low']:.3f} to {ratio['high']:.3f})"
         for label, ratio in record["aa_ratios"].items()

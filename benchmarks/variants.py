@@ -19,11 +19,13 @@ from compress.precisions import origin_of, recognize_precision, variant_names
 from compress.ranking import count_macs
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
+from export.controls import CONTROL_TITLES, control_path, make_controls
 from export.graph import read_metadata
 from export.predictors import TimedPredictor
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, open_predictor, runtimes_of
 from export.sessions import open_session
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.photos import PhotoSplit
 from training.run_folder import Run
 from training.unet import count_parameters
 
@@ -48,6 +50,7 @@ class Variant:
         arch: names the network of a foreign checkpoint.
         caution: what may make an int8 file slower than its float parent, as the rest of a sentence.
         peer: made by another tool than colorpress.
+        control: sees no picture (see `export.controls`).
     """
 
     name: str
@@ -63,6 +66,7 @@ class Variant:
     arch: ArchConfig = field(default_factory=ArchConfig)
     caution: str = ""
     peer: bool = False
+    control: bool = False
 
     @property
     def file_name(self) -> str:
@@ -123,7 +127,7 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix in CHECKPOINT_SUFFIXES and path.stem != "model" else name
         variants.append(describe_variant(name, path, arch=arch, count_at=size))
-    names = Counter(variant.name for variant in variants)
+    names = Counter([*(variant.name for variant in variants), *CONTROL_TITLES.values()])
     for variant in variants:
         if names[variant.name] > 1:
             why = f"is the second one called {variant.name!r}"
@@ -165,6 +169,18 @@ def list_variants(run: Run) -> tuple[Variant, ...]:
                 continue
         warn(f"{name} of the front {why} and is left out: run `colorpress compress` again")
     return tuple(variants)
+
+
+def list_controls(run: Run, photos: PhotoSplit) -> tuple[Variant, ...]:
+    """The controls that see no picture, fitted on the training photographs where they are not there yet.
+
+    Raises:
+        InputError: none of those photographs can be read.
+    """
+    make_controls(run, photos)
+    return tuple(
+        describe_variant(title, control_path(run, name), control=True) for name, title in CONTROL_TITLES.items()
+    )
 
 
 def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> list[Variant]:

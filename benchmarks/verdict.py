@@ -7,15 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from benchmarks.rows import Row, base_rows, own_rows
+from benchmarks.rows import Row, base_rows, find_control, own_rows
 from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
 from colorpress.core.text import format_bytes, format_number
 from compress.budgets import Figures, Limit, read_limits
+from compress.choosing import Candidate, choose_confirmed
+from compress.measures import CONTENT, FIDELITY, MEASURES, Measure, Strength
 from compress.precisions import origin_of
+from export.controls import CONTROL_TITLES, TABLE
 
 MAX_L1_INCREASE_PCT = 1.0
-MIN_RETAINED_COLOUR = 0.95
 _FEW_PHOTOS = 50
+# Of G that a lightness table keeps.
+_MUCH = 0.5
 _SAME_SIZE = _SAME_SPEED = 0.02
 
 
@@ -34,16 +38,21 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]] | None = None) -> Verdict:
+def judge_rows(
+    rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]] | None, strength: Strength | None
+) -> Verdict:
     """Choose the variant with the largest product of size and speed ratio among those that keep the colours.
 
     The first row is best.pt and the yardstick; rows of another condition than its are not compared with it, and what
-    another tool made is never chosen, nor is best.pt itself in another runtime, since nothing was compressed. A
-    variant qualifies when it is at most 1 % above best.pt in L1 and retains at least 0.95 of the colour; when it is
-    not slower than best.pt nor than its own float32 parent; and when it is smaller or faster beyond the noise.
+    another tool made is never chosen, nor a control, nor best.pt itself in another runtime, since nothing was
+    compressed. A variant qualifies when it keeps enough by the measure that decides, `strength.measure`: 0.95 of
+    content, with at most 1 % more L1 than best.pt, or 0.9 of fidelity; when it is not slower than best.pt nor than its
+    own float32 parent; and when it is smaller or faster beyond the noise. What qualifies is chosen on one half of the
+    photographs, and what is said of it is what the other half confirms (see `compress.choosing`).
 
     Args:
-        aa_ratios: per device, the ratio of best.pt to itself: "median", "low", "high".
+        aa_ratios: per device, the ratio of best.pt to itself: "median", "low", "high"; None: it was not timed twice.
+        strength: of best.pt; None where no colours were measured.
     """
     if not rows or not rows[0].is_ok:
         status = f": {rows[0].status}" if rows else ""
@@ -52,26 +61,57 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]]
     ratio = (aa_ratios or {}).get(best.device)
     # How far the rounds of the A/A control are from 1 at most.
     noise = max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
-    notes = _note_limits(rows, noise)
-    reasons = {row.model: why_rejected(row, best, others, noise) for row in others}
-    if passed := [row for row in others if not reasons[row.model]]:
-        chosen = max(passed, key=lambda row: merit(row, best))
-        return Verdict(chosen.model, _recommend(chosen, best), (*notes, *_note_runtime(rows, chosen)))
-    return Verdict(None, _recommend_nothing(best, others, reasons), notes)
+    measure = measure_of(strength)
+    notes = _note_limits(rows, noise, strength)
+    reasons = {row.model: why_rejected(row, best, others, measure, noise) for row in others}
+    passed = [row for row in others if not reasons[row.model]]
+    if chosen := _choose(passed, best, measure):
+        sentence = _recommend(chosen, best, strength)
+        return Verdict(chosen.model, sentence, (*notes, *_note_runtime(rows, chosen)))
+    return Verdict(None, _recommend_nothing(best, others, reasons, strength), notes)
 
 
-def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, str]) -> str:
+def measure_of(strength: Strength | None) -> Measure:
+    """What decides, also where nothing could be measured."""
+    return strength.measure if strength else FIDELITY
+
+
+def _choose(passed: Sequence[Row], best: Row, measure: Measure) -> Row | None:
+    if any(row.confirming_likely is None for row in passed):  # too few photographs to be two parts
+        return max(passed, key=lambda row: merit(row, best), default=None)
+    candidates = [
+        Candidate(row.model, merit(row, best), row.choosing_kept, row.confirming_likely)
+        for row in passed
+        if row.choosing_kept is not None and row.confirming_likely is not None
+    ]
+    name = choose_confirmed(candidates, measure.enough)
+    return next((row for row in passed if row.model == name), None)
+
+
+def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, str], strength: Strength | None) -> str:
+    measure = measure_of(strength)
     if not others:
         return "There is nothing to recommend: only best.pt was measured."
     if not best.photos:
         return "Nothing can be recommended: colours were not measured, only time."
-    if best.retained_colour is None:
-        grey = "on these photographs best.pt is no better than a grey answer"
-        return f"Nothing can be recommended: {grey}, so there is no colour to keep."
-    l1_by_model = {row.model: row.l1 for row in others if row.is_ok and row.l1 is not None}
-    if not l1_by_model:
+    if best.kept(measure) is None:
+        no_colour = strength is None or math.isnan(strength.below_grey_pct)
+        why = "these photographs hold none" if no_colour else "best.pt answers grey"
+        return f"Nothing can be recommended: {why}, so there is no colour to keep."
+    finished = {row.model: row.kept(measure) for row in others if row.is_ok}
+    kept = {name: figure for name, figure in finished.items() if figure is not None}
+    if not kept:
         return "Nothing can be recommended: no variant finished."
-    closest = min(l1_by_model, key=l1_by_model.__getitem__)
+    passed = {row.model: row for row in others if not reasons[row.model]}
+    closest = max(passed or kept, key=kept.__getitem__)
+    if closest in passed:
+        # Where none of those that qualified is confirmed.
+        row = passed[closest]
+        return (
+            f"No variant is recommended: {closest} keeps {row.choosing_kept:.2f} of {_noun(measure)} on the "
+            f"photographs that choose, but {row.confirming_kept:.2f} on the others, where {measure.enough:g} has to "
+            "hold with odds of 4 to 1; more photographs would say more."
+        )
     return f"No variant is recommended: the closest to best.pt, {closest}, {reasons[closest]}."
 
 
@@ -81,16 +121,17 @@ def merit(row: Row, best: Row) -> float:
     return math.log(row.times_smaller(best)) + math.log(row.speedup)
 
 
-def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0) -> str:
-    """Why a variant is not recommended, as the rest of a sentence about it; empty when nothing speaks against it."""
+def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, noise: float = 0.0) -> str:
+    """Why a variant does not qualify, as the rest of a sentence about it; empty when nothing speaks against it."""
     if not row.is_ok:
         return f"did not finish ({row.status})"
-    if row.l1_delta_pct is None or row.retained_colour is None or not row.speedup:
+    kept = row.kept(measure) if row.choosing_kept is None else row.choosing_kept
+    if row.l1_delta_pct is None or kept is None or not row.speedup:
         return "could not be compared with best.pt"
-    if row.l1_delta_pct > MAX_L1_INCREASE_PCT:
+    if measure is CONTENT and row.l1_delta_pct > MAX_L1_INCREASE_PCT:
         return f"raises L1 by {row.l1_delta_pct:.1f} % (at most {MAX_L1_INCREASE_PCT:g} % passes)"
-    if row.retained_colour < MIN_RETAINED_COLOUR:
-        return f"keeps {row.retained_colour:.2f} of the colour (at least {MIN_RETAINED_COLOUR:g} passes)"
+    if kept < measure.enough:
+        return f"keeps {kept:.2f} of {_noun(measure)} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
     if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + _SAME_SPEED:
@@ -102,6 +143,10 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], noise: float = 0.0)
     if row.times_smaller(best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(_SAME_SPEED, 3.0 * noise):
         return "is neither smaller nor faster beyond what noise explains"
     return ""
+
+
+def _noun(measure: Measure) -> str:
+    return f"best.pt's own colours ({measure.symbol})" if measure is FIDELITY else f"the {measure.title}"
 
 
 def parent_name(name: str) -> str | None:
@@ -121,21 +166,48 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
     return max((row for row in rows if row.speedup), key=lambda row: row.speedup or 0.0, default=None)
 
 
-def _recommend(row: Row, best: Row) -> str:
-    assert row.l1_delta_pct is not None
+def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
+    measure = measure_of(strength)
     own_size = format_bytes(row.fair_size_bytes)
     size = f"as large as best.pt ({own_size})"
     if row.times_smaller(best) > 1.0 + _SAME_SIZE:
         times = format_number(row.times_smaller(best))
         size = f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
     in_ms = f"({format_number(row.p50_ms)} ms instead of {format_number(best.p50_ms)} ms)"
+    cost = f"{size} and {format_number(row.speedup)} times as fast {in_ms}"
+    sentence = (
+        f"{row.model} is recommended: {cost}, with {_describe_change(row, measure)}{_describe_kept(row, measure)}."
+    )
+    if strength and strength.beats_grey and not strength.beats_table:
+        sentence += " best.pt itself paints little more than tint: train it on more photographs, or for longer, first."
+    return sentence
+
+
+def _describe_change(row: Row, measure: Measure) -> str:
+    """The change of L1, where that is a condition."""
+    if measure is not CONTENT or row.l1_delta_pct is None:
+        return ""
     delta = row.l1_delta_pct
     change = f"{abs(delta):.2f} % {'more' if delta > 0 else 'less'} L1" if abs(delta) >= 0.005 else "the same L1"
-    low, high = row.retained_interval or (0.0, 0.0)
-    interval = f" (95 % interval {low:.2f} to {high:.2f})" if high - low >= 0.005 else ""
-    retained = f"{row.retained_colour:.2f} of the colour retained{interval}"
-    cost = f"{size} and {format_number(row.speedup)} times as fast {in_ms}"
-    return f"{row.model} is recommended: {cost}, at {change} and {retained}."
+    return f"{change} and "
+
+
+def _describe_kept(row: Row, measure: Measure) -> str:
+    """What is kept, with its interval, and on which photographs."""
+    verb = "reproduced" if measure is FIDELITY else "kept"
+    if row.confirming_kept is None:
+        kept, ends = row.kept(measure), row.interval(measure)
+        where = "; the same photographs chose and scored it"
+    else:
+        low, high = row.confirming_low, row.confirming_high
+        kept, ends = row.confirming_kept, None if low is None or high is None else (low, high)
+        confirming = row.photos // 2
+        where = (
+            f" on {confirming} photographs that did not choose it ({row.choosing_kept:.2f} on the "
+            f"{row.photos - confirming} that did)"
+        )
+    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends and ends[1] - ends[0] >= 0.005 else ""
+    return f"{kept:.2f} of {_noun(measure)} {verb}{interval}{where}"
 
 
 def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
@@ -150,15 +222,21 @@ def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
     )
 
 
-def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:
-    notes = []
-    photos = rows[0].photos
+def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -> tuple[str, ...]:
+    notes = [*filter(None, (strength.describe(), strength.warn()))] if strength else []
+    measure, photos = measure_of(strength), rows[0].photos
     if 0 < photos < _FEW_PHOTOS:
         noun = "photograph shows" if photos == 1 else "photographs show"
         notes.append(f"{photos} {noun} the machinery, not colour quality: test on {_FEW_PHOTOS} or more to judge it.")
-    kept = [row for row in base_rows(rows)[1:] if not row.peer and (row.retained_colour or 0) >= MIN_RETAINED_COLOUR]
-    if below := [row.model for row in kept if row.retained_low is not None and row.retained_low < MIN_RETAINED_COLOUR]:
-        notes.append(f"The interval of retained colour reaches below {MIN_RETAINED_COLOUR:g} for {', '.join(below)}.")
+    table = find_control(rows, CONTROL_TITLES[TABLE])
+    if table and (table.retained_colour or 0.0) >= _MUCH:
+        notes.append(
+            f"A lightness table, which sees no picture, keeps {table.retained_colour:.2f} of G: G says little."
+        )
+    kept = [row for row in own_rows(rows) if (row.kept(measure) or 0.0) >= measure.enough]
+    intervals = {row.model: row.interval(measure) for row in kept}
+    if below := [model for model, ends in intervals.items() if ends and ends[0] < measure.enough]:
+        notes.append(f"The interval of {measure.title} reaches below {measure.enough:g} for {', '.join(below)}.")
     if noise > 0.03:
         twice = f"best.pt timed twice differs by {100 * noise:.0f} %"
         notes.append(f"The machine is noisy: {twice}, so differences below {300 * noise:.0f} % mean nothing.")
@@ -167,61 +245,65 @@ def _note_limits(rows: Sequence[Row], noise: float) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def judge_peers(rows: Sequence[Row]) -> list[str]:
+def judge_peers(rows: Sequence[Row], strength: Strength | None) -> list[str]:
     """A sentence on each peer of the base condition: beside what of ours beats it, else beside our best one.
 
     Ours are tried in the order of the recommended one first, then by merit.
 
     Args:
         rows: best.pt first.
+        strength: its measure is that of colour.
     """
-    recommended = judge_rows(rows).recommended
-    ours = [row for row in own_rows(rows) if _is_complete(row)]
+    measure = measure_of(strength)
+    recommended = judge_rows(rows, None, strength).recommended
+    ours = [row for row in own_rows(rows) if _is_complete(row, measure)]
     ours.sort(key=lambda row: (row.model != recommended, -merit(row, rows[0])))
-    return [_judge_peer(row, ours) for row in base_rows(rows) if row.peer]
+    return [_judge_peer(row, ours, measure) for row in base_rows(rows) if row.peer]
 
 
-def _is_complete(row: Row) -> bool:
-    return bool(row.is_ok and row.speedup and row.retained_colour is not None)
+def _is_complete(row: Row, measure: Measure) -> bool:
+    return bool(row.is_ok and row.speedup and row.kept(measure) is not None)
 
 
-def _judge_peer(peer: Row, ours: Sequence[Row]) -> str:
+def _judge_peer(peer: Row, ours: Sequence[Row], measure: Measure) -> str:
     name = peer.model
-    if not _is_complete(peer):
+    if not _is_complete(peer, measure):
         why = "its colours were not measured" if peer.is_ok else f"it did not finish ({peer.status})"
         return f"{name} cannot be compared: {why}."
     if not ours:
         return f"{name} has nothing of ours to be compared with."
-    if winner := next((row for row in ours if dominates(row, peer)), None):
+    if winner := next((row for row in ours if dominates(row, peer, measure)), None):
         # All three axes are wins or a tie of ours, said from our side.
-        wins, ties, _ = _compare(winner, peer)
+        wins, ties, _ = _compare(winner, peer, measure)
         return f"{winner.model} beats {name} in size, speed and colour: it {_join(wins + ties)}."
-    wins, ties, losses = _compare(peer, ours[0])
+    wins, ties, losses = _compare(peer, ours[0], measure)
     if not wins:
         return f"{name} wins nothing beside {ours[0].model}: it {_join(ties + losses)}."
     sentence = f"{name} is not beaten in size, speed and colour at once; beside {ours[0].model} it {_join(wins)}"
     return f"{sentence}, but {_join(losses)}." if losses else f"{sentence}."
 
 
-def _figures(row: Row) -> tuple[int, float, float]:
+def _figures(row: Row, measure: Measure) -> tuple[int, float, float]:
     """Size, speed and colour of a complete row."""
-    assert row.speedup and row.retained_colour is not None
-    return row.fair_size_bytes, row.speedup, row.retained_colour
+    colour = row.kept(measure)
+    assert row.speedup and colour is not None
+    return row.fair_size_bytes, row.speedup, colour
 
 
-def dominates(row: Row, other: Row) -> bool:
+def dominates(row: Row, other: Row, measure: Measure) -> bool:
     """Whether `row` is smaller and faster than `other` and keeps at least as much colour; both are complete."""
-    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row), _figures(other)
+    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row, measure), _figures(other, measure)
     return size < other_size and speed > other_speed and colour >= other_colour
 
 
-def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
+def _compare(row: Row, other: Row, measure: Measure) -> tuple[list[str], list[str], list[str]]:
     """What `row` wins, ties and loses against `other` in size, speed and colour, as the rest of sentences."""
-    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row), _figures(other)
+    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row, measure), _figures(other, measure)
     times_smaller, times_faster = other_size / size, speed / other_speed
     in_bytes = f"({format_bytes(size)}, not {format_bytes(other_size)})"
     in_ms = f"({format_number(row.p50_ms)} ms, not {format_number(other.p50_ms)} ms)"
-    in_g = f"({colour:.3f}, not {other_colour:.3f}{'' if _are_apart(row, other) else '; the intervals overlap'})"
+    overlap = "" if _are_apart(row, other, measure) else "; the intervals overlap"
+    in_colour = f"({measure.symbol} {colour:.3f}, not {other_colour:.3f}{overlap})"
     # What is gained, and what is said of a win, a tie and a loss.
     axes = (
         (
@@ -238,9 +320,9 @@ def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
         ),
         (
             colour - other_colour,
-            f"keeps more colour {in_g}",
-            f"keeps as much colour ({colour:.3f})",
-            f"keeps less colour {in_g}",
+            f"keeps more colour {in_colour}",
+            f"keeps as much colour ({measure.symbol} {colour:.3f})",
+            f"keeps less colour {in_colour}",
         ),
     )
     said: tuple[list[str], list[str], list[str]] = ([], [], [])
@@ -250,9 +332,9 @@ def _compare(row: Row, other: Row) -> tuple[list[str], list[str], list[str]]:
     return said
 
 
-def _are_apart(row: Row, other: Row) -> bool:
-    """Whether the intervals of retained colour do not overlap; one that is not there says nothing."""
-    own, its = row.retained_interval, other.retained_interval
+def _are_apart(row: Row, other: Row, measure: Measure) -> bool:
+    """Whether the intervals of what is kept do not overlap; one that is not there says nothing."""
+    own, its = row.interval(measure), other.interval(measure)
     return own is None or its is None or own[0] > its[1] or own[1] < its[0]
 
 
@@ -313,7 +395,7 @@ def _figures_of(row: Row) -> Figures:
         "macs": row.macs or None,
         "size_bytes": row.size_bytes,
         "latency_ms": None if row.p50_ms is None else row.p50_ms / row.batch,
-        "retained_colour": row.retained_colour,
+        **{name: row.kept(measure) for name, measure in MEASURES.items()},
         "l1_delta_pct": row.l1_delta_pct,
     }
 

@@ -391,7 +391,7 @@ def report(current: Run) -> Iterable[StageRecord]:
 @click.argument("before", metavar="A", type=PATH)
 @click.argument("after", metavar="B", type=PATH)
 @click.option("--fail-if", multiple=True, metavar="METRIC:LIMIT",
-              help="End with 5 where a row's metric became worse by more than LIMIT: p50:5%, g:0.01, size:1KB. "
+              help="End with 5 where a row's metric became worse by more than LIMIT: p50:5%, c:0.01, size:1KB. "
               "Repeat it for more.")  # fmt: skip
 @click.option("--variant", "variants", multiple=True, help="A row to look at; repeat it for more. Default: all.")
 @quiet_option
@@ -616,14 +616,16 @@ def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) 
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.rows import read_benchmark_json
-            from benchmarks.tables import format_conditions, format_table
+            from benchmarks.rows import read_benchmark_json, read_strength
+            from benchmarks.tables import format_also, format_conditions, format_table
             from benchmarks.verdict import judge_rows
 
             measured = read_benchmark_json(folder / "benchmark.json")
-            verdict = judge_rows(measured["rows"], measured["aa_ratios"])
-            lines = [format_table(measured["rows"]), *format_conditions(measured), "", verdict.sentence, *verdict.notes]
-            click.echo("\n".join(lines))
+            verdict = judge_rows(measured["rows"], measured["aa_ratios"], read_strength(measured))
+            conditions, also = format_conditions(measured), format_also(measured)
+            lines = [format_table(measured["rows"]), *conditions, *(["", also] if also else []), "", verdict.sentence]
+            # How strong best.pt is stands among the conditions already.
+            click.echo("\n".join([*lines, *(note for note in verdict.notes if note not in conditions)]))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
 

@@ -228,6 +228,11 @@ def make_settings(folder: Path, options: Mapping[str, Any]) -> Settings:
 
 
 def _with_paths(options: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has texts where configs have paths."""
-    paths = {name: Path(options[name]) for name in PATH_OPTIONS if isinstance(options.get(name), str)}
-    return {**options, **paths}
+    """TOML has texts where configs have paths, alone or in a list."""
+
+    def with_paths(value: Any) -> Any:
+        if isinstance(value, list):
+            return [with_paths(item) for item in value]
+        return Path(value) if isinstance(value, str) else value
+
+    return {**options, **{name: with_paths(options[name]) for name in PATH_OPTIONS if name in options}}

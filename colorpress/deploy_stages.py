@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rows import Row, read_benchmark_json
+from benchmarks.rows import Row, read_benchmark_json, read_strength
 from benchmarks.verdict import judge_rows
 from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
@@ -123,7 +123,7 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     """
     measured = _read_measured(run)
     if variant is None:
-        verdict = judge_rows(measured["rows"], measured["aa_ratios"]) if measured else None
+        verdict = judge_rows(measured["rows"], measured["aa_ratios"], read_strength(measured)) if measured else None
         variant = (verdict.recommended or "").partition(" @ ")[0] if verdict else ""
         if not variant:
             why = f"recommends nothing: {verdict.sentence}" if verdict else "holds no benchmark.json to choose by"

@@ -6,6 +6,7 @@ pruned-int8, auto, auto-int8, auto-w8), the front of a search, the benchmark, th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -80,8 +81,7 @@ def write_run_record(run: Run, stages: Sequence[StageRecord], started: datetime,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": list(argv),
         "machine": describe_machine(),
-        "settings": {name: {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
-                     for name, values in asdict(run.settings).items()},
+        "settings": json.loads(json.dumps(asdict(run.settings), default=str)),  # paths as texts
         "stages": {stage.name: {"seconds": stage.seconds, "skipped": stage.skipped, "result": stage.result}
                    for stage in stages},
         "artifacts": {"best.pt": sha256_file(run.best_path)}

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,9 +19,9 @@ from training.cie import AB_SCALE
 from training.ciede2000 import ciede2000
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.photos import Photo
+from training.ssim import WINDOW, Windows, look_through_windows, structural_similarity
 
 Floats = NDArray[np.float64]
-_SSIM_WINDOW = 7
 _EDGE_SPAN = 0.1
 
 
@@ -65,6 +64,11 @@ class ShownColours:
     lab: NDArray[np.float32]
 
     @cached_property
+    def windows(self) -> Windows:
+        """Those of `rgb`, no side of which is under 7 pixels."""
+        return look_through_windows(self.rgb[0])
+
+    @cached_property
     def edges(self) -> Tensor:
         """Its `find_chroma_edges`."""
         return find_chroma_edges(self.ab)
@@ -80,13 +84,10 @@ def show_colours(lightness: Tensor, ab: Tensor) -> ShownColours:
 
 def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
     """Score the answer for one photograph; both have the same lightness."""
-    from skimage.metrics import structural_similarity
-
     squared_error = (truth.rgb - answer.rgb).square().mean().item()
     ssim = math.nan
-    if min(truth.rgb.shape[-2:]) >= _SSIM_WINDOW:
-        pictures = [each.rgb[0].permute(1, 2, 0).cpu().numpy() for each in (truth, answer)]
-        ssim = float(structural_similarity(*pictures, win_size=_SSIM_WINDOW, channel_axis=2, data_range=1.0))
+    if min(truth.rgb.shape[-2:]) >= WINDOW:
+        ssim = structural_similarity(truth.windows, answer.windows)
     return PhotoScores(
         l1_ab=mean_l1(answer.ab, truth.ab),
         l1_rgb=mean_l1(answer.rgb, truth.rgb),
@@ -189,7 +190,9 @@ def _draw_photos(count: int, draws: int = 2000) -> Floats:
 
 def mean_chroma(ab: Tensor) -> float:
     """The mean CIE chroma of ab (1, 2, H, W) in ab/128: 0 is grey, and vivid colours have 50 and more."""
-    return float(AB_SCALE * torch.linalg.vector_norm(ab, dim=1).mean().item())
+    return float(
+        AB_SCALE * torch.hypot(ab[:, 0], ab[:, 1]).mean().item()
+    )  # a norm over channels takes 50 times as long
 
 
 def find_chroma_edges(ab: Tensor) -> Tensor:
@@ -197,8 +200,20 @@ def find_chroma_edges(ab: Tensor) -> Tensor:
 
     A pixel is at an edge where a and b together span more than 13 units of CIE Lab in the 3 x 3 pixels around it.
     """
-    span = F.max_pool2d(ab, 3, 1, 1) + F.max_pool2d(-ab, 3, 1, 1)  # (1, 2, H, W), the largest less the smallest
+    span = _largest_around(ab) + _largest_around(-ab)  # (1, 2, H, W), the largest less the smallest
     return span.sum(1, keepdim=True) > _EDGE_SPAN
+
+
+def _largest_around(values: Tensor) -> Tensor:
+    """The largest of the 3 x 3 values around each one; `max_pool2d` takes twenty times as long."""
+    for dimension in (-1, -2):
+        size = values.shape[dimension]
+        largest = values.clone()
+        for to, of in ((1, 0), (0, 1)):
+            place = largest.narrow(dimension, to, size - 1)
+            torch.maximum(place, values.narrow(dimension, of, size - 1), out=place)
+        values = largest
+    return values
 
 
 def colourfulness(rgb: Tensor) -> float:

@@ -56,6 +56,7 @@ def compare_peers(
     if settings.benchmark.bench_runtime:
         why = "does not go with peers, which say what runs them"
         raise ConfigError("option", "--bench-runtime", why, "leave it out, or give --openvino")
+    from benchmarks.also import find_also
     from benchmarks.peers.making import make_peers
     from benchmarks.peers.peer_table import format_peers, write_peers_json
     from benchmarks.report.page import write_report
@@ -79,7 +80,7 @@ def compare_peers(
         write_peers_json(output_dir / "peers.json", made, output_dir)
         rows: list[Row] = []
         if measure:
-            rows, _ = run_benchmark(run, _list_variants(run, own, made, openvino), photos.test)
+            rows, _ = run_benchmark(run, _list_variants(run, own, made, openvino), photos, find_also(run, photos))
         table = format_peers(made, rows)
         write_text(output_dir / "peers.md", table)
         run.write_settings()

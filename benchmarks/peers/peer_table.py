@@ -14,11 +14,16 @@ from colorpress.core.errors import printable
 from colorpress.core.files import write_json
 from colorpress.core.machine import describe_machine
 from colorpress.core.text import format_bytes, format_number, format_percent
+from compress.measures import MEASURES, Measure
 
 _HEADER = (
     "name", "made by", "as its documentation recommends", "making", "file", "p50", "runtime", "speed-up", "dL1",
-    "G (95 % interval)",
+    *(f"{each.symbol} (95 % interval)" for each in MEASURES.values()),
 )  # fmt: skip
+
+
+# In the place of what is kept by each measure.
+_NOTHING = ("",) * len(MEASURES)
 
 
 def write_peers_json(path: Path, made: Sequence[MadePeer], folder: Path) -> Path:
@@ -82,25 +87,28 @@ def _origin(made: MadePeer | None) -> tuple[str, str, str]:
     return tool, f"[{made.peer.recommended}]({made.peer.url})", seconds
 
 
-def _figures(row: Row) -> tuple[str, str, str, str, str, str]:
+def _figures(row: Row) -> tuple[str, ...]:
     runtime = " ".join(filter(None, (row.runtime, row.compute)))
     if not row.is_ok:
-        return f"{row.status}: {row.error}", "", runtime, "", "", ""
-    kept = "-" if row.retained_colour is None else f"{row.retained_colour:.3f}"
-    if row.retained_low is not None:
-        kept += f" ({row.retained_low:.3f} to {row.retained_high:.3f})"
+        return f"{row.status}: {row.error}", "", runtime, "", "", *_NOTHING
     return (
         format_bytes(row.size_bytes),
         format_number(row.p50_ms, " ms"),
         runtime,
         format_number(row.speedup, "x"),
         format_percent(row.l1_delta_pct),
-        kept,
+        *(_kept(row, each) for each in MEASURES.values()),
     )
 
 
-def _unmeasured(made: MadePeer) -> tuple[str, str, str, str, str, str]:
+def _kept(row: Row, measure: Measure) -> str:
+    figure, interval = row.kept(measure), row.interval(measure)
+    text = "-" if figure is None else f"{figure:.3f}"
+    return text + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
+
+
+def _unmeasured(made: MadePeer) -> tuple[str, ...]:
     what = "made, not measured" if made.status == "ok" else f"{made.status}: {made.error}"
     files = () if made.path is None else (made.path, made.path.with_suffix(".bin"))
     size = format_bytes(sum(each.stat().st_size for each in files if each.is_file())) if files else ""
-    return size, "", what, "", "", ""
+    return size, "", what, "", "", *_NOTHING

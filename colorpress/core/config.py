@@ -118,8 +118,8 @@ def is_list(each: Field[Any]) -> bool:
 
 
 def is_comma_list(config: type[Config], each: Field[Any]) -> bool:
-    """Whether a list is written with commas (`1,8`); one of free texts is given by repeating its option."""
-    return is_list(each) and (field_type(config, each) is not str or bool(each.metadata["choices"]))
+    """Whether a list is written with commas (`1,8`); one of free texts or paths is given by repeating its option."""
+    return is_list(each) and (field_type(config, each) not in (str, Path) or bool(each.metadata["choices"]))
 
 
 @dataclass(frozen=True)
@@ -745,6 +745,9 @@ class BenchmarkConfig(Config):
     warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
     roof: bool = option(True, "Measure what this machine can compute at most (8 s), and each variant's share of it.")
     eval_photos: int = option(500, "Test photographs measured at most; 0: time only.", low=0, high=10_000_000)
+    also: tuple[Path, ...] = option(
+        (), "Folder of further photographs to score every variant on, such as of another kind; repeatable."
+    )
 
 
 @dataclass(frozen=True)
@@ -846,4 +849,4 @@ def _frozen(each: Field[Any], value: Any) -> Any:
 
 def _toml(value: Any) -> str:
     # JSON's strings, numbers and booleans are TOML's too; surrogates of odd file names are not.
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)

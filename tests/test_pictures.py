@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_verdict import BEST, SMALL, row
+from test_verdict import SMALL
+from test_verdict import row as verdict_row
 
 from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
 from benchmarks.report import sample_photos
@@ -27,14 +28,26 @@ from benchmarks.report.sample_photos import (
     save_sheet,
     shorten_label,
 )
+from benchmarks.rows import Row
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import Settings
 from colorpress.core.files import sha256_file
+from compress.measures import Reference
+from export.controls import CONTROL_TITLES, TABLE, write_control
 from training.metrics import PhotoScores
 from training.photos import Photo, load_rgb
 from training.run_folder import Run
 
 CELL, GAP, LINES = 100, 8, 40
+BLIND = CONTROL_TITLES[TABLE]
+
+
+def row(model: str, **changes: Any) -> Row:
+    """A finished row that keeps all of best.pt's colours but for `changes`."""
+    return verdict_row(model, **{"content_colour": 1.0, "fidelity": 1.0, **changes})
+
+
+BEST = row("best.pt")
 
 
 def solid(colour: tuple[int, int, int], width: int = 50, height: int = 40) -> np.ndarray:
@@ -116,7 +129,7 @@ def photos(photo_folder: Path) -> list[Photo]:
 
 
 def scores(l1: list[float]) -> Accuracy:
-    return Accuracy("ok", scores=tuple(PhotoScores(value, 0.0, 0.0, 0.0, 0.0) for value in l1))
+    return Accuracy("ok", scores=tuple(PhotoScores(value, *(0.0,) * 6) for value in l1))
 
 
 def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None:
@@ -134,12 +147,17 @@ def variant(name: str, *, peer: bool = False) -> Variant:
     return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, peer=peer)
 
 
-def measured(names: list[str], photos: list[Photo], **l1: list[float]) -> AccuracyResult:
+def measured(
+    names: list[str], photos: list[Photo], l1: dict[str, list[float]] | None = None, *, table_l1: float = 0.18
+) -> AccuracyResult:
+    """best.pt is at L1 0.1 and grey at 0.2, so content decides where the table is well above 0.1."""
     same = [0.1] * len(photos)
+    constant = (np.full(len(photos), value) for value in (0.2, table_l1, 0.1, 0.15, 9.0, 12.0))
     return AccuracyResult(
-        {name: scores(l1.get(name.replace(".", "_"), same)) for name in names},
+        {name: scores((l1 or {}).get(name, same)) for name in names},
         choose_photos(photos, len(photos)),
         (0.2,) * len(photos),
+        Reference(*constant),
     )
 
 
@@ -147,13 +165,13 @@ def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(pho
     small = {**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}
     rows = [
         BEST,
-        row("pruned", **SMALL, retained_colour=1.02),
-        row("pruned-int8", **{**SMALL, "size_bytes": 900_000}, retained_colour=1.01),
+        row("pruned", **SMALL, content_colour=1.02),
+        row("pruned-int8", **{**SMALL, "size_bytes": 900_000}, content_colour=1.01),
         row("beaten", **{**SMALL, "size_bytes": 4_000_000}),
         row("auto", **small),
-        row("tiny", **{**small, "size_bytes": 9_000, "speedup": 99.0, "p50_ms": 1.0}, retained_colour=0.9),
-        row("grey peer", **SMALL, peer=True, retained_colour=0.1),
-        row("good peer", **SMALL, peer=True, retained_colour=0.9),
+        row("tiny", **{**small, "size_bytes": 9_000, "speedup": 99.0, "p50_ms": 1.0}, content_colour=0.9),
+        row("grey peer", **SMALL, peer=True, content_colour=0.1),
+        row("good peer", **SMALL, peer=True, content_colour=0.9),
         row("auto, batch 8", **{**small, "speedup": 9e9}, batch=8),
         row("failed", status="error", speedup=None),
     ]
@@ -168,18 +186,42 @@ def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(pho
     assert (alone.variants, alone.worst, len(alone.typical)) == ((variants[0],), (), 4)
 
 
+def test_the_lightness_table_is_shown_last_and_hurts_nothing(photos: list[Photo]) -> None:
+    blind = [replace(row(name, **SMALL, content_colour=0.0), control=True) for name in CONTROL_TITLES.values()]
+    rows = [BEST, row("auto", **SMALL), *blind]
+    names = [each.model for each in rows]
+    tinted = {name: [0.1] * 9 + [0.9] for name in CONTROL_TITLES.values()}
+    accuracy = measured(names, photos, {**tinted, "auto": [0.4] + [0.1] * 9})
+    choice = choose_pictures([variant(name) for name in names], accuracy, photos, rows)
+    assert [each.name for each in choice.variants] == ["best.pt", "auto", BLIND]
+    assert choice.worst == (accuracy.photos[0],)
+    # The sheet too ends with what compression hurts, not with what no control can do.
+    assert choose_sheet_photos(photos, accuracy, 4)[-2:] == [accuracy.photos[0], accuracy.photos[1]]
+
+
+def test_shown_is_the_front_of_the_measure_that_decides(photos: list[Photo]) -> None:
+    faithful = row("faithful", **SMALL, content_colour=0.96, fidelity=0.95)
+    unlike = row("unlike", **{**SMALL, "size_bytes": 4_000_000}, content_colour=0.99, fidelity=0.91)
+    rows, names = [BEST, faithful, unlike], ["best.pt", "faithful", "unlike"]
+    variants = [variant(name) for name in names]
+    for table_l1, shown in ((0.18, ["faithful", "unlike"]), (0.1, ["faithful"])):
+        accuracy = measured(names, photos, table_l1=table_l1)
+        choice = choose_pictures(variants, accuracy, photos, rows)
+        assert [each.name for each in choice.variants[1:]] == shown
+
+
 def test_the_worst_photographs_are_those_of_the_recommended_variant(photos: list[Photo]) -> None:
     rows = [BEST, row("auto", **SMALL), row("other", **SMALL, l1_delta_pct=3.0)]
     hurt, elsewhere = [0.1] * 10, [0.1] * 10
     hurt[3], hurt[7], elsewhere[0] = 0.2, 0.3, 0.9
     variants = [variant(each.model) for each in rows]
-    accuracy = measured(["best.pt", "auto", "other"], photos, auto=hurt, other=elsewhere)
+    accuracy = measured(["best.pt", "auto", "other"], photos, {"auto": hurt, "other": elsewhere})
     choice = choose_pictures(variants, accuracy, photos, rows)
     assert choice.judged == "auto"
     assert choice.worst == (accuracy.photos[7], accuracy.photos[3])  # no worse ones than there are
     assert choice.typical == tuple(accuracy.photos[index] for index in (0, 1, 2, 4))
     # Where nothing is recommended, the mean of ours tells.
-    lost = [replace(each, retained_colour=0.5) for each in rows]
+    lost = [replace(each, content_colour=0.5) for each in rows]
     choice = choose_pictures(variants, accuracy, photos, [BEST, *lost[1:]])
     assert choice.judged is None
     assert choice.worst == tuple(accuracy.photos[index] for index in (0, 7, 3))
@@ -216,7 +258,12 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     copy.write_bytes(tiny_checkpoint.read_bytes())
     variants = [best, replace(best, name="auto", path=copy), replace(best, name="gone", path=tmp_path / "gone.pt")]
     rows = [BEST, row("auto", **SMALL), row("gone", status="error", speedup=None)]
-    accuracy = measured(["best.pt", "auto"], photos, auto=[0.1 + 0.01 * index for index in range(10)])
+    control = replace(best, name=BLIND, path=write_control(np.full((32, 2), 0.25, np.float32), tmp_path / "table.onnx"))
+    variants.append(replace(control, runtime="onnxruntime"))
+    rows.append(replace(row(BLIND, speedup=None, p50_ms=None), control=True))
+    accuracy = measured(
+        ["best.pt", "auto", BLIND], photos, {"auto": [0.1 + 0.01 * index for index in range(10)], BLIND: [0.5] * 10}
+    )
     stale = tmp_path / "pictures" / "99-0.jpg"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
@@ -228,12 +275,12 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     }  # fmt: skip
     assert set(folder.iterdir()) == {path for path in paths if path.parent == folder}
     record: dict[str, Any] = json.loads((folder / "pictures.json").read_text())
-    assert (record["best"], record["variants"], record["judged"]) == ("best.pt", ["auto"], "auto")
+    assert (record["best"], record["variants"], record["judged"]) == ("best.pt", ["auto", BLIND], "auto")
     assert [photo["kind"] for photo in record["photos"]] == ["typical"] * 4 + ["worst"] * 4
     for photo in record["photos"]:
-        assert list(photo["pictures"]) == ["grey", "truth", "best.pt", "auto"]
+        assert list(photo["pictures"]) == ["grey", "truth", "best.pt", "auto", BLIND]
         assert {key: list(each) for key, each in photo["differences"].items()} == {
-            "truth": ["best.pt", "auto"], "best": ["auto"],
+            "truth": ["best.pt", "auto", BLIND], "best": ["auto", BLIND],
         }  # fmt: skip
         for file in (*photo["pictures"].values(), *photo["differences"]["truth"].values()):
             with Image.open(folder / file) as picture:
@@ -242,7 +289,7 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
         assert max(photo["width"], photo["height"]) <= 39
     worst = record["photos"][4]
     assert worst["name"] == accuracy.photos[9].path.name
-    assert worst["l1"] == {"grey": 0.2, "best.pt": 0.1, "auto": pytest.approx(0.19)}
+    assert worst["l1"] == {"grey": 0.2, "best.pt": 0.1, "auto": pytest.approx(0.19), BLIND: 0.5}
     # The same network twice: no difference between them is painted as none.
     with Image.open(folder / worst["differences"]["best"]["auto"]) as picture:
         assert np.asarray(picture).max() <= 6

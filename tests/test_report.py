@@ -267,6 +267,15 @@ def test_a_search_is_told_of_where_its_files_were_measured(run_folder: Path) -> 
     text = text_of(run_folder)
     assert "What a search found" in text and "front/9kb-1 <is> best." in text
     assert "truer than another: 1." in text and "8 candidates finished, 2 candidates over a budget" in text
+    assert "on the photographs that chose it" not in text
+    kept = {"measure": "fidelity", "fidelity": 0.95, "confirmed_kept": 0.9}
+    rows[0] |= {**kept, "confirmed_low": 0.875, "confirmed_high": 0.925}
+    found = {**front, "strength": WEAK.to_dict(), "recommended": rows[0]["file"], "rows": rows}
+    (run_folder / "front.json").write_text(json.dumps(found))
+    text = text_of(run_folder)
+    both = "F 0.950 on the photographs that chose it, F 0.900 (95 % interval 0.875 to 0.925) on others."
+    assert f"front/9kb-1/model.onnx by fidelity: {both}" in text
+    assert "On the photographs that chose, best.pt on 8 photographs: L1 13.9 % below grey" in text
     (run_folder / "front.json").write_text('{"rows": []}')
     with pytest.raises(InputError, match="is damaged"):
         write_report(run_folder)

@@ -224,9 +224,22 @@ def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] |
     try:
         files = [row["file"] for row in record["rows"] if row["on_front"] and row["file"]]
         shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
+        shown["strength"] = read_strength(record)
+        taken = next((row for row in record["rows"] if row["file"] and row["file"] == record.get("recommended")), {})
+        # Before there were other measures, nothing was confirmed.
+        shown["taken"] = _read_taken(taken) if taken.get("confirmed_kept") is not None else None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("front", path, f"is damaged: {error!r}", _AGAIN) from error
     return shown if any(Path(file).parent.as_posix() in measured for file in files) else None
+
+
+def _read_taken(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recommended file of a front keeps on the photographs that chose it, and on others."""
+    measure, low, high = MEASURES[row["measure"]], row["confirmed_low"], row["confirmed_high"]
+    interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
+    confirmed = {"measure": row["measure"], "kept": row["confirmed_kept"]}
+    texts = {"chosen_by": say_kept(row), "confirmed": f"{say_kept(confirmed)}{interval}"}
+    return {"file": row["file"], "measure": measure, **texts}
 
 
 def _read_students(output_dir: Path, measured: Collection[str]) -> list[dict[str, Any]]:

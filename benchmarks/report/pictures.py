@@ -28,9 +28,10 @@ from benchmarks.report.sample_photos import (
 )
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
-from benchmarks.verdict import judge_rows, merit, parent_name
+from benchmarks.verdict import judge_rows, measure_of, merit, parent_name
 from colorpress.core.files import write_bytes, write_json
 from compress.front import find_front
+from export.controls import CONTROL_TITLES, TABLE
 from training.photos import Photo
 from training.run_folder import Run
 
@@ -42,6 +43,8 @@ _MOST_SHOWN = 4
 _SHORT_SIDE = 256
 _QUALITY = 92
 _LARGE_CELL = 384
+# Beside other pictures a grey one is there already, and one tint is less than a table.
+_SHOWN_CONTROL = CONTROL_TITLES[TABLE]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class PictureChoice:
     """What the folder `pictures/` shows.
 
     Attributes:
-        variants: best.pt, then at most four others, the recommended one first and other tools' last.
+        variants: best.pt, then at most four others, the recommended one first and other tools' last; at the end the
+            lightness table, which shows what costs nothing.
         typical: the first photographs by content hash.
         worst: those with the largest L1 above best.pt's, worst first.
         judged: whose L1 that is; None: the mean over all of ours.
@@ -67,8 +71,8 @@ def write_picture_set(
     """Write comparison.png, the two samples, and pictures/: JPEG files with pictures.json, which says what each is.
 
     Of pictures/, files of an earlier benchmark are removed. A photograph is there as grey input, as it is, and as
-    best.pt and at most four variants colour it, at most 256 pixels on the short side; with each answer go maps of
-    its difference to the truth and to best.pt's.
+    best.pt, at most four variants and a table of colours by lightness colour it, at most 256 pixels on the short side;
+    with each answer go maps of its difference to the truth and to best.pt's.
 
     Args:
         variants: the first one is best.pt.
@@ -78,7 +82,13 @@ def write_picture_set(
     """
     # Another runtime's or device's colours are those of the same file.
     files = {variant.path: variant for variant in reversed(variants)}
-    finished = [each for each in variants if files[each.path] is each and accuracy.is_ok(each.name)]
+    finished = [
+        each
+        for each in variants
+        if files[each.path] is each
+        and accuracy.is_ok(each.name)
+        and (each.name == _SHOWN_CONTROL or not _is_control(each.name))
+    ]
     eval_size = run.settings.score.eval_size
     color = partial(color_photos, max_pixels=run.settings.data.max_pixels, threads=rows[0].threads)
     colored = color(finished, choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS), short_side=eval_size)
@@ -100,11 +110,15 @@ def write_picture_set(
 def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
     """Photographs to show: the first ones by content hash, but the last two are those that compression hurts most."""
     ordered = list(choose_photos(photos, len(photos)))
-    finished = [name for name, each in accuracy.variants.items() if each.is_ok]
+    finished = [name for name, each in accuracy.variants.items() if each.is_ok and not _is_control(name)]
     if len(ordered) <= count or not finished:
         return ordered[:count]
     worst = [photo for photo, _ in _hurt_most(accuracy, finished, np.max)[:2]]
     return [photo for photo in ordered if photo not in worst][: count - len(worst)] + worst
+
+
+def _is_control(name: str) -> bool:
+    return name in CONTROL_TITLES.values()
 
 
 def _hurt_most(
@@ -123,21 +137,23 @@ def choose_pictures(
 
     Of ours those are shown that no other one beats in size, time and colour at once, by merit, one for each network,
     since its quantized and packed files look alike; of other tools' the ones that keep most colour, but not best.pt
-    itself in another runtime.
+    itself in another runtime. Beside them stands what a table of colours by lightness answers.
     """
+    measure = measure_of(accuracy.strength)
     by_name = {variant.name: variant for variant in variants if accuracy.is_ok(variant.name)}
     usable = [row for row in base_rows(rows) if row.model in by_name and row.is_ok and row.speedup]
-    recommended = judge_rows(rows).recommended
+    recommended = judge_rows(rows, None, accuracy.strength).recommended
     own = own_rows(rows)
     ours = [row for row in usable if row in own]
-    unbeaten = find_front(ours, lambda row: (row.fair_size_bytes, row.p50_ms or 0.0, -(row.retained_colour or 0.0)))
+    unbeaten = find_front(ours, lambda row: (row.fair_size_bytes, row.p50_ms or 0.0, -(row.kept(measure) or 0.0)))
     ours.sort(key=lambda row: (row.model != recommended, row not in unbeaten, -merit(row, rows[0])))
     whole = (rows[0].variant, rows[0].variant.removesuffix(".pt"))
     peers = [row for row in usable if row.peer and row.variant not in whole]
-    peers.sort(key=lambda row: -(row.retained_colour or 0.0))
+    peers.sort(key=lambda row: -(row.kept(measure) or 0.0))
     names = _one_per_network(row for row in ours if row.model == recommended or row in unbeaten)
     names = names[: _MOST_SHOWN - 1 if peers else _MOST_SHOWN]
     names += _one_per_network(peers)[: _MOST_SHOWN - len(names)]
+    names += [_SHOWN_CONTROL] if _SHOWN_CONTROL in by_name else []
     typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row.model for row in ours])
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 

@@ -165,11 +165,9 @@ def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit
     # Whoever looks at these is told.
     hidden = [replace(photo, path=tmp_path / "hidden" / photo.path.name) for photo in split.confirming]
     blind = replace(split, val=(*split.choosing, *hidden))
-    shown = learn_from(load_checkpoint(make_vivid(tmp_path / "vivid.pt")), split, tmp_path / "a")
-    assert (
-        learn_from(load_checkpoint(make_vivid(tmp_path / "vivid.pt")), blind, tmp_path / "b").val_l1_after
-        == shown.val_l1_after
-    )
+    vivid = load_checkpoint(make_vivid(tmp_path / "vivid.pt"))
+    shown = learn_from(vivid, split, tmp_path / "a")
+    assert learn_from(vivid, blind, tmp_path / "b").val_l1_after == shown.val_l1_after
     assert {path.stem for path in (tmp_path / "a" / "answers").rglob("*.npy")} == {
         photo.sha256 for photo in (*split.train, *split.choosing)
     }

@@ -25,6 +25,7 @@ from compress.students.search_stages import CANDIDATES, FULL, read_worker_option
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
+from compress.yardstick import make_yardstick, score_onnx
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -117,8 +118,32 @@ def test_a_search_ends_with_files_that_can_be_deployed(finished: tuple[Run, Phot
             made = load_checkpoint(file.with_name("model.pt"))
             assert read_student_network(file.with_name("plan.json")) == made.architecture
             assert made.extra["teacher_sha256"] == load_checkpoint(run.best_path).sha256
-    written = json.loads((run.folder / "front.json").read_text())
+    content = (run.folder / "front.json").read_text()
+    written = json.loads(content)
     assert written["recommended"] in set(table["file"])
+    assert "NaN" not in content and set(table["measure"]) == {written["measure"]} == {"fidelity"}
+    assert written["strength"]["photos"] == 1 and written["strength"]["below_grey_pct"] > 0
+
+
+def test_files_are_scored_by_the_photographs_that_chose_nothing_too(
+    finished: tuple[Run, PhotoSplit, pd.DataFrame],
+) -> None:
+    run, photos, early = finished
+    assert photos.choosing and photos.confirming
+    table = pd.read_csv(run.folder / "front.csv")
+    assert table["confirmed_kept"].notna().all() and early["confirmed_kept"].isna().all()
+    best = load_checkpoint(run.best_path)
+    yardsticks = [
+        make_yardstick(run, best, photos, part, short_side=run.settings.score.eval_size)
+        for part in (photos.choosing, photos.confirming)
+    ]
+    for each in table.to_dict("records"):
+        chose, others = (score_onnx(yardstick, run.folder / str(each["file"]), threads=1) for yardstick in yardsticks)
+        assert each["fidelity"] == pytest.approx(chose.fidelity, rel=1e-5)
+        assert each["confirmed_kept"] == pytest.approx(others.fidelity, rel=1e-5)
+        assert each["confirmed_l1_delta_pct"] == pytest.approx(others.l1_delta_pct, rel=1e-4)
+        # Students of a few crops are grey, whatever they are asked about.
+        assert each["l1_delta_pct"] != pytest.approx(others.l1_delta_pct, rel=1e-4)
 
 
 def test_another_goal_is_another_recommendation_and_trains_nothing(
@@ -126,10 +151,10 @@ def test_another_goal_is_another_recommendation_and_trains_nothing(
 ) -> None:
     run, photos, _ = finished
     monkeypatch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
-    easy = search(changed(run, min_retained_colour=-9.0), photos).recommendation
+    easy = search(changed(run, min_fidelity=-9.0), photos).recommendation
     assert easy.row is not None and easy.row.size_bytes == min(row.size_bytes for row in search(run, photos).rows)
-    hard = search(changed(run, min_retained_colour=9.0), photos).recommendation
-    assert hard.row is None and "No student meets --min-retained-colour 9" in hard.sentence
+    hard = search(changed(run, min_content_colour=9.0), photos).recommendation
+    assert hard.row is None and "No student meets --min-content-colour 9" in hard.sentence
 
 
 def test_weights_that_another_machine_has_are_learned_again(
@@ -169,6 +194,21 @@ def test_other_photographs_are_refused(finished: tuple[Run, PhotoSplit, pd.DataF
     run, photos, _ = finished
     with pytest.raises(ConfigError, match="photographs photos"):
         search(run, replace(photos, train=photos.train[1:]), study=str(find_journal(run.folder)))
+
+
+def test_photographs_that_choose_nothing_may_be_others(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:
+    """They are no part of what a study depends on, but of what its files are scored by."""
+    run, photos, _ = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
+        before = {row.file: row.confirmed for row in search(run, photos).rows}
+        others = replace(photos, val=(*photos.choosing, *photos.test[:1]), test=photos.confirming)
+        found = search(run, others).rows
+        assert all(row.confirmed != before[row.file] for row in found)
+        swapped = replace(photos, val=(*photos.confirming, *photos.choosing))
+        with pytest.raises(ConfigError, match="photographs photos"):
+            search(run, swapped, study=str(find_journal(run.folder)))
+        search(run, photos)
 
 
 def test_other_options_begin_a_study_beside_the_one_that_is_there(

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.studies.search_worth import find_bounds, measure_hypervolume, simulate_wall
+from benchmarks.studies.search_worth import find_bounds, measure_hypervolume, read_score, simulate_wall
+from tests.conftest import make_score
 
 
 def test_hypervolume_is_the_share_of_the_box_that_is_beaten() -> None:
@@ -24,3 +25,10 @@ def test_more_workers_end_when_the_last_trial_does() -> None:
     assert simulate_wall(durations, 1) == 10.0
     assert simulate_wall(durations, 2) == 7.0
     assert simulate_wall(durations, 64) == 4.0
+
+
+def test_pruning_is_judged_as_candidates_are() -> None:
+    figures = {**make_score(0.8, others=0.3).to_dict(), "params": 10}
+    assert read_score(figures, "content_colour").loss == pytest.approx(0.2)
+    assert read_score(figures, "fidelity").loss == pytest.approx(0.7)
+    assert read_score({**figures, "content_colour": None}, "content_colour").loss == pytest.approx(0.02)

@@ -16,6 +16,8 @@ from benchmarks.accuracy import choose_photos, measure_accuracy
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.files import sha256_file
+from compress.measures import CONTENT, FIDELITY
+from export.controls import CONTROL_TITLES, TABLE
 from export.graph import export_onnx
 from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -63,22 +65,36 @@ def test_a_checkpoint_and_its_export_agree(tiny_checkpoint: Path, photos: list[P
     assert best.scores[3].l1_ab == pytest.approx(expected, rel=1e-4)
 
 
-def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
-    """best answers half of the truth, half of its colour is a quarter: G = 0.5, L1 + 50 %; grey has G = 0."""
+def fake_answers(photos: list[Photo], shares: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of `fake_variant` answers its share of the truth: a number, or what gives one for a photograph's content."""
     truths = {}
     for photo in photos:
         rgb = torch.from_numpy(load_rgb(photo.path, max_pixels=LIMIT, short_side=32)).permute(2, 0, 1)[None]
         lightness, ab = rgb_to_l_ab(rgb)
-        truths[lightness.numpy().tobytes()] = ab.numpy()
-    shares = {"best.pt": 0.5, "half": 0.25, "grey": 0.0, "perfect": 1.0}
+        truths[lightness.numpy().tobytes()] = photo.sha256, ab.numpy()
 
     def open_fake(path: Path, **_: Any) -> Any:
-        return lambda lightness: shares[path.name.removesuffix(".onnx")] * truths[lightness.tobytes()]
+        share = shares[path.name.removesuffix(".onnx")]
+
+        def answer(lightness: np.ndarray) -> np.ndarray:
+            content, ab = truths[lightness.tobytes()]
+            return np.asarray((share(content) if callable(share) else share) * ab)
+
+        return answer
 
     monkeypatch.setattr("benchmarks.variants.open_predictor", open_fake)
     monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # there are no such files
+
+
+TABLE_TITLE = CONTROL_TITLES[TABLE]
+
+
+def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """best answers half of the truth, half of its colour is a quarter: G = 0.5, L1 + 50 %; grey has G = 0."""
+    shares = {"best.pt": 0.5, "half": 0.25, "grey": 0.0, "perfect": 1.0, "wrong": -1.0, TABLE_TITLE: 0.2}
+    fake_answers(photos, shares, monkeypatch)
     result = measure_accuracy([fake_variant(name) for name in shares], photos, CONFIG, max_pixels=LIMIT)
-    best, half, grey, perfect = result.variants.values()
+    best, half, grey, perfect, wrong, table = result.variants.values()
     assert result.mean_grey_l1 is not None and best.l1 == pytest.approx(result.mean_grey_l1 / 2, rel=1e-5)
     for each, retained, delta in ((best, 1.0, 0.0), (half, 0.5, 50.0), (grey, 0.0, 100.0), (perfect, 2.0, -100.0)):
         assert each.retained_colour == pytest.approx(retained, abs=1e-5)
@@ -90,6 +106,64 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
     assert perfect.colourfulness_ratio == pytest.approx(1.0, abs=1e-4)
     assert perfect.delta_e is not None and grey.delta_e is not None and perfect.delta_e < 0.01 < 1.0 < grey.delta_e
     assert grey.colourfulness_ratio == pytest.approx(0.0, abs=1e-3)
+    # Of the gain over the table's 0.8 of grey's L1; and 1 - L1 to best.pt over what best.pt has of colour.
+    for each, content, fidelity in (
+        (best, 1.0, 1.0), (half, 1 / 6, 0.5), (grey, -2 / 3, 0.0), (perfect, 8 / 3, 0.0), (wrong, -4.0, -2.0),
+        (table, 0.0, 0.4),
+    ):  # fmt: skip
+        assert each.content_colour == pytest.approx(content, abs=1e-5)
+        assert (each.content_low, each.content_high) == (pytest.approx(content, abs=1e-5),) * 2
+        assert each.fidelity == pytest.approx(fidelity, abs=1e-5)
+        assert (each.fidelity_low, each.fidelity_high) == (pytest.approx(fidelity, abs=1e-5),) * 2
+    assert half.chroma_to_best == pytest.approx(0.5) and wrong.chroma_to_best == pytest.approx(2.0)
+    assert half.chroma_to_truth == pytest.approx(0.25) and half.chroma is not None and half.chroma > 1.0
+    assert grey.edge_l1 is not None and half.edge_l1 == pytest.approx(0.75 * grey.edge_l1) and grey.l1 is not None
+    assert grey.edge_l1 != pytest.approx(grey.l1, rel=1e-3)  # near edges alone
+    assert half.to_best == pytest.approx([each.l1_ab / 3 for each in half.scores], rel=1e-5)
+    assert result.strength is not None and result.strength.measure is CONTENT
+    assert result.strength.below_grey_pct == pytest.approx(50.0) and result.strength.chroma_share == pytest.approx(0.5)
+    assert result.strength.below_table_pct == pytest.approx(37.5)
+
+
+def test_the_first_half_chooses_and_the_second_confirms(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {photo.sha256 for photo in choose_photos(photos, 5)}
+    shares = {"best.pt": 0.5, "lucky": lambda content: 0.5 if content in first else 0.25, TABLE_TITLE: 0.2}
+    fake_answers(photos, shares, monkeypatch)
+    variants = [fake_variant(name) for name in shares]
+    lucky = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT).variants["lucky"]
+    assert lucky.choosing_kept == pytest.approx(1.0, abs=1e-5)
+    for figure in (lucky.confirming_kept, lucky.confirming_low, lucky.confirming_high, lucky.confirming_likely):
+        assert figure == pytest.approx(1 / 6, abs=1e-5)  # content, as above
+    assert lucky.content_colour is not None and 0.2 < lucky.content_colour < 0.9
+    # Of three photographs two choose; a single one is no two parts.
+    three = measure_accuracy(variants, choose_photos(photos, 3), CONFIG, max_pixels=LIMIT).variants["lucky"]
+    assert three.confirming_kept == pytest.approx(1.0, abs=1e-5) and three.confirming_low is None
+    one = measure_accuracy(variants, photos[:1], CONFIG, max_pixels=LIMIT).variants["lucky"]
+    assert (one.choosing_kept, one.confirming_kept, one.confirming_likely, one.content_low) == (None,) * 4
+    assert one.content_colour is not None
+
+
+def test_what_other_photographs_keep_is_less_where_photographs_differ(
+    photos: list[Photo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {"best.pt": 0.5, "odd": lambda content: 0.4 + 0.1 * (int(content[:8], 16) % 2), TABLE_TITLE: 0.2}
+    fake_answers(photos, shares, monkeypatch)
+    odd = measure_accuracy([fake_variant(n) for n in shares], photos, CONFIG, max_pixels=LIMIT).variants["odd"]
+    assert odd.confirming_low is not None and odd.confirming_kept is not None and odd.confirming_likely is not None
+    assert odd.confirming_low < odd.confirming_likely < odd.confirming_kept < 1.0
+
+
+def test_without_a_table_fidelity_decides(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(content: str) -> float:
+        raise RuntimeError("broken")
+
+    for shares in ({"best.pt": 0.5, "half": 0.25}, {"best.pt": 0.5, "half": 0.25, TABLE_TITLE: fail}):
+        fake_answers(photos, shares, monkeypatch)
+        result = measure_accuracy([fake_variant(name) for name in shares], photos, CONFIG, max_pixels=LIMIT)
+        assert result.strength is not None and result.strength.measure is FIDELITY
+        assert (result.variants["half"].content_colour, result.variants["half"].content_low) == (None, None)
+        assert result.variants["half"].confirming_kept == pytest.approx(0.5, abs=1e-5)
+    assert result.variants[TABLE_TITLE].error == "RuntimeError: broken"
 
 
 def test_a_failing_variant_is_a_row_and_the_others_finish(
@@ -130,7 +204,9 @@ def test_without_the_reference_there_are_no_comparisons(tiny_checkpoint: Path, p
     result = measure_accuracy([broken, describe_variant("copy", tiny_checkpoint)], photos[:1], CONFIG, max_pixels=LIMIT)
     copy = result.variants["copy"]
     assert (copy.status, copy.l1_delta_pct, copy.retained_colour, copy.agreement_l1) == ("ok", None, None, None)
-    assert copy.l1 is not None
+    assert (copy.content_colour, copy.fidelity, copy.chroma_to_best, copy.to_best) == (None, None, None, ())
+    assert copy.l1 is not None and copy.chroma_to_truth is not None
+    assert (result.reference, result.strength) == (None, None)
 
 
 def test_one_photograph_has_no_interval(tiny_checkpoint: Path, photos: list[Photo]) -> None:

@@ -22,11 +22,10 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
     stretch = 1.5 - 0.5 * _seventh_share(mean_chroma)  # 1 + G of (4)
     a1, a2 = a1 * stretch, a2 * stretch  # (5)
     chroma1, chroma2 = torch.hypot(a1, b1), torch.hypot(a2, b2)  # (6)
-    # The dot and the cross product of both hues give their difference without an angle: (10), (11).
-    chromas = chroma1 * chroma2
-    dot, cross = a1 * a2 + b1 * b2, a1 * b2 - b1 * a2
     lightness, chroma = l2 - l1, chroma2 - chroma1  # (8), (9)
-    hue = torch.sqrt((2.0 * (chromas - dot)).clamp_min(0.0)) * torch.where(cross < 0, -1.0, 1.0)
+    # What the difference of chroma leaves of the distance is that of hue, (11), with the sign of the turn.
+    squared = (a2 - a1) ** 2 + (b2 - b1) ** 2 - chroma**2
+    hue = torch.sqrt(squared.clamp_min(0.0)) * torch.where(a1 * b2 < b1 * a2, -1.0, 1.0)
     # The mean hue is that of the sum of both unit vectors; where one colour is grey, that of the other: (14).
     safe1, safe2 = chroma1.clamp_min(1e-12), chroma2.clamp_min(1e-12)
     mean_hue = torch.atan2(b1 / safe1 + b2 / safe2, a1 / safe1 + a2 / safe2)

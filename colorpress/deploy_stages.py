@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.core.files import write_csv, write_json
 from colorpress.core.stages import StageRecord
+from compress.measures import MEASURES
 from compress.precisions import find_precision, origin_of, variant_names
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
@@ -136,6 +138,7 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     if measured:
         row, counts = _row_of(measured, variant), {"train_photos": len(photos.train), "val_photos": len(photos.val)}
         figures = {**(vars(row) if row else {}), "date": measured["date"], "machine": measured["machine"], **counts}
+        figures |= _describe_strength(measured)
     return write_bundle(graph, network, destination, web=web, figures=figures, force=run.force)
 
 
@@ -175,12 +178,36 @@ def _load_pictures(run: Run, photos: Sequence[Photo]) -> list[NDArray[np.uint8]]
 
 def _read_figures(run: Run, variant: str) -> dict[str, str]:
     """What the benchmark of this run folder says of a variant's file, as metadata; empty where it says nothing."""
-    row = _row_of(_read_measured(run), variant)
+    measured = _read_measured(run)
+    row = _row_of(measured, variant)
     # Another file may have taken the place of the one that was measured.
     if row is None or row.l1 is None or row.size_bytes != (run.folder / variant / "model.onnx").stat().st_size:
         return {}
-    figures = {"measured_photos": f"{row.photos}", "l1": f"{row.l1:.6f}", "l1_change_pct": f"{row.l1_delta_pct:.3f}"}
-    return figures if row.retained_colour is None else figures | {"retained_colour": f"{row.retained_colour:.4f}"}
+    strength = read_strength(measured)
+    known = {
+        "l1": (row.l1, ".6f"),
+        "l1_change_pct": (row.l1_delta_pct, ".3f"),
+        **{name: (row.kept(measure), ".4f") for name, measure in MEASURES.items()},
+        "chroma_to_truth": (row.chroma_to_truth, ".4f"),
+        "original_below_grey_pct": (strength.below_grey_pct if strength else None, ".2f"),
+        "original_below_table_pct": (strength.below_table_pct if strength else None, ".2f"),
+    }
+    figures = {
+        name: format(value, pattern)
+        for name, (value, pattern) in known.items()
+        if value is not None and math.isfinite(value)
+    }
+    decides = {"measure": strength.measure.name} if strength else {}
+    return {"measured_photos": f"{row.photos}", **decides, **figures}
+
+
+def _describe_strength(measured: Mapping[str, Any]) -> dict[str, str]:
+    """How strong best.pt is and which measure decides, in words; empty where no colours were measured."""
+    strength = read_strength(measured)
+    if strength is None:
+        return {}
+    measure = f"{strength.measure.title} {strength.measure.symbol}"
+    return {"measure": measure, "strength": strength.describe(), "warning": strength.warn()}
 
 
 def _read_measured(run: Run) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from colorpress.core.errors import ColorpressError, InputError, printable
 from colorpress.core.text import align_cells
 from export.colorizers import OnnxColorizer, opset_of
+from export.figures import list_measured
 from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
@@ -197,18 +198,24 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def format_inspection(path: Path, found: Mapping[str, Any]) -> str:
-    """The answer of `inspect_onnx` as text: contract, metadata, layers (the largest first), operators."""
+    """The answer of `inspect_onnx` as text: contract, worth, metadata, layers (the largest first), operators.
+
+    What a colorizer.onnx is worth was written into it; a bare network knows nothing of the kind.
+    """
     columns = ("layer", "operator", "shape", "weights", "bytes", "stored", "computed")
     layers = [
         (each["name"], each["operator"], "x".join(map(str, each["shape"])), f"{each['weights']:,}",
          f"{each['size_bytes']:,}", each["stored"], each["computed"])
         for each in sorted(found["layers"], key=lambda each: -int(each["size_bytes"]))
     ]  # fmt: skip
+    worth = list_measured(found["metadata"]) if IMAGE_NAME in found["inputs"] else {}
     lines = [
         f"{path.name}: {path.stat().st_size:,} bytes, {found['weights']:,} weights in {len(found['layers'])} layers, "
         f"opset {found['opset']}",
         *(f"  reads   {name} {_sides(shape)}" for name, shape in found["inputs"].items()),
         *(f"  answers {name} {_sides(shape)}" for name, shape in found["outputs"].items()),
+        *(["", "measured"] if worth else []),
+        *(f"  {title}: {value}" for title, value in worth.items()),
         "",
         "metadata",
         *(f"  {key}: {value}" for key, value in sorted(found["metadata"].items())),

@@ -40,6 +40,15 @@ FIGURES = {
     "runtime": "onnxruntime",
     "l1": 0.07474,
     "l1_delta_pct": -0.56,
+    "content_colour": 0.9123,
+    "content_low": 0.88,
+    "content_high": 0.94,
+    "fidelity": 0.6541,
+    "chroma_to_truth": 0.555,
+    "confirming_kept": 0.905,
+    "measure": "content colour C",
+    "strength": "best.pt on 204 photographs: L1 21.0 % below grey.",
+    "warning": "",
     "retained_colour": 1.0512,
     "retained_low": 1.0,
     "retained_high": 1.11,
@@ -275,7 +284,15 @@ def test_the_card_has_the_figures_and_says_what_was_not_measured(model: Path, ba
     for line in ("license: other", "pipeline_tag: image-to-image", "library_name: onnx", "tags:"):
         assert line in head.splitlines()
     for row in (
+        "| the measure that decides | content colour C |",
+        "| content colour C | 0.912 (95 % interval 0.88 to 0.94) |",
+        "| fidelity F | 0.654 |",
+        "| what decides, on photographs that did not choose this model | 0.905 |",
+        "| what decides, on photographs that chose it | not measured |",
         "| retained colour G | 1.051 (95 % interval 1.00 to 1.11) |",
+        "| L1 near the edges of colours | not measured |",
+        "| chroma, as a part of the photographs' own | 0.56 |",
+        "How strong the original is: best.pt on 204 photographs: L1 21.0 % below grey.",
         "| L1 | 0.0747 |",
         "| L1 against the original | -0.56 % |",
         "| time for a call, median | 0.43 ms |",
@@ -295,9 +312,25 @@ def test_the_card_has_the_figures_and_says_what_was_not_measured(model: Path, ba
     assert "$" not in card
 
 
+def test_the_card_warns_of_a_weak_original_and_keeps_figures_of_an_older_file(model: Path, tmp_path: Path) -> None:
+    old = onnx.load(model)
+    known = {entry.key: entry.value for entry in old.metadata_props}
+    onnx.helper.set_model_props(old, {**known, "retained_colour": "1.0717", "l1": "0.075322"})
+    onnx.save(old, tmp_path / "old.onnx")
+    figures = {**FIGURES, "warning": "That measures tint."}
+    folder = write_bundle(tmp_path / "old.onnx", None, tmp_path / "ship", web=False, figures=figures).folder
+    lines = (folder / "MODEL_CARD.md").read_text().splitlines()
+    assert "**Beware:** That measures tint." in lines
+    assert (
+        "| retained colour G, when it was made | 1.0717 |" in lines and "| L1, when it was made | 0.075322 |" in lines
+    )
+    assert "| content colour C, when it was made | not recorded |" in lines
+    assert sum(line.startswith("| retained") for line in lines) == 2  # in the file, and in the benchmark
+
+
 def test_the_card_without_figures_claims_nothing(model: Path, tmp_path: Path) -> None:
     card = (write_bundle(model, None, tmp_path / "ship", web=False).folder / "MODEL_CARD.md").read_text()
-    assert "Not measured" in card
+    assert "Not measured" in card and "How strong the original is was not measured." in card and "Beware" not in card
     assert "`ab`" not in card
     assert "made without the page" in card
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import make_photo
 from PIL import Image
 
 from colorpress.cli import run_command
 from export.colorize_folder import DEMONSTRATION_MODEL
+from export.figures import MEASURED
 from export.graph import read_metadata
 
 
@@ -20,6 +22,15 @@ def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) ->
         pixels = np.asarray(picture).astype(int)
     assert pixels.shape == (200, 300, 3)
     assert (pixels.max(axis=2) - pixels.min(axis=2)).mean() > 5
+
+
+def test_inspect_reads_what_an_older_version_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["inspect", str(DEMONSTRATION_MODEL)]) == 0
+    said = capsys.readouterr().out
+    metadata = read_metadata(DEMONSTRATION_MODEL)
+    for name, title in MEASURED.items():
+        assert f"  {title}: {metadata.get(name, 'not measured')}\n" in said
+    assert "retained_colour" in metadata
 
 
 def test_it_is_small_and_says_what_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from colorpress.core.config import ExportConfig, Settings
 from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
 from compress.export_stages import pack
+from compress.measures import Strength
 from export import deployable
 from export.deployable import export_colorizer, write_ort
+from export.figures import MEASURED
 from export.graph import export_onnx, read_metadata
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photos import Photo, PhotoSplit
@@ -48,11 +51,17 @@ def photos(tmp_path: Path) -> list[Photo]:
 def row_of(name: str, path: Path, **figures: object) -> dict[str, object]:
     return {"model": name, "variant": name, "peer": False, "batch": 1, "height": 256, "width": 256, "threads": 2,
             "size_bytes": path.stat().st_size, "photos": 7, "l1": 0.08, "l1_delta_pct": 0.5, "retained_colour": 0.97,
+            "content_colour": 0.96, "fidelity": 0.95, "chroma_to_truth": 0.55,
             "status": "ok", "device": "cpu", "runtime": "onnxruntime", **figures}  # fmt: skip
 
 
-def write_rows(run: Run, *rows: dict[str, object]) -> None:
+STRONG = Strength(7, 21.0, 19.2, 18.5, 19.9, 0.6)
+WEAK = Strength(7, 13.9, 2.4, 1.1, 3.6, 0.31)
+
+
+def write_rows(run: Run, *rows: dict[str, object], strength: Strength | None = STRONG) -> None:
     head = {"format_version": FORMAT_VERSION, "date": "2026-01-01", "machine": {}}
+    head |= {"strength": strength.to_dict() if strength else None}
     document = {**head, "rows": list(rows), "aa_ratios": {}}
     (run.folder / "benchmark.json").write_text(json.dumps(document))
 
@@ -63,6 +72,8 @@ def test_a_picture_graph_is_published_with_what_was_measured_and_made_once(run: 
     path = run.folder / "best" / "colorizer.onnx"
     metadata = read_metadata(path)
     expected = {"work_size": "48", "saturation": "1.5", "retained_colour": "0.9700", "l1": "0.080000",
+                "content_colour": "0.9600", "fidelity": "0.9500", "chroma_to_truth": "0.5500",
+                "measure": "content_colour", "original_below_grey_pct": "21.00", "original_below_table_pct": "19.20",
                 "measured_photos": "7", "precision": "fp32", "producer": "colorpress"}  # fmt: skip
     assert {name: metadata[name] for name in expected} == expected
     assert metadata["checkpoint_sha256"] == load_checkpoint(run.best_path).sha256
@@ -76,11 +87,34 @@ def test_a_picture_graph_is_published_with_what_was_measured_and_made_once(run: 
     np.testing.assert_array_equal(*answers)
 
 
+def test_what_was_not_measured_is_not_in_the_file_and_inspect_says_so(
+    run: Run, photos: list[Photo], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run.folder / "best" / "model.onnx"
+    unknown = {"content_colour": None, "fidelity": None, "chroma_to_truth": None, "retained_colour": None}
+    colourless = Strength(7, *(math.nan,) * 5)
+    write_rows(run, row_of("best", path, **unknown, l1_delta_pct=None), strength=colourless)
+    deploy(run, "best", photos)
+    metadata = read_metadata(run.folder / "best" / "colorizer.onnx")
+    assert {name for name in metadata if name in MEASURED} == {"measured_photos", "l1", "measure"}
+    for strength, measure in ((STRONG, "content_colour"), (WEAK, "fidelity")):
+        write_rows(run, row_of("best", path, fidelity=None), strength=strength)
+        deploy(run, "best", photos)
+        assert run_command(["inspect", str(run.folder / "best" / "colorizer.onnx")]) == 0
+        said = capsys.readouterr().out.partition("\nmeasured\n")[2].partition("\n\n")[0].splitlines()
+        assert len(said) == len(MEASURED)
+        assert "  content colour C: 0.9600" in said and "  fidelity F: not measured" in said
+        assert f"  the measure that decides: {measure}" in said
+        assert f"  L1 of the original below a lightness table's, in percent: {strength.below_table_pct:.2f}" in said
+    assert run_command(["inspect", str(path)]) == 0
+    assert "\nmeasured\n" not in capsys.readouterr().out  # a bare network says nothing of the kind
+
+
 def test_figures_of_another_file_are_not_those_of_this_one(run: Run, photos: list[Photo]) -> None:
     path = run.folder / "best" / "model.onnx"
     write_rows(run, {**row_of("best", path), "size_bytes": path.stat().st_size + 1})
     deploy(run, "best", photos)
-    assert "retained_colour" not in read_metadata(run.folder / "best" / "colorizer.onnx")
+    assert not MEASURED.keys() & read_metadata(run.folder / "best" / "colorizer.onnx").keys()
 
 
 def test_a_graph_that_colours_otherwise_is_not_published(run: Run, tmp_path: Path, monkeypatch: object) -> None:
@@ -136,7 +170,7 @@ def test_a_bundle_is_of_the_variant_that_is_named_or_recommended(run: Run, photo
         bundle(run, "other", run.folder / "bundle", split, web=False)
     made = bundle(run, "best", run.folder / "one", split, web=False)
     assert (made.folder / "colorizer.onnx").read_bytes() == (run.folder / "best" / "colorizer.onnx").read_bytes()
-    common = {"weights_bytes": 1, "p50_ms": 2.0, "retained_low": 0.96, "retained_high": 0.98}
+    common = {"weights_bytes": 1, "p50_ms": 2.0, "content_low": 0.955, "content_high": 0.98}
     original = row_of("best.pt", run.best_path, runtime="torch", speedup=1.0, **common)
     write_rows(run, original, row_of("best", path, speedup=3.0, **common))
     with pytest.raises(ConfigError, match="recommends nothing: No variant"):
@@ -144,7 +178,18 @@ def test_a_bundle_is_of_the_variant_that_is_named_or_recommended(run: Run, photo
         bundle(run, None, run.folder / "two", split, web=False)
     write_rows(run, original, row_of("best", path, speedup=3.0, **common))
     card = (bundle(run, None, run.folder / "two", split, web=False).folder / "MODEL_CARD.md").read_text()
-    assert "0.97" in card and "4 to learn from" in card
+    assert "| content colour C | 0.960 (95 % interval 0.95 to 0.98) |" in card and "4 to learn from" in card
+    assert "| the measure that decides | content colour C |" in card
+    assert "How strong the original is: best.pt on 7 photographs: L1 21.0 % below grey" in card and "Beware" not in card
+    # The same figures recommend nothing where the original is weak, since fidelity decides.
+    poor = [{**original, "fidelity": 1.0}, row_of("best", path, speedup=3.0, **common, fidelity=0.8)]
+    write_rows(run, *poor)
+    assert bundle(run, None, run.folder / "three", split, web=False).folder.is_dir()
+    write_rows(run, *poor, strength=WEAK)
+    with pytest.raises(ConfigError, match="recommends nothing: No variant"):
+        bundle(run, None, run.folder / "four", split, web=False)
+    weak = bundle(run, "best", run.folder / "four", split, web=False).folder / "MODEL_CARD.md"
+    assert "**Beware:** That is not clearly better than a table of colours" in weak.read_text()
 
 
 def test_the_commands(run: Run, photos: list[Photo], capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,9 @@ def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] |
         files = [row["file"] for row in record["rows"] if row["on_front"] and row["file"]]
         shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
         shown["strength"] = read_strength(record)
-        taken = next((row for row in record["rows"] if row["file"] and row["file"] == record.get("recommended")), {})
+        taken: Mapping[str, Any] = next(
+            (row for row in record["rows"] if row["file"] and row["file"] == record.get("recommended")), {}
+        )
         # Before there were other measures, nothing was confirmed.
         shown["taken"] = _read_taken(taken) if taken.get("confirmed_kept") is not None else None
     except (KeyError, TypeError, ValueError) as error:

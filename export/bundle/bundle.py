@@ -26,6 +26,7 @@ from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
 from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer, opset_of
+from export.figures import MEASURED, NOT_MEASURED
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 
@@ -87,7 +88,8 @@ def write_bundle(
         destination: the folder; it appears complete or not at all.
         web: a page that runs the model in a browser, with its runtime, in web/.
         figures: a row of a benchmark (see benchmarks.rows.COLUMNS), and `machine` (text, or what describe_machine
-            gives), `date`, `train_photos` and `val_photos` (counts). What is missing or None is "not measured".
+            gives), `date`, `train_photos` and `val_photos` (counts), and in words `measure` (what decides), `strength`
+            (of the original) and `warning` (what that means). What is missing or None is "not measured".
         force: replace an earlier bundle, once the new one is complete.
     Raises:
         ConfigError: no such model, or `destination` is a file, or a folder that holds something; with `force`, that
@@ -148,7 +150,7 @@ def read_picture_graph(path: Path) -> PictureGraph:
 def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, web: bool) -> str:
     """MODEL_CARD.md, with the head that model hubs read; `figures` as in `write_bundle`."""
 
-    def show(name: str, pattern: str = "{}", missing: str = "not measured") -> str:
+    def show(name: str, pattern: str = "{}", missing: str = NOT_MEASURED) -> str:
         value = figures.get(name)
         is_absent = value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
         return _cell(missing if is_absent else pattern.format(value))
@@ -158,7 +160,7 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
         return f" ({what} {low} to {high})" if low and high else ""
 
     size, noted = format_bytes(len(graph.content)), partial(show, missing="not recorded")
-    given = {"graph": graph, "size": size, "bare": bare, "web": web, "figures": figures}
+    given = {"graph": graph, "measured": MEASURED, "size": size, "bare": bare, "web": web, "figures": figures}
     return _fill("MODEL_CARD.md", **given, show=show, interval=interval, noted=noted)
 
 

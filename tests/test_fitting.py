@@ -16,9 +16,11 @@ from torch import Tensor
 from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
+from training.batches import AnswerFolder
 from training.checkpoint import load_checkpoint
 from training.fitting import FitFiles, FitJob, FitResult, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
+from training.metrics import validate_l1
 from training.original import train_unet
 from training.photos import PhotoSplit, scan_photos
 from training.unet import UNet
@@ -26,6 +28,7 @@ from training.unet import UNet
 RECIPE = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32")
 STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
 MACHINE = MachineConfig(workers=0, threads=1, device="cpu")
+LIMITS = {"short_side": 24, "max_pixels": DataConfig().max_pixels, "device": torch.device("cpu")}
 
 
 @pytest.fixture
@@ -368,3 +371,32 @@ def test_a_batch_smaller_than_the_processes_is_refused(
     with pytest.raises(ConfigError, match="got 8 for 9 processes"):
         fit(split, tmp_path)
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_the_best_epoch_may_be_the_one_that_is_nearest_to_a_teacher(split: PhotoSplit, tmp_path: Path) -> None:
+    """A teacher that answers violet everywhere, which no training on the truth gets nearer to."""
+    violet = AnswerFolder(tmp_path / "violet")
+    for photo in split.val:
+        violet.write(photo, torch.tensor([0.7, -0.7])[None, :, None, None].expand(1, 2, 24, 29))
+    job = FitJob(split.train, split.val, RECIPE, DataConfig(), MACHINE, target=violet)
+    network = make_grey()
+    assert validate_l1(network, split.val, **LIMITS, target=violet) == pytest.approx(0.7, abs=1e-3)
+    fitted = fit_network(L1Loss(network), job, FitFiles(tmp_path / "to" / "best.pt", extra={}), label="fit")
+    distances = [row["val_l1"] for row in fitted.history]
+    assert min(distances) > 0.5 and fitted.best.val_l1 == min(distances)
+    best = load_checkpoint(tmp_path / "to" / "best.pt").build_network()
+    assert validate_l1(best, split.val, **LIMITS, target=violet) == pytest.approx(min(distances), rel=1e-4)
+    with pytest.raises(ConfigError, match="target violet -> the truth"):
+        fit(split, tmp_path / "to", network=make_grey())
+
+
+def make_grey() -> UNet:
+    network = make_network()
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.zeros_(network.head.bias)
+    return network
+
+
+def test_an_answer_that_is_missing_ends_a_validation(split: PhotoSplit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is missing or damaged"):
+        validate_l1(make_network(), split.val, **LIMITS, target=AnswerFolder(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,20 +47,21 @@ def find_also(run: Run, photos: PhotoSplit) -> tuple[AlsoFolder, ...]:
         ConfigError: no such folder, one that is given twice, or one in the run folder, whose pictures are answers.
         InputError: a folder holds no photograph to score on.
     """
-    folders = [folder.resolve() for folder in run.settings.benchmark.also]
-    for given, folder in zip(run.settings.benchmark.also, folders, strict=True):
+    also = run.settings.benchmark.also
+    folders = [folder.resolve() for folder in also]
+    for given, folder in zip(also, folders, strict=True):
         if folder.is_relative_to(run.folder.resolve()):
             why = f"lies inside the run folder {run.folder}"
             raise ConfigError(f"option {_OPTION}", given, why, "give a folder of photographs outside of it")
         if folders.count(folder) > 1:
             raise ConfigError(f"option {_OPTION}", given, "is given twice", "give each folder once")
     seen = {photo.sha256 for photo in (*photos.train, *photos.val)}
-    return tuple(_scan(run, folder, name, seen) for folder, name in zip(folders, tell_apart(folders), strict=True))
+    return tuple(_scan(run, folder, name, seen) for folder, name in zip(also, tell_apart(folders), strict=True))
 
 
 def _scan(run: Run, folder: Path, name: str, seen: set[str]) -> AlsoFolder:
     # Beside the index of --data, one for each folder.
-    index = run.folder / f".also-{sha256_bytes(str(folder).encode(errors='surrogateescape'))[:12]}.json"
+    index = run.folder / f".also-{sha256_bytes(os.fsencode(folder.resolve()))[:12]}.json"
     found, skipped = scan_folder(
         folder,
         option=_OPTION,

@@ -231,7 +231,7 @@ def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -
     table = find_control(rows, CONTROL_TITLES[TABLE])
     if table and (table.retained_colour or 0.0) >= _MUCH:
         notes.append(
-            f"A lightness table, which sees no picture, keeps {table.retained_colour:.2f} of G: G says little."
+            f"A lightness table, which sees no picture, keeps {table.retained_colour:.2f} of G here: G says little."
         )
     kept = [row for row in own_rows(rows) if (row.kept(measure) or 0.0) >= measure.enough]
     intervals = {row.model: row.interval(measure) for row in kept}

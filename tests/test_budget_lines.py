@@ -14,9 +14,10 @@ from colorpress.core.errors import ConfigError
 WORK = {"params": 8_000_000, "macs": 12_000_000_000}
 ROWS = [
     replace(BEST, **WORK),
-    row("pruned", **SMALL, params=2_000_000, macs=6_000_000_000, retained_colour=0.97, l1_delta_pct=0.3),
+    row("pruned", **SMALL, params=2_000_000, macs=6_000_000_000, retained_colour=0.97, l1_delta_pct=0.3,
+        content_colour=0.9, fidelity=0.8),
     row("auto", **{**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}, params=60_000, macs=2_000_000_000,
-        retained_colour=0.95, l1_delta_pct=0.8),
+        retained_colour=0.95, l1_delta_pct=0.8, content_colour=0.7, fidelity=0.85),
     row("nncf", peer=True, **{**SMALL, "p50_ms": 0.1}, **WORK),
     row("late", status="timeout", speedup=None, **WORK),
 ]  # fmt: skip
@@ -32,6 +33,8 @@ def test_without_a_budget_there_is_no_line() -> None:
     [
         ({"min-retained-colour": 0.95}, True, "auto: G 0.950."),
         ({"min-retained-colour": 0.96}, False, "auto: G 0.950; pruned meets it: G 0.970."),
+        ({"min-content-colour": 0.8}, False, "auto: C 0.700; pruned meets it: C 0.900."),
+        ({"min-fidelity": 0.85}, True, "auto: F 0.850."),
         ({"max-l1-increase": 0.1}, False, "auto: ΔL1 +0.80 %; no variant meets it."),
         ({"keep-params": 0.01}, True, "auto: 60 k parameters, 0.75 % of best.pt's."),
         ({"keep-macs": 0.1}, False,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from benchmarks import verdict as verdicts
 from benchmarks.rows import Row
-from benchmarks.verdict import dominates, judge_peers, judge_rows, parent_name, why_rejected
+from benchmarks.verdict import Verdict, dominates, parent_name, why_rejected
+from compress.measures import CONTENT, FIDELITY, Strength
+from export.controls import CONTROL_TITLES, TABLE
 
 
 def row(model: str, **changes: Any) -> Row:
@@ -19,9 +24,36 @@ def row(model: str, **changes: Any) -> Row:
         "batch": 1, "height": 256, "width": 256, "threads": 2,
         "size_bytes": 31_100_000, "weights_bytes": 31_000_000, "p50_ms": 100.0, "speedup": 1.0, "photos": 100,
         "l1": 0.1, "l1_delta_pct": 0.0, "retained_colour": 1.0, "retained_low": 0.99, "retained_high": 1.01,
-        "status": "ok", "error": "",
+        "content_colour": 1.0, "content_low": 0.99, "content_high": 1.01,
+        "fidelity": 0.95, "fidelity_low": 0.94, "fidelity_high": 0.96, "status": "ok", "error": "",
     }  # fmt: skip
     return Row(**{**standard, **changes})
+
+
+def halves(choosing: float, confirming: float, margin: float = 0.01) -> dict[str, float]:
+    """What is kept on the half that chooses and on the other, where 0.43 of the margin is what odds of 4 to 1 take."""
+    low, high = confirming - margin, confirming + margin
+    return {
+        "choosing_kept": choosing, "confirming_kept": confirming, "confirming_low": low, "confirming_high": high,
+        "confirming_likely": confirming - 0.43 * margin,
+    }  # fmt: skip
+
+
+STRONG = Strength(100, 20.0, 18.0, 16.0, 20.0, 0.6)
+WEAK = Strength(100, 14.0, 2.4, 1.0, 4.0, 0.5)
+VIVID = Strength(100, -3.0, -6.0, -8.0, -4.0, 1.2)
+GREY = Strength(100, math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+def judge_rows(rows: Sequence[Row], aa_ratios: Any = None, strength: Strength | None = STRONG) -> Verdict:
+    """The verdict beside an original whose content decides; without the note that says how strong it is."""
+    found = verdicts.judge_rows(rows, aa_ratios, strength)
+    said = [strength.describe(), strength.warn()] if strength else []
+    return replace(found, notes=tuple(note for note in found.notes if note not in said))
+
+
+def judge_peers(rows: Sequence[Row]) -> list[str]:
+    return verdicts.judge_peers(rows, STRONG)
 
 
 BEST = row("best.pt")
@@ -29,12 +61,13 @@ SMALL = {"size_bytes": 3_100_000, "weights_bytes": 3_000_000, "p50_ms": 20.0, "s
 
 
 def test_the_sentence_holds_the_figures() -> None:
-    good = row("pruned", **SMALL, l1_delta_pct=0.456, retained_colour=0.972, retained_low=0.961, retained_high=0.983)
+    good = row("pruned", **SMALL, l1_delta_pct=0.456, content_colour=0.972, content_low=0.961, content_high=0.983)
     verdict = judge_rows([BEST, good])
     assert verdict.recommended == "pruned"
     assert verdict.sentence == (
         "pruned is recommended: 10.0 times smaller than best.pt (3.10 MB instead of 31.0 MB) and 5.00 times as fast "
-        "(20.0 ms instead of 100 ms), at 0.46 % more L1 and 0.97 of the colour retained (95 % interval 0.96 to 0.98)."
+        "(20.0 ms instead of 100 ms), with 0.46 % more L1 and 0.97 of the content colour kept (95 % interval 0.96 to "
+        "0.98); the same photographs chose and scored it."
     )
     assert verdict.notes == ()
 
@@ -66,9 +99,9 @@ def test_an_int8_variant_slower_than_its_parent_is_never_recommended() -> None:
     parent = row("pruned", **SMALL)
     child = row("pruned-int8", **{**SMALL, "size_bytes": 800_000, "p50_ms": 25.0, "speedup": 4.0})
     assert judge_rows([BEST, parent, child]).recommended == "pruned"
-    assert "1.25 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child])
+    assert "1.25 times as slow as its float32 parent pruned" in why_rejected(child, BEST, [parent, child], CONTENT)
     # Not even alone: its parent lost the colour, so nothing is left.
-    lost = replace(parent, retained_colour=0.5)
+    lost = replace(parent, content_colour=0.5)
     assert judge_rows([BEST, lost, child]).recommended is None
     # A tie within what noise explains goes to the smaller file.
     for speedup in (4.95, 6.0):
@@ -79,10 +112,10 @@ def test_an_int8_variant_slower_than_its_parent_is_never_recommended() -> None:
     ("changes", "reason"),
     [
         ({"l1_delta_pct": 1.01, "l1": 0.102}, "raises L1 by 1.0 %"),
-        ({"retained_colour": 0.94, "l1_delta_pct": 0.9}, "keeps 0.94 of the colour"),
+        ({"content_colour": 0.94, "l1_delta_pct": 0.9}, "keeps 0.94 of the content colour"),
         ({"speedup": 0.5}, "slower than best.pt (0.50 of its speed)"),
         ({"size_bytes": 31_000_000, "speedup": 1.01}, "neither smaller nor faster"),
-        ({"retained_colour": None}, "could not be compared"),
+        ({"content_colour": None}, "no variant finished"),
     ],
 )
 def test_what_fails_a_limit_is_not_recommended(changes: dict[str, Any], reason: str) -> None:
@@ -117,14 +150,17 @@ def test_few_photographs_are_said_to_be_few() -> None:
 
 
 def test_an_interval_below_the_limit_is_said() -> None:
-    notes = judge_rows([BEST, row("pruned", **SMALL, retained_colour=0.96, retained_low=0.94)]).notes
-    assert notes == ("The interval of retained colour reaches below 0.95 for pruned.",)
+    notes = judge_rows([BEST, row("pruned", **SMALL, content_colour=0.96, content_low=0.94)]).notes
+    assert notes == ("The interval of content colour reaches below 0.95 for pruned.",)
 
 
 def test_an_original_without_colour_leaves_nothing_to_keep() -> None:
-    grey = row("best.pt", retained_colour=None, retained_low=None, retained_high=None)
-    verdict = judge_rows([grey, row("x", **SMALL, retained_colour=None, retained_low=None)])
-    assert "best.pt is no better than a grey answer" in verdict.sentence
+    grey = row("best.pt", content_colour=None, fidelity=None)
+    other = row("x", **SMALL, content_colour=None, fidelity=None)
+    assert "best.pt answers grey" in judge_rows([grey, other], None, WEAK).sentence
+    verdict = verdicts.judge_rows([grey, other], None, GREY)
+    assert verdict.recommended is None and "these photographs hold none" in verdict.sentence
+    assert verdict.notes == ("These photographs hold no colour, so nothing can be measured on them.",)
 
 
 def test_without_a_baseline_there_is_no_verdict() -> None:
@@ -141,7 +177,7 @@ def test_another_device_is_not_compared() -> None:
 
 def test_less_error_than_best_is_said_so() -> None:
     sentence = judge_rows([BEST, row("x", **SMALL, l1_delta_pct=-0.5)]).sentence
-    assert "at 0.50 % less L1" in sentence
+    assert "with 0.50 % less L1" in sentence
 
 
 def test_parents() -> None:
@@ -153,7 +189,7 @@ def test_parents() -> None:
 def test_what_slows_an_int8_file_is_named() -> None:
     parent = row("pruned", **SMALL)
     slow = row("pruned-int8", **{**SMALL, "speedup": 2.5}, caution="31% of its time is conversions")
-    reason = why_rejected(slow, BEST, [parent, slow])
+    reason = why_rejected(slow, BEST, [parent, slow], CONTENT)
     assert reason == "is 2.00 times as slow as its float32 parent pruned, since 31% of its time is conversions"
 
 
@@ -179,7 +215,7 @@ def test_a_peer_is_never_recommended() -> None:
 
 
 def test_an_interval_of_a_peer_is_no_limit_of_ours() -> None:
-    peer = row("nncf-int8", **SMALL, peer=True, retained_colour=0.96, retained_low=0.9)
+    peer = row("nncf-int8", **SMALL, peer=True, content_colour=0.96, content_low=0.9)
     assert judge_rows([BEST, peer]).notes == ()
 
 
@@ -187,8 +223,8 @@ def test_the_parent_is_looked_up_in_the_same_runtime_first() -> None:
     parent = row("auto", **{**SMALL, "speedup": 10.0})
     slow_parent = row("auto @ openvino", **{**SMALL, "speedup": 4.0})
     child = row("auto-int8 @ openvino", **{**SMALL, "size_bytes": 800_000, "speedup": 5.0})
-    assert why_rejected(child, BEST, [parent, slow_parent, child]) == ""
-    assert "2.00 times as slow as its float32 parent auto" in why_rejected(child, BEST, [parent, child])
+    assert why_rejected(child, BEST, [parent, slow_parent, child], CONTENT) == ""
+    assert "2.00 times as slow as its float32 parent auto" in why_rejected(child, BEST, [parent, child], CONTENT)
 
 
 def test_best_in_another_runtime_is_no_compression_but_its_speed_is_said() -> None:
@@ -202,8 +238,8 @@ def test_best_in_another_runtime_is_no_compression_but_its_speed_is_said() -> No
 
 
 def test_time_alone_gives_no_verdict() -> None:
-    blind = {"photos": 0, "l1": None, "l1_delta_pct": None, "retained_colour": None, "retained_low": None}
-    verdict = judge_rows([row("best.pt", **blind), row("pruned", **SMALL, **blind)])
+    blind = {"photos": 0, "l1": None, "l1_delta_pct": None, "content_colour": None, "fidelity": None}
+    verdict = judge_rows([row("best.pt", **blind), row("pruned", **SMALL, **blind)], None, None)
     assert (verdict.recommended, verdict.notes) == (None, ())
     assert "colours were not measured" in verdict.sentence
 
@@ -213,12 +249,12 @@ PEER = {"peer": True, "runtime": "openvino", "size_bytes": 8_000_000, "weights_b
 
 def test_a_peer_is_dominated_by_what_beats_it_in_all_three() -> None:
     ours, better = row("pruned", **SMALL), row("auto", **{**SMALL, "size_bytes": 300_000})
-    peer = row("nncf-int8", **PEER, speedup=4.0, retained_colour=0.9, retained_low=0.89, retained_high=0.91)
+    peer = row("nncf-int8", **PEER, speedup=4.0, content_colour=0.9, content_low=0.89, content_high=0.91)
     assert judge_peers([BEST, ours, better, peer]) == [  # auto is the recommended one
         "auto beats nncf-int8 in size, speed and colour: it is 26.7 times smaller (300 kB, not 8.00 MB), "
-        "is 1.25 times as fast (20.0 ms, not 25.0 ms) and keeps more colour (1.000, not 0.900)."
+        "is 1.25 times as fast (20.0 ms, not 25.0 ms) and keeps more colour (C 1.000, not 0.900)."
     ]
-    assert dominates(ours, peer) and not dominates(peer, ours)
+    assert dominates(ours, peer, CONTENT) and not dominates(peer, ours, CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -226,11 +262,11 @@ def test_a_peer_is_dominated_by_what_beats_it_in_all_three() -> None:
     [
         ({"size_bytes": 1_000_000, "weights_bytes": 1_000_000}, "is 3.10 times smaller (1.00 MB, not 3.10 MB)"),
         ({"speedup": 10.0, "p50_ms": 10.0}, "is 2.00 times as fast (10.0 ms, not 20.0 ms)"),
-        ({"retained_colour": 1.005}, "keeps more colour (1.005, not 1.000; the intervals overlap)"),
+        ({"content_colour": 1.005}, "keeps more colour (C 1.005, not 1.000; the intervals overlap)"),
     ],
 )
 def test_what_a_peer_wins_is_said(changes: dict[str, Any], wins: str) -> None:
-    peer = row("nncf-int8", **{**PEER, "speedup": 4.0, "retained_colour": 0.9, **changes})
+    peer = row("nncf-int8", **{**PEER, "speedup": 4.0, "content_colour": 0.9, **changes})
     (sentence,) = judge_peers([BEST, row("pruned", **SMALL), peer])
     assert sentence.startswith(
         f"nncf-int8 is not beaten in size, speed and colour at once; beside pruned it {wins}, but "
@@ -239,10 +275,74 @@ def test_what_a_peer_wins_is_said(changes: dict[str, Any], wins: str) -> None:
 
 def test_a_peer_with_nothing_to_win_or_to_compare_is_said_so() -> None:
     tie = row("tie", **{**SMALL, "peer": True})
-    failed = row("failed", peer=True, status="oom", speedup=None, retained_colour=None)
+    failed = row("failed", peer=True, status="oom", speedup=None, content_colour=None)
     elsewhere = row("elsewhere", **PEER, batch=8)
     tied, broken = judge_peers([BEST, row("pruned", **SMALL), tie, failed, elsewhere])
     assert tied.startswith("tie wins nothing beside pruned: it is as large (3.10 MB), is as fast")
     assert broken == "failed cannot be compared: it did not finish (oom)."
     assert "has nothing of ours" in judge_peers([BEST, tie])[0]
     assert judge_peers([]) == []
+
+
+def test_what_is_reported_is_what_did_not_choose() -> None:
+    lucky = row("pruned", **SMALL, **halves(0.99, 0.97), content_colour=0.98)
+    sentence = judge_rows([BEST, lucky]).sentence
+    assert sentence.endswith(
+        "with the same L1 and 0.97 of the content colour kept (95 % interval 0.96 to 0.98) on 50 photographs that did "
+        "not choose it (0.99 on the 50 that did)."
+    )
+    # By all photographs it would do, but not by those that choose, or not by the others.
+    assert "keeps 0.94 of the content colour" in judge_rows([BEST, replace(lucky, choosing_kept=0.94)]).sentence
+    lost = judge_rows([BEST, replace(lucky, **halves(0.99, 0.953))])
+    assert lost.recommended is None
+    assert lost.sentence == (
+        "No variant is recommended: pruned keeps 0.99 of the content colour on the photographs that choose, but 0.95 "
+        "on the others, where 0.95 has to hold with odds of 4 to 1; more photographs would say more."
+    )
+
+
+def test_the_smallest_that_is_confirmed_wins_and_nothing_behind_one_that_is_not() -> None:
+    large, middle, small = (
+        row(name, **{**SMALL, "size_bytes": size}, **halves(1.0, 1.0))
+        for name, size in (("a", 3_000_000), ("b", 300_000), ("c", 30_000))
+    )
+    assert judge_rows([BEST, small, large, middle]).recommended == "c"
+    lost = {"confirming_likely": 0.9}
+    assert judge_rows([BEST, replace(small, **lost), large, middle]).recommended == "b"
+    assert judge_rows([BEST, small, large, replace(middle, **lost)]).recommended == "a"
+    # One that never qualified does not stand in the way.
+    assert judge_rows([BEST, small, large, replace(middle, **lost, choosing_kept=0.9)]).recommended == "c"
+
+
+@pytest.mark.parametrize("strength", [WEAK, VIVID])
+def test_fidelity_decides_where_content_cannot(strength: Strength) -> None:
+    best, faithful = (
+        row("best.pt", fidelity=1.0),
+        row("x", **SMALL, fidelity=0.93, content_colour=-2.0, l1_delta_pct=9.0),
+    )
+    verdict = verdicts.judge_rows([best, faithful], None, strength)
+    assert verdict.recommended == "x"
+    assert "with 0.93 of best.pt's own colours (F) reproduced (95 % interval 0.94 to 0.96)" in verdict.sentence
+    assert ("train it on more photographs" in verdict.sentence) is (strength is WEAK)
+    assert verdict.notes[:2] == (strength.describe(), strength.warn())
+    lost = verdicts.judge_rows([best, replace(faithful, fidelity=0.89)], None, strength)
+    assert lost.recommended is None and "keeps 0.89 of best.pt's own colours (F) (at least 0.9 passes)" in lost.sentence
+    assert verdicts.judge_rows([best, faithful], None, STRONG).recommended is None
+
+
+def test_a_control_is_never_recommended_and_what_it_keeps_of_g_is_said() -> None:
+    title = CONTROL_TITLES[TABLE]
+    table = replace(row(title, **SMALL, retained_colour=0.85), control=True, p50_ms=None, speedup=None)
+    verdict = judge_rows([BEST, table])
+    assert (verdict.recommended, "only best.pt was measured" in verdict.sentence) == (None, True)
+    assert verdict.notes == ("A lightness table, which sees no picture, keeps 0.85 of G here: G says little.",)
+    assert judge_rows([BEST, replace(table, retained_colour=0.1)]).notes == ()
+    assert judge_rows([BEST, table, row("pruned", **SMALL)]).recommended == "pruned"
+
+
+def test_peers_are_judged_by_the_measure_that_decides() -> None:
+    ours = row("pruned", **SMALL, fidelity=0.97, content_colour=0.1)
+    peer = row("nncf-int8", **PEER, speedup=4.0, fidelity=0.8, fidelity_low=0.79, fidelity_high=0.81)
+    (by_fidelity,) = verdicts.judge_peers([BEST, ours, peer], WEAK)
+    assert "keeps more colour (F 0.970, not 0.800)" in by_fidelity
+    assert dominates(ours, peer, FIDELITY) and not dominates(ours, peer, CONTENT)

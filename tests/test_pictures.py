@@ -33,7 +33,7 @@ from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import Settings
 from colorpress.core.files import sha256_file
 from compress.measures import Reference
-from export.controls import CONTROL_TITLES, TABLE, write_control
+from export.controls import CONTROL_TITLES, GREY, TABLE, write_control
 from training.metrics import PhotoScores
 from training.photos import Photo, load_rgb
 from training.run_folder import Run
@@ -261,14 +261,21 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     control = replace(best, name=BLIND, path=write_control(np.full((32, 2), 0.25, np.float32), tmp_path / "table.onnx"))
     variants.append(replace(control, runtime="onnxruntime"))
     rows.append(replace(row(BLIND, speedup=None, p50_ms=None), control=True))
+    grey = replace(
+        variants[-1], name=CONTROL_TITLES[GREY], path=write_control(np.zeros((1, 2), np.float32), tmp_path / "g.onnx")
+    )
     accuracy = measured(
-        ["best.pt", "auto", BLIND], photos, {"auto": [0.1 + 0.01 * index for index in range(10)], BLIND: [0.5] * 10}
+        ["best.pt", "auto", BLIND, grey.name],
+        photos,
+        {"auto": [0.1 + 0.01 * index for index in range(10)], BLIND: [0.5] * 10},
     )
     stale = tmp_path / "pictures" / "99-0.jpg"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
     run = Run(tmp_path, Settings.from_options({"eval_size": 32}))
-    paths = write_picture_set(run, variants, accuracy, photos, rows)
+    paths = write_picture_set(run, [*variants, grey], accuracy, photos, rows)
+    with Image.open(tmp_path / "comparison.png") as sheet:
+        assert sheet.width == GAP + 5 * (240 + GAP)  # grey and truth, best.pt, auto and the table
     folder = tmp_path / "pictures"
     assert {path.name for path in paths if path.parent == tmp_path} == {
         "comparison.png", "sample_input_output.png", "sample_output.png",

@@ -14,12 +14,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colorpress.core.files import with_nan, without_nan
 from training.metrics import Floats, kept_interval, kept_share
 
-# Quantiles of the normal distribution: the 80 % one, and both ends of the interval that holds 95 %.
-_FOUR_IN_FIVE, _NINETEEN_IN_TWENTY = 0.842, 1.960
+# In standard errors: what is kept has to be so far above a goal. Odds of 9 to 1 of each are 4 to 1 of the one that is
+# chosen, since the winner of many is partly the luckiest (measured by `benchmarks.studies.choice_coverage`).
+MARGIN = 1.282
+# Both ends of the interval of a normal distribution that holds 95 %.
+_NINETEEN_IN_TWENTY = 1.960
 # Percent that best.pt's L1 has to be below a lightness table's before content is what is measured.
 CLEARLY_BETTER_PCT = 5.0
 # Mean L1 (ab/128) of the grey answer below which photographs hold no colour: an eighth of a unit of CIE Lab.
@@ -186,17 +190,23 @@ class Score:
         """What should be small: 1 - what is kept, or where that is not known the share of L1 above best.pt's."""
         return self.l1_delta_pct / 100.0 if math.isnan(self.kept) else 1.0 - self.kept
 
-    def likely_figures(self) -> dict[str, float]:
-        """The figures that goals are held against: what other photographs keep with odds of 4 to 1.
+    def likely_figures(self, margin: float = MARGIN) -> dict[str, float]:
+        """The figures that goals are held against: what is chosen by them keeps that elsewhere with odds of 4 to 1.
 
-        Intervals are taken for those of normal distributions; without one the figure stands as it is.
+        Intervals are taken for those of normal distributions. A single photograph has none, and its figures stand as
+        they are; NaN where there are more and yet no interval: nothing can be said for sure.
+
+        Args:
+            margin: standard errors that they are worse than what was measured.
         """
         ends = {each.name: (each.low, each.high, -1.0) for each in MEASURES.values()}
         ends |= {"l1_delta_pct": ("l1_delta_low", "l1_delta_high", 1.0)}
-        return {
-            name: getattr(self, name) + sign * _margin(getattr(self, low), getattr(self, high))
-            for name, (low, high, sign) in ends.items()
+        is_single = math.isnan(self.l1_delta_low)
+        errors = {
+            name: 0.0 if is_single else (getattr(self, high) - getattr(self, low)) / (2 * _NINETEEN_IN_TWENTY)
+            for name, (low, high, _) in ends.items()
         }
+        return {name: getattr(self, name) + sign * margin * errors[name] for name, (_, _, sign) in ends.items()}
 
     def describe(self) -> str:
         """What is kept in a few words, else the L1."""
@@ -228,10 +238,6 @@ def describe_both(chosen_by: Score, confirmed: Score | None, *, intervals: bool 
     if confirmed is None:
         return show(chosen_by)
     return f"{show(chosen_by)} on the photographs that chose, {show(confirmed)} on others"
-
-
-def _margin(low: float, high: float) -> float:
-    return 0.0 if math.isnan(low) else _FOUR_IN_FIVE * (high - low) / (2 * _NINETEEN_IN_TWENTY)
 
 
 @dataclass(frozen=True)
@@ -272,8 +278,8 @@ class Reference:
         """best.pt's own score: 1 by all measures, NaN by those that nothing can be measured by."""
         return self.score(self.best_l1, np.zeros_like(self.best_l1))
 
-    def part(self, photos: slice) -> Reference:
-        """The same on some of the photographs."""
+    def part(self, photos: slice | NDArray[np.int64]) -> Reference:
+        """The same on some of the photographs, given by their places."""
         return Reference(**{each.name: getattr(self, each.name)[photos] for each in fields(self)})
 
     def score(self, l1: Floats, to_best: Floats) -> Score:

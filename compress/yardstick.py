@@ -21,7 +21,7 @@ from training.batches import whole_photos
 from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.lab import rgb_to_l_ab
-from training.metrics import mean_chroma, mean_l1
+from training.metrics import Floats, mean_chroma, mean_l1
 from training.photos import Photo, PhotoSplit
 from training.run_folder import Run
 
@@ -61,7 +61,11 @@ class Yardstick:
         return goals_or_whole(config, self.strength.measure)
 
     def score(self, answering: Answering) -> Score:
-        """Ask a candidate about every photograph.
+        """Ask a candidate about every photograph; raises as `measure`."""
+        return self.reference.score(*self.measure(answering))
+
+    def measure(self, answering: Answering) -> tuple[Floats, Floats]:
+        """A candidate's L1 (ab/128) to the truth and to best.pt's answer on every photograph.
 
         Raises:
             InputError: an answer is not finite or of another shape.
@@ -75,7 +79,7 @@ class Yardstick:
                     raise InputError("network", None, why, "use another setting for this step")
                 l1.append(mean_l1(answer.cpu(), picture.ab))
                 to_best.append(mean_l1(answer.cpu(), picture.best))
-        return self.reference.score(np.array(l1), np.array(to_best))
+        return np.array(l1), np.array(to_best)
 
 
 def make_yardstick(

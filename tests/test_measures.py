@@ -143,11 +143,15 @@ def test_likely_figures_are_worse_by_a_part_of_the_interval() -> None:
         assert getattr(score, measure.low) < likely[measure.name] < getattr(score, measure.name)
     assert score.l1_delta_pct < likely["l1_delta_pct"] < score.l1_delta_high
     # 95 % of a normal distribution are within 3.92 of its deviations, and one in ten is further down than 1.282.
-    by_hand = make_score(fidelity=0.9, fidelity_low=0.9 - 0.0196, fidelity_high=0.9 + 0.0196)
+    ends = {"fidelity_low": 0.9 - 0.0196, "fidelity_high": 0.9 + 0.0196, "l1_delta_low": 0.0, "l1_delta_high": 1.0}
+    by_hand = make_score(fidelity=0.9, **ends)
     assert pytest.approx(1.282) == MARGIN and by_hand.likely_figures()["fidelity"] == pytest.approx(0.9 - 0.01282)
     assert by_hand.likely_figures(margin=0.0)["fidelity"] == 0.9
     assert Limit("min_fidelity", 0.8871).is_met(by_hand.likely_figures())
     assert not Limit("min_fidelity", 0.8872).is_met(by_hand.likely_figures())
+    # Several photographs, some draws of which have nothing to keep: nothing is promised; one photograph: as it is.
+    assert math.isnan(replace(by_hand, fidelity_low=math.nan, fidelity_high=math.nan).likely_figures()["fidelity"])
+    assert make_score(fidelity=0.9).likely_figures()["fidelity"] == 0.9
 
 
 def test_everything_goes_through_json_and_back_without_nan() -> None:

@@ -166,7 +166,8 @@ def kept_interval(l1_without: Floats, l1_model: Floats, l1_best: Floats) -> tupl
     """The 95 % percentile-bootstrap interval of `kept_share`, photographs drawn in pairs (Efron 1979), always the same.
 
     Returns:
-        The lower and upper bound; NaN twice for fewer than two photographs, or where a draw has nothing to keep.
+        The lower and upper bound; NaN twice for fewer than two photographs, or where more than one draw in forty has
+        nothing to keep: those are taken for the worst at the lower end and for the best at the upper one.
     """
     if len(l1_without) < 2:
         return math.nan, math.nan
@@ -174,8 +175,9 @@ def kept_interval(l1_without: Floats, l1_model: Floats, l1_best: Floats) -> tupl
     # All in one product, which is as fast as one of them: the draws come from memory once.
     means = draws @ np.stack((l1_without, l1_model, l1_best), axis=1)  # (draws, 3)
     shares = _shares(*means.T)
-    low, high = np.percentile(shares, (2.5, 97.5))
-    return float(low), float(high)
+    low = np.percentile(np.nan_to_num(shares, nan=-np.inf), 2.5, method="lower")
+    high = np.percentile(np.nan_to_num(shares, nan=np.inf), 97.5, method="higher")
+    return (float(low), float(high)) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
 
 
 def _shares(without: Floats, model: Floats, best: Floats) -> Floats:

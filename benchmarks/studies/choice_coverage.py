@@ -1,0 +1,250 @@
+"""Does a promise hold: the smallest of many files that meets a goal, chosen again and again on other photographs.
+
+    python -m benchmarks.studies.choice_coverage best.pt out/study/weights/*.pt --data photos -o coverage
+
+Every file answers all photographs that nobody learned from, once. Then, again and again, some of them are drawn as
+those of a validation, half of which chooses the smallest file that keeps a goal, and the other half reports what it
+keeps; the promise holds where the file keeps the goal on all the photographs that are left over. A goal is drawn each
+time between what the files keep, so that it is always close to some: the hardest case. The rules differ in how far
+above the goal a file has to be, in standard errors; "all, by G" chose until 2026-11, on all photographs at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+import numpy as np
+import pandas as pd
+
+from colorpress.cli import run_command
+from colorpress.command_options import PATH, config_options, debug_option, quiet_option
+from colorpress.core.config import Settings
+from colorpress.core.console import progress
+from colorpress.core.errors import ConfigError
+from colorpress.core.files import write_csv
+from compress.measures import MARGIN, RETAINED, Measure, Reference, Score
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from training.metrics import Floats
+
+_NAME = "python -m benchmarks.studies.choice_coverage"
+COLUMNS = ("rule", "margin", "choices", "promised", "held", "size_ratio", "reported_excess")
+# Goals are drawn between these quantiles of what the files keep.
+_GOALS = (0.15, 0.97)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Files, smallest first, with what they answered: L1 (ab/128) to the truth and to best.pt, (files, photographs)."""
+
+    size_bytes: Floats  # (files,)
+    l1: Floats
+    to_best: Floats
+    reference: Reference
+
+    @property
+    def photos(self) -> int:
+        """How many photographs there are."""
+        return int(self.l1.shape[1])
+
+    def score(self, photos: NDArray[np.int64]) -> list[Score]:
+        """Every file on some of the photographs, given by their places."""
+        reference = self.reference.part(photos)
+        return [
+            reference.score(l1, to_best)
+            for l1, to_best in zip(self.l1[:, photos], self.to_best[:, photos], strict=True)
+        ]
+
+
+class Rule(NamedTuple):
+    """How a file is chosen: on how much of the photographs, by which measure (None: that of `Strength`), how surely."""
+
+    name: str
+    halved: bool
+    measure: Measure | None
+    margin: float
+
+
+RULES = (
+    Rule("all, by G", False, RETAINED, 0.842),
+    *(Rule("one half chooses, the other reports", True, None, margin) for margin in (0.0, 0.842, 1.282, 1.645)),
+)
+
+
+class Choice(NamedTuple):
+    """What came of one choice: whether there was one, whether it held, and of one that was made its size over that of
+    the smallest file that meets the goal on all photographs, and what was reported above what is kept elsewhere."""
+
+    promised: bool
+    held: float
+    size_ratio: float
+    reported_excess: float
+
+
+def choose_again(pool: Pool, *, choosing: int, draws: int, seed: int = 0) -> list[dict[str, Any]]:
+    """A row of `COLUMNS` for each rule.
+
+    Args:
+        choosing: photographs of each validation; as many at least are left over.
+    """
+    generator = np.random.default_rng(seed)
+    decides = pool.reference.strength.measure
+    everywhere = pool.score(np.arange(pool.photos, dtype=np.int64))
+    found: dict[Rule, list[Choice]] = {rule: [] for rule in RULES}
+    with progress("choosing", draws) as bar:
+        for _ in range(draws):
+            drawn, share = generator.permutation(pool.photos), generator.uniform()
+            given, left = drawn[:choosing], drawn[choosing:]
+            first, second = given[: (choosing + 1) // 2], given[(choosing + 1) // 2 :]
+            seen = {part: pool.score(places) for part, places in (("all", given), ("first", first))}
+            second_scores, left_scores = pool.score(second), pool.score(left)
+            for rule in RULES:
+                measure = rule.measure or decides
+                figure = _reader(measure)
+                goal = float(np.quantile([*map(figure, everywhere)], _GOALS[0] + share * (_GOALS[1] - _GOALS[0])))
+                scores = seen["first" if rule.halved else "all"]
+                meeting = [
+                    place
+                    for place, score in enumerate(scores)
+                    if score.likely_figures(rule.margin)[measure.name] >= goal
+                ]
+                reported = second_scores if rule.halved else scores
+                found[rule].append(_judge(pool, meeting, goal, figure, everywhere, reported, left_scores))
+            bar.advance()
+    return [_summarize(rule, choices) for rule, choices in found.items()]
+
+
+def _reader(measure: Measure) -> Callable[[Score], float]:
+    def read(score: Score) -> float:
+        return float(getattr(score, measure.name))
+
+    return read
+
+
+def _judge(
+    pool: Pool,
+    meeting: Sequence[int],
+    goal: float,
+    figure: Callable[[Score], float],
+    everywhere: Sequence[Score],
+    reported: Sequence[Score],
+    left: Sequence[Score],
+) -> Choice:
+    if not meeting:
+        return Choice(False, math.nan, math.nan, math.nan)
+    chosen = meeting[0]
+    smallest = next(place for place, score in enumerate(everywhere) if figure(score) >= goal)
+    kept = figure(left[chosen])
+    ratio = float(pool.size_bytes[chosen] / pool.size_bytes[smallest])
+    return Choice(True, float(kept >= goal), ratio, figure(reported[chosen]) - kept)
+
+
+def _summarize(rule: Rule, choices: Sequence[Choice]) -> dict[str, Any]:
+    table = pd.DataFrame(choices)
+    return {
+        "rule": rule.name,
+        "margin": rule.margin,
+        "choices": len(table),
+        "promised": table["promised"].mean(),
+        "held": table["held"].mean(),
+        "size_ratio": table["size_ratio"].median(),
+        "reported_excess": table["reported_excess"].mean(),
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"})
+@click.argument("checkpoint", type=PATH)
+@click.argument("models", type=PATH, nargs=-1, required=True)
+@click.option("--output-dir", "-o", type=PATH, default=Path("coverage"), show_default=True, help="Where it goes.")
+@click.option("--choosing", "counts", type=click.IntRange(min=4), multiple=True, help="Photographs of a validation.")
+@click.option("--draws", type=click.IntRange(min=1), default=200, show_default=True, help="Choices by each rule.")
+@click.option(
+    "--photos", "most", type=click.IntRange(min=8), default=2000, show_default=True, help="Held out, at most."
+)
+@quiet_option
+@debug_option
+@config_options("arch", "data", "score", "machine")
+def measure_coverage(
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    output_dir: Path,
+    counts: tuple[int, ...],
+    draws: int,
+    most: int,
+    **options: Any,
+) -> None:
+    """Choose among MODELS, .pt or .onnx files made of CHECKPOINT, on re-drawn photographs: coverage.csv."""
+    from colorpress.core.files import locked_folder
+    from training.original import adopt_checkpoint
+    from training.run_folder import Run
+
+    run = Run(output_dir, Settings.from_options(options))
+    with locked_folder(output_dir):
+        adopt_checkpoint(run, checkpoint)
+        pool = ask_models(run, models, most)
+    strength = pool.reference.strength
+    click.echo("\n".join(filter(None, (strength.describe(), strength.warn()))))
+    if too_many := [count for count in counts if 2 * count > pool.photos]:
+        why = f"got {too_many[0]}, and there are {pool.photos} photographs to draw from, half of which are left over"
+        raise ConfigError("option", "--choosing", why, "give less, or hold more out with --test-share")
+    rows = [
+        {"choosing": count, **row}
+        for count in counts or (min(100, pool.photos // 2),)
+        for row in choose_again(pool, choosing=count, draws=draws)
+    ]
+    write_csv(output_dir / "coverage.csv", ("choosing", *COLUMNS), rows)
+    click.echo(format_coverage(rows))
+
+
+def ask_models(run: Any, models: Sequence[Path], most: int) -> Pool:
+    """What every file answers to the photographs of validation and test.
+
+    Raises:
+        ConfigError, InputError: as `benchmarks.variants.describe_variant`; or a file does not answer.
+    """
+    import torch
+
+    from benchmarks.variants import describe_variant
+    from compress.yardstick import make_yardstick
+    from training.run_folder import find_photos
+
+    settings, photos = run.settings, find_photos(run)
+    scored = (*photos.val, *photos.test)[:most]
+    yardstick = make_yardstick(run, run.load(run.best_path), photos, scored, short_side=settings.score.eval_size)
+    variants = sorted((describe_variant(str(path), path) for path in models), key=lambda each: each.weights_bytes)
+    answers = []
+    with progress("asking", len(variants)) as bar:
+        for variant in variants:
+            predictor = variant.open(settings.machine.threads)
+            answers.append(yardstick.measure(lambda lightness: torch.from_numpy(predictor(lightness.numpy()))))  # noqa: B023
+            bar.advance()
+    l1, to_best = (np.array(each) for each in zip(*answers, strict=True))
+    return Pool(np.array([each.weights_bytes for each in variants], float), l1, to_best, yardstick.reference)
+
+
+def format_coverage(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table of Markdown."""
+    return "\n".join(_lines(rows))
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "| photographs | rule | margin | promised | held elsewhere | size | reported - kept |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        yield (
+            f"| {row['choosing']} | {row['rule']}{' (in use)' if row['margin'] == MARGIN else ''} | {row['margin']} "
+            f"| {row['promised']:.0%} | {row['held']:.0%} | {row['size_ratio']:.2f}x | {row['reported_excess']:+.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(run_command(sys.argv[1:], measure_coverage, _NAME))

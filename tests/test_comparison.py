@@ -15,6 +15,7 @@ from benchmarks.rows import COLUMNS, write_benchmark_json
 from colorpress.cli import run_command
 from colorpress.core.console import set_quiet
 from colorpress.core.errors import ConfigError, InputError
+from compress.measures import Strength
 
 MACHINE = {
     "cpu": "EPYC", "cores_physical": 2, "cores_logical": 4, "cores_usable": 2, "memory_bytes": 1,
@@ -48,7 +49,7 @@ def write(tmp_path: Path) -> Write:
 
     def _write(name: str, *rows: dict[str, Any], **parts: Any) -> Path:
         record = {
-            "format_version": 2,
+            "format_version": 3,
             "config": {"eval_size": 256},
             "machine": MACHINE,
             "aa_ratios": {"cpu": {"median": 1.0, "low": 0.99, "high": 1.02}},
@@ -104,6 +105,12 @@ def test_a_change_from_zero_has_no_percentage(write: Write) -> None:
         ("g:0.01", 0.97, 0.96, False),  # their difference is a little more than 0.01 in binary
         ("g:0.01", 0.97, 0.9599, True),
         ("g:0.01", 0.97, 1.5, False),
+        ("c:0.01", 0.97, 0.9599, True),
+        ("f:0.01", 0.97, 0.9599, True),
+        ("f:0.01", 0.97, 0.99, False),
+        ("chroma:5%", 0.9, 0.8, True),  # it fades
+        ("chroma:5%", 0.9, 1.3, False),
+        ("edge:0.01", 0.1, 0.12, True),
         ("g:10%", -0.5, -0.54, False),  # of its size, also below zero
         ("g:10%", -0.5, -0.56, True),
         ("speedup:10%", 4.0, 3.6, False),
@@ -300,7 +307,7 @@ def test_a_table_for_people(write: Write) -> None:
         "not judged: auto: delta_e:1%: had no delta_e before",
     ]
     plain = format_comparison(compare_benchmarks(a, b))
-    assert plain.splitlines()[0].split() == ["model", "p50", "speedup", "size", "l1", "g"]
+    assert plain.splitlines()[0].split() == ["model", "p50", "speedup", "size", "l1", "f"]
 
 
 def test_figures_have_their_units() -> None:
@@ -350,16 +357,16 @@ def test_a_bad_gate_or_variant_ends_with_2(write: Write, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "text",
     [
-        None, "", "[]", "{", "\udcff", "[" * 100_000, '{"format_version": 1, "rows": []}', '{"format_version": 2}',
-        '{"format_version": 2, "rows": 5}', '{"format_version": 2, "rows": [5]}', '{"format_version": 2, "rows": [{}]}',
-        '{"format_version": 2, "rows": [{"model": "a"}, {"model": "a"}]}',
-        '{"format_version": 2, "rows": [], "machine": 5}',
-        '{"format_version": 2, "rows": [], "machine": {"libraries": [1]}}',
-        '{"format_version": 2, "rows": [], "aa_ratios": {"cpu": {"low": 1}}}',
-        '{"format_version": 2, "rows": [], "aa_ratios": {"cpu": {"median": NaN, "low": 1, "high": 1}}}',
-        '{"format_version": 2, "rows": [], "per_photo": {"grey_l1": ["grey"]}}',
-        '{"format_version": 2, "rows": [], "config": [1]}',
-        '{"format_version": 2, "rows": [], "per_photo": "none"}',
+        None, "", "[]", "{", "\udcff", "[" * 100_000, '{"format_version": 1, "rows": []}', '{"format_version": 3}',
+        '{"format_version": 3, "rows": 5}', '{"format_version": 3, "rows": [5]}', '{"format_version": 3, "rows": [{}]}',
+        '{"format_version": 3, "rows": [{"model": "a"}, {"model": "a"}]}',
+        '{"format_version": 3, "rows": [], "machine": 5}',
+        '{"format_version": 3, "rows": [], "machine": {"libraries": [1]}}',
+        '{"format_version": 3, "rows": [], "aa_ratios": {"cpu": {"low": 1}}}',
+        '{"format_version": 3, "rows": [], "aa_ratios": {"cpu": {"median": NaN, "low": 1, "high": 1}}}',
+        '{"format_version": 3, "rows": [], "per_photo": {"grey_l1": ["grey"]}}',
+        '{"format_version": 3, "rows": [], "config": [1]}',
+        '{"format_version": 3, "rows": [], "per_photo": "none"}',
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_ends_with_3(
@@ -387,3 +394,24 @@ def test_an_accuracy_gate_on_other_photographs_ends_with_3(write: Write, capsys:
     assert "other photographs" in capsys.readouterr().err
     assert run_command(["compare", str(a), str(b), "--fail-if", "p50:1%"]) == 0
     assert "warning: the photographs differ" in capsys.readouterr().err
+
+
+def test_the_measure_that_decides_is_shown(write: Write) -> None:
+    strong = Strength(100, 20.0, 18.0, 16.0, 20.0, 0.6).to_dict()
+    weak = Strength(100, 14.0, 2.4, 1.0, 4.0, 0.5).to_dict()
+    a, b = write("a.json", row(), strength=strong), write("b.json", row(content_colour=0.9), strength=strong)
+    found = compare_benchmarks(a, b)
+    assert found["measure"] == "c" and not any("decides" in each for each in found["warnings"])
+    assert format_comparison(found).splitlines()[0].split()[-1] == "c"
+    found = compare_benchmarks(a, write("b.json", row(), strength=weak))
+    assert "content colour decides in the first benchmark, fidelity in the second: best.pt differs" in found["warnings"]
+    assert compare_benchmarks(write("b.json", row(), strength=weak), a)["measure"] == "f"
+
+
+def test_controls_are_compared_as_others_are(write: Write) -> None:
+    nothing = dict.fromkeys(("p50_ms", "p90_ms", "mean_ms", "images_per_s", "speedup", "peak_rss_mb"))
+    before = row("control: grey", control=True, **nothing)
+    a, b = write("a.json", before), write("b.json", {**before, "l1": 0.2})
+    found = compare_benchmarks(a, b, [parse_gate("l1:1%"), parse_gate("p50:5%")])
+    assert [(each["model"], each["gate"]) for each in found["failures"]] == [("control: grey", "l1:1%")]
+    assert [each["gate"] for each in found["not_judged"]] == ["p50:5%"]

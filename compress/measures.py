@@ -26,6 +26,8 @@ MARGIN = 1.282
 _NINETEEN_IN_TWENTY = 1.960
 # Percent that best.pt's L1 has to be below a lightness table's before content is what is measured.
 CLEARLY_BETTER_PCT = 5.0
+# Of the truth's chroma; sepia has a third.
+_HARDLY_ANY = 0.1
 # Mean L1 (ab/128) of the grey answer below which photographs hold no colour: an eighth of a unit of CIE Lab.
 _NO_COLOUR = 1e-3
 
@@ -120,6 +122,11 @@ class Strength:
         """What that means for all that follows, in a sentence; empty where best.pt is strong."""
         if math.isnan(self.below_grey_pct) or self.beats_table:
             return ""
+        if self.chroma_share < _HARDLY_ANY:
+            return (
+                "It hardly paints at all, so there is next to nothing that a smaller model could keep or lose: train it "
+                "on more photographs, or for longer."
+            )
         if not self.beats_grey:
             return (
                 "Its L1 is no better than grey's, as that of vivid colours may be, so no share of L1 is measured: what "

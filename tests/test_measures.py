@@ -106,6 +106,7 @@ def test_best_that_answers_grey_has_no_fidelity_to_keep() -> None:
     reference = Reference(grey, grey * 0.9, grey, grey * 0, grey * 0, grey)
     assert math.isnan(reference.best.kept) and reference.best.loss == 0
     assert "its colours have 0 % of the truth's chroma" in reference.strength.describe()
+    assert "hardly paints at all" in reference.strength.warn()
 
 
 def test_one_photograph_has_figures_and_no_intervals() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from colorpress.cli import cli, run_command
 from colorpress.core.config import CONFIGS, OPTION_NAMES, option_name
@@ -295,12 +296,15 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     from benchmarks.rows import write_benchmark_json
     from colorpress.cli import _print_records
     from colorpress.core.stages import StageRecord
+    from compress.measures import Strength
 
     best = {"model": "best.pt", "variant": "best.pt", "runtime": "torch", "status": "ok", "device": "cpu",
             "size_bytes": 9, "photos": 2, "batch": 1, "height": 8, "width": 8, "threads": 2}  # fmt: skip
     roof = {"threads": 2, "macs_per_s": {"int8": 4e11}, "kernels": {"int8": "QLinearConv"}, "bytes_per_s": 2e10}
     aa_ratios = {"cpu, batch 8": {"median": 1.01, "low": 0.9, "high": 1.1}}
-    record = {"format_version": 2, "rows": [best], "aa_ratios": aa_ratios, "roof": roof}
+    record = {"format_version": 3, "rows": [best], "aa_ratios": aa_ratios, "roof": roof}
+    strength = Strength(2, 14.0, 2.4, 1.0, 4.0, 0.5)
+    record |= {"strength": strength.to_dict(), "also": {"sea": {"strength": None, "worst": [], "judged": None}}}
     write_benchmark_json(tmp_path / "benchmark.json", record)
     _print_records(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
     printed = capsys.readouterr().out
@@ -308,6 +312,37 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     assert "2 photographs show the machinery, not colour quality" in printed
     assert "A/A control, cpu, batch 8: best.pt timed against itself is 1.010 (0.900 to 1.100)" in printed
     assert "int8 400 GMAC/s (QLinearConv)" in printed
+    assert printed.count(strength.describe()) == printed.count(strength.warn()) == 1  # not among the notes again
+    assert "also on sea:" in printed
+
+
+def test_further_folders_of_a_benchmark_are_kept_and_bad_ones_refused(
+    tiny_checkpoint: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.rows import read_benchmark_json
+
+    sea = tmp_path / "sea"
+    sea.mkdir()
+    for index, color in enumerate(("red", "blue")):
+        Image.new("RGB", (24, 20 + index), color).save(sea / f"{color}.png")
+    out = ["-o", str(tmp_path / "out")]
+    quick = ["--rounds", "1", "--runs", "3", "--min-seconds", "0", "--warmup", "1", "--no-roof", "--eval-size", "32"]
+    command = ["benchmark", str(tiny_checkpoint), *out, *quick, "--imgsz", "8", "--workers", "0", "--device", "cpu"]
+    data = ["--data", str(photo_folder), "--max-bad-share", "0.9"]
+    assert run_command([*command, *data, "--also", str(sea)]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "also on sea:" in printed and "control: lightness table" in printed
+    record = read_benchmark_json(tmp_path / "out" / "benchmark.json")
+    assert record["rows"][0].also["sea"]["photos"] == 2
+    # The folder keeps it; what is given again wins.
+    assert run_command(command) == 0
+    assert list(read_benchmark_json(tmp_path / "out" / "benchmark.json")["also"]) == ["sea"]
+    for also, code, why in (("nowhere", 2, "no such folder"), (str(tmp_path / "out"), 2, "lies inside the run folder")):
+        capsys.readouterr()
+        assert run_command([*command, "--also", also]) == code
+        assert why in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert run_command([*command, "--also", str(tmp_path / "none")]) == 3
 
 
 def test_any_files_are_timed_in_lists_of_conditions(

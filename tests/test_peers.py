@@ -26,6 +26,7 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError, MachineError
 from compress.dependency_graph import layer_widths
+from export.controls import CONTROL_TITLES
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photos import PhotoSplit
 from training.run_folder import Run, find_photos
@@ -73,6 +74,7 @@ def make_row(model: str, **figures: Any) -> Row:
     usual = {"batch": 1, "height": 16, "width": 16, "threads": 1, "device": "cpu", "runtime": "onnxruntime"}
     usual |= {"variant": model, "compute": "int8", "status": "ok", "size_bytes": 7_800_000, "p50_ms": 27.0}
     usual |= {"speedup": 3.6, "l1_delta_pct": 7.7, "retained_colour": 0.53, "retained_low": 0.5, "retained_high": 0.56}
+    usual |= {"content_colour": -0.2, "content_low": -0.3, "content_high": -0.1, "fidelity": 0.4}
     return Row(**{"model": model, **usual, **figures})
 
 
@@ -263,9 +265,11 @@ def test_the_table_shows_figures_and_failures() -> None:
         "](https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html)"
     )
     assert named["ort-static"][3:] == [
-        "31.3 s", "7.80 MB", "27.0 ms", "onnxruntime int8", "3.60x", "+7.70 %", "0.530 (0.500 to 0.560)"
+        "31.3 s", "7.80 MB", "27.0 ms", "onnxruntime int8", "3.60x", "+7.70 %", "0.530 (0.500 to 0.560)",
+        "-0.200 (-0.300 to -0.100)", "0.400",
     ]  # fmt: skip
-    assert named["auto-int8"][-1] == "0.530"
+    assert named["auto-int8"][-3:] == ["0.530", "-0.200 (-0.300 to -0.100)", "0.400"]
+    assert lines[0][-3:] == ["G (95 % interval)", "C (95 % interval)", "F (95 % interval)"]
     assert "error: no \\" in text and "not installed: no network" in text
     assert "ort-static, batch 8" not in named
     assert all(each.tool in text for each in UNMEASURED)
@@ -300,6 +304,7 @@ def test_one_command_makes_and_measures_peers_beside_ours(
     assert [(row.model, row.peer, row.status) for row in rows] == [
         ("best.pt", False, "ok"), ("small", False, "ok"),
         ("best.pt @ torch-channels-last", True, "ok"), ("ort-static", True, "ok"),
+        *((title, False, "ok") for title in CONTROL_TITLES.values()),
     ]  # fmt: skip
     assert (output / "peers.md").read_text().strip() == table.strip()
     assert [each["name"] for each in json.loads((output / "peers.json").read_text())["peers"]] == [

@@ -18,6 +18,7 @@ from colorpress.core.errors import ConfigError, GateError
 from colorpress.core.stages import run_stage
 from colorpress.pipeline import RunResult, run_pipeline
 from compress.students.search_front import list_front
+from export.controls import CONTROL_TITLES
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.run_folder import Run, find_photos
@@ -86,9 +87,10 @@ def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None
 
 def test_every_variant_is_measured(finished: tuple[Run, RunResult]) -> None:
     table = pd.read_csv(finished[0].folder / "benchmark.csv").set_index("model")
-    assert list(table.index) == [*VARIANTS, *list_front(finished[0].folder)]
+    assert list(table.index) == [*VARIANTS, *list_front(finished[0].folder), *CONTROL_TITLES.values()]
     assert set(table["status"]) == {"ok"}
-    assert (table["p50_ms"] > 0).all()
+    assert (table.loc[~table["control"], "p50_ms"] > 0).all() and table.loc[table["control"], "p50_ms"].isna().all()
+    assert table.loc["best.pt", "fidelity"] == 1 or table["fidelity"].isna().all()
     assert table.loc["best.pt", "retained_colour"] == pytest.approx(1) or table["retained_colour"].isna().all()
     assert table.loc["pruned", "params"] < table.loc["best", "params"]
     assert table.loc["pruned", "macs"] < table.loc["best", "macs"]

@@ -167,3 +167,11 @@ def test_a_graph_that_does_not_run_has_none(tmp_path: Path) -> None:
     model.graph.node[-1].input[0] = "nowhere"
     onnx.save(model, str(tmp_path / "broken.onnx"))
     assert count_graph_macs(tmp_path / "broken.onnx", size=64) == 0
+
+
+def test_a_file_is_not_called_as_a_control_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "control: grey" / "model.pt"
+    path.parent.mkdir()
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    with pytest.raises(ConfigError, match="is the second one called 'control: grey'"):
+        describe_models([path], size=8, arch=ArchConfig())

@@ -66,7 +66,7 @@ class Measure:
 RETAINED = Measure("retained_colour", "retained", "G", "retained colour")
 CONTENT = Measure("content_colour", "content", "C", "content colour")
 # Another network is never best.pt to the last pixel, and need not be.
-FIDELITY = Measure("fidelity", "fidelity", "F", "fidelity", whole=0.9, enough=0.9)
+FIDELITY = Measure("fidelity", "fidelity", "F", "fidelity", whole=0.8, enough=0.8)
 MEASURES: Mapping[str, Measure] = {each.name: each for each in (RETAINED, CONTENT, FIDELITY)}
 
 

@@ -25,6 +25,7 @@ from export.parity import check_parity, require_parity
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from training.batches import whole_photos
 from training.cie import AB_SCALE
+from training.device import torch_threads
 from training.lab import rgb_to_l_ab
 from training.photos import PhotoSplit
 from training.run_folder import Run
@@ -39,7 +40,7 @@ CONTROL_TITLES: Mapping[str, str] = {
 }
 _FOLDER = "controls"
 # A random sample of training photographs, reduced: 64 medians need no more.
-_MOST_PHOTOS, _SHORT_SIDE = 2_000, 128
+_MOST_PHOTOS, _SHORT_SIDE = 1_000, 128
 # Of the histograms that medians are read from: a sixteenth of a unit of CIE Lab.
 _LEVELS = 4096
 
@@ -56,7 +57,8 @@ def make_controls(run: Run, photos: PhotoSplit) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         pictures = whole_photos(seen, short_side=_SHORT_SIDE, max_pixels=run.settings.data.max_pixels)
-        tables = fit_controls(rgb_to_l_ab(rgb) for _, rgb in pictures)
+        with torch_threads(1):  # pictures are small, and others may be busy
+            tables = fit_controls(rgb_to_l_ab(rgb) for _, rgb in pictures)
         return [write_control(table, control_path(run, name)) for name, table in tables.items()], {}
 
     used = run.data_key(PhotoSplit(train=seen, val=(), test=(), skipped=()))

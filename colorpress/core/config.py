@@ -412,7 +412,7 @@ class GoalConfig(Config):
     )
     min_fidelity: float | None = option(
         None,
-        "Fidelity F to keep, of best.pt's own colours, true or not; default for students, elsewhere: 0.9.",
+        "Fidelity F to keep, of best.pt's own colours, true or not; default for students, elsewhere: 0.8.",
         low=-10.0,
         high=1.0,
         common=True,

@@ -292,7 +292,8 @@ def test_what_is_reported_is_what_did_not_choose() -> None:
         "not choose it (0.99 on the 50 that did)."
     )
     # By all photographs it would do, but not by those that choose, or not by the others.
-    assert "keeps 0.94 of the content colour" in judge_rows([BEST, replace(lucky, choosing_kept=0.94)]).sentence
+    reason = judge_rows([BEST, replace(lucky, choosing_kept=0.94)]).sentence
+    assert "keeps 0.94 of the content colour (at least 0.95 passes)" in reason
     lost = judge_rows([BEST, replace(lucky, **halves(0.99, 0.953))])
     assert lost.recommended is None
     assert lost.sentence == (

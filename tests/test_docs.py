@@ -207,7 +207,8 @@ def argparse_options(module: ModuleType) -> set[str]:
 def all_options() -> set[str]:
     """Every option of every command that a page may speak of."""
     modules = [load_module(f"benchmarks.{name}") for name in (
-        "peers", "studies.distillation_levers", "studies.loading", "studies.picture_speed", "studies.search_worth",
+        "peers", "studies.choice_coverage", "studies.distillation_levers", "studies.loading", "studies.picture_speed",
+        "studies.search_worth",
     )]  # fmt: skip
     commands = [*cli.commands.values(), *filter(None, map(click_command, modules))]
     found = {
@@ -342,9 +343,9 @@ def test_the_files_that_a_page_names_are_there() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that pages take for granted, in small: photographs, best.pt, a network of one's own, a finished run."""
     folder = tmp_path_factory.mktemp("ground")
-    for place, count in (("photos", 10), ("folder", 2)):
+    for place, seeds in (("photos", range(10)), ("folder", range(2)), ("elsewhere", range(30, 33))):
         (folder / place).mkdir()
-        for index in range(count):
+        for index in seeds:
             make_photo(index).save(folder / place / f"{index}.png")
     make_photo(20).convert("L").save(folder / "old.jpg")
     (folder / "mine.toml").write_text('epochs = 3\ndata = "photos"\n')

@@ -137,7 +137,7 @@ class MachineConfig(Config):
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Which photographs, and how they are split: by file content, never by crop."""
+    """Which photographs, and how they are split: by source folder and content, never by crop."""
 
     data: Path | None = option(
         None,
@@ -145,7 +145,12 @@ class DataConfig(Config):
         common=True,
     )
     seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1, common=True)
-    val_share: float = option(0.1, "Share of photographs that chooses the best epoch.", low=0.001, high=0.5)
+    val_share: float = option(
+        0.1,
+        "Share of photographs that choose: one half chooses epochs, candidates and int8, the other scores the chosen.",
+        low=0.001,
+        high=0.5,
+    )
     test_share: float = option(0.1, "Share of photographs held out for the benchmark alone.", low=0.001, high=0.5)
     max_pixels: int = option(89_478_485, "Larger photographs are refused unread.", low=1)
     max_bad_share: float = option(
@@ -378,7 +383,10 @@ class FinetuneConfig(Config):
     finetune_imgsz: int = option(128, "Side of the square crop while fine-tuning, in pixels.", low=8, high=4096)
     finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
     teacher_weight: float = option(
-        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+        0.5,
+        "Weight of the L1 to best.pt's answer; the rest is that to the truth; 1 where best.pt is no truer than grey.",
+        low=0.0,
+        high=1.0,
     )
 
     def recipe(self, fit: FitConfig, *, val_size: int) -> Recipe:
@@ -400,7 +408,7 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True)
 class GoalConfig(Config):
-    """How much of best.pt's accuracy a variant has to keep, on photographs that nothing learned from."""
+    """What a variant has to keep of best.pt's colours, on other photographs with odds of 4 to 1."""
 
     min_content_colour: float | None = option(
         None,
@@ -516,7 +524,10 @@ class DistilConfig(Config):
     )
     student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
-        0.5, "Weight of the L1 to best.pt's answer; the rest is the L1 to the truth.", low=0.0, high=1.0
+        0.5,
+        "Weight of the L1 to best.pt's answer; the rest is that to the truth; 1 where best.pt is no truer than grey.",
+        low=0.0,
+        high=1.0,
     )
 
     def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
@@ -670,7 +681,7 @@ class QuantizeConfig(Config):
     )
     calibration_method: str = option(
         "auto",
-        "How ranges are chosen; auto: the one that keeps most colour on validation photographs.",
+        "How ranges are chosen; auto: the one that keeps most colour on the photographs that choose.",
         choices=("auto", "minmax", "percentile", "entropy", "mse"),
     )
     calibration_percentile: float = option(
@@ -694,7 +705,7 @@ class QuantizeConfig(Config):
     int8_loss: float = option(
         0.01,
         "Share of the colour that int8 may lose against its float parent before it is trained: of content colour where "
-        "best.pt clearly beats a lightness table, else of fidelity. Goals that the parent meets have to be met as well.",
+        "best.pt clearly beats a lightness table, else of fidelity. Goals that the parent meets have to be met too.",
         low=0.0,
         high=1.0,
     )

@@ -52,8 +52,8 @@ class Accuracy:
         l1_delta_pct, retained_*, content_*, fidelity*: see `compress.measures.Score`; None where best.pt failed.
         choosing_kept: by the measure that decides on all photographs, of the first half of them; None for fewer than
             two photographs.
-        confirming_kept, confirming_low, confirming_high: the same of the other half, and its 95 % interval.
-        confirming_likely: what further photographs keep by that with odds of 4 to 1.
+        choosing_likely: what is chosen by that keeps elsewhere with odds of 4 to 1.
+        confirming_kept, confirming_low, confirming_high: of the other half, and its 95 % interval.
         chroma_to_best, chroma_to_truth: `chroma` over that of best.pt, and over that of the photographs themselves.
         agreement_l1: L1 (ab/128) to best.pt's answer rather than to the truth.
         colourfulness: mean over photographs, on the scale of 0 to 255.
@@ -82,10 +82,10 @@ class Accuracy:
     fidelity_low: float | None = None
     fidelity_high: float | None = None
     choosing_kept: float | None = None
+    choosing_likely: float | None = None
     confirming_kept: float | None = None
     confirming_low: float | None = None
     confirming_high: float | None = None
-    confirming_likely: float | None = None
     chroma_to_best: float | None = None
     chroma_to_truth: float | None = None
     agreement_l1: float | None = None
@@ -303,10 +303,10 @@ def _compare(tallies: Mapping[str, _Tally], reference: Reference) -> dict[str, d
             choosing, confirming = (each[name] for each in parts)
             figures |= {
                 "choosing_kept": getattr(choosing, measure.name),
+                "choosing_likely": choosing.likely_figures()[measure.name],
                 "confirming_kept": getattr(confirming, measure.name),
                 "confirming_low": getattr(confirming, measure.low),
                 "confirming_high": getattr(confirming, measure.high),
-                "confirming_likely": confirming.likely_figures()[measure.name],
             }
         found[name] = {each: value if math.isfinite(value) else None for each, value in figures.items()}
         chroma = float(np.mean([photo.chroma for photo in tallies[name].scores]))

@@ -81,10 +81,10 @@ class Row:
     fidelity_low: float | None = None
     fidelity_high: float | None = None
     choosing_kept: float | None = None
+    choosing_likely: float | None = None
     confirming_kept: float | None = None
     confirming_low: float | None = None
     confirming_high: float | None = None
-    confirming_likely: float | None = None
     l1_rgb: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None

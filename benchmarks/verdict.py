@@ -11,12 +11,10 @@ from benchmarks.rows import Row, base_rows, find_control, own_rows
 from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
 from colorpress.core.text import format_bytes, format_number
 from compress.budgets import Figures, Limit, read_limits
-from compress.choosing import Candidate, choose_confirmed
 from compress.measures import CONTENT, FIDELITY, MEASURES, Measure, Strength
 from compress.precisions import origin_of
 from export.controls import CONTROL_TITLES, TABLE
 
-MAX_L1_INCREASE_PCT = 1.0
 _FEW_PHOTOS = 50
 # Of G that a lightness table keeps.
 _MUCH = 0.5
@@ -45,10 +43,10 @@ def judge_rows(
 
     The first row is best.pt and the yardstick; rows of another condition than its are not compared with it, and what
     another tool made is never chosen, nor a control, nor best.pt itself in another runtime, since nothing was
-    compressed. A variant qualifies when it keeps enough by the measure that decides, `strength.measure`: 0.95 of
-    content, with at most 1 % more L1 than best.pt, or 0.9 of fidelity; when it is not slower than best.pt nor than its
-    own float32 parent; and when it is smaller or faster beyond the noise. What qualifies is chosen on one half of the
-    photographs, and what is said of it is what the other half confirms (see `compress.choosing`).
+    compressed. A variant qualifies when it keeps enough by the measure that decides, `strength.measure` (see
+    `Measure.enough`), when it is slower neither than best.pt nor than its own float32 parent, and when it is smaller or
+    faster beyond the noise. One half of the photographs chooses, by what is kept elsewhere with odds of 4 to 1, and
+    what is said of the chosen one is what it keeps on the other half.
 
     Args:
         aa_ratios: per device, the ratio of best.pt to itself: "median", "low", "high"; None: it was not timed twice.
@@ -65,7 +63,8 @@ def judge_rows(
     notes = _note_limits(rows, noise, strength)
     reasons = {row.model: why_rejected(row, best, others, measure, noise) for row in others}
     passed = [row for row in others if not reasons[row.model]]
-    if chosen := _choose(passed, best, measure):
+    if passed:
+        chosen = max(passed, key=lambda row: merit(row, best))
         sentence = _recommend(chosen, best, strength)
         return Verdict(chosen.model, sentence, (*notes, *_note_runtime(rows, chosen)))
     return Verdict(None, _recommend_nothing(best, others, reasons, strength), notes)
@@ -74,18 +73,6 @@ def judge_rows(
 def measure_of(strength: Strength | None) -> Measure:
     """What decides, also where nothing could be measured."""
     return strength.measure if strength else FIDELITY
-
-
-def _choose(passed: Sequence[Row], best: Row, measure: Measure) -> Row | None:
-    if any(row.confirming_likely is None for row in passed):  # too few photographs to be two parts
-        return max(passed, key=lambda row: merit(row, best), default=None)
-    candidates = [
-        Candidate(row.model, merit(row, best), row.choosing_kept, row.confirming_likely)
-        for row in passed
-        if row.choosing_kept is not None and row.confirming_likely is not None
-    ]
-    name = choose_confirmed(candidates, measure.enough)
-    return next((row for row in passed if row.model == name), None)
 
 
 def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, str], strength: Strength | None) -> str:
@@ -102,16 +89,7 @@ def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, s
     kept = {name: figure for name, figure in finished.items() if figure is not None}
     if not kept:
         return "Nothing can be recommended: no variant finished."
-    passed = {row.model: row for row in others if not reasons[row.model]}
-    closest = max(passed or kept, key=kept.__getitem__)
-    if closest in passed:
-        # Where none of those that qualified is confirmed.
-        row = passed[closest]
-        return (
-            f"No variant is recommended: {closest} keeps {row.choosing_kept:.2f} of {_noun(measure)} on the "
-            f"photographs that choose, but {row.confirming_kept:.2f} on the others, where {measure.enough:g} has to "
-            "hold with odds of 4 to 1; more photographs would say more."
-        )
+    closest = max(kept, key=kept.__getitem__)
     return f"No variant is recommended: the closest to best.pt, {closest}, {reasons[closest]}."
 
 
@@ -125,13 +103,13 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
     """Why a variant does not qualify, as the rest of a sentence about it; empty when nothing speaks against it."""
     if not row.is_ok:
         return f"did not finish ({row.status})"
-    kept = row.kept(measure) if row.choosing_kept is None else row.choosing_kept
+    kept, odds = row.kept(measure), ""
+    if row.choosing_kept is not None:
+        kept, odds = row.choosing_likely, " with odds of 4 to 1"
     if row.l1_delta_pct is None or kept is None or not row.speedup:
         return "could not be compared with best.pt"
-    if measure is CONTENT and row.l1_delta_pct > MAX_L1_INCREASE_PCT:
-        return f"raises L1 by {row.l1_delta_pct:.1f} % (at most {MAX_L1_INCREASE_PCT:g} % passes)"
     if kept < measure.enough:
-        return f"keeps {kept:.2f} of {_noun(measure)} (at least {measure.enough:g} passes)"
+        return f"keeps {kept:.2f} of {_noun(measure)}{odds} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
     if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + _SAME_SPEED:

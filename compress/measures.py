@@ -124,8 +124,8 @@ class Strength:
             return ""
         if self.chroma_share < _HARDLY_ANY:
             return (
-                "It hardly paints at all, so there is next to nothing that a smaller model could keep or lose: train it "
-                "on more photographs, or for longer."
+                "It hardly paints at all, so there is next to nothing that a smaller model could keep or lose: train "
+                "it on more photographs, or for longer."
             )
         if not self.beats_grey:
             return (

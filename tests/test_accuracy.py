@@ -132,14 +132,14 @@ def test_the_first_half_chooses_and_the_second_confirms(photos: list[Photo], mon
     variants = [fake_variant(name) for name in shares]
     lucky = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT).variants["lucky"]
     assert lucky.choosing_kept == pytest.approx(1.0, abs=1e-5)
-    for figure in (lucky.confirming_kept, lucky.confirming_low, lucky.confirming_high, lucky.confirming_likely):
+    for figure in (lucky.confirming_kept, lucky.confirming_low, lucky.confirming_high):
         assert figure == pytest.approx(1 / 6, abs=1e-5)  # content, as above
     assert lucky.content_colour is not None and 0.2 < lucky.content_colour < 0.9
     # Of three photographs two choose; a single one is no two parts.
     three = measure_accuracy(variants, choose_photos(photos, 3), CONFIG, max_pixels=LIMIT).variants["lucky"]
     assert three.confirming_kept == pytest.approx(1.0, abs=1e-5) and three.confirming_low is None
     one = measure_accuracy(variants, photos[:1], CONFIG, max_pixels=LIMIT).variants["lucky"]
-    assert (one.choosing_kept, one.confirming_kept, one.confirming_likely, one.content_low) == (None,) * 4
+    assert (one.choosing_kept, one.confirming_kept, one.choosing_likely, one.content_low) == (None,) * 4
     assert one.content_colour is not None
 
 
@@ -149,8 +149,8 @@ def test_what_other_photographs_keep_is_less_where_photographs_differ(
     shares = {"best.pt": 0.5, "odd": lambda content: 0.4 + 0.1 * (int(content[:8], 16) % 2), TABLE_TITLE: 0.2}
     fake_answers(photos, shares, monkeypatch)
     odd = measure_accuracy([fake_variant(n) for n in shares], photos, CONFIG, max_pixels=LIMIT).variants["odd"]
-    assert odd.confirming_low is not None and odd.confirming_kept is not None and odd.confirming_likely is not None
-    assert odd.confirming_low < odd.confirming_likely < odd.confirming_kept < 1.0
+    assert odd.choosing_kept is not None and odd.choosing_likely is not None
+    assert odd.choosing_likely < odd.choosing_kept < 1.0
 
 
 def test_without_a_table_fidelity_decides(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ FILES = {
     "auto-int8/model.onnx", "auto-int8/int8.json", "auto-w8/model.onnx",
     "benchmark.csv", "benchmark.json", "pareto.png", "comparison.png", "report.html", "skipped_images.csv",
     "config.resolved.toml", "run.json", "front.csv", "front.json", "front.png",
+    "controls/grey.onnx", "controls/tint.onnx", "controls/table.onnx",
 } | {
     f"{name}/colorizer.onnx" for name in ("best", "best-int8", "pruned", "pruned-int8", "auto", "auto-int8", "auto-w8")
 }  # fmt: skip

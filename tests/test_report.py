@@ -556,7 +556,7 @@ def test_the_measure_that_decides_is_marked_in_the_bars_and_in_the_headline(run_
     text = text_of(run_folder)
     assert (
         re.search("Fidelity F best.pt1.000.*auto0.500", text)
-        and "F decides here: a recommended variant keeps at least 0.9 of" in text
+        and "F decides here: a recommended variant keeps at least 0.8 of" in text
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_also_table, make_tables
 from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json, read_strength
-from benchmarks.verdict import MAX_L1_INCREASE_PCT, BudgetLine, judge_budgets, judge_peers, judge_rows
+from benchmarks.verdict import BudgetLine, judge_budgets, judge_peers, judge_rows
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
@@ -133,7 +133,6 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         command=command,
         options=options,
         noisy_cv_pct=NOISY_CV_PCT,
-        max_l1_increase_pct=MAX_L1_INCREASE_PCT,
         noisy_mark=NOISY_MARK,
     )
     return write_text(output_dir / "report.html", page)

@@ -48,7 +48,7 @@ class Accuracy:
         status: "ok" or "error"; the figures of a failed variant are None.
         error: what went wrong; empty when ok.
         l1, l1_rgb, psnr_db, ssim, delta_e, edge_l1, chroma: means over photographs (see PhotoScores); ssim without
-            photographs under 7 pixels, edge_l1 without those that have no edges.
+            photographs under 7 pixels, edge_l1 without those that have no edges; ssim and delta_e not of controls.
         l1_delta_pct, retained_*, content_*, fidelity*: see `compress.measures.Score`; None where best.pt failed.
         choosing_kept: by the measure that decides on all photographs, of the first half of them; None for fewer than
             two photographs.
@@ -139,6 +139,7 @@ class _Tally:
 
     predictor: Predictor | None = None
     error: str = ""
+    is_control: bool = False
     scores: list[PhotoScores] = field(default_factory=list)
     to_best: list[float] = field(default_factory=list)
     colourfulness: list[float] = field(default_factory=list)
@@ -208,7 +209,7 @@ def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
         return _Tally(error=unfit)
     try:
         refuse_hostile(variant.path)
-        return _Tally(variant.open(threads))
+        return _Tally(variant.open(threads), is_control=variant.control)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))
 
@@ -239,7 +240,8 @@ def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownCo
         if tally is tallies[0]:
             best = answer
         shown = show_colours(lightness, answer)
-        tally.scores.append(score_photo(truth, shown))
+        # Nobody ships a control: what takes longest is not asked of it.
+        tally.scores.append(score_photo(truth, shown, perceptual=not tally.is_control))
         tally.colourfulness.append(colourfulness(shown.rgb))
         if best is not None:
             tally.to_best.append(mean_l1(answer, best))

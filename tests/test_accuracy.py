@@ -36,7 +36,8 @@ def photos(photo_folder: Path) -> list[Photo]:
 
 
 def fake_variant(name: str) -> Variant:
-    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1)
+    is_control = name in CONTROL_TITLES.values()
+    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, control=is_control)
 
 
 def test_a_checkpoint_and_its_export_agree(tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path) -> None:
@@ -115,6 +116,8 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
         assert (each.content_low, each.content_high) == (pytest.approx(content, abs=1e-5),) * 2
         assert each.fidelity == pytest.approx(fidelity, abs=1e-5)
         assert (each.fidelity_low, each.fidelity_high) == (pytest.approx(fidelity, abs=1e-5),) * 2
+    # What takes longest is not asked of controls.
+    assert (table.ssim, table.delta_e) == (None, None) and table.psnr_db is not None
     assert half.chroma_to_best == pytest.approx(0.5) and wrong.chroma_to_best == pytest.approx(2.0)
     assert half.chroma_to_truth == pytest.approx(0.25) and half.chroma is not None and half.chroma > 1.0
     assert grey.edge_l1 is not None and half.edge_l1 == pytest.approx(0.75 * grey.edge_l1) and grey.l1 is not None

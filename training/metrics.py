@@ -16,12 +16,11 @@ from colorpress.core.errors import InputError
 from colorpress.core.processes import process_count, process_rank, sum_over_processes_
 from training.batches import AnswerFolder, whole_photos
 from training.cie import AB_SCALE
-from training.ciede2000 import ciede2000
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.photos import Photo
-from training.ssim import WINDOW, Windows, look_through_windows, structural_similarity
 
 Floats = NDArray[np.float64]
+_SSIM_WINDOW = 7
 _EDGE_SPAN = 0.1
 
 
@@ -33,9 +32,9 @@ class PhotoScores:
         l1_ab: mean absolute error of ab/128; the loss and the headline accuracy.
         l1_rgb: mean absolute error of sRGB in [0, 1].
         psnr_db: peak signal-to-noise ratio of sRGB, in decibels; at most 100 (a perfect answer).
-        ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows), as scikit-image computes it; NaN with a
-            side under 7 pixels.
-        delta_e: mean CIEDE2000 difference of the clipped sRGB colours; about 1 is just noticeable side by side.
+        ssim: structural similarity of sRGB (Wang et al. 2004, 7 x 7 windows); NaN with a side under 7 pixels.
+        delta_e: mean CIEDE2000 difference of the clipped sRGB colours; about 1 is just noticeable side by side (Sharma,
+            Wu and Dalal 2005). Both as scikit-image computes them; NaN where they were not asked for.
         edge_l1: `l1_ab` near the edges of the photograph's colours (see `find_chroma_edges`); NaN where it has none.
         chroma: mean CIE chroma of the answer.
     """
@@ -64,11 +63,6 @@ class ShownColours:
     lab: NDArray[np.float32]
 
     @cached_property
-    def windows(self) -> Windows:
-        """Those of `rgb`, no side of which is under 7 pixels."""
-        return look_through_windows(self.rgb[0])
-
-    @cached_property
     def edges(self) -> Tensor:
         """Its `find_chroma_edges`."""
         return find_chroma_edges(self.ab)
@@ -82,21 +76,34 @@ def show_colours(lightness: Tensor, ab: Tensor) -> ShownColours:
     return ShownColours(ab, rgb, lab.cpu().numpy())
 
 
-def score_photo(truth: ShownColours, answer: ShownColours) -> PhotoScores:
-    """Score the answer for one photograph; both have the same lightness."""
+def score_photo(truth: ShownColours, answer: ShownColours, *, perceptual: bool = True) -> PhotoScores:
+    """Score the answer for one photograph; both have the same lightness.
+
+    Args:
+        perceptual: False leaves out `ssim` and `delta_e`, which take much longer than all the rest.
+    """
     squared_error = (truth.rgb - answer.rgb).square().mean().item()
-    ssim = math.nan
-    if min(truth.rgb.shape[-2:]) >= WINDOW:
-        ssim = structural_similarity(truth.windows, answer.windows)
+    ssim, delta_e = _score_perception(truth, answer) if perceptual else (math.nan, math.nan)
     return PhotoScores(
         l1_ab=mean_l1(answer.ab, truth.ab),
         l1_rgb=mean_l1(answer.rgb, truth.rgb),
         psnr_db=float(-10.0 * np.log10(max(squared_error, 1e-10))),
         ssim=ssim,
-        delta_e=float(ciede2000(*(torch.from_numpy(each.lab).movedim(-1, 0) for each in (truth, answer))).mean()),
+        delta_e=delta_e,
         edge_l1=_edge_l1(truth, answer.ab),
         chroma=mean_chroma(answer.ab),
     )
+
+
+def _score_perception(truth: ShownColours, answer: ShownColours) -> tuple[float, float]:
+    from skimage.color import deltaE_ciede2000
+    from skimage.metrics import structural_similarity
+
+    ssim = math.nan
+    if min(truth.rgb.shape[-2:]) >= _SSIM_WINDOW:
+        pictures = [each.rgb[0].permute(1, 2, 0).cpu().numpy() for each in (truth, answer)]
+        ssim = float(structural_similarity(*pictures, win_size=_SSIM_WINDOW, channel_axis=2, data_range=1.0))
+    return ssim, float(np.mean(deltaE_ciede2000(truth.lab, answer.lab)))
 
 
 def _edge_l1(truth: ShownColours, answer: Tensor) -> float:

@@ -420,7 +420,7 @@ class GoalConfig(Config):
     )
     min_fidelity: float | None = option(
         None,
-        "Fidelity F to keep, of best.pt's own colours, true or not; default for students, elsewhere: 0.8.",
+        "Fidelity F to keep, of best.pt's own colours, true or not. Default for students: 0.8 where it does not.",
         low=-10.0,
         high=1.0,
         common=True,
@@ -430,11 +430,10 @@ class GoalConfig(Config):
     )
     max_l1_increase: float | None = option(
         None,
-        "Percent that the L1 may be above best.pt's.",
+        "Percent that the L1 may be above best.pt's; tint alone may be within a few.",
         low=-100.0,
         high=1000.0,
         units={"%": 1.0},
-        common=True,
     )
 
 

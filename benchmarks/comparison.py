@@ -149,7 +149,7 @@ def compare_benchmarks(
 
     Args:
         before, after: a benchmark.json each, or folders that hold one.
-        gates: each is judged in every row that is fine in `before`. A row that is missing or has failed in `after`
+        gates: each is judged in every row that is fine in `before`, but for controls. A row that is missing or has failed in `after`
             fails as soon as there is any gate; so does a figure that is missing in `after` alone.
         variants: rows to look at, by `model` or `variant`; none: all.
     Returns:
@@ -174,7 +174,8 @@ def compare_benchmarks(
         why = f"was measured on other photographs, so {asked[0]} cannot be judged"
         raise InputError("benchmark", b.path, why, "benchmark both on the same photographs, at the same --eval-size")
     pairs = {model: (a.rows.get(model), b.rows.get(model)) for model in _choose_models(a.rows, b.rows, variants)}
-    baselines = [old for old, _ in pairs.values() if old]
+    # What answers without looking is shown, but is nobody's build.
+    baselines = [old for old, _ in pairs.values() if old and not old.control]
     judged = [_judge_row(old, b.rows.get(old.model), gates) for old in baselines]
     failures, not_judged = ([each for lists in judged for each in lists[kind]] for kind in (0, 1))
     unseen = Counter(each["gate"] for each in not_judged)

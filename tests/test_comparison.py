@@ -408,10 +408,14 @@ def test_the_measure_that_decides_is_shown(write: Write) -> None:
     assert compare_benchmarks(write("b.json", row(), strength=weak), a)["measure"] == "f"
 
 
-def test_controls_are_compared_as_others_are(write: Write) -> None:
+def test_controls_are_shown_and_fail_no_gate(write: Write) -> None:
+    """A better best.pt leaves less of G to the lightness table, and a benchmark without colours has no controls."""
     nothing = dict.fromkeys(("p50_ms", "p90_ms", "mean_ms", "images_per_s", "speedup", "peak_rss_mb"))
-    before = row("control: grey", control=True, **nothing)
-    a, b = write("a.json", before), write("b.json", {**before, "l1": 0.2})
-    found = compare_benchmarks(a, b, [parse_gate("l1:1%"), parse_gate("p50:5%")])
-    assert [(each["model"], each["gate"]) for each in found["failures"]] == [("control: grey", "l1:1%")]
-    assert [each["gate"] for each in found["not_judged"]] == ["p50:5%"]
+    control = row("control: lightness table", control=True, **nothing)
+    a, b = write("a.json", row(), control), write("b.json", row(), {**control, "retained_colour": 0.5})
+    gates = [parse_gate("g:0.01"), parse_gate("p50:5%")]
+    found = compare_benchmarks(a, b, gates)
+    assert (found["failures"], found["not_judged"]) == ([], [])
+    assert found["rows"][1]["metrics"]["g"]["after"] == 0.5
+    assert compare_benchmarks(a, write("b.json", row()), gates)["failures"] == []
+    assert compare_benchmarks(a, write("b.json", {**row(), "retained_colour": 0.5}), gates)["failures"] != []

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
-from compress.measures import Reference, Score, Strength
+from compress.measures import CONTENT, Measure, Reference, Score, Strength
 from export.controls import CONTROL_TITLES, TABLE
 from export.onnx_probe import refuse_hostile
 from training.batches import whole_photos
@@ -159,6 +159,32 @@ class _Truth:
 def choose_photos(photos: Sequence[Photo], count: int) -> tuple[Photo, ...]:
     """At most `count` photographs in the order of their content hash: a sample that no folder name biases."""
     return tuple(sorted(photos, key=lambda photo: photo.sha256)[:count])
+
+
+def rank_by_harm(
+    result: AccuracyResult,
+    names: Sequence[str],
+    measure: Measure,
+    combine: Callable[..., NDArray[np.float64]] = np.mean,
+) -> list[tuple[Photo, float]]:
+    """Every photograph with the harm that variants do to it, worst first; none where best.pt or all of them failed.
+
+    Harm is L1 (ab/128): by how much it is above best.pt's where content is the measure, else to best.pt's answer, which
+    is not always nearer to the truth.
+
+    Args:
+        names: of variants; those that failed are left out.
+        combine: their harms to a photograph, an array (variants, photographs), along axis 0.
+    """
+    finished = [result.variants[name] for name in names if result.is_ok(name)]
+    if result.reference is None or not finished:
+        return []
+    if measure is CONTENT:
+        l1 = combine([[score.l1_ab for score in each.scores] for each in finished], axis=0)
+        harm = l1 - result.reference.best_l1
+    else:
+        harm = combine([each.to_best for each in finished], axis=0)
+    return [(result.photos[index], float(harm[index])) for index in np.argsort(-harm, kind="stable")]
 
 
 def measure_accuracy(

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.accuracy import AccuracyResult
+from benchmarks.accuracy import AccuracyResult, rank_by_harm
 from benchmarks.rows import ALSO_FIGURES, Row, own_rows
 from colorpress.core.console import say
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.files import sha256_bytes
-from compress.measures import CONTENT, Measure
-from training.photos import Photo, PhotoSplit, SkippedPhoto, hash_photos, scan_folder
+from compress.measures import Measure
+from training.photo_scan import scan_folder
+from training.photo_split import PhotoSplit
+from training.photos import Photo, SkippedPhoto, hash_photos
 from training.run_folder import Run
 
 _OPTION = "--also"
@@ -83,18 +83,24 @@ def _scan(run: Run, folder: Path, name: str, seen: set[str]) -> AlsoFolder:
 
 
 def tell_apart(folders: Sequence[Path]) -> list[str]:
-    """A name for each of different folders: its own, with those above it where others are called the same."""
+    """A name for each of different folders: its own, with those above it where others are called the same.
+
+    Folders whose whole paths are printed alike are numbered.
+    """
 
     def tail(folder: Path, parts: int) -> str:
         return printable("/".join(folder.parts[-parts:]))
 
-    names = [tail(folder, 1) for folder in folders]
-    for index, folder in enumerate(folders):
-        parts = 1
-        while any(tail(folder, parts) == tail(other, parts) for other in folders if other != folder):
-            parts += 1
-        names[index] = tail(folder, parts)
-    return names
+    names: list[str] = []
+    for folder in folders:
+        others = [other for other in folders if other != folder]
+        lengths = range(1, len(folder.parts) + 1)
+        alone = (n for n in lengths if all(tail(folder, n) != tail(other, n) for other in others))
+        names.append(tail(folder, next(alone, len(folder.parts))))
+    return [
+        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
 def key_of(folders: Sequence[AlsoFolder]) -> dict[str, str]:
@@ -133,23 +139,10 @@ def describe_also(
             "skipped": len(folder.skipped),
             "known": folder.known,
             "judged": recommended,
-            "worst": [{"photo": name, "harm": harm} for name, harm in find_worst(result, judged, measure)],
+            "worst": [
+                {"photo": photo.path.name, "harm": harm}
+                for photo, harm in rank_by_harm(result, judged, measure)[:_WORST]
+                if harm > 0
+            ],
         }
     return described
-
-
-def find_worst(result: AccuracyResult, names: Sequence[str], measure: Measure) -> list[tuple[str, float]]:
-    """At most three photographs that variants harm most, by name, with the mean harm: worst first.
-
-    Harm is L1 (ab/128): by how much it is above best.pt's where content is the measure, else to best.pt's answer.
-    """
-    finished = [result.variants[name] for name in names if result.is_ok(name)]
-    if result.reference is None or not finished:
-        return []
-    if measure is CONTENT:
-        l1 = np.array([[score.l1_ab for score in each.scores] for each in finished])  # (variants, photographs)
-        harm = l1.mean(0) - result.reference.best_l1
-    else:
-        harm = np.array([each.to_best for each in finished]).mean(0)
-    order = np.argsort(-harm, kind="stable")[:_WORST]
-    return [(result.photos[index].path.name, float(harm[index])) for index in order if harm[index] > 0]

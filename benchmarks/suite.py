@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from colorpress.core.stages import StageRecord, forget_stage
 from export.runtimes import CHECKPOINT_SUFFIXES
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 
 # What benchmark.json keeps of a worker's answer.
@@ -52,7 +52,7 @@ def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) 
         **vars(settings.machine),
         **run.arch_key(),
         # Controls are fitted on the training photographs.
-        **(run.data_key(replace(photos, val=())) if photos else {}),
+        **(run.data_key(PhotoSplit(photos.train, test=photos.test)) if photos else {}),
         "also": key_of(also),
         "names": [variant.name for variant in variants],
         "cautions": [variant.caution for variant in variants],
@@ -107,14 +107,18 @@ def run_benchmark(
     accuracy = score(photos=test)
     elsewhere = {folder.name: score(photos=folder.photos) for folder in also if plan.eval_photos}
     rows = make_rows(latency, accuracy, roof, controls=controls, also=elsewhere)
-    record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof, also=also, elsewhere=elsewhere)
+    measure = measure_of(accuracy.strength)
+    aa_ratios = {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()}
+    recommended = judge_rows(rows, aa_ratios, accuracy.strength).recommended
+    described = describe_also(also, elsewhere, rows, recommended, measure) if elsewhere else {}
+    record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof, also=described)
     paths = [
         write_benchmark_csv(run.folder / "benchmark.csv", rows),
         write_benchmark_json(run.folder / "benchmark.json", record),
     ]
     if accuracy.photos:
-        paths.append(draw_pareto(rows, measure_of(accuracy.strength), run.folder / "pareto.png"))
-        paths += write_picture_set(run, scored, accuracy, test, rows)
+        paths.append(draw_pareto(rows, measure, run.folder / "pareto.png"))
+        paths += write_picture_set(run, scored, accuracy, test, rows, recommended)
     return rows, paths
 
 
@@ -136,17 +140,14 @@ def make_record(
     *,
     seed: int,
     roof: Roof | None = None,
-    also: Sequence[AlsoFolder] = (),
-    elsewhere: Mapping[str, AccuracyResult] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What benchmark.json holds: rows, raw call times, values of each photograph, and the conditions.
 
     Args:
-        also, elsewhere: further folders, and the accuracies on the photographs of each, by its name.
+        also: `describe_also`'s answer.
     """
     strength = accuracy.strength
-    aa_ratios = {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()}
-    recommended = judge_rows(rows, aa_ratios, strength).recommended
     return {
         "format_version": FORMAT_VERSION,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,7 +156,7 @@ def make_record(
         "machine": describe_machine(),
         "grey_l1": accuracy.mean_grey_l1,
         "strength": strength.to_dict() if strength else None,
-        "aa_ratios": aa_ratios,
+        "aa_ratios": {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()},
         "roof": asdict(roof) if roof else None,
         "rows": [asdict(row) for row in rows],
         "per_photo": {
@@ -164,7 +165,7 @@ def make_record(
             "l1": {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items()},
             "to_best": {name: list(each.to_best) for name, each in accuracy.variants.items()},
         },
-        "also": describe_also(also, elsewhere, rows, recommended, measure_of(strength)) if elsewhere else {},
+        "also": also or {},
         "raw_times": {
             name: [{key: answer[key] for key in _RAW if key in answer} for answer in timing.rounds]
             for name, timing in latency.timings.items()

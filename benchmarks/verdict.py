@@ -223,17 +223,16 @@ def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -
     return tuple(notes)
 
 
-def judge_peers(rows: Sequence[Row], strength: Strength | None) -> list[str]:
+def judge_peers(rows: Sequence[Row], recommended: str | None, measure: Measure) -> list[str]:
     """A sentence on each peer of the base condition: beside what of ours beats it, else beside our best one.
 
     Ours are tried in the order of the recommended one first, then by merit.
 
     Args:
         rows: best.pt first.
-        strength: its measure is that of colour.
+        recommended: the row that the verdict recommends.
+        measure: of colour.
     """
-    measure = measure_of(strength)
-    recommended = judge_rows(rows, None, strength).recommended
     ours = [row for row in own_rows(rows) if _is_complete(row, measure)]
     ours.sort(key=lambda row: (row.model != recommended, -merit(row, rows[0])))
     return [_judge_peer(row, ours, measure) for row in base_rows(rows) if row.peer]

@@ -12,17 +12,17 @@ import torch
 from conftest import make_network
 
 from benchmarks import accuracy
-from benchmarks.accuracy import choose_photos, measure_accuracy
+from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos, measure_accuracy, rank_by_harm
 from benchmarks.variants import Variant, describe_variant
 from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.files import sha256_file
-from compress.measures import CONTENT, FIDELITY
+from compress.measures import CONTENT, FIDELITY, Reference
 from export.controls import CONTROL_TITLES, TABLE
 from export.graph import export_onnx
 from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.lab import rgb_to_l_ab
-from training.metrics import mean_l1
+from training.metrics import PhotoScores, mean_l1
 from training.photos import Photo, load_rgb
 from training.unet import UNetPlan
 
@@ -230,3 +230,24 @@ def test_without_photographs_no_model_is_opened(photos: list[Photo], monkeypatch
     monkeypatch.setattr("benchmarks.variants.open_predictor", None)
     result = measure_accuracy([fake_variant("best")], photos, replace(CONFIG, eval_photos=0), max_pixels=LIMIT)
     assert (result.variants["best"].status, result.variants["best"].l1, result.photos) == ("ok", None, ())
+
+
+def test_the_worst_photographs_go_by_the_measure() -> None:
+    photos = tuple(Photo(Path(name), name, 9, 9) for name in "abcde")
+    best_l1 = np.full(5, 0.1)
+
+    def scored(l1: list[float], to_best: list[float]) -> Accuracy:
+        return Accuracy("ok", scores=tuple(PhotoScores(e, 0, 0, 0, 0, 0, 0) for e in l1), to_best=tuple(to_best))
+
+    x = scored([0.1, 0.15, 0.2, 0.05, 0.3], [0.5, 0.4, 0.3, 0.2, 0.1])
+    y = scored([0.5, 0.15, 0.2, 0.05, 0.3], [0.0, 0.4, 0.3, 0.2, 0.1])
+    reference = Reference(best_l1 * 2, best_l1 * 2, best_l1, best_l1, best_l1, best_l1)
+    result = AccuracyResult({"x": x, "y": y, "gone": Accuracy("error")}, photos, tuple(best_l1 * 2), reference)
+    harms = rank_by_harm(result, ["x"], CONTENT)
+    assert "".join(photo.sha256 for photo, _ in harms) == "ecbad"
+    assert [harm for _, harm in harms] == pytest.approx([0.2, 0.1, 0.05, 0, -0.05])
+    assert "".join(photo.sha256 for photo, _ in rank_by_harm(result, ["x"], FIDELITY)) == "abcde"
+    assert rank_by_harm(result, ["x", "y", "gone"], CONTENT)[0] == (photos[0], pytest.approx(0.2))  # the mean of both
+    assert rank_by_harm(result, ["x", "y"], CONTENT, np.max)[0] == (photos[0], pytest.approx(0.4))
+    assert rank_by_harm(result, ["gone"], CONTENT) == []
+    assert rank_by_harm(AccuracyResult({"x": x}, photos, ()), ["x"], CONTENT) == []

@@ -15,7 +15,7 @@ from test_verdict import row as verdict_row
 
 from benchmarks.accuracy import Accuracy, AccuracyResult, choose_photos
 from benchmarks.report import sample_photos
-from benchmarks.report.pictures import choose_pictures, choose_sheet_photos, write_picture_set
+from benchmarks.report.pictures import PictureChoice, choose_pictures, choose_sheet_photos, write_picture_set
 from benchmarks.report.sample_photos import (
     ColoredPhoto,
     bar_colours,
@@ -30,6 +30,7 @@ from benchmarks.report.sample_photos import (
 )
 from benchmarks.rows import Row
 from benchmarks.variants import Variant, describe_variant
+from benchmarks.verdict import judge_rows
 from colorpress.core.config import Settings
 from colorpress.core.files import sha256_file
 from compress.measures import Reference
@@ -129,7 +130,9 @@ def photos(photo_folder: Path) -> list[Photo]:
 
 
 def scores(l1: list[float]) -> Accuracy:
-    return Accuracy("ok", scores=tuple(PhotoScores(value, *(0.0,) * 6) for value in l1))
+    """Further from best.pt, at 0.1, than from the truth: twice as far as that is from best.pt."""
+    to_best = tuple(2 * abs(value - 0.1) for value in l1)
+    return Accuracy("ok", scores=tuple(PhotoScores(value, *(0.0,) * 6) for value in l1), to_best=to_best)
 
 
 def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None:
@@ -137,10 +140,12 @@ def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None
 
     hurt = [0.1] * 10
     hurt[1], hurt[9] = 0.3, 0.5
-    accuracy = AccuracyResult({"best.pt": scores([0.1] * 10), "x": scores(hurt)}, ordered, (0.2,) * 10)
+    accuracy = measured(["best.pt", "x"], photos, {"x": hurt})
     chosen = choose_sheet_photos(photos, accuracy, 4)
     assert chosen == [ordered[0], ordered[2], ordered[9], ordered[1]]
     assert choose_sheet_photos(photos[:3], accuracy, 4) == list(choose_photos(photos[:3], 3))
+    # Harm is against best.pt: where that failed, there is none.
+    assert choose_sheet_photos(photos, replace(accuracy, reference=None), 4) == list(ordered[:4])
 
 
 def variant(name: str, *, peer: bool = False) -> Variant:
@@ -161,6 +166,11 @@ def measured(
     )
 
 
+def choose(variants: list[Variant], accuracy: AccuracyResult, photos: list[Photo], rows: list[Row]) -> PictureChoice:
+    """As beside a verdict without an A/A control."""
+    return choose_pictures(variants, accuracy, photos, rows, judge_rows(rows, None, accuracy.strength).recommended)
+
+
 def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(photos: list[Photo]) -> None:
     small = {**SMALL, "size_bytes": 300_000, "p50_ms": 2.0, "speedup": 50.0}
     rows = [
@@ -177,12 +187,12 @@ def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(pho
     ]
     names = [each.model for each in rows if each.is_ok and each.batch == 1]
     variants = [variant(name, peer="peer" in name) for name in names]
-    choice = choose_pictures(variants, measured(names, photos), photos, rows)
+    choice = choose(variants, measured(names, photos), photos, rows)
     assert [each.name for each in choice.variants] == ["best.pt", "auto", "tiny", "pruned-int8", "good peer"]
     without = [each for each in rows if not each.peer]
-    ours = choose_pictures(variants, measured(names, photos), photos, without)
+    ours = choose(variants, measured(names, photos), photos, without)
     assert [each.name for each in ours.variants] == ["best.pt", "auto", "tiny", "pruned-int8"]
-    alone = choose_pictures(variants[:1], measured(["best.pt"], photos), photos, rows[:1])
+    alone = choose(variants[:1], measured(["best.pt"], photos), photos, rows[:1])
     assert (alone.variants, alone.worst, len(alone.typical)) == ((variants[0],), (), 4)
 
 
@@ -192,7 +202,7 @@ def test_the_lightness_table_is_shown_last_and_hurts_nothing(photos: list[Photo]
     names = [each.model for each in rows]
     tinted = {name: [0.1] * 9 + [0.9] for name in CONTROL_TITLES.values()}
     accuracy = measured(names, photos, {**tinted, "auto": [0.4] + [0.1] * 9})
-    choice = choose_pictures([variant(name) for name in names], accuracy, photos, rows)
+    choice = choose([variant(name) for name in names], accuracy, photos, rows)
     assert [each.name for each in choice.variants] == ["best.pt", "auto", BLIND]
     assert choice.worst == (accuracy.photos[0],)
     # The sheet too ends with what compression hurts, not with what no control can do.
@@ -206,7 +216,7 @@ def test_shown_is_the_front_of_the_measure_that_decides(photos: list[Photo]) -> 
     variants = [variant(name) for name in names]
     for table_l1, shown in ((0.18, ["faithful", "unlike"]), (0.1, ["faithful"])):
         accuracy = measured(names, photos, table_l1=table_l1)
-        choice = choose_pictures(variants, accuracy, photos, rows)
+        choice = choose(variants, accuracy, photos, rows)
         assert [each.name for each in choice.variants[1:]] == shown
 
 
@@ -216,15 +226,28 @@ def test_the_worst_photographs_are_those_of_the_recommended_variant(photos: list
     hurt[3], hurt[7], elsewhere[0] = 0.2, 0.3, 0.9
     variants = [variant(each.model) for each in rows]
     accuracy = measured(["best.pt", "auto", "other"], photos, {"auto": hurt, "other": elsewhere})
-    choice = choose_pictures(variants, accuracy, photos, rows)
+    choice = choose(variants, accuracy, photos, rows)
     assert choice.judged == "auto"
     assert choice.worst == (accuracy.photos[7], accuracy.photos[3])  # no worse ones than there are
     assert choice.typical == tuple(accuracy.photos[index] for index in (0, 1, 2, 4))
+    # Whoever recommends another row has its photographs shown.
+    assert choose_pictures(variants, accuracy, photos, rows, "other").worst == (accuracy.photos[0],)
     # Where nothing is recommended, the mean of ours tells.
     lost = [replace(each, content_colour=0.5) for each in rows]
-    choice = choose_pictures(variants, accuracy, photos, [BEST, *lost[1:]])
+    choice = choose(variants, accuracy, photos, [BEST, *lost[1:]])
     assert choice.judged is None
     assert choice.worst == tuple(accuracy.photos[index] for index in (0, 7, 3))
+
+
+def test_the_worst_photographs_of_a_vivid_original_are_those_least_like_it(photos: list[Photo]) -> None:
+    rows = [BEST, row("auto", **SMALL)]
+    l1 = [0.1] * 10
+    l1[2], l1[5] = 0.02, 0.12  # the first one is nearer to the truth, and further from best.pt
+    variants = [variant(each.model) for each in rows]
+    accuracy = measured(["best.pt", "auto"], photos, {"auto": l1}, table_l1=0.05)
+    choice = choose(variants, accuracy, photos, rows)
+    assert choice.worst == (accuracy.photos[2], accuracy.photos[5])
+    assert choose_sheet_photos(photos, accuracy, 4)[-2:] == list(choice.worst)
 
 
 def test_a_difference_map_has_the_l1_as_its_mean() -> None:
@@ -273,7 +296,7 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     stale.parent.mkdir()
     stale.write_bytes(b"old")
     run = Run(tmp_path, Settings.from_options({"eval_size": 32}))
-    paths = write_picture_set(run, [*variants, grey], accuracy, photos, rows)
+    paths = write_picture_set(run, [*variants, grey], accuracy, photos, rows, "auto")
     with Image.open(tmp_path / "comparison.png") as sheet:
         assert sheet.width == GAP + 5 * (240 + GAP)  # grey and truth, best.pt, auto and the table
     folder = tmp_path / "pictures"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import Accuracy, AccuracyResult
-from benchmarks.also import AlsoFolder
+from benchmarks.also import AlsoFolder, describe_also
 from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof
 from benchmarks.rows import (
@@ -29,7 +29,7 @@ from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import InputError
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
-from compress.measures import Reference
+from compress.measures import CONTENT, Reference
 from export.timing import Condition, Ratio, Timing, compute_statistics
 from training.metrics import PhotoScores
 from training.photos import Photo
@@ -139,9 +139,8 @@ def test_further_folders_are_groups_of_columns_and_tables_of_their_own(tmp_path:
     )
     assert (gone["also_sea_fidelity"], gone["also_sea_photos"]) == ("", "2")
     folders = [AlsoFolder(name, elsewhere.photos, (), 2) for name in ("sea", "=hills")]
-    record = make_record(
-        rows, latency, accuracy, CONFIG, seed=0, also=folders, elsewhere=dict.fromkeys(("sea", "=hills"), elsewhere)
-    )
+    also = describe_also(folders, dict.fromkeys(("sea", "=hills"), elsewhere), rows, None, CONTENT)
+    record = make_record(rows, latency, accuracy, CONFIG, seed=0, also=also)
     path = write_benchmark_json(tmp_path / "benchmark.json", record)
     read = read_benchmark_json(path)
     assert read["rows"] == rows and read_strength(read["also"]["sea"]) == REFERENCE.strength

@@ -53,7 +53,7 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Any = None, strength: Strength | 
 
 
 def judge_peers(rows: Sequence[Row]) -> list[str]:
-    return verdicts.judge_peers(rows, STRONG)
+    return verdicts.judge_peers(rows, judge_rows(rows).recommended, CONTENT)
 
 
 BEST = row("best.pt")
@@ -339,6 +339,6 @@ def test_a_control_is_never_recommended_and_what_it_keeps_of_g_is_said() -> None
 def test_peers_are_judged_by_the_measure_that_decides() -> None:
     ours = row("pruned", **SMALL, fidelity=0.97, content_colour=0.1)
     peer = row("nncf-int8", **PEER, speedup=4.0, fidelity=0.8, fidelity_low=0.79, fidelity_high=0.81)
-    (by_fidelity,) = verdicts.judge_peers([BEST, ours, peer], WEAK)
+    (by_fidelity,) = verdicts.judge_peers([BEST, ours, peer], None, FIDELITY)
     assert "keeps more colour (F 0.970, not 0.800)" in by_fidelity
     assert dominates(ours, peer, FIDELITY) and not dominates(ours, peer, CONTENT)

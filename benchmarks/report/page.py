@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_also_table, make_tables
 from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json, read_strength
-from benchmarks.verdict import BudgetLine, judge_budgets, judge_peers, judge_rows
+from benchmarks.verdict import BudgetLine, judge_budgets, judge_peers, judge_rows, measure_of
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
@@ -108,8 +108,8 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         budgets=_judge_options(options, options_path, rows, verdict.recommended),
         results=results,
         others=others,
-        also=_read_also(record, rows, measure),
-        peers=judge_peers(rows, strength),
+        also=_read_also(record, rows),
+        peers=judge_peers(rows, verdict.recommended, measure_of(strength)),
         bars=[
             make_bars(one_per_file(base), "size_bytes", "File size", format_bytes),
             make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
@@ -120,6 +120,8 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
             for name, (widest, is_drawing) in _PICTURES.items()
         },
         picture_set=picture_set,
+        # By what the worst photographs are the worst.
+        by_truth=measure is CONTENT,
         explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         front=_read_front(output_dir, measured),
@@ -190,17 +192,13 @@ def _capitalize(measure: Measure) -> str:
     return f"{measure.title[:1].upper()}{measure.title[1:]} {measure.symbol}"
 
 
-def _read_also(record: Mapping[str, Any], rows: Sequence[Row], measure: Measure | None) -> list[dict[str, Any]]:
-    """The folders of --also: name, what is known of each, its strength and its table.
-
-    Args:
-        measure: that of the test photographs, which told the worst photographs of all folders.
-    """
+def _read_also(record: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The folders of --also: name, what is known of each, its strength and its table."""
     folders = []
     for name, folder in (record.get("also") or {}).items():
         strength = read_strength(folder)
         counts = {"photos": len(folder["photos"]), "skipped": folder["skipped"], "known": folder["known"]}
-        worst = {"worst": folder["worst"], "judged": folder["judged"], "by_truth": measure is CONTENT}
+        worst = {"worst": folder["worst"], "judged": folder["judged"]}
         told = {"strength": strength, "mark": mark_strength(strength)}
         folders.append({"name": name, **counts, **worst, **told, "table": make_also_table(rows, name, strength)})
     return folders
@@ -322,7 +320,7 @@ def read_picture_set(output_dir: Path) -> dict[str, Any] | None:
     Difference maps have half the pixels of a side: where a colouring differs is seen on those too.
 
     Returns:
-        "best" and "variants" (names), "judged" (whose L1 the worst photographs are worst by; None: the mean of ours),
+        "best" and "variants" (names), "judged" (who harms the worst photographs; None: ours, on average),
         "scale" (mean |Δab| at the end of the colour bar), "bar" (its colours), and "photos": each with "name",
         "is_worst", "width", "height", "sentence" (the L1 of each answer) and "tiles". A tile has "name" ("grey",
         "truth" or a variant's), "against" (of a difference map "truth" or "best", else empty), "title" and "uri".

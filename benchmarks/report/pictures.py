@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.accuracy import AccuracyResult, choose_photos
+from benchmarks.accuracy import AccuracyResult, choose_photos, rank_by_harm
 from benchmarks.report.sample_photos import (
     ColoredPhoto,
     Floats,
@@ -28,7 +27,7 @@ from benchmarks.report.sample_photos import (
 )
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
-from benchmarks.verdict import judge_rows, measure_of, merit, parent_name
+from benchmarks.verdict import measure_of, merit, parent_name
 from colorpress.core.files import write_bytes, write_json
 from compress.front import find_front
 from export.controls import CONTROL_TITLES, TABLE
@@ -55,8 +54,8 @@ class PictureChoice:
         variants: best.pt, then at most four others, the recommended one first and other tools' last; at the end the
             lightness table, which shows what costs nothing.
         typical: the first photographs by content hash.
-        worst: those with the largest L1 above best.pt's, worst first.
-        judged: whose L1 that is; None: the mean over all of ours.
+        worst: those that are harmed most (see `benchmarks.accuracy.rank_by_harm`), worst first.
+        judged: the variant that does it; None: all of ours, on average.
     """
 
     variants: tuple[Variant, ...]
@@ -66,7 +65,12 @@ class PictureChoice:
 
 
 def write_picture_set(
-    run: Run, variants: Sequence[Variant], accuracy: AccuracyResult, photos: Sequence[Photo], rows: Sequence[Row]
+    run: Run,
+    variants: Sequence[Variant],
+    accuracy: AccuracyResult,
+    photos: Sequence[Photo],
+    rows: Sequence[Row],
+    recommended: str | None,
 ) -> list[Path]:
     """Write comparison.png, the two samples, and pictures/: JPEG files with pictures.json, which says what each is.
 
@@ -77,6 +81,7 @@ def write_picture_set(
     Args:
         variants: the first one is best.pt.
         rows: of the same benchmark; they say which variants are worth showing.
+        recommended: the row that the benchmark's verdict recommends.
     Raises:
         MachineError: a file cannot be written.
     """
@@ -99,7 +104,7 @@ def write_picture_set(
         "sample_output.png": draw_outputs(colored, best),
     }
     paths = [save_sheet(sheet, run.folder / name) for name, sheet in sheets.items()]
-    choice = choose_pictures(variants, accuracy, photos, rows)
+    choice = choose_pictures(variants, accuracy, photos, rows, recommended)
     short_side = min(eval_size, _SHORT_SIDE)
     shown = color(choice.variants, [*choice.typical, *choice.worst], short_side=short_side, keep_ab=True)
     measured = _measured_l1(accuracy)
@@ -113,7 +118,7 @@ def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count
     finished = [name for name, each in accuracy.variants.items() if each.is_ok and not _is_control(name)]
     if len(ordered) <= count or not finished:
         return ordered[:count]
-    worst = [photo for photo, _ in _hurt_most(accuracy, finished, np.max)[:2]]
+    worst = [photo for photo, _ in rank_by_harm(accuracy, finished, measure_of(accuracy.strength), np.max)[:2]]
     return [photo for photo in ordered if photo not in worst][: count - len(worst)] + worst
 
 
@@ -121,17 +126,12 @@ def _is_control(name: str) -> bool:
     return name in CONTROL_TITLES.values()
 
 
-def _hurt_most(
-    accuracy: AccuracyResult, names: Sequence[str], combine: Callable[..., NDArray[np.float64]]
-) -> list[tuple[Photo, float]]:
-    """Every photograph with the L1 that the named variants lose on it, worst first; against the first that finished."""
-    l1 = {name: [score.l1_ab for score in each.scores] for name, each in accuracy.variants.items() if each.is_ok}
-    harm = combine([l1[name] for name in names], axis=0) - next(iter(l1.values()))
-    return [(accuracy.photos[index], float(harm[index])) for index in np.argsort(-harm, kind="stable")]
-
-
 def choose_pictures(
-    variants: Sequence[Variant], accuracy: AccuracyResult, photos: Sequence[Photo], rows: Sequence[Row]
+    variants: Sequence[Variant],
+    accuracy: AccuracyResult,
+    photos: Sequence[Photo],
+    rows: Sequence[Row],
+    recommended: str | None,
 ) -> PictureChoice:
     """Which variants and photographs are worth a close look.
 
@@ -142,7 +142,6 @@ def choose_pictures(
     measure = measure_of(accuracy.strength)
     by_name = {variant.name: variant for variant in variants if accuracy.is_ok(variant.name)}
     usable = [row for row in base_rows(rows) if row.model in by_name and row.is_ok and row.speedup]
-    recommended = judge_rows(rows, None, accuracy.strength).recommended
     own = own_rows(rows)
     ours = [row for row in usable if row in own]
     unbeaten = find_front(ours, lambda row: (row.fair_size_bytes, row.p50_ms or 0.0, -(row.kept(measure) or 0.0)))
@@ -169,13 +168,10 @@ def _one_per_network(rows: Iterable[Row]) -> list[str]:
 def _choose_photos(
     accuracy: AccuracyResult, photos: Sequence[Photo], recommended: str | None, ours: Sequence[str]
 ) -> tuple[tuple[Photo, ...], tuple[Photo, ...], str | None]:
-    """Typical and worst photographs, and whose L1 tells the worst."""
+    """Typical and worst photographs, and who harms the worst ones; None: all of ours, on average."""
     judged = recommended if recommended in accuracy.variants else None
     names = [judged] if judged else ours
-    best = next(iter(accuracy.variants.values()), None)
-    if best is None or not best.is_ok or not names:
-        return choose_photos(photos, _TYPICAL), (), judged
-    order = _hurt_most(accuracy, names, np.mean)
+    order = rank_by_harm(accuracy, names, measure_of(accuracy.strength))
     # Few photographs: half of them are worst at most, and none is shown twice.
     worst = tuple(photo for photo, harm in order[: min(_WORST, len(order) // 2)] if harm > 0)
     typical = [photo for photo in choose_photos(photos, len(photos)) if photo not in worst][:_TYPICAL]

@@ -25,7 +25,7 @@ from export.predictors import TimedPredictor
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, open_predictor, runtimes_of
 from export.sessions import open_session
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 from training.unet import count_parameters
 

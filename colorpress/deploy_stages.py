@@ -29,7 +29,8 @@ from export.parity import ParityResult, check_parity, check_picture_parity, matr
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
 from export.torch_runtimes import TorchPredictor
-from training.photos import Photo, PhotoSplit, load_rgb
+from training.photo_split import PhotoSplit
+from training.photos import Photo, load_rgb
 from training.run_folder import Run
 
 # Photographs that a picture graph is compared on before it is published.

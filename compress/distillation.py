@@ -33,7 +33,8 @@ from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 from training.unet import UNet
 

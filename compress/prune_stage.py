@@ -37,7 +37,7 @@ from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.fitting import forget_fit
 from training.network import ColorNetwork
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run, warn_of_other_split
 from training.unet import count_parameters
 

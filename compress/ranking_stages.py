@@ -24,7 +24,8 @@ from export.graph import build_graph
 from export.layer_latency import LayerTimes, time_onnx_layers, time_torch_layers, warn_when_busy
 from training.checkpoint import Checkpoint
 from training.network import ColorNetwork
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run, warn_of_other_split
 
 
@@ -52,7 +53,7 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
         "vnni": has_vnni(),
         **run.arch_key(),
         # A lightness table is fitted on those to train on.
-        **run.data_key(PhotoSplit(train=photos.train if photos and chosen else (), val=chosen, test=(), skipped=())),
+        **run.data_key(PhotoSplit(train=photos.train if photos and chosen else (), choosing=chosen)),
     }
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:

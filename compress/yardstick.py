@@ -22,7 +22,8 @@ from training.checkpoint import Checkpoint
 from training.device import choose_device
 from training.lab import rgb_to_l_ab
 from training.metrics import Floats, mean_chroma, mean_l1
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 
 # L (1, 1, H, W) in [0, 1] to ab (1, 2, H, W) in ab/128, any H and W.

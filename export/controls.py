@@ -27,7 +27,7 @@ from training.batches import whole_photos
 from training.cie import AB_SCALE
 from training.device import torch_threads
 from training.lab import rgb_to_l_ab
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 GREY, TINT, TABLE = "grey", "tint", "table"
@@ -61,7 +61,7 @@ def make_controls(run: Run, photos: PhotoSplit) -> StageRecord:
             tables = fit_controls(rgb_to_l_ab(rgb) for _, rgb in pictures)
         return [write_control(table, control_path(run, name)) for name, table in tables.items()], {}
 
-    used = run.data_key(PhotoSplit(train=seen, val=(), test=(), skipped=()))
+    used = run.data_key(PhotoSplit(train=seen))
     return run.do("controls", action, settings=used)
 
 

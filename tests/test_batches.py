@@ -19,7 +19,8 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.errors import MachineError
 from training import batches
 from training.batches import AnswerFolder, CropDraw, CropLoader, crop_answer, crop_photo, whole_photos
-from training.photos import Photo, load_rgb, scan_photos
+from training.photo_scan import scan_photos
+from training.photos import Photo, load_rgb
 
 LIMIT = 1_000_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ from export.graph import read_metadata
 from export.predictors import OnnxPredictor
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
-from training.photos import PhotoSplit, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 # Medians are read from levels of so much: a sixteenth of a unit of CIE Lab.
@@ -146,9 +148,9 @@ def test_the_stage_is_done_once_for_the_same_photographs(tmp_path: Path, photo_f
     make_controls(run, photos)
     before = sha256_file(control_path(run, TABLE))
     assert make_controls(run, photos).skipped
-    others = PhotoSplit(train=photos.train, val=photos.test, test=(), skipped=())
+    others = PhotoSplit(train=photos.train, choosing=photos.test)
     assert make_controls(run, others).skipped  # they are fitted on nothing else
-    fewer = PhotoSplit(train=photos.train[1:], val=photos.val, test=photos.test, skipped=())
+    fewer = replace(photos, train=photos.train[1:])
     assert not make_controls(run, fewer).skipped
     assert sha256_file(control_path(run, TABLE)) != before
     control_path(run, TABLE).write_bytes(b"another")

@@ -26,7 +26,8 @@ from export.deployable import export_colorizer, write_ort
 from export.figures import MEASURED
 from export.graph import export_onnx, read_metadata
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 
 
@@ -162,7 +163,7 @@ def test_verification_fails_for_a_file_that_answers_otherwise(run: Run, photos: 
 
 
 def test_a_bundle_is_of_the_variant_that_is_named_or_recommended(run: Run, photos: list[Photo]) -> None:
-    split = PhotoSplit(train=tuple(photos), val=(), test=tuple(photos), skipped=())
+    split = PhotoSplit(train=tuple(photos), test=tuple(photos))
     path = run.folder / "best" / "model.onnx"
     with pytest.raises(ConfigError, match=r"holds no benchmark\.json to choose by"):
         bundle(run, None, run.folder / "bundle", split, web=False)

@@ -19,7 +19,8 @@ from tests.conftest import make_vivid
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
 from training.original import train_unet
-from training.photos import PhotoSplit, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
 from training.unet import UNetPlan, count_parameters
 
 UNET = UNetConfig(base=8, depth=2)
@@ -164,7 +165,7 @@ def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit
     assert split.choosing and split.confirming
     # Whoever looks at these is told.
     hidden = [replace(photo, path=tmp_path / "hidden" / photo.path.name) for photo in split.confirming]
-    blind = replace(split, val=(*split.choosing, *hidden))
+    blind = replace(split, confirming=tuple(hidden))
     vivid = load_checkpoint(make_vivid(tmp_path / "vivid.pt"))
     shown = learn_from(vivid, split, tmp_path / "a")
     assert learn_from(vivid, blind, tmp_path / "b").val_l1_after == shown.val_l1_after

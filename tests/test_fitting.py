@@ -22,7 +22,8 @@ from training.fitting import FitFiles, FitJob, FitResult, _seed_dropout, fit_net
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
 from training.original import train_unet
-from training.photos import PhotoSplit, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
 from training.unet import UNet
 
 RECIPE = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32")

@@ -39,7 +39,7 @@ from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.foreign import AdaptedNetwork, adapt_network, parse_arguments
 from training.network import ColorNetwork
-from training.photos import scan_photos
+from training.photo_scan import scan_photos
 from training.unet import UNet, UNetPlan, count_parameters
 
 SAME_ANSWER = 1e-5  # float32 sums in another order

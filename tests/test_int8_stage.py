@@ -18,7 +18,8 @@ from compress.measures import Score
 from compress.yardstick import make_yardstick, score_onnx
 from tests.conftest import make_network, make_photo
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.photos import PhotoSplit, inspect_photo
+from training.photo_split import PhotoSplit
+from training.photos import inspect_photo
 from training.run_folder import Run
 from training.unet import UNetPlan
 
@@ -42,7 +43,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PhotoSplit]
     run = Run(folder / "out", Settings.from_options(OPTIONS))
     save_checkpoint(run.best_path, Checkpoint(PLAN, make_network(PLAN).state_dict(), val_l1=0.1))
     export(run, run.best_path, "best")
-    split = PhotoSplit(train=tuple(photos[:4]), val=tuple(photos[4:10]), test=tuple(photos[10:]), skipped=())  # type: ignore[arg-type]
+    split = PhotoSplit(*(tuple(photos[i:j]) for i, j in ((0, 4), (4, 7), (7, 10), (10, 11))))  # type: ignore[arg-type]
     return run, split
 
 
@@ -82,7 +83,7 @@ def test_a_single_photograph_chooses_and_nothing_confirms(
     exported: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, photos = exported
-    record = quantized(run, replace(photos, val=photos.val[:1]), "single-int8")
+    record = quantized(run, replace(photos, choosing=photos.choosing[:1], confirming=()), "single-int8")
     assert "confirmed" not in record and record["chosen_by"]["photos"] == 1
     assert f"; {Score.of(record['chosen_by']['int8']).describe()} on 1 photograph, " in capsys.readouterr().err
 
@@ -95,11 +96,12 @@ def test_all_photographs_that_decide_are_in_the_key_and_no_others(exported: tupl
         quantize(run, source, "key-int8", photos)
         return quantize(run, source, "key-int8", some).skipped
 
-    val = photos.val
+    (one, two, three), (four, five, six) = photos.choosing, photos.confirming
     assert is_done(photos) and is_done(replace(photos, test=photos.train[:1]))
-    assert is_done(replace(photos, val=(*val[:2], val[5], *val[3:5], val[2])))  # the third of either half is not read
-    assert not is_done(replace(photos, val=(val[2], *val[1:2], val[0], *val[3:])))
-    assert not is_done(replace(photos, val=(*val[:3], val[5], val[4], val[3])))
+    # The third of either half is not read.
+    assert is_done(replace(photos, choosing=(one, two, six), confirming=(four, five, three)))
+    assert not is_done(replace(photos, choosing=(three, two, one)))
+    assert not is_done(replace(photos, confirming=(six, five, four)))
     assert not is_done(replace(photos, train=photos.train[:3]))  # the table is fitted on all of them
 
 

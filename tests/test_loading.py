@@ -17,7 +17,8 @@ from benchmarks.studies.loading import LoadingSetup, main, measure_loading
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import InputError
 from training.batches import Crops
-from training.photos import Photo, scan_photos
+from training.photo_scan import scan_photos
+from training.photos import Photo
 
 SMALL = LoadingSetup(base=1, imgsz=16, batch_size=4, workers=0, steps=2)
 

@@ -28,7 +28,7 @@ from colorpress.core.errors import ConfigError, MachineError
 from compress.dependency_graph import layer_widths
 from export.controls import CONTROL_TITLES
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
 from training.unet import UNetPlan
 

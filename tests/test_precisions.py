@@ -29,7 +29,7 @@ from compress.precisions import (
 from export.graph import read_metadata
 from export.predictors import OnnxPredictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
 from training.unet import UNetPlan
 

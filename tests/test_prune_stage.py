@@ -18,7 +18,7 @@ from compress.prune_stage import prune_limits, split_epochs
 from compress.yardstick import make_yardstick
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
-from training.photos import scan_photos
+from training.photo_scan import scan_photos
 from training.run_folder import Run
 from training.unet import count_parameters
 

@@ -31,7 +31,8 @@ from compress.sensitivity import Sensitivity
 from compress.yardstick import Yardstick
 from tests.conftest import TINY_PLAN, make_network
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.photos import PhotoSplit, inspect_photo
+from training.photo_split import PhotoSplit
+from training.photos import inspect_photo
 from training.run_folder import Run
 from training.unet import UNet, UNetPlan
 
@@ -134,10 +135,10 @@ def make_run(tmp_path: Path, photo_folder: Path, **options: object) -> tuple[Run
         network.head.weight.mul_(0.1)
         network.head.bias.copy_(torch.tensor([0.15, 0.2]))
     checkpoint = save_checkpoint(tmp_path / "best.pt", Checkpoint(TINY_PLAN, network.state_dict(), epoch=1, val_l1=0.1))
-    parts = {"train": paths[:2], "val": paths[2:6], "test": paths[6:]}
+    parts = {"train": paths[:2], "choosing": paths[2:4], "confirming": paths[4:6], "test": paths[6:]}
     photos = {part: tuple(inspect_photo(path, 10**6) for path in some) for part, some in parts.items()}
     run = Run(tmp_path / "out", Settings.from_options({**OPTIONS, **options}))
-    return run, checkpoint, PhotoSplit(**photos, skipped=())  # type: ignore[arg-type]
+    return run, checkpoint, PhotoSplit(**photos)  # type: ignore[arg-type]
 
 
 def test_the_stage_measures_every_layer_on_the_photographs_that_choose_alone(

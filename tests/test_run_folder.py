@@ -43,9 +43,9 @@ def test_it_says_how_photographs_were_split(
 def test_stages_know_which_half_a_photograph_is_in(tmp_path: Path) -> None:
     run = make_run(tmp_path, 1, 20)
     photos = find_photos(run)
-    assert photos.choosers == 2
-    assert run.data_key(replace(photos, choosers=2)) == run.data_key(photos)
-    assert run.data_key(replace(photos, choosers=1)) != run.data_key(photos)
+    one, two = photos.choosing
+    assert run.data_key(replace(photos, skipped=(), folders="")) == run.data_key(photos)
+    assert run.data_key(replace(photos, choosing=(one,), confirming=(two, *photos.confirming))) != run.data_key(photos)
 
 
 def test_it_warns_of_a_model_that_may_have_seen_what_is_held_out(

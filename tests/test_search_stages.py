@@ -29,7 +29,7 @@ from compress.yardstick import make_yardstick, score_onnx
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.original import train
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
 from training.unet import hash_weights
 
@@ -202,10 +202,10 @@ def test_photographs_that_choose_nothing_may_be_others(finished: tuple[Run, Phot
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
         before = {row.file: row.confirmed for row in search(run, photos).rows}
-        others = replace(photos, val=(*photos.choosing, *photos.test[:1]), test=photos.confirming)
+        others = replace(photos, confirming=photos.test[:1], test=photos.confirming)
         found = search(run, others).rows
         assert all(row.confirmed != before[row.file] for row in found)
-        swapped = replace(photos, val=(*photos.confirming, *photos.choosing))
+        swapped = replace(photos, choosing=photos.confirming, confirming=photos.choosing)
         with pytest.raises(ConfigError, match="photographs photos"):
             search(run, swapped, study=str(find_journal(run.folder)))
         search(run, photos)

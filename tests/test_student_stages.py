@@ -23,7 +23,8 @@ from compress.students.student_stages import make_student, student_ladder
 from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run, find_photos
 from training.unet import count_parameters
 
@@ -247,7 +248,8 @@ def test_a_student_is_held_against_the_photographs_that_chose_nothing(
     """By a goal that is met on one of two photographs alone."""
     run, photos = trained
     # The other way round the two halves have changed their roles.
-    ordered = replace(photos, val=photos.val[::-1] if photo else photos.val, choosers=1)
+    swapped = replace(photos, choosing=photos.confirming, confirming=photos.choosing)
+    ordered = swapped if photo else photos
     network = load_checkpoint(run.folder / "auto" / "model.pt").build_network()
     job = StudentJob(run, ordered)
     assert job.confirming is not None
@@ -264,8 +266,8 @@ def test_a_student_is_held_against_the_photographs_that_chose_nothing(
 
 def test_one_photograph_chooses_and_none_confirms(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
     run, photos = trained
-    alone = replace(photos, val=photos.val[:1], choosers=None)
-    assert len(alone.choosing) == 1 and not alone.confirming
+    alone = replace(photos, choosing=photos.choosing[:1], confirming=())
+    assert len(alone.val) == 1
     result = make_student(elsewhere(run, tmp_path / "out"), alone)[-1].result
     assert result["confirmed_score"] is None and result["val_score"]["fidelity_low"] is None
 

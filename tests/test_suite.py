@@ -21,7 +21,8 @@ from colorpress.core.files import sha256_file
 from export.controls import CONTROL_TITLES
 from export.graph import export_onnx
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 
 QUICK = {
@@ -38,7 +39,7 @@ def run_in(folder: Path, **options: object) -> Run:
 def photos(photo_folder: Path) -> PhotoSplit:
     """All ten are held out, and the controls are fitted on three of them."""
     found = tuple(Photo(path, sha256_file(path), 48, 40) for path in sorted(photo_folder.rglob("photo*")))
-    return PhotoSplit(train=found[:3], val=(), test=found, skipped=())
+    return PhotoSplit(train=found[:3], test=found)
 
 
 def test_a_benchmark_writes_its_files_and_the_report(tiny_checkpoint: Path, photos: PhotoSplit, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from export.controls import CONTROL_TITLES, GREY, TABLE, control_path
 from tests.conftest import TINY_PLAN, make_network
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.metrics import validate_l1
-from training.photos import Photo, PhotoSplit, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 from training.unet import UNet
 

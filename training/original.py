@@ -20,7 +20,7 @@ from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.history import EXPLANATION_NAME, plot_history, write_history
 from training.losses import ChromaClassLoss, L1Loss
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNet, UNetPlan, count_parameters
 
@@ -34,8 +34,7 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         if run.force and is_main_process():
             forget_fit(run.folder)
         recipe = settings.train.recipe(settings.fit)
-        # All that validate choose the epoch: a luckier best.pt is held to be better there, so nothing made from it
-        # looks better for it.
+        # best.pt's epoch is chosen by all of them: that can only flatter best.pt, never what is compared with it.
         job = FitJob(photos.train, photos.val, recipe, settings.data, settings.machine)
         best = train_unet(job, settings.unet, run.folder, restart=run.force).best
         params = count_parameters(best.build_network())

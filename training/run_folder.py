@@ -15,7 +15,9 @@ from colorpress.core.processes import share_answer
 from colorpress.core.stages import Action, StageRecord, make_key, run_stage
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.foreign import load_source
-from training.photos import PhotoSplit, hash_photos, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
+from training.photos import hash_photos
 from training.unet import UNetPlan
 
 
@@ -92,10 +94,10 @@ def find_photos(run: Run) -> PhotoSplit:
             skipped_path=run.folder / "skipped_images.csv",
         )
     )
-    how = photos.describe_folders()
     say(
         f"photographs: {len(photos.train)} to train on, {len(photos.val)} to choose by, "
-        f"{len(photos.test)} held out for the benchmark, {len(photos.skipped)} skipped" + (f"; {how}" if how else "")
+        f"{len(photos.test)} held out for the benchmark, {len(photos.skipped)} skipped"
+        + (f"; {photos.folders}" if photos.folders else "")
     )
     return photos
 

@@ -27,7 +27,8 @@ from compress.export_stages import export
 from compress.ranking import count_macs
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
-from training.photos import Photo, PhotoSplit
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 from training.unet import count_parameters
 
@@ -161,7 +162,7 @@ def _make_peer(run: Run, photos: PhotoSplit, peer: Peer, parent: MadePeer, graph
             "calibration": sorted(path.name for path in calibration.glob("*.npy")),
             **vars(run.settings.score),
             **(run.arch_key() if trained else {}),
-            **run.data_key(PhotoSplit(photos.train, photos.val if trained else (), (), ())),
+            **run.data_key(replace(photos, test=()) if trained else PhotoSplit(photos.train)),
         },
     )
     seconds = stage.result.get("seconds", stage.seconds) + (parent.seconds or 0.0)

@@ -24,7 +24,7 @@ from training.device import torch_threads
 from training.fitting import FitFiles, FitJob, fit_network, forget_fit
 from training.losses import L1Loss
 from training.network import ColorNetwork
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 _EXAMPLE_SIDE = 256

@@ -24,7 +24,8 @@ from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
 from training.losses import L1Loss, prepare_batch
-from training.photos import Photo, scan_photos
+from training.photo_scan import scan_photos
+from training.photos import Photo
 from training.unet import UNet, UNetPlan
 
 _WARMUP_STEPS = 3

@@ -32,7 +32,7 @@ from compress.ranking import count_macs
 from compress.yardstick import Yardstick, make_yardstick, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 # Multiply-accumulates forward that training in 8 bits takes at most: about five minutes of two cores.

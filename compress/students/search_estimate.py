@@ -19,7 +19,7 @@ from compress.students.search_trial import SearchJob
 from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.device import choose_device, choose_precision, torch_threads
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 _DRAWN = 64

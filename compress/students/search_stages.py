@@ -40,7 +40,7 @@ from compress.students.search_trial import SearchJob, make_row
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
 from compress.yardstick import Yardstick, score_onnx
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNetPlan
 

@@ -30,7 +30,9 @@ from export.graph import export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
 from training.network import pad_to_multiple, upsample_bilinear
-from training.photos import Photo, PhotoSplit, scan_photos
+from training.photo_scan import scan_photos
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run, warn_of_other_split
 from training.unet import UNet, UNetPlan, count_parameters
 
@@ -145,7 +147,7 @@ class StudentJob:
         """
         used = self.given.limit_halves(MOST_CHOOSING)
         used = replace(used, train=self.photos.train if learns else self.given.train, test=())
-        used = used if confirms else replace(used, val=used.choosing)
+        used = used if confirms else replace(used, confirming=())
         return {**self.run.data_key(used), "eval_size": self.run.settings.score.eval_size}
 
     def time_alone(self, path: Path) -> float:
@@ -183,7 +185,7 @@ class StudentJob:
         # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
         seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
         choosing = self.given.choosing[:epoch_photos]
-        photos = replace(self.photos, train=seen, val=choosing, choosers=len(choosing))
+        photos = replace(self.photos, train=seen, choosing=choosing, confirming=())
         lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
         lesson = replace(lesson, original=original or self.know_original(epoch_photos))
         student = build_student(network, self.run.settings.data.seed)

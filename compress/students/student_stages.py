@@ -30,7 +30,7 @@ from compress.students import student_job
 from compress.students.student_job import Oracle, StudentJob
 from compress.students.student_plan import Candidate, StudentPlan, read_student_network, write_student_plan
 from training.fitting import forget_fit
-from training.photos import PhotoSplit
+from training.photo_split import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNetPlan, count_parameters
 

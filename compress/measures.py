@@ -8,8 +8,8 @@ reproduced, be they true or not. C decides where best.pt is clearly better than 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colorpress.core.files import with_nan, without_nan
+from colorpress.core.text import format_interval
 from training.metrics import Floats, kept_interval, kept_share
 
 # In standard errors: what is kept has to be so far above a goal. Odds of 9 to 1 of each are 4 to 1 of the one that is
@@ -62,12 +63,59 @@ class Measure:
         """The name of the upper end of its interval."""
         return f"{self.prefix}_high"
 
+    def __str__(self) -> str:
+        """Title and symbol, such as "fidelity F"."""
+        return f"{self.title} {self.symbol}"
+
+    def show(self, kept: float) -> str:
+        """What is kept by it, such as "F 0.912"."""
+        return f"{self.symbol} {kept:.3f}"
+
 
 RETAINED = Measure("retained_colour", "retained", "G", "retained colour")
 CONTENT = Measure("content_colour", "content", "C", "content colour")
 # Another network is never best.pt to the last pixel, and need not be.
 FIDELITY = Measure("fidelity", "fidelity", "F", "fidelity", whole=0.8, enough=0.8)
 MEASURES: Mapping[str, Measure] = {each.name: each for each in (RETAINED, CONTENT, FIDELITY)}
+
+
+@dataclass(frozen=True)
+class Weakness:
+    """Why best.pt is not clearly better than answers that see no picture.
+
+    Attributes:
+        caution: what it means for all that follows, in a sentence.
+        mark: the same in two or three words, for headings.
+        advice: what to do before its colours are worth compressing, as a sentence; empty where that helps nothing.
+    """
+
+    caution: str
+    mark: str
+    advice: str = ""
+
+
+HARDLY_PAINTS = Weakness(
+    "It hardly paints at all, so there is next to nothing that a smaller model could keep or lose: train it on more "
+    "photographs, or for longer.",
+    "measures tint",
+    "best.pt itself hardly paints: train it on more photographs, or for longer, first.",
+)
+VIVID = Weakness(
+    "Its L1 is no better than grey's, as that of vivid colours may be, so no share of L1 is measured: what counts is "
+    "fidelity F, how much of best.pt's own colours is kept, and students learn from its answers alone.",
+    "measures fidelity alone",
+)
+NOT_TOLD = Weakness(
+    "Without a table of colours by lightness, or on so few photographs, nothing tells whether it sees more than such a "
+    "table, so fidelity F decides.",
+    "measures fidelity alone",
+)
+TINT = Weakness(
+    "That is not clearly better than a table of colours by lightness, which sees no picture: G and L1 measure tint "
+    "here, so fidelity F decides. More photographs or a longer training would make best.pt see more.",
+    "measures tint",
+    "best.pt itself paints little more than tint: train it on more photographs, or for longer, first.",
+)
 
 
 @dataclass(frozen=True)
@@ -112,31 +160,31 @@ class Strength:
         noun = "photograph" if self.photos == 1 else "photographs"
         below = f"{_percent(self.below_grey_pct)} grey"
         if not math.isnan(self.below_table_pct):
-            interval = f" (95 % interval {self.below_table_low:.1f} to {self.below_table_high:.1f})"
+            interval = f" (95 % interval {format_interval(self.below_table_low, self.below_table_high, digits=1)})"
             interval = "" if math.isnan(self.below_table_low) else interval
             below += f", {_percent(self.below_table_pct)} a lightness table{interval}"
         chroma = f"its colours have {100 * self.chroma_share:.0f} % of the truth's chroma"
         return f"best.pt on {self.photos} {noun}: L1 {below}; {chroma}."
 
-    def warn(self) -> str:
-        """What that means for all that follows, in a sentence; empty where best.pt is strong."""
+    @property
+    def weakness(self) -> Weakness | None:
+        """Why it is no yardstick of content; None where it is one, and on photographs without colour."""
         if math.isnan(self.below_grey_pct) or self.beats_table:
-            return ""
+            return None
         if self.chroma_share < _HARDLY_ANY:
-            return (
-                "It hardly paints at all, so there is next to nothing that a smaller model could keep or lose: train "
-                "it on more photographs, or for longer."
-            )
+            return HARDLY_PAINTS
         if not self.beats_grey:
-            return (
-                "Its L1 is no better than grey's, as that of vivid colours may be, so no share of L1 is measured: what "
-                "counts is fidelity F, how much of best.pt's own colours is kept, and students learn from its answers "
-                "alone."
-            )
-        return (
-            "That is not clearly better than a table of colours by lightness, which sees no picture: G and L1 measure "
-            "tint here, so fidelity F decides. More photographs or a longer training would make best.pt see more."
-        )
+            return VIVID
+        return NOT_TOLD if math.isnan(self.below_table_low) else TINT
+
+    @property
+    def caution(self) -> str:
+        """What its weakness means for all that follows, in a sentence; empty where best.pt is strong."""
+        return self.weakness.caution if self.weakness else ""
+
+    def sentences(self) -> list[str]:
+        """What `describe` says, and `caution` if there is one."""
+        return list(filter(None, (self.describe(), self.caution)))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready primitives."""
@@ -215,16 +263,20 @@ class Score:
         }
         return {name: getattr(self, name) + sign * margin * errors[name] for name, (_, _, sign) in ends.items()}
 
+    def by(self, measure: str) -> Score:
+        """The same by another measure, given by its name."""
+        return replace(self, measure=measure)
+
     def describe(self) -> str:
         """What is kept in a few words, else the L1."""
         if math.isnan(self.kept):
             return f"{self.l1_delta_pct:+.2f} % L1"
-        return f"{MEASURES[self.measure].symbol} {self.kept:.3f}"
+        return MEASURES[self.measure].show(self.kept)
 
     def describe_interval(self) -> str:
         """The interval as a remark behind a figure; empty where there is none."""
         low, high = self.interval
-        return "" if math.isnan(low) else f" (95 % interval {low:.3f} to {high:.3f})"
+        return "" if math.isnan(low) else f" (95 % interval {format_interval(low, high)})"
 
     def to_dict(self) -> dict[str, Any]:
         """The score as JSON-ready primitives."""
@@ -236,24 +288,55 @@ class Score:
         return Score(**with_nan(values))
 
 
-def describe_both(chosen_by: Score, confirmed: Score | None, *, intervals: bool = False) -> str:
-    """What is kept on the photographs that chose and, where there are any, on others, in a few words."""
+@dataclass(frozen=True)
+class Scores:
+    """What one model that was chosen is worth, on the photographs that chose it and on others.
 
-    def show(score: Score) -> str:
-        return score.describe() + (score.describe_interval() if intervals else "")
+    Attributes:
+        chosen_by: on the photographs that chose: the winner of many is partly the luckiest there.
+        confirmed: on others, by the measure that chose; None where there are none.
+    """
 
-    if confirmed is None:
-        return show(chosen_by)
-    return f"{show(chosen_by)} on the photographs that chose, {show(confirmed)} on others"
+    chosen_by: Score
+    confirmed: Score | None = None
+
+    @property
+    def reported(self) -> Score:
+        """What is to be believed."""
+        return self.confirmed or self.chosen_by
+
+    def describe(self, *, intervals: bool = False) -> str:
+        """What is kept on either, in a few words."""
+
+        def show(score: Score) -> str:
+            return score.describe() + (score.describe_interval() if intervals else "")
+
+        if self.confirmed is None:
+            return show(self.chosen_by)
+        return f"{show(self.chosen_by)} on the photographs that chose, {show(self.confirmed)} on others"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both as JSON-ready primitives."""
+        return {
+            "chosen_by": self.chosen_by.to_dict(),
+            "confirmed": self.confirmed.to_dict() if self.confirmed else None,
+        }
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Scores:
+        """Rebuild them from `to_dict`'s answer, or from what holds it."""
+        confirmed = values["confirmed"]
+        return Scores(Score.of(values["chosen_by"]), Score.of(confirmed) if confirmed else None)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What models are held against, on each photograph: L1 (ab/128) to the truth, but for `best_to_grey`.
+    """What models are held against, on each photograph.
 
     Attributes:
-        grey_l1, table_l1, best_l1: of the grey answer, of a lightness table (NaN: there is none) and of best.pt.
-        best_to_grey: L1 of the grey answer to best.pt's.
+        grey_l1, table_l1, best_l1: L1 (ab/128) to the truth, of the grey answer, of a lightness table (NaN: there is
+            none) and of best.pt.
+        best_to_grey: L1 (ab/128) of the grey answer to best.pt's.
         best_chroma, true_chroma: mean CIE chroma of best.pt's answer, and of the photograph.
     """
 
@@ -264,12 +347,18 @@ class Reference:
     best_chroma: Floats
     true_chroma: Floats
 
+    @staticmethod
+    def of(photos: Sequence[Mapping[str, float]]) -> Reference:
+        """Made of the figures of each photograph, by name."""
+        return Reference(**{each.name: np.array([known[each.name] for known in photos]) for each in fields(Reference)})
+
     @cached_property
     def strength(self) -> Strength:
         """How strong best.pt is."""
         grey, table, best = (float(l1.mean()) for l1 in (self.grey_l1, self.table_l1, self.best_l1))
         has_colour = grey > _NO_COLOUR
         nothing = np.zeros_like(self.best_l1)
+        # With 0 for the best, the share "kept" is the part of the table's L1 that best.pt is below it.
         low, high = kept_interval(self.table_l1, self.best_l1, nothing) if has_colour else (math.nan, math.nan)
         return Strength(
             photos=len(self.grey_l1),
@@ -296,7 +385,7 @@ class Reference:
         """
         nothing = np.zeros_like(self.best_l1)
         best, own = float(self.best_l1.mean()), float(l1.mean())
-        # Of best.pt's own L1, what the model is below it.
+        # As in `strength`: the part of best.pt's own L1 that the model is below it.
         low, high = kept_interval(self.best_l1, l1, nothing)
         shares: dict[str, float] = {}
         against = {

@@ -17,7 +17,7 @@ from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
 from compress.importance import Evidence, load_pictures
-from compress.measures import Score
+from compress.measures import Scores
 from compress.prune_plan import PrunePlan, read_plan, write_plan
 from compress.pruning import (
     MeasuredLimits,
@@ -29,7 +29,7 @@ from compress.pruning import (
     prune_in_steps,
 )
 from compress.ranking import count_macs
-from compress.yardstick import make_yardstick
+from compress.yardstick import Jury
 from export.conv_latency import time_convolution
 from export.graph import ExportResult, export_onnx
 from export.timing import time_quickly
@@ -81,12 +81,12 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         if is_main_process():
             write_plan(folder / "plan.json", plan)
         distilled = distil(smaller, folder / "model.pt", epochs[-1])
-        score = _confirm(run, teacher, distilled, photos)
+        scores = _score(run, teacher, distilled, photos)
         return [folder / "plan.json", *distilled.paths], {
             **pruned.figures(),
             "val_l1_before": distilled.val_l1_before,
             "val_l1_after": distilled.val_l1_after,
-            **score.to_dict(),
+            **scores.to_dict(),
         }
 
     used = {**vars(settings.prune), **vars(settings.finetune), **vars(settings.fit), "size": size}
@@ -95,15 +95,13 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     return run.do("prune", action, inputs=inputs, settings=used)
 
 
-def _confirm(run: Run, teacher: Checkpoint, distilled: DistillResult, photos: PhotoSplit) -> Score:
-    """What the pruned network is worth on photographs that did not choose its best epoch, where there are any."""
-    scored, side = photos.confirming or photos.choosing, run.settings.score.eval_size
-    yardstick = make_yardstick(run, teacher, photos, scored, short_side=side)
+def _score(run: Run, teacher: Checkpoint, distilled: DistillResult, photos: PhotoSplit) -> Scores:
+    """What the pruned network is worth, on the photographs that chose its best epoch and on others."""
     device = choose_device(run.settings.machine.device)
     network = distilled.checkpoint.build_network().to(device)
-    score = yardstick.score(lambda lightness: network(lightness.to(device)).cpu())
-    say(f"pruned: {score.describe()}{score.describe_interval()}")
-    return score
+    scores = Jury(run, teacher, photos).score(lambda lightness: network(lightness.to(device)).cpu())
+    say(f"pruned: {scores.describe(intervals=True)}")
+    return scores
 
 
 def _choose_and_prune(

@@ -13,7 +13,7 @@ import pytest
 from colorpress.core.config import BudgetConfig, GoalConfig
 from colorpress.core.errors import InputError
 from compress.budgets import Limit, read_limits
-from compress.measures import CONTENT, FIDELITY, Measure
+from compress.measures import CONTENT, FIDELITY, Measure, Scores
 from compress.students.search_front import (
     COLUMNS,
     FRONT_FILES,
@@ -38,7 +38,7 @@ def row(
 ) -> FrontRow:
     score = make_score(kept, 0.01, measure=measure)
     file = f"front/{name}/model.onnx" if stage == STAGES[2] else ""
-    return FrontRow(name, stage, POINT, size_bytes, 10 * size_bytes, size_bytes, latency_ms, score, file)
+    return FrontRow(name, stage, POINT, size_bytes, 10 * size_bytes, size_bytes, latency_ms, Scores(score), file)
 
 
 ROWS = [
@@ -109,21 +109,21 @@ def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object
     ("measure", "expected", "why"),
     [
         (CONTENT, "f", "the smallest that keeps C 1.000 with odds of 4 to 1"),
-        (FIDELITY, "d", "the smallest that keeps F 0.900 with odds of 4 to 1"),  # b has 0.9 on these photographs alone
+        (FIDELITY, "b", "the smallest that keeps F 0.800 with odds of 4 to 1"),  # a has 0.8 on these photographs alone
     ],
 )
 def test_without_goals_the_measure_that_decides_is_kept_whole(measure: Measure, expected: str, why: str) -> None:
-    rows = [replace(each, score=make_score(each.score.kept, 0.01, measure=measure)) for each in ROWS]
+    rows = [replace(each, scores=Scores(make_score(each.score.kept, 0.01, measure=measure))) for each in ROWS]
     found = recommend(rows, ())
     assert found.row is not None and found.row.name == expected
     assert found.sentence.endswith(f"; {why}.")
-    lost = [replace(each, score=make_score(each.score.kept - 0.5, 0.01, measure=measure)) for each in ROWS]
+    lost = [replace(each, scores=Scores(make_score(each.score.kept - 0.5, 0.01, measure=measure))) for each in ROWS]
     assert recommend(lost, ()).sentence.startswith("f: ")
     assert recommend(lost, ()).sentence.endswith("keeps most colour.")
 
 
 def test_what_did_not_choose_is_said_beside_and_decides_nothing(tmp_path: Path) -> None:
-    told = [replace(each, confirmed=make_score(each.score.kept - 0.3, 0.02)) for each in ROWS]
+    told = [replace(each, scores=Scores(each.score, make_score(each.score.kept - 0.3, 0.02))) for each in ROWS]
     found = recommend(told, demands(min_content_colour=0.89))
     assert found.row is not None and found.row.name == "b"
     assert "C 0.900 on the photographs that chose, C 0.600 on others; the smallest" in found.sentence
@@ -163,14 +163,16 @@ def test_candidates_do_not_stand_in_for_files() -> None:
 
 def test_where_there_is_no_colour_the_l1_counts(tmp_path: Path) -> None:
     unknown = {"content_colour": math.nan, "content_low": math.nan, "content_high": math.nan}
-    blind = [replace(each, score=replace(each.score, **unknown)) for each in ROWS]
+    blind = [replace(each, scores=Scores(replace(each.score, **unknown))) for each in ROWS]
     assert names(front_of(blind)) == "abdfg"
     assert "+2.00 % L1" in blind[0].describe()
     refused = recommended(blind, min_content_colour=0.5)
     assert refused.row is None and "no C, since best.pt has nothing of it to keep here" in refused.sentence
     most = recommended(blind).row
     assert most is not None and most.name == "f"
-    write_front(tmp_path, [replace(each, confirmed=each.score) for each in blind], best_bytes=1, record={})
+    write_front(
+        tmp_path, [replace(each, scores=Scores(each.score, each.score)) for each in blind], best_bytes=1, record={}
+    )
     assert "NaN" not in (tmp_path / "front.json").read_text()
     assert "(+2.0 % L1)" in format_front(blind, 1)[1]
 

@@ -201,10 +201,10 @@ def test_photographs_that_choose_nothing_may_be_others(finished: tuple[Run, Phot
     run, photos, _ = finished
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
-        before = {row.file: row.confirmed for row in search(run, photos).rows}
+        before = {row.file: row.scores.confirmed for row in search(run, photos).rows}
         others = replace(photos, confirming=photos.test[:1], test=photos.confirming)
         found = search(run, others).rows
-        assert all(row.confirmed != before[row.file] for row in found)
+        assert all(row.scores.confirmed != before[row.file] for row in found)
         swapped = replace(photos, choosing=photos.confirming, confirming=photos.choosing)
         with pytest.raises(ConfigError, match="photographs photos"):
             search(run, swapped, study=str(find_journal(run.folder)))

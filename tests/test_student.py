@@ -16,7 +16,6 @@ from colorpress.core.errors import ConfigError, InputError
 from compress.budgets import Limit
 from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score
 from compress.students.student_job import (
-    StudentJob,
     build_student,
     choose_output_stride,
     list_output_strides,
@@ -76,7 +75,7 @@ def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expe
 
 
 def test_under_fidelity_a_stride_has_to_keep_what_a_student_is_asked_for() -> None:
-    kept = (1.0, 0.95, 0.895, 0.83)
+    kept = (1.0, 0.95, 0.795, 0.73)
     assert choose_output_stride(strides(kept, FIDELITY)) == 4 and choose_output_stride(strides(kept)) == 1
     assert list_output_strides(strides(kept, FIDELITY)) == (1, 2, 4)
 
@@ -165,14 +164,14 @@ def test_a_goal_has_to_hold_on_other_photographs(kept: float, spread: float, met
 
 def test_of_several_goals_all_have_to_be_met() -> None:
     goals = (*whole(FIDELITY), Limit("max_l1_increase", 1.0, "1%"))
-    tried = {0: 0.99, 10: 0.85, 20: 0.95}  # the first has fidelity enough, but too much L1
+    tried = {0: 0.99, 10: 0.75, 20: 0.95}  # the first has fidelity enough, but too much L1
 
     def try_out(candidate: Candidate) -> Score:
         score = make_score(tried[candidate.params], measure=FIDELITY)
         return replace(score, l1_delta_pct=5.0 if candidate.params == 0 else 0.0)
 
     chosen, _, _ = choose_candidate(candidates(3), goals=goals, try_out=try_out)
-    assert chosen.params == 20 and chosen.verdict.endswith("enough for F 0.900 and ΔL1 +1.00 %")
+    assert chosen.params == 20 and chosen.verdict.endswith("enough for F 0.800 and ΔL1 +1.00 %")
 
 
 def test_a_score_that_cannot_be_told_is_written_as_none(tmp_path: Path) -> None:
@@ -209,16 +208,6 @@ def test_budgets_leave_candidates_untried() -> None:
     assert [each.verdict for each in seen[3:]] == ["not tried: too many"] * 2
     with pytest.raises(ConfigError, match="the smallest student misses it: too many"):
         choose_candidate(given[3:], goals=whole(), try_out=try_out)
-
-
-def test_what_confirms_is_by_the_measure_that_chose() -> None:
-    ab = coarse_picture(8)
-    job = StudentJob(None, None)  # type: ignore[arg-type]  # asked for what it knows already
-    vars(job).update(yardstick=painted(ab, CONTENT), confirming=painted(ab, FIDELITY))
-    confirmed = job.confirm(lambda yardstick: yardstick.score(lambda lightness: ab))
-    assert confirmed is not None and confirmed.measure == "content_colour"
-    vars(job).update(confirming=None)
-    assert job.confirm(lambda yardstick: pytest.fail("there is nothing to ask about")) is None
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from colorpress.core.config import DataConfig, GoalConfig, Settings
+from colorpress.core.config import DataConfig, Settings
 from colorpress.core.errors import InputError
-from compress.budgets import Limit
+from compress import yardstick
 from compress.measures import CONTENT, FIDELITY, MEASURES, Reference
-from compress.yardstick import Answering, Picture, Yardstick, make_yardstick, score_onnx
+from compress.yardstick import Answering, Jury, Picture, Yardstick, make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES, GREY, TABLE, control_path
 from tests.conftest import TINY_PLAN, make_network
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -57,13 +57,31 @@ def test_scores_are_what_one_computes_by_hand() -> None:
     assert yardstick.means(1) == (pytest.approx(0.2), pytest.approx(0.05))
 
 
-def test_goals_are_those_given_else_that_the_measure_that_decides_is_whole() -> None:
+def test_what_confirms_is_by_the_measure_that_chose() -> None:
     strong, weak = made_of(0.2, 0.4, best=(0.15, 0.3), table=0.1), made_of(0.2, 0.4, best=(0.1, 0.2), table=0.15)
+    jury = Jury(None, None, None)  # type: ignore[arg-type]  # asked for what it knows already
+    vars(jury).update(choosing=strong, confirming=weak)
     assert (strong.strength.measure, weak.strength.measure) == (CONTENT, FIDELITY)
-    assert strong.goals(GoalConfig()) == (Limit("min_content_colour", 1.0),)
-    assert weak.goals(GoalConfig()) == (Limit("min_fidelity", 0.9),)
-    given = GoalConfig(min_fidelity=0.7, max_l1_increase=3.0)
-    assert [(limit.figure, limit.bound) for limit in strong.goals(given)] == [("fidelity", 0.7), ("l1_delta_pct", 3.0)]
+    scores = jury.score(answer(0.2))
+    assert scores.chosen_by == strong.score(answer(0.2)) and scores.reported is scores.confirmed
+    assert scores.confirmed is not None and scores.confirmed.measure == "content_colour"
+    assert scores.confirmed.fidelity == weak.score(answer(0.2)).fidelity != scores.chosen_by.fidelity
+    vars(jury).update(confirming=None)
+    scores = jury.score(answer(0.2))
+    assert scores.confirmed is None and scores.reported == strong.score(answer(0.2)) and jury.reporting is strong
+
+
+def test_best_is_asked_about_either_half_when_it_is_needed(
+    photo_folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = make_run(tiny_checkpoint.parent, photo_folder)
+    asked: list[object] = []
+    monkeypatch.setattr(yardstick, "make_yardstick", lambda *given, **_: asked.append(given[3]) or given[3])
+    jury = Jury(run, load_checkpoint(tiny_checkpoint), photos)
+    assert jury.choosing == jury.choosing == photos.choosing and asked == [photos.choosing]
+    jury = Jury(run, jury.best, replace(photos, confirming=photos.test))
+    assert jury.confirming == photos.test and asked == [photos.choosing, photos.test]
+    assert Jury(run, jury.best, replace(photos, confirming=())).confirming is None and len(asked) == 2
 
 
 def make_run(folder: Path, photo_folder: Path) -> tuple[Run, PhotoSplit]:

@@ -190,7 +190,7 @@ def measure_coverage(
         adopt_checkpoint(run, checkpoint)
         pool = ask_models(run, models, most)
     strength = pool.reference.strength
-    click.echo("\n".join(filter(None, (strength.describe(), strength.warn()))))
+    click.echo("\n".join(strength.sentences()))
     if too_many := [count for count in counts if 2 * count > pool.photos]:
         why = f"got {too_many[0]}, and there are {pool.photos} photographs to draw from, half of which are left over"
         raise ConfigError("option", "--choosing", why, "give less, or hold more out with --test-share")
@@ -209,10 +209,8 @@ def ask_models(run: Any, models: Sequence[Path], most: int) -> Pool:
     Raises:
         ConfigError, InputError: as `benchmarks.variants.describe_variant`; or a file does not answer.
     """
-    import torch
-
     from benchmarks.variants import describe_variant
-    from compress.yardstick import make_yardstick
+    from compress.yardstick import answering_of, make_yardstick
     from training.run_folder import find_photos
 
     settings, photos = run.settings, find_photos(run)
@@ -222,8 +220,7 @@ def ask_models(run: Any, models: Sequence[Path], most: int) -> Pool:
     answers = []
     with progress("asking", len(variants)) as bar:
         for variant in variants:
-            predictor = variant.open(settings.machine.threads)
-            answers.append(yardstick.measure(lambda lightness: torch.from_numpy(predictor(lightness.numpy()))))  # noqa: B023
+            answers.append(yardstick.measure(answering_of(variant.open(settings.machine.threads))))
             bar.advance()
     l1, to_best = (np.array(each) for each in zip(*answers, strict=True))
     return Pool(np.array([each.weights_bytes for each in variants], float), l1, to_best, yardstick.reference)

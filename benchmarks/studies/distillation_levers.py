@@ -205,8 +205,7 @@ class LeverJob(StudentJob):
         destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
         distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
         network = distilled.checkpoint.build_network()
-        confirmed = self.confirm(lambda yardstick: yardstick.score(network))
-        return network, confirmed or self.yardstick.score(network)
+        return network, self.jury.score(network).reported
 
 
 def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:

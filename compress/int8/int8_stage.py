@@ -26,10 +26,10 @@ from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
-from compress.measures import Score
+from compress.measures import Score, Scores
 from compress.precisions import variant_name
 from compress.ranking import count_macs
-from compress.yardstick import Yardstick, make_yardstick, score_onnx
+from compress.yardstick import Jury, answering_of, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
 from training.photo_split import PhotoSplit
@@ -43,20 +43,38 @@ _MANY_CONVERSIONS = 0.15
 
 @dataclass(frozen=True)
 class _Compared:
-    """An int8 file beside its float parent, on as many photographs."""
+    """An int8 file beside its float parent.
 
-    photos: int
-    parent: Score
-    int8: Score
+    Attributes:
+        jury: what scored both.
+    """
+
+    jury: Jury
+    parent: Scores
+    int8: Scores
+
+    @staticmethod
+    def of(jury: Jury, source: Path, chosen: Path, *, threads: int) -> _Compared:
+        """Ask both files."""
+        return _Compared(
+            jury, *(jury.score(answering_of(OnnxPredictor(path, threads=threads))) for path in (source, chosen))
+        )
 
     def describe(self) -> str:
         """In a few words."""
-        noun = "photograph" if self.photos == 1 else "photographs"
-        return f"{self.int8.describe()} on {self.photos} {noun}, {self.parent.describe()} in float"
+        photos = len(self.jury.reporting.pictures)
+        noun = "photograph" if photos == 1 else "photographs"
+        return f"{self.int8.reported.describe()} on {photos} {noun}, {self.parent.reported.describe()} in float"
 
     def to_dict(self) -> dict[str, Any]:
         """As int8.json has it."""
-        return {"photos": self.photos, "float": self.parent.to_dict(), "int8": self.int8.to_dict()}
+        halves = {"chosen_by": self.jury.choosing, "confirmed": self.jury.confirming}
+        parent, int8 = self.parent.to_dict(), self.int8.to_dict()
+        return {
+            name: {"photos": len(half.pictures), "float": parent[name], "int8": int8[name]}
+            for name, half in halves.items()
+            if half
+        }
 
 
 def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageRecord:
@@ -75,13 +93,10 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             trial = Path(folder) / "model.onnx"
             seen = load_pictures(calibrating, short_side=config.calibration_size, data=settings.data)
             pictures = [lightness.numpy() for lightness, _ in seen]
-            yardsticks = _make_yardsticks(run, judging) if judged else {}
-            judge = _make_judge(run, source, judging, yardsticks["chosen_by"], Path(folder)) if judged else None
+            jury = Jury(run, run.load(run.best_path), judging) if judged else None
+            judge = _make_judge(jury, source, Path(folder)) if jury else None
             quantized = quantize_onnx(source, trial, pictures, config, judge, threads=settings.machine.threads)
-            compared = {
-                name: _compare(each, source, trial, threads=settings.machine.threads)
-                for name, each in yardsticks.items()
-            }
+            compared = _Compared.of(jury, source, trial, threads=settings.machine.threads) if jury else None
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
             parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
             if not math.isfinite(parity.max_abs):
@@ -94,7 +109,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             f"{variant}: {quantized.size_bytes:,} bytes, {quantized.way.describe()}, {len(quantized.quantized)} of "
             f"{layers} convolutions and {quantized.weight_share:.1%} of their weights in int8, "
             f"{profile.int8_share:.0%} of the time, mean difference to float {parity.mean_abs:.1e}"
-            + "".join(f"; {each.describe()}" for each in list(compared.values())[-1:])
+            + (f"; {compared.describe()}" if compared else "")
         )
         return [destination, write_json(destination.with_name("int8.json"), record)], {
             "size_bytes": quantized.size_bytes,
@@ -137,25 +152,13 @@ def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list
     return stages
 
 
-def _make_yardsticks(run: Run, photos: PhotoSplit) -> dict[str, Yardstick]:
-    """Of the photographs that choose, and of the others where there are any."""
-    best, side = run.load(run.best_path), run.settings.score.eval_size
-    parts = {"chosen_by": photos.choosing, "confirmed": photos.confirming}
-    return {name: make_yardstick(run, best, photos, part, short_side=side) for name, part in parts.items() if part}
-
-
-def _compare(yardstick: Yardstick, source: Path, chosen: Path, *, threads: int) -> _Compared:
-    parent, int8 = (score_onnx(yardstick, path, threads=threads) for path in (source, chosen))
-    return _Compared(len(yardstick.pictures), parent, int8)
-
-
-def _make_judge(run: Run, source: Path, photos: PhotoSplit, yardstick: Yardstick, folder: Path) -> Judge:
-    """Scores int8 files by a yardstick, and trains what loses too much on the photographs of `train`."""
+def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
+    """Scores int8 files by the photographs that choose, and trains what loses too much on those of `train`."""
+    run, best, photos = jury.run, jury.best, jury.photos
     settings = run.settings
-    best = run.load(run.best_path)
 
     def score(path: Path) -> Score:
-        return score_onnx(yardstick, path, threads=settings.machine.threads)
+        return score_onnx(jury.choosing, path, threads=settings.machine.threads)
 
     def tune(network: GraphNetwork) -> None:
         distil, side = settings.distil, settings.distil.student_imgsz
@@ -183,14 +186,14 @@ def _make_judge(run: Run, source: Path, photos: PhotoSplit, yardstick: Yardstick
 
 
 def _describe(
-    source: Path, quantized: QuantizeResult, profile: Int8Profile, compared: Mapping[str, _Compared]
+    source: Path, quantized: QuantizeResult, profile: Int8Profile, compared: _Compared | None
 ) -> dict[str, Any]:
     """What int8.json holds."""
     reasons = why_float(onnx.load(source).graph, quantized, profile)
     return {
         "way": quantized.way.describe(),
         "tries": [each.to_dict() for each in quantized.tries],
-        **{name: each.to_dict() for name, each in compared.items()},
+        **(compared.to_dict() if compared else {}),
         "int8_time_share": profile.int8_share,
         "conversion_time_share": profile.conversion_share,
         "caution": _what_slows(quantized, profile),

@@ -20,7 +20,7 @@ from colorpress.core.files import read_json, without_nan, write_csv, write_json
 from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front
-from compress.measures import FIDELITY, MEASURES, Measure, Score, describe_both
+from compress.measures import FIDELITY, MEASURES, Measure, Score, Scores
 from compress.students.search_space import StudentPoint
 
 FRONT_FILES = ("front.csv", "front.json", "front.png")
@@ -46,8 +46,7 @@ class FrontRow:
         point: of the space; its `crops` are those that it learned from.
         size_bytes: of the file; of the one with packed weights where there is none yet.
         latency_ms: p50 of one picture in ONNX Runtime on this machine.
-        score: on the photographs that choose.
-        confirmed: on the others, by the same measure; None where it was not asked, or where there are none.
+        scores: on the photographs that choose and, of a file, on others.
         file: relative to the run folder; empty where there is none yet.
         precision: of the file's weights: "fp32", "w8" or "int8".
     """
@@ -59,15 +58,19 @@ class FrontRow:
     macs: int
     size_bytes: int
     latency_ms: float
-    score: Score
+    scores: Scores
     file: str = ""
     precision: str = "w8"
-    confirmed: Score | None = None
 
     @property
     def label(self) -> str:
         """The file where there is one, else the name."""
         return self.file or self.name
+
+    @property
+    def score(self) -> Score:
+        """On the photographs that choose."""
+        return self.scores.chosen_by
 
     @property
     def costs(self) -> tuple[float, float, float]:
@@ -76,16 +79,14 @@ class FrontRow:
 
     def describe(self) -> str:
         """In a few words, with both numbers where there are two."""
-        kept = describe_both(self.score, self.confirmed)
-        return f"{format_bytes(self.size_bytes)}, {format_number(self.latency_ms)} ms, {kept}"
+        return f"{format_bytes(self.size_bytes)}, {format_number(self.latency_ms)} ms, {self.scores.describe()}"
 
     def figures(self) -> dict[str, Any]:
         """All that is known of it by name; None is not known."""
-        confirmed = self.confirmed.to_dict() if self.confirmed else {}
-        if self.confirmed:
-            low, high = self.confirmed.interval
-            confirmed |= without_nan({"kept": self.confirmed.kept, "low": low, "high": high})
-        others = {name: confirmed.get(name.removeprefix("confirmed_")) for name in CONFIRMED}
+        others: dict[str, Any] = dict.fromkeys(CONFIRMED)
+        if confirmed := self.scores.confirmed:
+            values = (confirmed.kept, *confirmed.interval, confirmed.l1_delta_pct)
+            others = without_nan(dict(zip(CONFIRMED, values, strict=True)))
         return {**vars(self.point), **vars(self), **self.score.to_dict(), **others}
 
 
@@ -249,7 +250,7 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
         (front, {"marker": "o", "mfc": "none", "mec": "#b3261e", "ms": 10, "label": "on the front"}),
         (taken, {"marker": "*", "color": "#b3261e", "ms": 13, "label": "recommended"}),
     ]
-    confirmed = [(row, row.confirmed.loss) for row in front if row.confirmed]
+    confirmed = [(row, row.scores.confirmed.loss) for row in front if row.scores.confirmed]
     with drawn(path, width=11, height=4.8) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for place, (axes, column) in enumerate(zip(panels, ("size_bytes", "p50_ms"), strict=True)):
@@ -294,7 +295,7 @@ def table_cells(row: FrontRow, best_bytes: int) -> tuple[str, ...]:
         f"{best_bytes / row.size_bytes:.1f}",
         f"{format_number(row.latency_ms)} ms",
         _kept_cell(row.score),
-        _kept_cell(row.confirmed) if row.confirmed else "",
+        _kept_cell(row.scores.confirmed) if row.scores.confirmed else "",
         row.stage,
     )
 

@@ -31,7 +31,7 @@ from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
-from compress.measures import MEASURES, Score
+from compress.measures import MEASURES, Scores
 from compress.precisions import variant_name
 from compress.students import search_front, search_study, search_trial
 from compress.students.search_front import FrontRow, Recommendation
@@ -39,7 +39,8 @@ from compress.students.search_space import ladder_points
 from compress.students.search_trial import SearchJob, make_row
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
-from compress.yardstick import Yardstick, score_onnx
+from compress.yardstick import answering_of
+from export.predictors import OnnxPredictor
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 from training.unet import UNetPlan
@@ -377,16 +378,9 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
     """Its bytes, its latency, and what it is worth on the photographs that choose and on the others."""
     settings, path, job = run.settings, run.folder / row.file, led.job
 
-    def score(yardstick: Yardstick) -> Score:
-        return score_onnx(yardstick, path, threads=settings.machine.threads)
-
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        confirmed = job.confirm(score)
-        return [], {
-            "latency_ms": job.time_alone(path),
-            "score": score(job.yardstick).to_dict(),
-            "confirmed": confirmed.to_dict() if confirmed else None,
-        }
+        answering = answering_of(OnnxPredictor(path, threads=settings.machine.threads))
+        return [], {"latency_ms": job.time_alone(path), **job.jury.score(answering).to_dict()}
 
     others_run = any(
         trial.user_attrs.get("worker") != led.job.worker
@@ -406,8 +400,7 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
         stage=search_front.STAGES[2],
         size_bytes=path.stat().st_size,
         latency_ms=result["latency_ms"],
-        score=Score.of(result["score"]),
-        confirmed=Score.of(result["confirmed"]) if result["confirmed"] else None,
+        scores=Scores.of(result),
     )
 
 
@@ -510,7 +503,7 @@ def summarize(found: SearchResult) -> dict[str, Any]:
     return {
         "recommended": found.recommendation.label,
         "sentence": found.recommendation.sentence,
-        "front": [{name: row.figures()[name] for name in names} for row in found.rows],
+        "front": [{name: figures[name] for name in names} for figures in (row.figures() for row in found.rows)],
         "files": [str(path) for path in found.paths],
     }
 

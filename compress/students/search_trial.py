@@ -26,7 +26,7 @@ from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
 from compress.budgets import Limit, find_excess, read_limits
 from compress.distillation import Original
-from compress.measures import Score
+from compress.measures import Score, Scores
 from compress.students.search_front import STAGES, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
@@ -189,7 +189,7 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
     with working_together():
         destination = _distil(job, *share_answer(lambda: (point, original)))
     with muted():
-        score = job.yardstick.score(load_checkpoint(destination).build_network())
+        score = job.jury.choosing.score(load_checkpoint(destination).build_network())
     path = job.weights / f"{sha256_file(destination)}.pt"
     if not path.exists():
         write_bytes(path, destination.read_bytes())
@@ -235,7 +235,7 @@ def make_row(trial: FrozenTrial, stage: str = STAGES[0]) -> FrontRow:
         stage=stage,
         point=StudentPoint.from_dict(known["point"]),
         **{name: known[name] for name in COSTS},
-        score=Score.of(known["score"]),
+        scores=Scores(Score.of(known["score"])),
     )
 
 

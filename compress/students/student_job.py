@@ -25,14 +25,13 @@ from compress.measures import MEASURES, Score, Strength
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
 from compress.students.student_plan import StrideScore
-from compress.yardstick import Yardstick, make_yardstick
+from compress.yardstick import Jury, Yardstick
 from export.graph import export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
 from training.network import pad_to_multiple, upsample_bilinear
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
-from training.photos import Photo
 from training.run_folder import Run, warn_of_other_split
 from training.unet import UNet, UNetPlan, count_parameters
 
@@ -101,31 +100,13 @@ class StudentJob:
         return with_unlabelled(self.run, self.given)
 
     @cached_property
-    def yardstick(self) -> Yardstick:
-        """best.pt's answers to the photographs that choose: candidates among each other, and epochs."""
-        return self._make_yardstick(self.given.choosing)
-
-    @cached_property
-    def confirming(self) -> Yardstick | None:
-        """Its answers to those that score what was chosen, and never choose; None where there are none."""
-        return self._make_yardstick(self.given.confirming) if self.given.confirming else None
-
-    def _make_yardstick(self, scored: Sequence[Photo]) -> Yardstick:
-        size = self.run.settings.score.eval_size
-        return make_yardstick(self.run, self.best, self.given, scored[:MOST_CHOOSING], short_side=size)
-
-    def confirm(self, score: Callable[[Yardstick], Score]) -> Score | None:
-        """What was chosen, on the other photographs, by the measure that chose; None where there are none.
-
-        Args:
-            score: asks what was chosen about the photographs of a yardstick.
-        """
-        measure = self.yardstick.strength.measure.name
-        return replace(score(self.confirming), measure=measure) if self.confirming else None
+    def jury(self) -> Jury:
+        """What chooses, candidates among each other and epochs, and what scores the chosen one."""
+        return Jury(self.run, self.best, self.given.limit_halves(MOST_CHOOSING))
 
     def know_original(self, photos: int = MOST_CHOOSING) -> Original:
         """What its answers to the first so many photographs that choose say of best.pt, before it teaches."""
-        return Original(*self.yardstick.means(photos), alone=not self.yardstick.strength.beats_grey)
+        return Original(*self.jury.choosing.means(photos), alone=not self.jury.choosing.strength.beats_grey)
 
     @cached_property
     def original_cost(self) -> dict[str, int]:
@@ -243,7 +224,8 @@ def ask_oracle(job: StudentJob) -> tuple[Oracle, StageRecord]:
     """The oracle of a run folder, where it is measured once; says how strong best.pt is."""
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        strength, scores = job.yardstick.strength.to_dict(), score_strides(job.yardstick)
+        yardstick = job.jury.choosing
+        strength, scores = yardstick.strength.to_dict(), score_strides(yardstick)
         return [], {"strength": strength, "strides": [without_nan(asdict(each)) for each in scores]}
 
     used = {**job.run.arch_key(), **job.data_key(learns=False)}
@@ -253,7 +235,7 @@ def ask_oracle(job: StudentJob) -> tuple[Oracle, StageRecord]:
         tuple(StrideScore(**with_nan(each)) for each in record.result["strides"]),
     )
     say(found.strength.describe())
-    if meaning := found.strength.warn():
+    if meaning := found.strength.caution:
         warn(meaning)
     kept = ", ".join(f"1/{each.stride} {each.kept:.3f} ({each.l1_delta_pct:+.2f} % L1)" for each in found.strides)
     say(f"best.pt's own answer made coarse keeps {found.strength.measure.symbol}: {kept}")

@@ -23,7 +23,7 @@ from compress.budgets import Limit, fits, goals_or_whole, read_limits
 from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
-from compress.measures import Score, describe_both
+from compress.measures import MEASURES, Score
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
@@ -167,7 +167,7 @@ def _try_out(job: StudentJob, network: UNetPlan, teacher_weight: float) -> Stage
     destination = job.run.folder / "trials" / name / "model.pt"
 
     def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
-        return [destination], {"score": job.yardstick.score(distilled.checkpoint.build_network()).to_dict()}
+        return [destination], {"score": job.jury.choosing.score(distilled.checkpoint.build_network()).to_dict()}
 
     crops = job.run.settings.student.student_trial_crops
     return _learn(job, name, network, crops, destination, describe, teacher_weight)
@@ -179,10 +179,10 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
 
     def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
         student, size = distilled.checkpoint.build_network(), settings.count.rank_size
-        chosen_by, confirmed = job.yardstick.score(student), job.confirm(lambda yardstick: yardstick.score(student))
-        reported, goals = confirmed or chosen_by, job.yardstick.goals(settings.goal)
-        say(f"{name}: {distilled.summary()}; {describe_both(chosen_by, confirmed, intervals=True)}")
-        if missed := [goal for goal in goals if not goal.is_met(reported.likely_figures())]:
+        scores = job.jury.score(student)
+        say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
+        goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
+        if missed := [goal for goal in goals if not goal.is_met(scores.reported.likely_figures())]:
             asked = " and ".join(goal.show(goal.bound) for goal in missed)
             hint = "try --student-effort long, or a wider --student-plan"
             warn(f"{name} does not keep {asked} with odds of 4 to 1: {hint}")
@@ -191,8 +191,7 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
             "macs": count_macs(student, height=size, width=size),
             "output_stride": network.output_stride,
             "val_l1": distilled.val_l1_after,
-            "val_score": chosen_by.to_dict(),
-            "confirmed_score": confirmed.to_dict() if confirmed else None,
+            **scores.to_dict(),
             "best_val_l1": distilled.scale.best_l1,
             "grey_val_l1": distilled.scale.grey_l1,
         }

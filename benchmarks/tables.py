@@ -173,7 +173,7 @@ def _format_folder(name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> 
 def format_conditions(record: Mapping[str, Any]) -> list[str]:
     """What stands below the table: how strong best.pt is, what noise alone does to a ratio, what the machine can do."""
     strength = read_strength(record)
-    lines = [*filter(None, (strength.describe(), strength.warn()))] if strength else []
+    lines = strength.sentences() if strength else []
     lines += [
         f"A/A control, {label}: best.pt timed against itself is {ratio['median']:.3f} "
         f"({ratio['low']:.3f} to {ratio['high']:.3f})"

@@ -28,7 +28,7 @@ class Verdict:
     Attributes:
         recommended: a row's name; None when no variant is worth it.
         sentence: the judgement.
-        notes: what limits it, a sentence each.
+        notes: what else limits it than how strong best.pt is, a sentence each.
     """
 
     recommended: str | None
@@ -156,9 +156,8 @@ def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
     sentence = (
         f"{row.model} is recommended: {cost}, with {_describe_change(row, measure)}{_describe_kept(row, measure)}."
     )
-    if strength and strength.beats_grey and not strength.beats_table:
-        sentence += " best.pt itself paints little more than tint: train it on more photographs, or for longer, first."
-    return sentence
+    weakness = strength.weakness if strength else None
+    return f"{sentence} {weakness.advice}" if weakness and weakness.advice else sentence
 
 
 def _describe_change(row: Row, measure: Measure) -> str:
@@ -201,7 +200,7 @@ def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:
 
 
 def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -> tuple[str, ...]:
-    notes = [*filter(None, (strength.describe(), strength.warn()))] if strength else []
+    notes = []
     measure, photos = measure_of(strength), rows[0].photos
     if 0 < photos < _FEW_PHOTOS:
         noun = "photograph shows" if photos == 1 else "photographs show"

@@ -623,9 +623,8 @@ def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) 
             measured = read_benchmark_json(folder / "benchmark.json")
             verdict = judge_rows(measured["rows"], measured["aa_ratios"], read_strength(measured))
             conditions, also = format_conditions(measured), format_also(measured)
-            lines = [format_table(measured["rows"]), *conditions, *(["", also] if also else []), "", verdict.sentence]
-            # How strong best.pt is stands among the conditions already.
-            click.echo("\n".join([*lines, *(note for note in verdict.notes if note not in conditions)]))
+            lines = [format_table(measured["rows"]), *conditions, *(["", also] if also else [])]
+            click.echo("\n".join([*lines, "", verdict.sentence, *verdict.notes]))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
 

@@ -208,7 +208,7 @@ def _describe_strength(measured: Mapping[str, Any]) -> dict[str, str]:
     if strength is None:
         return {}
     measure = f"{strength.measure.title} {strength.measure.symbol}"
-    return {"measure": measure, "strength": strength.describe(), "warning": strength.warn()}
+    return {"measure": measure, "strength": strength.describe(), "warning": strength.caution}
 
 
 def _read_measured(run: Run) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _measure(
         say(f"no sensitivities: nothing of best.pt's colours can be measured. {strength.describe()}")
         return strength.measure, {}
     measure = strength.measure
-    say(f"sensitivities, by {measure.title} {measure.symbol}: {strength.describe()} {strength.warn()}".rstrip())
+    say(f"sensitivities, by {measure}: {' '.join(strength.sentences())}")
     cache_path = run.folder / ".sensitivity.json"
     if run.force:
         cache_path.unlink(missing_ok=True)

@@ -312,7 +312,7 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     assert "2 photographs show the machinery, not colour quality" in printed
     assert "A/A control, cpu, batch 8: best.pt timed against itself is 1.010 (0.900 to 1.100)" in printed
     assert "int8 400 GMAC/s (QLinearConv)" in printed
-    assert printed.count(strength.describe()) == printed.count(strength.warn()) == 1  # not among the notes again
+    assert printed.count(strength.describe()) == printed.count(strength.caution) == 1  # not among the notes again
     assert "also on sea:" in printed
 
 

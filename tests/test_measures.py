@@ -10,7 +10,22 @@ import numpy as np
 import pytest
 
 from compress.budgets import Limit
-from compress.measures import CONTENT, FIDELITY, MARGIN, MEASURES, RETAINED, Measure, Reference, Score, Strength
+from compress.measures import (
+    CONTENT,
+    FIDELITY,
+    HARDLY_PAINTS,
+    MARGIN,
+    MEASURES,
+    NOT_TOLD,
+    RETAINED,
+    TINT,
+    VIVID,
+    Measure,
+    Reference,
+    Score,
+    Strength,
+    Weakness,
+)
 from training.metrics import Floats
 
 GREY = 0.1
@@ -40,7 +55,7 @@ def test_content_decides_where_best_is_clearly_better_than_the_table(below_pct: 
     assert strength.measure is measure
     assert strength.below_table_pct == pytest.approx(below_pct, abs=1e-9)
     assert strength.beats_table == (measure is CONTENT) and strength.beats_grey
-    assert bool(strength.warn()) == (measure is FIDELITY)
+    assert bool(strength.caution) == (measure is FIDELITY)
 
 
 def test_an_interval_that_holds_zero_is_no_clear_gain() -> None:
@@ -48,7 +63,26 @@ def test_an_interval_that_holds_zero_is_no_clear_gain() -> None:
     noisy = replace(few, table_l1=few.best_l1 * np.array([1.9, 0.6, 1.5, 0.6, 1.3]))
     strength = noisy.strength
     assert strength.below_table_pct > 5 and strength.below_table_low < 0 < strength.below_table_high
-    assert strength.measure is FIDELITY and "not clearly better than a table" in strength.warn()
+    assert strength.measure is FIDELITY and "not clearly better than a table" in strength.caution
+
+
+@pytest.mark.parametrize(
+    ("strength", "weakness"),
+    [
+        (Strength(60, 20.0, 18.0, 16.0, 20.0, 0.6), None),
+        (Strength(60, 20.0, 2.0, 1.0, 3.0, 0.6), TINT),
+        (Strength(1, 20.0, 18.0, math.nan, math.nan, 0.6), NOT_TOLD),  # one photograph
+        (Strength(60, 20.0, math.nan, math.nan, math.nan, 0.6), NOT_TOLD),  # no table
+        (Strength(60, -3.0, math.nan, math.nan, math.nan, 1.2), VIVID),
+        (Strength(60, 0.1, -9.0, -10.0, -8.0, 0.01), HARDLY_PAINTS),
+        (Strength(60, math.nan, math.nan, math.nan, math.nan, math.nan), None),
+    ],
+)
+def test_what_is_said_of_a_weak_original_is_what_was_found(strength: Strength, weakness: Weakness | None) -> None:
+    assert strength.weakness is weakness
+    cautions = [weakness.caution] if weakness else []
+    assert strength.sentences() == [strength.describe(), *cautions]
+    assert ("not clearly better" in strength.caution) == (weakness is TINT)
 
 
 def test_best_itself_keeps_all_and_a_table_has_no_content() -> None:
@@ -80,7 +114,7 @@ def test_best_worse_than_grey_is_measured_by_its_own_colours() -> None:
     reference = make_reference(table=0.95, best=1.2, to_grey=0.1)
     strength = reference.strength
     assert not strength.beats_grey and strength.measure is FIDELITY
-    assert "no better than grey's" in strength.warn() and "from its answers alone" in strength.warn()
+    assert "no better than grey's" in strength.caution and "from its answers alone" in strength.caution
     assert "20.0 % above grey" in strength.describe() and "above a lightness table" in strength.describe()
     score = reference.score(reference.best_l1, 0.25 * reference.best_to_grey)
     assert math.isnan(score.retained_colour) and math.isnan(score.content_colour)
@@ -94,7 +128,7 @@ def test_photographs_without_colour_give_no_measure_and_a_clear_sentence() -> No
     reference = Reference(nothing, nothing, nothing * 9, nothing * 9, nothing, nothing)
     strength = reference.strength
     assert strength.describe() == "These photographs hold no colour, so nothing can be measured on them."
-    assert strength.warn() == "" and not strength.beats_grey and not strength.beats_table
+    assert strength.caution == "" and not strength.beats_grey and not strength.beats_table
     score = reference.score(nothing * 10, nothing)
     assert all(math.isnan(getattr(score, name)) for name in MEASURES)
     assert score.loss == pytest.approx(10 / 9 - 1) and score.describe() == "+11.11 % L1"
@@ -106,7 +140,7 @@ def test_best_that_answers_grey_has_no_fidelity_to_keep() -> None:
     reference = Reference(grey, grey * 0.9, grey, grey * 0, grey * 0, grey)
     assert math.isnan(reference.best.kept) and reference.best.loss == 0
     assert "its colours have 0 % of the truth's chroma" in reference.strength.describe()
-    assert "hardly paints at all" in reference.strength.warn()
+    assert "hardly paints at all" in reference.strength.caution
 
 
 def test_one_photograph_has_figures_and_no_intervals() -> None:

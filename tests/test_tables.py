@@ -28,7 +28,7 @@ from benchmarks.tables import format_also, format_conditions, format_table, make
 from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.errors import InputError
-from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from colorpress.core.text import format_bytes, format_count, format_interval, format_number, format_percent
 from compress.measures import CONTENT, Reference
 from export.timing import Condition, Ratio, Timing, compute_statistics
 from training.metrics import PhotoScores
@@ -240,4 +240,5 @@ def test_figures_for_people() -> None:
     ]  # fmt: skip
     assert [format_count(n) for n in (None, 0, 999, 7_763_000, 12_040_000_000)] == ["-", "-", "999", "7.76 M", "12 G"]
     assert [format_number(x) for x in (None, 0.123, 12.34, 1234.5)] == ["-", "0.12", "12.3", "1234"]
+    assert (format_interval(0.9, 1.0), format_interval(-2.0, 3.0, digits=1)) == ("0.900 to 1.000", "-2.0 to 3.0")
     assert [format_percent(x) for x in (None, -0.0001, 1.005, -2.0)] == ["-", "+0.00 %", "+1.00 %", "-2.00 %"]

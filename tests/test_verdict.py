@@ -46,10 +46,8 @@ GREY = Strength(100, math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 def judge_rows(rows: Sequence[Row], aa_ratios: Any = None, strength: Strength | None = STRONG) -> Verdict:
-    """The verdict beside an original whose content decides; without the note that says how strong it is."""
-    found = verdicts.judge_rows(rows, aa_ratios, strength)
-    said = [strength.describe(), strength.warn()] if strength else []
-    return replace(found, notes=tuple(note for note in found.notes if note not in said))
+    """The verdict beside an original whose content decides."""
+    return verdicts.judge_rows(rows, aa_ratios, strength)
 
 
 def judge_peers(rows: Sequence[Row]) -> list[str]:
@@ -159,7 +157,7 @@ def test_an_original_without_colour_leaves_nothing_to_keep() -> None:
     assert "best.pt answers grey" in judge_rows([grey, other], None, WEAK).sentence
     verdict = verdicts.judge_rows([grey, other], None, GREY)
     assert verdict.recommended is None and "these photographs hold none" in verdict.sentence
-    assert verdict.notes == ("These photographs hold no colour, so nothing can be measured on them.",)
+    assert verdict.notes == ()
 
 
 def test_without_a_baseline_there_is_no_verdict() -> None:
@@ -320,10 +318,17 @@ def test_fidelity_decides_where_content_cannot(strength: Strength) -> None:
     assert verdict.recommended == "x"
     assert "with 0.93 of best.pt's own colours (F) reproduced (95 % interval 0.94 to 0.96)" in verdict.sentence
     assert ("train it on more photographs" in verdict.sentence) is (strength is WEAK)
-    assert verdict.notes[:2] == (strength.describe(), strength.warn())
     lost = verdicts.judge_rows([best, replace(faithful, fidelity=0.79)], None, strength)
     assert lost.recommended is None and "keeps 0.79 of best.pt's own colours (F) (at least 0.8 passes)" in lost.sentence
     assert verdicts.judge_rows([best, faithful], None, STRONG).recommended is None
+
+
+@pytest.mark.parametrize("strength", [WEAK, replace(WEAK, below_table_low=math.nan), replace(WEAK, chroma_share=0.01)])
+def test_only_what_was_found_of_an_original_is_held_against_it(strength: Strength) -> None:
+    sentence = judge_rows([BEST, row("x", **SMALL)], None, strength).sentence
+    advice = strength.weakness.advice if strength.weakness else None
+    assert sentence.endswith(f". {advice}" if advice else "the same photographs chose and scored it.")
+    assert ("paints little more than tint" in sentence) == (strength is WEAK)
 
 
 def test_a_control_is_never_recommended_and_what_it_keeps_of_g_is_said() -> None:

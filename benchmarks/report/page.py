@@ -96,8 +96,6 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     left_out = () if scored and picture_set is None else _SHEETS if scored else (*_SHEETS, "pareto.png")
     page = _open_template().render(
         verdict=verdict,
-        # How strong best.pt is has a place of its own.
-        notes=[note for note in verdict.notes if not strength or note not in (strength.describe(), strength.warn())],
         rows=rows,
         best=rows[0] if rows else None,
         chosen=next((row for row in rows if row.model == verdict.recommended), None),
@@ -173,9 +171,7 @@ def render_markdown(text: str) -> str:
 
 def mark_strength(strength: Strength | None) -> str:
     """What stands at every section about colours where best.pt is not strong; else empty."""
-    if strength is None or not strength.warn():
-        return ""
-    return "measures tint" if strength.beats_grey else "measures fidelity alone"
+    return strength.weakness.mark if strength and strength.weakness else ""
 
 
 def say_kept(values: Mapping[str, Any]) -> str:

@@ -36,6 +36,11 @@ def format_percent(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:+.2f} %"
 
 
+def format_interval(low: float, high: float, *, digits: int = 3) -> str:
+    """Both ends with as many decimals: "0.912 to 0.934"."""
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
 def align_cells(lines: Sequence[Sequence[str]], *, to_left: bool = False) -> list[str]:
     """Lines of a table for a terminal, the header first; a line with fewer cells is a name and a remark across all.
 

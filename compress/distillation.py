@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,11 @@ from colorpress.core.files import write_csv
 from colorpress.core.processes import is_main_process, process_count, process_rank, sum_over_processes_
 from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
-from compress.measures import FIDELITY, RETAINED, Measure
+from compress.measures import FIDELITY, RETAINED, Scale
 from training.batches import ANSWER_STRIDE, AnswerFolder, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
-from training.fitting import FitFiles, FitJob, fit_network, forget_fit
+from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
@@ -40,41 +40,6 @@ from training.unet import UNet
 
 CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", RETAINED.name, FIDELITY.name)
 _BATCH_NORM_BATCHES = 16
-
-
-class Original(NamedTuple):
-    """What is known of best.pt on the photographs that tell the best epoch, and what follows from it.
-
-    Attributes:
-        grey_l1, best_l1: mean L1 (ab/128) of the grey answer and of best.pt to the truth.
-        alone: whether its answers alone teach and judge.
-    """
-
-    grey_l1: float
-    best_l1: float
-    alone: bool
-
-
-class Scale(NamedTuple):
-    """What a validation L1 (ab/128) is read by: how near to the truth, or to best.pt's answers where `to_best`.
-
-    Attributes:
-        grey_l1, best_l1: of the grey answer and of best.pt; 0 is best.pt's to its own answers.
-    """
-
-    grey_l1: float
-    best_l1: float
-    to_best: bool = False
-
-    @property
-    def measure(self) -> Measure:
-        """What is kept: G of what best.pt gains over grey, or F of its own colours."""
-        return FIDELITY if self.to_best else RETAINED
-
-    def kept(self, l1: float) -> float:
-        """How much of it; NaN where best.pt is no better than grey."""
-        gained = self.grey_l1 - self.best_l1
-        return (self.grey_l1 - l1) / gained if gained > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -93,11 +58,6 @@ class DistillResult:
     scale: Scale
     epochs: int
     paths: tuple[Path, ...]
-
-    @property
-    def retained_colour(self) -> float:
-        """G afterwards; NaN where best.pt is no better than grey."""
-        return math.nan if self.scale.to_best else self.scale.kept(self.val_l1_after)
 
     def summary(self) -> str:
         """One sentence for a person."""
@@ -145,13 +105,14 @@ class Lesson:
     Attributes:
         teacher: best.pt.
         photos: those of `train` are learned from, and those that choose tell which epoch is best.
-        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
+        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest. Where `scale` is to best.pt
+            it is 1, whatever is given.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about, in pixels.
         make_loss: the loss, from the network and `teacher_weight`.
-        original: what is known of best.pt on those that choose; None asks it, which takes longer than a short training
-            of a small network. Its answers are alone then where it is no truer than grey.
-        target: what it answered to those, where that is what validation is against; None: the truth.
+        scale: what validation L1 is read by, on the photographs that choose. Without one best.pt is asked about them,
+            which takes longer than a short training of a small network; the scale is to best.pt then where best.pt is
+            no truer than grey.
     """
 
     teacher: Checkpoint
@@ -163,8 +124,7 @@ class Lesson:
     data: DataConfig
     machine: MachineConfig
     make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
-    original: Original | None = None
-    target: AnswerFolder | None = None
+    scale: Scale | None = None
 
     @staticmethod
     def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, recipe: Recipe, *, teacher_weight: float) -> Lesson:
@@ -180,8 +140,13 @@ class Lesson:
         """Of this teacher, at this size."""
         return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}")
 
+    @property
+    def target(self) -> AnswerFolder | None:
+        """What tells which epoch is best: the teacher's answers to the photographs that choose; None: the truth."""
+        return self.answers if self.scale is not None and self.scale.to_best else None
+
     def validate(self, network: nn.Module, device: torch.device) -> float:
-        """The mean L1 (ab/128) of a network on `device` on the photographs that choose, to what counts there."""
+        """The mean L1 (ab/128) of a network on `device` to the target, on the photographs that choose."""
         limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
         return validate_l1(network, self.photos.choosing, **limits, device=device, target=self.target)
 
@@ -199,37 +164,21 @@ def distil_network(
         label: what a person reads beside the progress bar.
     Raises: as `training.original.train_unet`.
     """
-    teacher = lesson.teacher
+    teacher, arch = lesson.teacher, _arch_of(network, lesson.teacher)
     device = choose_device(lesson.machine.device)
-    origin = {"stage": "distil", "teacher_sha256": teacher.sha256}
-    # The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own.
-    arch = ArchConfig() if isinstance(network, UNet) else teacher.arch
     with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        lesson, scale = _find_target(best, lesson, device, label)
+        lesson, scale = _settle_scale(best, lesson, device, label)
         before = _settle_batch_norm_(network, lesson, device)
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-        untuned = Checkpoint(network.architecture, start, val_l1=before, extra=origin, arch=arch)
+        untuned = Checkpoint(network.architecture, start, val_l1=before, extra=_origin(lesson), arch=arch)
         if not tune:
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, scale, 0, (destination,))
-        extra = {
-            **origin,
-            "architecture": network.architecture.describe(),
-            "teacher_weight": lesson.teacher_weight,
-            "answer_size": lesson.answer_size,
-            "code": hash_code(__name__, within="compress"),
-        }
         _ask_teacher(best, lesson, lesson.photos.train, device)
-        data, photos = replace(lesson.data, seed=lesson.data.seed + 1), lesson.photos
-        fitted = fit_network(
-            lesson.make_loss(network, lesson.teacher_weight),
-            FitJob(photos.train, photos.choosing, lesson.recipe, data, lesson.machine, lesson.answers, lesson.target),
-            FitFiles(destination, extra, restart=True),
-            label=label,
-        )
+        fitted = _fit(network, lesson, destination, label)
     files: tuple[Path, ...] = ()
     if is_main_process():
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
@@ -246,19 +195,48 @@ def distil_network(
     return DistillResult(destination, kept, before, after, scale, len(fitted.history), paths)
 
 
-def _find_target(best: ColorNetwork, lesson: Lesson, device: torch.device, label: str) -> tuple[Lesson, Scale]:
-    """The lesson with what is learned from and validated against settled, and what its validation L1 is read by."""
-    original = lesson.original
-    if original is None:
+def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
+    """The options that name the network: the teacher's where it is the teacher, pruned; none for a UNet of our own."""
+    return ArchConfig() if isinstance(network, UNet) else teacher.arch
+
+
+def _origin(lesson: Lesson) -> dict[str, Any]:
+    return {"stage": "distil", "teacher_sha256": lesson.teacher.sha256}
+
+
+def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -> FitResult:
+    """Train the network, on the device that it is on, with the answers that the teacher gave."""
+    extra = {
+        **_origin(lesson),
+        "architecture": network.architecture.describe(),
+        "teacher_weight": lesson.teacher_weight,
+        "answer_size": lesson.answer_size,
+        "code": hash_code(__name__, within="compress"),
+    }
+    data, photos = replace(lesson.data, seed=lesson.data.seed + 1), lesson.photos
+    return fit_network(
+        lesson.make_loss(network, lesson.teacher_weight),
+        FitJob(photos.train, photos.choosing, lesson.recipe, data, lesson.machine, lesson.answers, lesson.target),
+        FitFiles(destination, extra, restart=True),
+        label=label,
+    )
+
+
+def _settle_scale(best: ColorNetwork, lesson: Lesson, device: torch.device, label: str) -> tuple[Lesson, Scale]:
+    """The lesson with its scale, and that; where it is to best.pt its answers to those that choose are there."""
+    scale = lesson.scale
+    if scale is None:
         grey_l1, best_l1 = (lesson.validate(network, device) for network in (_Grey(), best))
-        original = Original(grey_l1, best_l1, alone=grey_l1 <= best_l1)
-    if not original.alone:
-        return lesson, Scale(original.grey_l1, original.best_l1)
+        scale = Scale(grey_l1, best_l1, to_best=grey_l1 <= best_l1)
+    lesson = replace(lesson, scale=scale)
+    if not scale.to_best:
+        return lesson, scale
     if lesson.teacher_weight < 1.0:
         say(f"{label}: best.pt is no truer than grey, so it learns from best.pt's answers alone")
     _ask_teacher(best, lesson, lesson.photos.choosing, device)
-    taught = replace(lesson, original=original, teacher_weight=1.0, target=lesson.answers)
-    return taught, Scale(taught.validate(_Grey(), device), 0.0, to_best=True)
+    # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
+    scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
+    return replace(lesson, scale=scale, teacher_weight=1.0), scale
 
 
 def _ask_teacher(best: ColorNetwork, lesson: Lesson, photos: Sequence[Photo], device: torch.device) -> None:

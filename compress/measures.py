@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +198,28 @@ class Strength:
 
 def _percent(below: float) -> str:
     return f"{abs(below):.1f} % {'below' if below >= 0 else 'above'}"
+
+
+class Scale(NamedTuple):
+    """What a mean L1 (ab/128) is read by: how near to the truth, or to best.pt's answers where `to_best`.
+
+    Attributes:
+        grey_l1, best_l1: of the grey answer and of best.pt; 0 is best.pt's to its own answers.
+    """
+
+    grey_l1: float
+    best_l1: float
+    to_best: bool = False
+
+    @property
+    def measure(self) -> Measure:
+        """What is kept: G of what best.pt gains over grey, or F of its own colours."""
+        return FIDELITY if self.to_best else RETAINED
+
+    def kept(self, l1: float) -> float:
+        """How much of it; NaN where best.pt is no better than grey."""
+        gained = self.grey_l1 - self.best_l1
+        return (self.grey_l1 - l1) / gained if gained > 0 else math.nan
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from colorpress.core.errors import InputError
-from compress.measures import Reference, Score, Scores, Strength
+from compress.measures import Reference, Scale, Score, Scores, Strength
 from export.controls import TABLE, control_path, make_controls
 from export.predictors import OnnxPredictor, Predictor
 from training.batches import whole_photos
@@ -52,9 +52,14 @@ class Yardstick:
         """How strong best.pt is on them."""
         return self.reference.strength
 
-    def means(self, photos: int | None = None) -> tuple[float, float]:
-        """The mean L1 (ab/128) of the grey answer and of best.pt, on the first so many of the photographs or on all."""
-        return float(self.reference.grey_l1[:photos].mean()), float(self.reference.best_l1[:photos].mean())
+    def scale(self, photos: int | None = None) -> Scale:
+        """What the mean L1 of a student is read by, on the first so many of the photographs or on all.
+
+        It is to best.pt's answers where best.pt is no truer than grey on all of them.
+        """
+        known, to_best = self.reference, not self.strength.beats_grey
+        grey_l1 = (known.best_to_grey if to_best else known.grey_l1)[:photos].mean()
+        return Scale(float(grey_l1), 0.0 if to_best else float(known.best_l1[:photos].mean()), to_best)
 
     def score(self, answering: Answering) -> Score:
         """Ask a candidate about every photograph; raises as `measure`."""

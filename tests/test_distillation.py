@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, MachineConfig, PruneConfig, Recipe, UNetConfig
-from compress.distillation import DistillResult, Lesson, Original, Scale, distil_network, write_distillation_curve
+from compress.distillation import DistillResult, Lesson, distil_network, write_distillation_curve
+from compress.measures import Scale
 from compress.pruning import prune_network
 from compress.students.student_job import build_student
 from tests.conftest import make_vivid
@@ -128,10 +129,10 @@ def test_colour_minutes_and_crops_are_written_as_table_and_chart(
 
 
 def learn_from(
-    teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 0.0, original: Original | None = None
+    teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 0.0, scale: Scale | None = None
 ) -> DistillResult:
     recipe = replace(TRAIN, epochs=3, learning_rate=2e-2, schedule="constant", ema_decay=0.0)
-    lesson = Lesson(teacher, split, recipe, weight, folder / "answers", 24, DataConfig(), MACHINE, original=original)
+    lesson = Lesson(teacher, split, recipe, weight, folder / "answers", 24, DataConfig(), MACHINE, scale=scale)
     return distil_network(build_student(STUDENT, 0), lesson, folder / "student" / "model.pt")
 
 
@@ -148,15 +149,15 @@ def test_of_a_vivid_original_its_answers_alone_teach_and_judge(
     history = pd.read_csv(tmp_path / "student" / "distillation.csv")
     assert history["val_l1"].min() == pytest.approx(result.val_l1_after)
     assert history["fidelity"].max() == pytest.approx(1 - result.val_l1_after / result.scale.grey_l1, abs=1e-6)
-    assert np.isnan(result.retained_colour) and "fidelity F 0." in result.summary()
+    assert "fidelity F 0." in result.summary()
     assert "best.pt's answers alone" in capsys.readouterr().err
 
 
 def test_whether_answers_alone_teach_may_be_known_from_more_photographs(split: PhotoSplit, tmp_path: Path) -> None:
-    vivid, known = load_checkpoint(make_vivid(tmp_path / "vivid.pt")), Original(grey_l1=0.2, best_l1=0.1, alone=False)
-    result = learn_from(vivid, split, tmp_path, weight=0.25, original=known)
+    vivid, known = load_checkpoint(make_vivid(tmp_path / "vivid.pt")), Scale(grey_l1=0.2, best_l1=0.1)
+    result = learn_from(vivid, split, tmp_path, weight=0.25, scale=known)
     assert result.checkpoint.extra["teacher_weight"] == 0.25
-    assert result.scale == Scale(0.2, 0.1)
+    assert result.scale == known
     # A distance to the truth, which is not as far from grey as best.pt is.
     assert result.val_l1_before < 0.4
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from colorpress.core.config import DataConfig, Settings
 from colorpress.core.errors import InputError
 from compress import yardstick
-from compress.measures import CONTENT, FIDELITY, MEASURES, Reference
+from compress.measures import CONTENT, FIDELITY, MEASURES, Reference, Scale
 from compress.yardstick import Answering, Jury, Picture, Yardstick, make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES, GREY, TABLE, control_path
 from tests.conftest import TINY_PLAN, make_network
@@ -53,8 +53,15 @@ def test_scores_are_what_one_computes_by_hand() -> None:
     assert score.retained_low <= score.retained_colour <= score.retained_high
     grey = yardstick.score(answer(0.0))
     assert (grey.retained_colour, grey.fidelity) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
-    assert yardstick.means() == (pytest.approx(0.3), pytest.approx(0.075))
-    assert yardstick.means(1) == (pytest.approx(0.2), pytest.approx(0.05))
+
+
+def test_what_a_student_is_read_by_is_its_distance_to_best_where_that_is_no_truer_than_grey() -> None:
+    true, vivid = made_of(0.2, 0.4, best=(0.15, 0.3)), made_of(0.1, 0.4, best=(0.1, -0.2))
+    assert true.scale() == Scale(pytest.approx(0.3), pytest.approx(0.075), to_best=False)
+    assert true.scale(1) == Scale(pytest.approx(0.2), pytest.approx(0.05), to_best=False)
+    assert vivid.scale() == Scale(pytest.approx(0.15), 0.0, to_best=True)
+    # On the first alone it is better than grey, but the first photographs alone do not decide.
+    assert vivid.scale(1) == Scale(pytest.approx(0.1), 0.0, to_best=True)
 
 
 def test_what_confirms_is_by_the_measure_that_chose() -> None:

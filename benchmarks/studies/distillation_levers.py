@@ -200,8 +200,8 @@ class LeverJob(StudentJob):
             replace(recipe, **lever.recipe),
             teacher_weight=settings.distil.student_teacher_weight,
         )
-        data, original = replace(settings.data, seed=seed), self.know_original()
-        lesson = replace(lesson, data=data, original=original, **lever.lesson)
+        data = replace(settings.data, seed=seed)
+        lesson = replace(lesson, data=data, scale=self.jury.choosing.scale(), **lever.lesson)
         destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
         distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
         network = distilled.checkpoint.build_network()

@@ -25,8 +25,7 @@ from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
 from compress.budgets import Limit, find_excess, read_limits
-from compress.distillation import Original
-from compress.measures import Score, Scores
+from compress.measures import Scale, Score, Scores
 from compress.students.search_front import STAGES, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
@@ -185,9 +184,9 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
 
     What an interruption left is gone on with. Processes of torchrun share the work.
     """
-    original = job.know_original(_EPOCH_PHOTOS)  # alone, since the others wait for what they are to learn
+    scale = job.jury.choosing.scale(_EPOCH_PHOTOS)  # alone, since the others wait for what they are to learn
     with working_together():
-        destination = _distil(job, *share_answer(lambda: (point, original)))
+        destination = _distil(job, *share_answer(lambda: (point, scale)))
     with muted():
         score = job.jury.choosing.score(load_checkpoint(destination).build_network())
     path = job.weights / f"{sha256_file(destination)}.pt"
@@ -204,11 +203,11 @@ def assist(job: SearchJob) -> None:
             _distil(job, *task)
 
 
-def _distil(job: SearchJob, point: StudentPoint, original: Original) -> Path:
+def _distil(job: SearchJob, point: StudentPoint, scale: Scale) -> Path:
     name = sha256_bytes(repr((point.network(), point.crops)).encode())[:16]
     destination = job.run.folder / "study" / "trials" / name / "model.pt"
     with muted():
-        job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, original=original)
+        job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, scale=scale)
     return destination
 
 

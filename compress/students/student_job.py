@@ -20,8 +20,8 @@ from colorpress.core.console import say, warn
 from colorpress.core.files import with_nan, without_nan
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
-from compress.distillation import DistillResult, Lesson, Original, distil_network
-from compress.measures import MEASURES, Score, Strength
+from compress.distillation import DistillResult, Lesson, distil_network
+from compress.measures import MEASURES, Scale, Score, Strength
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
 from compress.students.student_plan import StrideScore
@@ -104,10 +104,6 @@ class StudentJob:
         """What chooses, candidates among each other and epochs, and what scores the chosen one."""
         return Jury(self.run, self.best, self.given.limit_halves(MOST_CHOOSING))
 
-    def know_original(self, photos: int = MOST_CHOOSING) -> Original:
-        """What its answers to the first so many photographs that choose say of best.pt, before it teaches."""
-        return Original(*self.jury.choosing.means(photos), alone=not self.jury.choosing.strength.beats_grey)
-
     @cached_property
     def original_cost(self) -> dict[str, int]:
         """The "params" and "macs" (multiply-accumulates) of best.pt."""
@@ -152,14 +148,14 @@ class StudentJob:
         *,
         teacher_weight: float | None = None,
         epoch_photos: int = MOST_CHOOSING,
-        original: Original | None = None,
+        scale: Scale | None = None,
     ) -> DistillResult:
         """Train the network of a plan from the start; what an interruption left is gone on with.
 
         Args:
             teacher_weight: another one than that of the options.
             epoch_photos: how many of the photographs that choose tell the best epoch.
-            original: on those, where another process of the same training asked best.pt already.
+            scale: on those, where another process of the same training asked best.pt already.
         """
         recipe, usual = self.recipe(crops), self.run.settings.distil.student_teacher_weight
         weight = usual if teacher_weight is None else teacher_weight
@@ -168,7 +164,7 @@ class StudentJob:
         choosing = self.given.choosing[:epoch_photos]
         photos = replace(self.photos, train=seen, choosing=choosing, confirming=())
         lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
-        lesson = replace(lesson, original=original or self.know_original(epoch_photos))
+        lesson = replace(lesson, scale=scale or self.jury.choosing.scale(epoch_photos))
         student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 

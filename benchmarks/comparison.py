@@ -149,8 +149,8 @@ def compare_benchmarks(
 
     Args:
         before, after: a benchmark.json each, or folders that hold one.
-        gates: each is judged in every row that is fine in `before`, but for controls. A row that is missing or has failed in `after`
-            fails as soon as there is any gate; so does a figure that is missing in `after` alone.
+        gates: each is judged in every row that is fine in `before`, but for controls. A row that is missing or has
+            failed in `after` fails as soon as there is any gate; so does a figure that is missing in `after` alone.
         variants: rows to look at, by `model` or `variant`; none: all.
     Returns:
         JSON-ready values: "a" and "b" (the files), "same_machine" (processor, cores, GPUs and library versions),

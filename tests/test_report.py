@@ -275,7 +275,7 @@ def test_a_search_is_told_of_where_its_files_were_measured(run_folder: Path) -> 
     text = text_of(run_folder)
     both = "F 0.950 on the photographs that chose it, F 0.900 (95 % interval 0.875 to 0.925) on others."
     assert f"front/9kb-1/model.onnx by fidelity: {both}" in text
-    assert "On the photographs that chose, best.pt on 8 photographs: L1 13.9 % below grey" in text
+    assert "How strong best.pt was for the search. best.pt on 8 photographs: L1 13.9 % below grey" in text
     (run_folder / "front.json").write_text('{"rows": []}')
     with pytest.raises(InputError, match="is damaged"):
         write_report(run_folder)
@@ -578,7 +578,9 @@ def test_other_photographs_have_a_table_and_their_worst_for_each_folder(run_fold
     first, second = part.split(f"{EVIL}: 1 photograph ")
     assert "BSDS500/test: 469 photographs measures tint" in first and "2.4 % below a lightness table" in first
     assert f"Worst for pruned, by L1 above best.pt's: 103029.jpg (0.0340), {EVIL} (0.0300)." in first
-    assert "Left out: 2 that could not be read, 3 that the run trained or chose on." in first
+    assert (
+        "Left out: 2 that could not be used (unreadable, grey or copies), 3 that the run trained or chose on." in first
+    )
     assert "prunedONNX Runtime fp32 0.310 0.630 0.894 0.0888 +2.50 %" in first and "sees no picture 0.310" in first
     assert first.index("best.pt") < first.index("pruned") < first.index("control: grey")
     assert "Worst" not in second and "Left out" not in second and "measures tint" not in second

@@ -384,7 +384,7 @@ class FinetuneConfig(Config):
     finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
     teacher_weight: float = option(
         0.5,
-        "Weight of the L1 to best.pt's answer; the rest is that to the truth; 1 where best.pt is no truer than grey.",
+        "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
         low=0.0,
         high=1.0,
     )
@@ -420,7 +420,8 @@ class GoalConfig(Config):
     )
     min_fidelity: float | None = option(
         None,
-        "Fidelity F to keep, of best.pt's own colours, true or not. Default for students: 0.8 where it does not.",
+        "Fidelity F to keep, of best.pt's own colours, true or not. Default for students: 0.8 where best.pt does not "
+        "clearly beat a lightness table.",
         low=-10.0,
         high=1.0,
         common=True,
@@ -524,7 +525,7 @@ class DistilConfig(Config):
     student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
         0.5,
-        "Weight of the L1 to best.pt's answer; the rest is that to the truth; 1 where best.pt is no truer than grey.",
+        "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
         low=0.0,
         high=1.0,
     )

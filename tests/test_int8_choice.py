@@ -13,9 +13,10 @@ import torch
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from compress.budgets import Limit
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import Int8Way, Judge, QuantizeResult, _Quantizer, quantize_onnx
+from compress.int8.int8_choice import Int8Try, Int8Way, Judge, QuantizeResult, _Quantizer, quantize_onnx
 from compress.int8.int8_graph import choose_layers, weight_sizes
 from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
+from compress.int8.int8_stage import what_is_enough
 from compress.measures import Reference, Score
 from compress.yardstick import Scoring
 from export.graph import export_onnx
@@ -57,7 +58,10 @@ def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -
 
 def quantize(source: Path, folder: Path, **arguments) -> QuantizeResult:
     config = arguments.pop("config", QuantizeConfig())
-    judge = Judge(arguments.pop("scoring", score_against(source, folder)), **arguments)
+    scoring = arguments.pop("scoring", score_against(source, folder))
+    most_loss, goals = arguments.pop("most_loss", math.inf), arguments.pop("goals", ())
+    # The float model loses nothing.
+    judge = Judge(scoring, what_is_enough(make_score(fidelity=1.0, l1_delta_pct=0.0), goals, most_loss), **arguments)
     return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, judge)
 
 
@@ -111,13 +115,16 @@ def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, tmp_path:
 
 
 def test_what_meets_the_goals_comes_before_what_loses_less(source: Path, tmp_path: Path) -> None:
-    judge = Judge(pytest.fail, most_loss=0.2, goals=(Limit("max_l1_increase", 5.0),))
+    parent, goals = make_score(fidelity=0.9, l1_delta_pct=3.0), (Limit("max_l1_increase", 5.0),)
+    is_enough = what_is_enough(parent, (*goals, Limit("max_l1_increase", 1.0)), 0.1)  # it misses the second one itself
     scores = [make_score(fidelity=0.95, l1_delta_pct=6.0), make_score(fidelity=0.9, l1_delta_pct=4.0)]
     scores += [make_score(fidelity=0.79, l1_delta_pct=4.0), make_score(fidelity=0.85, l1_delta_pct=5.0)]
-    assert [judge.is_content(each) for each in scores] == [False, True, False, True]
-    assert [each.fidelity for each in sorted(scores, key=judge.rank)] == [0.9, 0.85, 0.95, 0.79]
+    tries = [Int8Try(Int8Way("minmax", 99.9), each, is_enough(each)) for each in scores]
+    assert [each.is_enough for each in tries] == [False, True, False, True]
+    assert [each.score.fidelity for each in sorted(tries, key=lambda each: each.rank)] == [0.9, 0.85, 0.95, 0.79]
     unknown = make_score(fidelity=math.nan, l1_delta_pct=math.nan)
-    assert math.isnan(unknown.loss) and Judge(pytest.fail).is_content(unknown) and not judge.is_content(unknown)
+    assert math.isnan(unknown.loss) and what_is_enough(parent, (), 0.1)(unknown) and not is_enough(unknown)
+    assert what_is_enough(unknown, goals, 0.1)(make_score(fidelity=-1.0, l1_delta_pct=99.0))
 
 
 def test_training_is_tried_where_rounding_alone_is_not_enough(source: Path, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from colorpress.core.config import QuantizeConfig
 from colorpress.core.console import progress, say
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import InputError
-from compress.budgets import Limit
 from compress.derived_onnx import load_float_model, write_derived
 from compress.int8.calibration import METHODS, ActivationHistogram, Floats, hash_pictures, observe_activations
 from compress.int8.graph_network import GraphNetwork
@@ -45,24 +44,13 @@ class Judge:
 
     Attributes:
         scoring: of a candidate file, on other photographs than ranges are from.
-        most_loss: the largest `Score.loss` that is good enough; infinite: whatever comes out.
-        goals: what has to be met as well.
+        is_enough: whether a file of such a score need not be made better.
         tuning: trains weights and ranges in place, while they are rounded; None: nothing is trained.
     """
 
     scoring: Scoring
-    most_loss: float = math.inf
-    goals: tuple[Limit, ...] = ()
+    is_enough: Callable[[Score], bool]
     tuning: Callable[[GraphNetwork], None] | None = None
-
-    def is_content(self, score: Score) -> bool:
-        """Whether nothing more need be tried; a loss that is not known is none."""
-        figures = score.likely_figures()
-        return not score.loss > self.most_loss and all(limit.is_met(figures) for limit in self.goals)
-
-    def rank(self, score: Score) -> tuple[bool, float]:
-        """The least is the best: what is good enough comes first, then the least loss."""
-        return not self.is_content(score), score.loss
 
 
 @dataclass(frozen=True)
@@ -94,10 +82,16 @@ class Int8Way:
 
 @dataclass(frozen=True)
 class Int8Try:
-    """A way that was tried, and what its file scored."""
+    """A way that was tried, what its file scored, and whether that is enough."""
 
     way: Int8Way
     score: Score
+    is_enough: bool
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The least is the best: what is good enough comes first, then the least loss."""
+        return not self.is_enough, self.score.loss
 
     def to_dict(self) -> dict[str, Any]:
         """The try as JSON-ready primitives."""
@@ -295,42 +289,40 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
         ways += [replace(start, percentile=each) for each in sorted({config.calibration_percentile, 99.9, 99.99})]
 
     def try_out(way: Int8Way) -> Int8Try:
-        found = Int8Try(way, judge.scoring(quantizer.quantize(way).SerializeToString()))
+        score = judge.scoring(quantizer.quantize(way).SerializeToString())
+        found = Int8Try(way, score, judge.is_enough(score))
         tries.append(found)
         bar.advance(note=f"{found.score.describe()} with {way.describe()}")
         return found
 
-    def rank(found: Int8Try) -> tuple[bool, float]:
-        return judge.rank(found.score)
-
     def better(best: Int8Try, **change: bool) -> Int8Try:
-        return min(best, try_out(replace(best.way, **change)), key=rank)  # type: ignore[arg-type]  # all are bool
+        return min(best, try_out(replace(best.way, **change)), key=attrgetter("rank"))  # type: ignore[arg-type]  # all are bool
 
     with progress("choosing how to quantize", len(ways) + 2) as bar:
-        best = min((try_out(way) for way in ways), key=rank)
+        best = min((try_out(way) for way in ways), key=attrgetter("rank"))
         if quantizer.can_tune():
             if config.equalize == "auto":
                 best = better(best, equalized=True)
             if config.correct_bias == "auto":
                 best = better(best, corrected=True)
-            if judge.tuning is not None and not judge.is_content(best.score):
+            if judge.tuning is not None and not best.is_enough:
                 quantizer.tune_(best.way, judge.tuning)
                 best = better(best, tuned=True)
-        if not judge.is_content(best.score):
-            best = _fall_back(quantizer, best, judge, try_out)
+        if not best.is_enough:
+            best = _fall_back(quantizer, best, try_out)
     return best.way, tuple(tries)
 
 
-def _fall_back(quantizer: _Quantizer, best: Int8Try, judge: Judge, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
-    """Convolutions back to float, the one that wins most for its weights first, until the judge is content."""
+def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
+    """Convolutions back to float, the one that wins most for its weights first, until it is enough."""
     sizes = weight_sizes(quantizer.model.graph)
     alone = {name: try_out(replace(best.way, float_layers=(name,))) for name in quantizer.layers}
     order = sorted(alone, key=lambda name: -(best.score.loss - alone[name].score.loss) / sizes[name])
     reached = best
     for count in range(1, len(order)):  # at least one stays: a file without int8 is the float one
         found = alone[order[0]] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])))
-        reached = min(reached, found, key=lambda each: judge.rank(each.score))
-        if judge.is_content(reached.score):
+        reached = min(reached, found, key=attrgetter("rank"))
+        if reached.is_enough:
             break
     return reached
 

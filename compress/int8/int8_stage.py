@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from colorpress.core.errors import GateError
 from colorpress.core.files import write_bytes, write_json
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
-from compress.budgets import read_goals
+from compress.budgets import Limit, read_goals
 from compress.distillation import Lesson, distil_network
 from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
@@ -174,15 +174,31 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
         network.load_state_dict(distilled.checkpoint.state_dict)
 
-    parent = score(source)
-    reached = parent.likely_figures()
     return Judge(
         scoring=lambda content: score(write_bytes(folder / "candidate.onnx", content)),
-        most_loss=math.inf if math.isnan(parent.kept) else parent.loss + settings.quantize.int8_loss,
-        # A goal that the float model itself misses is not for int8 to reach.
-        goals=tuple(limit for limit in read_goals(settings.goal) if limit.is_met(reached)),
+        is_enough=what_is_enough(score(source), read_goals(settings.goal), settings.quantize.int8_loss),
         tuning=tune if settings.qat.qat_crops else None,
     )
+
+
+def what_is_enough(parent: Score, goals: Sequence[Limit], int8_loss: float) -> Callable[[Score], bool]:
+    """Whether an int8 file of a score is good enough.
+
+    A loss that is not known is none, and a goal that the float model misses is not for int8 to reach.
+
+    Args:
+        parent: the score of the float model.
+        int8_loss: how much more than that one it may lose.
+    """
+    reached = parent.likely_figures()
+    reachable = [goal for goal in goals if goal.is_met(reached)]
+    most_loss = math.inf if math.isnan(parent.kept) else parent.loss + int8_loss
+
+    def is_enough(score: Score) -> bool:
+        figures = score.likely_figures()
+        return not score.loss > most_loss and all(goal.is_met(figures) for goal in reachable)
+
+    return is_enough
 
 
 def _describe(

@@ -12,6 +12,8 @@ from colorpress.core.config import DataConfig
 from training.photo_split import PhotoSplit, group_by_folder, split_photos
 from training.photos import Photo
 
+PARTS = ("train", "choosing", "confirming", "test")
+
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(4, 10), st.integers(0, 99), st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.2]))
@@ -25,9 +27,6 @@ def test_split_properties(count: int, seed: int, val: float, test: float) -> Non
     # Photographs keep their order when others are added, so only a few at the borders change sides.
     kept = [photo for photo in parts if photo in photos[:-3]]
     assert kept == [*smaller.test, *smaller.val, *smaller.train]
-
-
-PARTS = ("train", "choosing", "confirming", "test")
 
 
 def folders_of(*sizes: int) -> list[list[Photo]]:

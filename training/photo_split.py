@@ -148,7 +148,7 @@ def _place_shared(sources: Sequence[Sequence[Photo]], seed: int) -> Iterator[tup
 
 def _cut(units: Sequence[_Unit], wanted: int) -> tuple[Sequence[_Unit], Sequence[_Unit]]:
     """The first of them that have together as near to `wanted` photographs as can be, and the rest."""
-    # Never none of them: no unit is larger than `wanted`, which is one photograph or more.
+    # Never none of them: every unit is smaller than twice `wanted`, so with it that is nearer than with nothing.
     passed = list(itertools.accumulate(map(len, units), initial=0))
     end = min(range(len(passed)), key=lambda place: abs(passed[place] - wanted))
     return units[:end], units[end:]

@@ -21,7 +21,7 @@ from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress
 from compress.measures import CONTENT, Measure, Reference, Score, Strength
-from export.controls import CONTROL_TITLES, TABLE
+from export.controls import TABLE
 from export.onnx_probe import refuse_hostile
 from training.batches import whole_photos
 from training.lab import rgb_to_l_ab
@@ -139,7 +139,7 @@ class _Tally:
 
     predictor: Predictor | None = None
     error: str = ""
-    is_control: bool = False
+    control: str = ""
     scores: list[PhotoScores] = field(default_factory=list)
     to_best: list[float] = field(default_factory=list)
     colourfulness: list[float] = field(default_factory=list)
@@ -200,7 +200,7 @@ def measure_accuracy(
 
     A variant that cannot be opened, fails on a photograph or answers NaN is an error row; the others go on. With no
     photographs allowed nothing is opened, and there are no figures. The lightness table that content is measured
-    against is the control of that name among the variants; without it there is no content colour.
+    against is that control among the variants; without it there is no content colour.
 
     Args:
         unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
@@ -222,7 +222,7 @@ def measure_accuracy(
             if best is not None:
                 truth.best_to_grey.append(mean_l1(torch.zeros_like(best), best))
             bar.advance()
-    reference = _make_reference(list(tallies.values()), tallies.get(CONTROL_TITLES[TABLE]), truth)
+    reference = _make_reference(list(tallies.values()), truth)
     found = {name: _summarize(tally, truth) for name, tally in tallies.items()}
     if reference:
         finished = {name: tally for name, tally in tallies.items() if found[name].is_ok}
@@ -235,7 +235,7 @@ def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
         return _Tally(error=unfit)
     try:
         refuse_hostile(variant.path)
-        return _Tally(variant.open(threads), is_control=variant.control)
+        return _Tally(variant.open(threads), control=variant.control)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))
 
@@ -267,22 +267,22 @@ def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownCo
             best = answer
         shown = show_colours(lightness, answer)
         # Nobody ships a control: what takes longest is not asked of it.
-        tally.scores.append(score_photo(truth, shown, perceptual=not tally.is_control))
+        tally.scores.append(score_photo(truth, shown, perceptual=not tally.control))
         tally.colourfulness.append(colourfulness(shown.rgb))
         if best is not None:
             tally.to_best.append(mean_l1(answer, best))
     return best
 
 
-def _make_reference(tallies: Sequence[_Tally], table: _Tally | None, truth: _Truth) -> Reference | None:
+def _make_reference(tallies: Sequence[_Tally], truth: _Truth) -> Reference | None:
     """What variants are held against; None where best.pt failed, or where no photograph could be read."""
     if not tallies or tallies[0].error or not truth.photos:
         return None
     best = tallies[0].scores
-    has_table = table is not None and not table.error
+    table = next((tally for tally in tallies if tally.control == TABLE and not tally.error), None)
     return Reference(
         grey_l1=np.array(truth.grey_l1),
-        table_l1=_l1_of(table) if table and has_table else np.full(len(best), np.nan),
+        table_l1=_l1_of(table) if table else np.full(len(best), np.nan),
         best_l1=_l1_of(tallies[0]),
         best_to_grey=np.array(truth.best_to_grey),
         best_chroma=np.array([score.chroma for score in best]),

@@ -33,7 +33,7 @@ class Row:
     model: str
     variant: str
     peer: bool = False
-    control: bool = False
+    control: str = ""
     runtime: str
     provider: str = ""
     device: str
@@ -196,9 +196,9 @@ def own_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in base_rows(rows) if not (row.peer or row.control) and row.variant != rows[0].variant]
 
 
-def find_control(rows: Sequence[Row], title: str) -> Row | None:
+def find_control(rows: Sequence[Row], control: str) -> Row | None:
     """The row of a control, one of `export.controls.CONTROL_TITLES`."""
-    return next((row for row in rows if row.control and row.model == title), None)
+    return next((row for row in rows if row.control == control), None)
 
 
 def one_per_file(rows: Sequence[Row]) -> list[Row]:

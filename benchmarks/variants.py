@@ -50,7 +50,7 @@ class Variant:
         arch: names the network of a foreign checkpoint.
         caution: what may make an int8 file slower than its float parent, as the rest of a sentence.
         peer: made by another tool than colorpress.
-        control: sees no picture (see `export.controls`).
+        control: which of `export.controls.CONTROL_TITLES` it is, that see no picture; empty: none.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Variant:
     arch: ArchConfig = field(default_factory=ArchConfig)
     caution: str = ""
     peer: bool = False
-    control: bool = False
+    control: str = ""
 
     @property
     def file_name(self) -> str:
@@ -179,7 +179,7 @@ def list_controls(run: Run, photos: PhotoSplit) -> tuple[Variant, ...]:
     """
     make_controls(run, photos)
     return tuple(
-        describe_variant(title, control_path(run, name), control=True) for name, title in CONTROL_TITLES.items()
+        describe_variant(title, control_path(run, name), control=name) for name, title in CONTROL_TITLES.items()
     )
 
 

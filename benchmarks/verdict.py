@@ -13,7 +13,7 @@ from colorpress.core.text import format_bytes, format_number
 from compress.budgets import Figures, Limit, read_limits
 from compress.measures import CONTENT, FIDELITY, MEASURES, Measure, Strength
 from compress.precisions import origin_of
-from export.controls import CONTROL_TITLES, TABLE
+from export.controls import TABLE
 
 _FEW_PHOTOS = 50
 # Of G that a lightness table keeps.
@@ -205,7 +205,7 @@ def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -
     if 0 < photos < _FEW_PHOTOS:
         noun = "photograph shows" if photos == 1 else "photographs show"
         notes.append(f"{photos} {noun} the machinery, not colour quality: test on {_FEW_PHOTOS} or more to judge it.")
-    table = find_control(rows, CONTROL_TITLES[TABLE])
+    table = find_control(rows, TABLE)
     if table and (table.retained_colour or 0.0) >= _MUCH:
         notes.append(
             f"A lightness table, which sees no picture, keeps {table.retained_colour:.2f} of G here: G says little."

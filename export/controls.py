@@ -32,12 +32,9 @@ from training.run_folder import Run
 
 GREY, TINT, TABLE = "grey", "tint", "table"
 LIGHTNESSES = 32
+CONTROL_NAMES: Mapping[str, str] = {GREY: "grey", TINT: "one tint", TABLE: "lightness table"}
 # What each is called beside models.
-CONTROL_TITLES: Mapping[str, str] = {
-    GREY: "control: grey",
-    TINT: "control: one tint",
-    TABLE: "control: lightness table",
-}
+CONTROL_TITLES: Mapping[str, str] = {control: f"control: {name}" for control, name in CONTROL_NAMES.items()}
 _FOLDER = "controls"
 # A random sample of training photographs, reduced: 64 medians need no more.
 _MOST_PHOTOS, _SHORT_SIDE = 1_000, 128

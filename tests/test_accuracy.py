@@ -36,8 +36,8 @@ def photos(photo_folder: Path) -> list[Photo]:
 
 
 def fake_variant(name: str) -> Variant:
-    is_control = name in CONTROL_TITLES.values()
-    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, control=is_control)
+    control = next((control for control, title in CONTROL_TITLES.items() if title == name), "")
+    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, control=control)
 
 
 def test_a_checkpoint_and_its_export_agree(tiny_checkpoint: Path, photos: list[Photo], tmp_path: Path) -> None:

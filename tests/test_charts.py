@@ -26,8 +26,8 @@ def row(model: str, size: int, ms: float | None, kept: float | None, status: str
 
 
 def controls(grey: float, tint: float, table: float) -> list[Row]:
-    kept = zip(CONTROL_TITLES.values(), (grey, tint, table), strict=True)
-    return [replace(row(name, 400, None, value), control=True) for name, value in kept]
+    kept = zip(CONTROL_TITLES.items(), (grey, tint, table), strict=True)
+    return [replace(row(title, 400, None, value), control=name) for (name, title), value in kept]
 
 
 ROWS = [

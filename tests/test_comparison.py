@@ -411,7 +411,7 @@ def test_the_measure_that_decides_is_shown(write: Write) -> None:
 def test_controls_are_shown_and_fail_no_gate(write: Write) -> None:
     """A better best.pt leaves less of G to the lightness table, and a benchmark without colours has no controls."""
     nothing = dict.fromkeys(("p50_ms", "p90_ms", "mean_ms", "images_per_s", "speedup", "peak_rss_mb"))
-    control = row("control: lightness table", control=True, **nothing)
+    control = row("control: lightness table", control="table", **nothing)
     a, b = write("a.json", row(), control), write("b.json", row(), {**control, "retained_colour": 0.5})
     gates = [parse_gate("g:0.01"), parse_gate("p50:5%")]
     found = compare_benchmarks(a, b, gates)

@@ -141,15 +141,15 @@ def test_sheet_photographs_end_with_those_hurt_most(photos: list[Photo]) -> None
     hurt = [0.1] * 10
     hurt[1], hurt[9] = 0.3, 0.5
     accuracy = measured(["best.pt", "x"], photos, {"x": hurt})
-    chosen = choose_sheet_photos(photos, accuracy, 4)
+    chosen = choose_sheet_photos(photos, accuracy, ["best.pt", "x"], 4)
     assert chosen == [ordered[0], ordered[2], ordered[9], ordered[1]]
-    assert choose_sheet_photos(photos[:3], accuracy, 4) == list(choose_photos(photos[:3], 3))
+    assert choose_sheet_photos(photos[:3], accuracy, ["x"], 4) == list(choose_photos(photos[:3], 3))
     # Harm is against best.pt: where that failed, there is none.
-    assert choose_sheet_photos(photos, replace(accuracy, reference=None), 4) == list(ordered[:4])
+    assert choose_sheet_photos(photos, replace(accuracy, reference=None), ["x"], 4) == list(ordered[:4])
 
 
-def variant(name: str, *, peer: bool = False) -> Variant:
-    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, peer=peer)
+def variant(name: str, *, peer: bool = False, control: str = "") -> Variant:
+    return Variant(name, Path(f"{name}.onnx"), "onnxruntime", "cpu", "fp32", 1, 1, 1, 1, peer=peer, control=control)
 
 
 def measured(
@@ -197,16 +197,16 @@ def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(pho
 
 
 def test_the_lightness_table_is_shown_last_and_hurts_nothing(photos: list[Photo]) -> None:
-    blind = [replace(row(name, **SMALL, content_colour=0.0), control=True) for name in CONTROL_TITLES.values()]
+    blind = [row(title, **SMALL, content_colour=0.0, control=name) for name, title in CONTROL_TITLES.items()]
     rows = [BEST, row("auto", **SMALL), *blind]
     names = [each.model for each in rows]
     tinted = {name: [0.1] * 9 + [0.9] for name in CONTROL_TITLES.values()}
     accuracy = measured(names, photos, {**tinted, "auto": [0.4] + [0.1] * 9})
-    choice = choose([variant(name) for name in names], accuracy, photos, rows)
+    choice = choose([variant(each.model, control=each.control) for each in rows], accuracy, photos, rows)
     assert [each.name for each in choice.variants] == ["best.pt", "auto", BLIND]
     assert choice.worst == (accuracy.photos[0],)
     # The sheet too ends with what compression hurts, not with what no control can do.
-    assert choose_sheet_photos(photos, accuracy, 4)[-2:] == [accuracy.photos[0], accuracy.photos[1]]
+    assert choose_sheet_photos(photos, accuracy, ["auto"], 4)[-2:] == [accuracy.photos[0], accuracy.photos[1]]
 
 
 def test_shown_is_the_front_of_the_measure_that_decides(photos: list[Photo]) -> None:
@@ -247,7 +247,7 @@ def test_the_worst_photographs_of_a_vivid_original_are_those_least_like_it(photo
     accuracy = measured(["best.pt", "auto"], photos, {"auto": l1}, table_l1=0.05)
     choice = choose(variants, accuracy, photos, rows)
     assert choice.worst == (accuracy.photos[2], accuracy.photos[5])
-    assert choose_sheet_photos(photos, accuracy, 4)[-2:] == list(choice.worst)
+    assert choose_sheet_photos(photos, accuracy, ["best.pt", "auto"], 4)[-2:] == list(choice.worst)
 
 
 def test_a_difference_map_has_the_l1_as_its_mean() -> None:
@@ -281,11 +281,16 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     copy.write_bytes(tiny_checkpoint.read_bytes())
     variants = [best, replace(best, name="auto", path=copy), replace(best, name="gone", path=tmp_path / "gone.pt")]
     rows = [BEST, row("auto", **SMALL), row("gone", status="error", speedup=None)]
-    control = replace(best, name=BLIND, path=write_control(np.full((32, 2), 0.25, np.float32), tmp_path / "table.onnx"))
+    control = replace(
+        best, name=BLIND, control=TABLE, path=write_control(np.full((32, 2), 0.25, np.float32), tmp_path / "table.onnx")
+    )
     variants.append(replace(control, runtime="onnxruntime"))
-    rows.append(replace(row(BLIND, speedup=None, p50_ms=None), control=True))
+    rows.append(row(BLIND, speedup=None, p50_ms=None, control=TABLE))
     grey = replace(
-        variants[-1], name=CONTROL_TITLES[GREY], path=write_control(np.zeros((1, 2), np.float32), tmp_path / "g.onnx")
+        variants[-1],
+        name=CONTROL_TITLES[GREY],
+        control=GREY,
+        path=write_control(np.zeros((1, 2), np.float32), tmp_path / "g.onnx"),
     )
     accuracy = measured(
         ["best.pt", "auto", BLIND, grey.name],

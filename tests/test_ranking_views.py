@@ -17,7 +17,7 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings
 from colorpress.core.errors import InputError
 from compress import ranking_stages
-from compress.measures import CONTENT
+from compress.measures import CONTENT, FIDELITY
 from compress.ranking import convolution_channels, rank_layers
 from compress.ranking_stages import rank_views
 from compress.ranking_views import (
@@ -57,7 +57,7 @@ def views_of(network: UNet) -> tuple[LayerView, ...]:
 
 def test_rows_agree_with_the_ranking_by_parameters(tiny_unet: UNet, tmp_path: Path) -> None:
     views = views_of(tiny_unet)
-    table, chart = write_views(views, list(TIMES), tmp_path, title="A network")
+    table, chart = write_views(views, list(TIMES), tmp_path, title="A network", measure=FIDELITY)
     assert set(tmp_path.iterdir()) == {table, chart}
     rows = read_rows(table)
     assert tuple(rows[0]) == VIEW_COLUMNS
@@ -91,25 +91,25 @@ def view(name: str, side: int, params: int, ort_ms: float, prune_loss: float | N
 
 def test_the_finding_says_in_numbers_how_the_views_disagree() -> None:
     views = [view("deep", 8, 90, 1.0, 0.01), view("fine", 16, 10, 3.0, 0.5)]
-    assert describe_views(views) == (
+    assert describe_views(views, FIDELITY) == (
         "Of all convolutions those at 8x8 hold 90 % of the parameters, 20 % of the activation bytes and 25 % of the "
         "time; those at 16x16 hold 10 % of the parameters, 80 % of the activation bytes and 75 % of the time; halving "
         "fine alone costs most, F 0.5."
     )
     many = [view(f"l{i}", 8, 100 - i, float(i), 0.1 - i / 100) for i in range(9)]
-    assert describe_views(many) == (
+    assert describe_views(many, FIDELITY) == (
         "Among the 5 with most parameters are 1 of the 5 slowest in ONNX Runtime and 5 of the 5 that lose most colour "
         "when pruned; halving l0 alone costs most, F 0.1."
     )
     small = [dataclasses.replace(each, int8_loss=0.004, prune_loss=None) for each in many]
-    assert describe_views(small) == (
+    assert describe_views(small, FIDELITY) == (
         "Among the 5 with most parameters are 1 of the 5 slowest in ONNX Runtime; int8 of any one layer costs next "
         "to nothing, F 0.004 at most."
     )
     assert "costs most, C 0.5." in describe_views(views, CONTENT)
     assert "next to nothing, C 0.004 at most" in describe_views(small, CONTENT)
-    assert describe_views([view("l", 8, 1, 1.0, None)]) == "All convolutions answer at one size."
-    assert describe_views([]) == "The network has no convolution."
+    assert describe_views([view("l", 8, 1, 1.0, None)], FIDELITY) == "All convolutions answer at one size."
+    assert describe_views([], FIDELITY) == "The network has no convolution."
 
 
 def test_charts_of_odd_networks(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_charts_of_odd_networks(tmp_path: Path) -> None:
     one = [dataclasses.replace(view("spare", 8, 10, 0.0, None), shape=(), ort_ms=None, ort_pct=None)]
     sizes = []
     for views in (many, one, []):
-        with Image.open(write_views(views, [], tmp_path, title="$x$")[1]) as chart:
+        with Image.open(write_views(views, [], tmp_path, title="$x$", measure=FIDELITY)[1]) as chart:
             sizes.append(chart.size)
             assert len(chart.convert("RGB").getcolors(1 << 20) or ()) > 1
     assert sizes[0][0] > 1200 and 1000 < sizes[0][1] < 2000  # forty rows, not sixty

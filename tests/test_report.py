@@ -50,12 +50,12 @@ def row(model: str, **changes: Any) -> dict[str, Any]:
 def control(name: str, **changes: Any) -> dict[str, Any]:
     """A row of a control: scored, not timed."""
     times = dict.fromkeys(("p50_ms", "p90_ms", "images_per_s", "speedup", "speedup_low", "speedup_high"))
-    return row(name, control=True, size_bytes=400, **times, **changes)
+    return row(CONTROL_TITLES[name], control=name, size_bytes=400, **times, **changes)
 
 
 CONTROLS = [
     control(name, content_colour=kept, content_low=kept, content_high=kept, fidelity=kept + 1)
-    for name, kept in zip(CONTROL_TITLES.values(), (-0.5, -0.25, 0.0), strict=True)
+    for name, kept in zip(CONTROL_TITLES, (-0.5, -0.25, 0.0), strict=True)
 ]
 
 
@@ -198,9 +198,9 @@ def test_bars_are_shares_of_the_longest() -> None:
         ("a", "400", 100.0, ""), ("b", "100", 25.0, "peer"),
     ]  # fmt: skip
     # What is none, or worse than none, is said.
-    rows = [row("a", fidelity=0.5), control("b", fidelity=0.0), row("c", fidelity=-0.25), row("d", fidelity=None)]
+    rows = [row("a", fidelity=0.5), control("tint", fidelity=0.0), row("c", fidelity=-0.25), row("d", fidelity=None)]
     assert make_bars(typed(rows), "fidelity", "F", str)["bars"] == [
-        ("a", "0.5", 100.0, ""), ("b", "0.0", 0.5, "control"), ("c", "-0.25", 0.5, ""),
+        ("a", "0.5", 100.0, ""), ("control: one tint", "0.0", 0.5, "control"), ("c", "-0.25", 0.5, ""),
     ]  # fmt: skip
     assert make_bars(typed(rows[1:3]), "fidelity", "F", str)["bars"][1][2] == 0.5
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from colorpress.core.errors import ConfigError, InputError
 from compress.budgets import Limit
-from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score
+from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score, Scores
 from compress.students.student_job import (
     build_student,
     choose_output_stride,
@@ -22,7 +22,7 @@ from compress.students.student_job import (
     score_strides,
 )
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
-from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, student_ladder
+from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, describe_missed, student_ladder
 from compress.yardstick import Picture, Yardstick
 from tests.conftest import make_score
 from training.unet import UNetPlan, count_parameters
@@ -208,6 +208,17 @@ def test_budgets_leave_candidates_untried() -> None:
     assert [each.verdict for each in seen[3:]] == ["not tried: too many"] * 2
     with pytest.raises(ConfigError, match="the smallest student misses it: too many"):
         choose_candidate(given[3:], goals=whole(), try_out=try_out)
+
+
+def test_what_is_missed_is_told_by_the_figure_on_photographs_that_chose_nothing() -> None:
+    (goal,) = whole(FIDELITY)  # 0.8
+    best = make_score(1.2, measure=FIDELITY)
+    # The margin is not taken off: 0.81 may well be less on still others, and is more here.
+    assert describe_missed([goal], Scores(best, make_score(0.81, measure=FIDELITY))) == ""
+    told = describe_missed([goal], Scores(best, make_score(0.79, measure=FIDELITY)))
+    assert told == "misses what is asked of it on other photographs: F 0.790 instead of F 0.800"
+    told = describe_missed([goal], Scores(make_score(math.nan, measure=FIDELITY)))
+    assert told == "misses what is asked of it on the photographs that chose: nothing instead of F 0.800"
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:

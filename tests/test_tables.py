@@ -42,7 +42,7 @@ NAMES = ("best.pt", "=evil()\n", "gone")
 REFERENCE = Reference(
     *(np.array(values) for values in ([0.2, 0.3], [0.13, 0.2], [0.1, 0.15], [0.1, 0.15], [9, 9], [12, 12]))
 )
-CONTROL = Variant("control: one tint", Path("tint.onnx"), "onnxruntime", "cpu", "fp32", 2, 0, 900, 8, control=True)
+CONTROL = Variant("control: one tint", Path("tint.onnx"), "onnxruntime", "cpu", "fp32", 2, 0, 900, 8, control="tint")
 
 
 def results() -> tuple[LatencyResult, AccuracyResult]:

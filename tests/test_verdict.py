@@ -333,7 +333,7 @@ def test_only_what_was_found_of_an_original_is_held_against_it(strength: Strengt
 
 def test_a_control_is_never_recommended_and_what_it_keeps_of_g_is_said() -> None:
     title = CONTROL_TITLES[TABLE]
-    table = replace(row(title, **SMALL, retained_colour=0.85), control=True, p50_ms=None, speedup=None)
+    table = replace(row(title, **SMALL, retained_colour=0.85), control=TABLE, p50_ms=None, speedup=None)
     verdict = judge_rows([BEST, table])
     assert (verdict.recommended, "only best.pt was measured" in verdict.sentence) == (None, True)
     assert verdict.notes == ("A lightness table, which sees no picture, keeps 0.85 of G here: G says little.",)

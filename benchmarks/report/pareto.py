@@ -12,6 +12,7 @@ from colorpress.core.charts import drawn, format_cost, number_log_axis, place_la
 from colorpress.core.errors import printable
 from compress.front import find_front
 from compress.measures import Measure
+from export.controls import CONTROL_NAMES
 from export.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def draw_pareto(rows: Sequence[Row], measure: Measure, path: Path) -> Path:
     """
     scored = [(row, kept) for row in base_rows(rows) if row.is_ok and (kept := row.kept(measure)) is not None]
     kept_by_model = {row.model: kept for row, kept in scored}
-    controls = {row.model: kept for row, kept in scored if row.control}
+    controls = {CONTROL_NAMES.get(row.control, row.control): kept for row, kept in scored if row.control}
     shown = [row for row, _ in scored if row.p50_ms is not None]
     kinds = {row.model: _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family] for row in shown}
     kinds |= {row.model: _BASELINE for row in shown if row is rows[0]}
@@ -179,8 +180,7 @@ def _set_limits(axes: Axes, points: Sequence[_Point], column: str, lines: Mappin
     for group in _group_lines(lines, 0.05 * (max(ys) - min(ys) + 2 * margin)):
         for name in group:
             axes.axhline(lines[name], color=_CONTROL_LINE, linestyle="--", linewidth=1, zorder=1)
-        said = ", ".join((group[0], *map(_short_control, group[1:])))
-        axes.text(0.99, lines[group[0]], f"{said} ", color=_CONTROL_LINE, va="bottom", ha="right",
+        axes.text(0.99, lines[group[0]], f"control: {', '.join(group)} ", color=_CONTROL_LINE, va="bottom", ha="right",
                   transform=axes.get_yaxis_transform(), fontsize=9)  # fmt: skip
     number_log_axis(axes, xs, format_cost(column))
 
@@ -194,10 +194,6 @@ def _group_lines(lines: Mapping[str, float], near: float) -> list[list[str]]:
         else:
             groups.append([name])
     return groups
-
-
-def _short_control(name: str) -> str:
-    return name.removeprefix("control: ")
 
 
 def _write_side(
@@ -218,5 +214,5 @@ def _write_side(
     axes.text(0, top, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)
     if controls:
         heading = "keep without looking at a picture:"
-        said = [heading, *(f"{_short_control(name)}  {kept:.3f}" for name, kept in controls.items())]
+        said = [heading, *(f"{name}  {kept:.3f}" for name, kept in controls.items())]
         axes.text(0, 0, "\n".join(said), transform=axes.transAxes, va="bottom", fontsize=8, color=_CONTROL_LINE)

@@ -30,7 +30,7 @@ from benchmarks.variants import Variant
 from benchmarks.verdict import measure_of, merit, parent_name
 from colorpress.core.files import write_bytes, write_json
 from compress.front import find_front
-from export.controls import CONTROL_TITLES, TABLE
+from export.controls import TABLE
 from training.photos import Photo
 from training.run_folder import Run
 
@@ -42,8 +42,6 @@ _MOST_SHOWN = 4
 _SHORT_SIDE = 256
 _QUALITY = 92
 _LARGE_CELL = 384
-# Beside other pictures a grey one is there already, and one tint is less than a table.
-_SHOWN_CONTROL = CONTROL_TITLES[TABLE]
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,13 @@ def write_picture_set(
         for each in variants
         if files[each.path] is each
         and accuracy.is_ok(each.name)
-        and (each.name == _SHOWN_CONTROL or not _is_control(each.name))
+        # Grey is there already, and one tint is less than a table.
+        and each.control in ("", TABLE)
     ]
     eval_size = run.settings.score.eval_size
     color = partial(color_photos, max_pixels=run.settings.data.max_pixels, threads=rows[0].threads)
-    colored = color(finished, choose_sheet_photos(photos, accuracy, _SHEET_PHOTOS), short_side=eval_size)
+    compressed = [each.name for each in finished if not each.control]
+    colored = color(finished, choose_sheet_photos(photos, accuracy, compressed, _SHEET_PHOTOS), short_side=eval_size)
     best = variants[0].name
     sheets = {
         "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
@@ -112,18 +112,15 @@ def write_picture_set(
     return [*paths, *_write_folder(run.folder / FOLDER, shown, choice)]
 
 
-def choose_sheet_photos(photos: Sequence[Photo], accuracy: AccuracyResult, count: int) -> list[Photo]:
-    """Photographs to show: the first ones by content hash, but the last two are those that compression hurts most."""
+def choose_sheet_photos(
+    photos: Sequence[Photo], accuracy: AccuracyResult, names: Sequence[str], count: int
+) -> list[Photo]:
+    """Photographs to show: the first ones by content hash, but the last two are those that a variant hurts most."""
     ordered = list(choose_photos(photos, len(photos)))
-    finished = [name for name, each in accuracy.variants.items() if each.is_ok and not _is_control(name)]
-    if len(ordered) <= count or not finished:
-        return ordered[:count]
-    worst = [photo for photo, _ in rank_by_harm(accuracy, finished, measure_of(accuracy.strength), np.max)[:2]]
+    if len(ordered) <= count:
+        return ordered
+    worst = [photo for photo, _ in rank_by_harm(accuracy, names, measure_of(accuracy.strength), np.max)[:2]]
     return [photo for photo in ordered if photo not in worst][: count - len(worst)] + worst
-
-
-def _is_control(name: str) -> bool:
-    return name in CONTROL_TITLES.values()
 
 
 def choose_pictures(
@@ -152,7 +149,7 @@ def choose_pictures(
     names = _one_per_network(row for row in ours if row.model == recommended or row in unbeaten)
     names = names[: _MOST_SHOWN - 1 if peers else _MOST_SHOWN]
     names += _one_per_network(peers)[: _MOST_SHOWN - len(names)]
-    names += [_SHOWN_CONTROL] if _SHOWN_CONTROL in by_name else []
+    names += [name for name, variant in by_name.items() if variant.control == TABLE]
     typical, worst, judged = _choose_photos(accuracy, photos, recommended, [row.model for row in ours])
     return PictureChoice((variants[0], *(by_name[name] for name in names)), typical, worst, judged)
 

@@ -92,7 +92,7 @@ def make_tables(rows: Sequence[Row], recommended: str | None, measure: Measure |
     Args:
         measure: the one that decides is marked; None: no colours were measured.
     """
-    base = sorted(base_rows(rows), key=lambda row: row.control)
+    base = sorted(base_rows(rows), key=lambda row: bool(row.control))
     others = [row for row in rows if row not in base]
     return (
         _make_table(base, recommended, _SHOWN, measure),
@@ -154,7 +154,7 @@ def make_also_table(rows: Sequence[Row], folder: str, strength: Strength | None)
             # As if the benchmark had been on the photographs of that folder.
             figures: dict[str, Any] = {name: value for name, value in row.also[folder].items() if name != "photos"}
             measured_there.append(replace(row, **figures))
-    measured_there.sort(key=lambda row: row.control)
+    measured_there.sort(key=lambda row: bool(row.control))
     keys = {column.key for column in _COLUMNS_OF_FOLDERS}
     measure = strength.measure if strength else None
     return _make_table(measured_there, None, keys, measure, columns=_COLUMNS_OF_FOLDERS)

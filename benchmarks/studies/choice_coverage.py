@@ -6,13 +6,13 @@ Every file answers all photographs that nobody learned from, once. Then, again a
 those of a validation, half of which chooses the smallest file that keeps a goal, and the other half reports what it
 keeps; the promise holds where the file keeps the goal on all the photographs that are left over. A goal is drawn each
 time between what the files keep, so that it is always close to some: the hardest case. The rules differ in how far
-above the goal a file has to be, in standard errors; "all, by G" chose until 2026-11, on all photographs at once.
+above the goal a file has to be, in standard errors; "all, by G" is how it was done before, on all photographs at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.metrics import Floats
+    from training.run_folder import Run
 
 _NAME = "python -m benchmarks.studies.choice_coverage"
-COLUMNS = ("rule", "margin", "choices", "promised", "held", "size_ratio", "reported_excess")
+COLUMNS = ("choosing", "rule", "margin", "choices", "promised", "held", "size_ratio", "reported_excess")
 # Goals are drawn between these quantiles of what the files keep.
 _GOALS = (0.15, 0.97)
 
@@ -79,8 +80,14 @@ RULES = (
 
 
 class Choice(NamedTuple):
-    """What came of one choice: whether there was one, whether it held, and of one that was made its size over that of
-    the smallest file that meets the goal on all photographs, and what was reported above what is kept elsewhere."""
+    """What came of one choice; NaN where none was made.
+
+    Attributes:
+        promised: whether a file was chosen.
+        held: 1 where it keeps the goal on the photographs that are left over, else 0.
+        size_ratio: its size over that of the smallest file that meets the goal on all photographs.
+        reported_excess: what was reported of it above what it keeps on those that are left over.
+    """
 
     promised: bool
     held: float
@@ -96,54 +103,45 @@ def choose_again(pool: Pool, *, choosing: int, draws: int, seed: int = 0) -> lis
     """
     generator = np.random.default_rng(seed)
     decides = pool.reference.strength.measure
-    everywhere = pool.score(np.arange(pool.photos, dtype=np.int64))
+    scores = pool.score(np.arange(pool.photos, dtype=np.int64))
+    everywhere = {measure: _figures(scores, measure) for measure in {rule.measure or decides for rule in RULES}}
     found: dict[Rule, list[Choice]] = {rule: [] for rule in RULES}
     with progress("choosing", draws) as bar:
         for _ in range(draws):
             drawn, share = generator.permutation(pool.photos), generator.uniform()
-            given, left = drawn[:choosing], drawn[choosing:]
-            first, second = given[: (choosing + 1) // 2], given[(choosing + 1) // 2 :]
-            seen = {part: pool.score(places) for part, places in (("all", given), ("first", first))}
-            second_scores, left_scores = pool.score(second), pool.score(left)
+            given, left = drawn[:choosing], pool.score(drawn[choosing:])
+            middle = (choosing + 1) // 2
+            first, second, both = (pool.score(part) for part in (given[:middle], given[middle:], given))
             for rule in RULES:
                 measure = rule.measure or decides
-                figure = _reader(measure)
-                goal = float(np.quantile([*map(figure, everywhere)], _GOALS[0] + share * (_GOALS[1] - _GOALS[0])))
-                scores = seen["first" if rule.halved else "all"]
-                meeting = [
-                    place
-                    for place, score in enumerate(scores)
-                    if score.likely_figures(rule.margin)[measure.name] >= goal
-                ]
-                reported = second_scores if rule.halved else scores
-                found[rule].append(_judge(pool, meeting, goal, figure, everywhere, reported, left_scores))
+                goal = float(np.quantile(everywhere[measure], _GOALS[0] + share * (_GOALS[1] - _GOALS[0])))
+                chosen = _choose_smallest(first if rule.halved else both, measure, goal, rule.margin)
+                reported = _figures(second if rule.halved else both, measure)
+                judged = _judge(pool.size_bytes, chosen, goal, everywhere[measure], reported, _figures(left, measure))
+                found[rule].append(judged)
             bar.advance()
-    return [_summarize(rule, choices) for rule, choices in found.items()]
+    return [{"choosing": choosing, **_summarize(rule, choices)} for rule, choices in found.items()]
 
 
-def _reader(measure: Measure) -> Callable[[Score], float]:
-    def read(score: Score) -> float:
-        return float(getattr(score, measure.name))
+def _figures(scores: Sequence[Score], measure: Measure) -> Floats:
+    return np.array([getattr(score, measure.name) for score in scores])
 
-    return read
+
+def _choose_smallest(scores: Sequence[Score], measure: Measure, goal: float, margin: float) -> int | None:
+    """The place of the first one that keeps the goal for so sure; None where there is none."""
+    likely = (score.likely_figures(margin)[measure.name] for score in scores)
+    return next((place for place, kept in enumerate(likely) if kept >= goal), None)
 
 
 def _judge(
-    pool: Pool,
-    meeting: Sequence[int],
-    goal: float,
-    figure: Callable[[Score], float],
-    everywhere: Sequence[Score],
-    reported: Sequence[Score],
-    left: Sequence[Score],
+    size_bytes: Floats, chosen: int | None, goal: float, everywhere: Floats, reported: Floats, left: Floats
 ) -> Choice:
-    if not meeting:
+    """What came of a choice; `everywhere`, `reported` and `left` are what each file keeps there."""
+    if chosen is None:
         return Choice(False, math.nan, math.nan, math.nan)
-    chosen = meeting[0]
-    smallest = next(place for place, score in enumerate(everywhere) if figure(score) >= goal)
-    kept = figure(left[chosen])
-    ratio = float(pool.size_bytes[chosen] / pool.size_bytes[smallest])
-    return Choice(True, float(kept >= goal), ratio, figure(reported[chosen]) - kept)
+    smallest = int(np.argmax(everywhere >= goal))  # the first
+    ratio = float(size_bytes[chosen] / size_bytes[smallest])
+    return Choice(True, float(left[chosen] >= goal), ratio, float(reported[chosen] - left[chosen]))
 
 
 def _summarize(rule: Rule, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -194,16 +192,13 @@ def measure_coverage(
     if too_many := [count for count in counts if 2 * count > pool.photos]:
         why = f"got {too_many[0]}, and there are {pool.photos} photographs to draw from, half of which are left over"
         raise ConfigError("option", "--choosing", why, "give less, or hold more out with --test-share")
-    rows = [
-        {"choosing": count, **row}
-        for count in counts or (min(100, pool.photos // 2),)
-        for row in choose_again(pool, choosing=count, draws=draws)
-    ]
-    write_csv(output_dir / "coverage.csv", ("choosing", *COLUMNS), rows)
+    asked = counts or (min(100, pool.photos // 2),)
+    rows = [row for count in asked for row in choose_again(pool, choosing=count, draws=draws)]
+    write_csv(output_dir / "coverage.csv", COLUMNS, rows)
     click.echo(format_coverage(rows))
 
 
-def ask_models(run: Any, models: Sequence[Path], most: int) -> Pool:
+def ask_models(run: Run, models: Sequence[Path], most: int) -> Pool:
     """What every file answers to the photographs of validation and test.
 
     Raises:
@@ -228,17 +223,17 @@ def ask_models(run: Any, models: Sequence[Path], most: int) -> Pool:
 
 def format_coverage(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table of Markdown."""
-    return "\n".join(_lines(rows))
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| photographs | rule | margin | promised | held elsewhere | size | reported - kept |"
-    yield "|---|---|---|---|---|---|---|"
+    lines = [
+        "| photographs | rule | margin | promised | held elsewhere | size | reported - kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        yield (
-            f"| {row['choosing']} | {row['rule']}{' (in use)' if row['margin'] == MARGIN else ''} | {row['margin']} "
-            f"| {row['promised']:.0%} | {row['held']:.0%} | {row['size_ratio']:.2f}x | {row['reported_excess']:+.3f} |"
+        used = " (in use)" if row["margin"] == MARGIN else ""
+        lines.append(
+            f"| {row['choosing']} | {row['rule']}{used} | {row['margin']} | {row['promised']:.0%} | {row['held']:.0%} "
+            f"| {row['size_ratio']:.2f}x | {row['reported_excess']:+.3f} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

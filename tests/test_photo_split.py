@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colorpress.core.config import DataConfig
-from training.photo_split import PhotoSplit, group_by_folder, split_photos
+from training.photo_split import PhotoSplit, group_by_folder, halve_photos, split_photos
 from training.photos import Photo
 
 PARTS = ("train", "choosing", "confirming", "test")
@@ -183,3 +183,24 @@ def test_a_folder_and_its_copy_are_one() -> None:
         sources = group_by_folder(list({photo.sha256: photo for photo in found}.values()), found)
         together = sorted(sorted(photo.sha256 for photo in source) for source in sources)
         assert together == [[photo.sha256 for photo in source] for source in (first, other)]
+
+
+@pytest.mark.parametrize("photos", [1, 2, 7])
+def test_halves_of_one_folder_are_by_photograph(photos: int) -> None:
+    (source,) = folders_of(photos)
+    first, second = halve_photos(source, seed=0)
+    assert (len(first), len(second)) == ((photos + 1) // 2, photos // 2)
+    assert {*first, *second} == set(source)
+
+
+def test_halves_share_no_small_folder_and_every_large_one() -> None:
+    small = [photo for folder in folders_of(*[3] * 24) for photo in folder]
+    halves = [{photo.path.parent for photo in half} for half in halve_photos(small, seed=0)]
+    assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == 24
+    large = [photo for folder in folders_of(20, 30, 10) for photo in folder]
+    first, second = ([photo.path.parent.name for photo in half] for half in halve_photos(large, seed=0))
+    assert {name: (first.count(name), second.count(name)) for name in "012"} == {
+        "0": (10, 10),
+        "1": (15, 15),
+        "2": (5, 5),
+    }

@@ -86,14 +86,8 @@ def split_photos(sources: Sequence[Sequence[Photo]], skipped: Sequence[SkippedPh
     if trained <= 0:
         why = f"got {config.val_share} and a --test-share of {config.test_share}: no photograph is left to train on"
         raise ConfigError("option", "--val-share", why, "give smaller shares")
-    # Folders so small move the border of a part by a quarter of it at most, and every part has two or more of them.
-    largest = min(tested, validated, trained) // 2
-    if sum(len(source) <= largest for source in sources) < _FEWEST_WHOLE_FOLDERS:
-        largest = 0
-    whole = [source for source in sources if len(source) <= largest]
-    shared = [source for source in sources if len(source) > largest]
-    placed = sorted([*_place_whole(whole, seed), *_place_shared(shared, seed)], key=itemgetter(0, 1))
-    test, rest = _cut([unit for *_, unit in placed], tested)
+    whole, shared = _part_folders(sources, min(tested, validated, trained))
+    test, rest = _cut(_in_row(whole, shared, seed), tested)
     val, train = _cut(rest, validated)
     choosing, confirming = _cut(val, (sum(map(len, val)) + 1) // 2)
     return PhotoSplit(
@@ -104,6 +98,34 @@ def split_photos(sources: Sequence[Sequence[Photo]], skipped: Sequence[SkippedPh
         skipped=tuple(skipped),
         folders=_describe_folders(len(whole), len(shared)),
     )
+
+
+def halve_photos(photos: Sequence[Photo], seed: int) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
+    """Two halves, the first one larger by one where they are odd, split by source folder as `split_photos` does."""
+    sources: dict[Path, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        sources[photo.path.parent].append(photo)
+    parts = _part_folders(list(sources.values()), len(photos) // 2)
+    first, second = _cut(_in_row(*parts, seed), (len(photos) + 1) // 2)
+    return _in_order(itertools.chain(*first), seed), _in_order(itertools.chain(*second), seed)
+
+
+def _part_folders(
+    sources: Sequence[Sequence[Photo]], smallest_part: int
+) -> tuple[list[Sequence[Photo]], list[Sequence[Photo]]]:
+    """The folders that stay whole, and those that give every part their share."""
+    # Folders so small move the border of a part by a quarter of it at most, and every part has two or more of them.
+    largest = smallest_part // 2
+    if sum(len(source) <= largest for source in sources) < _FEWEST_WHOLE_FOLDERS:
+        largest = 0
+    whole = [source for source in sources if len(source) <= largest]
+    return whole, [source for source in sources if len(source) > largest]
+
+
+def _in_row(whole: Sequence[Sequence[Photo]], shared: Sequence[Sequence[Photo]], seed: int) -> list[_Unit]:
+    """Every folder that stays whole, and every photograph of the others, so that a cut anywhere is a fair one."""
+    placed = sorted([*_place_whole(whole, seed), *_place_shared(shared, seed)], key=itemgetter(0, 1))
+    return [unit for *_, unit in placed]
 
 
 def _describe_folders(whole: int, shared: int) -> str:

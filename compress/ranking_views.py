@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from colorpress.core.charts import drawn, explain_colours, shade_of
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
-from compress.measures import FIDELITY, Measure
+from compress.measures import Measure
 from compress.ranking import LayerSize, join_words, shape_text
 from compress.sensitivity import Sensitivity
 
@@ -106,7 +106,7 @@ def _share(name: str, times: Mapping[str, float]) -> float | None:
 
 
 def write_views(
-    views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str, measure: Measure = FIDELITY
+    views: Sequence[LayerView], order: Sequence[str], output_dir: Path, *, title: str, measure: Measure
 ) -> list[Path]:
     """Write layer_ranking.csv and layer_ranking.png into `output_dir`; their paths.
 
@@ -127,7 +127,7 @@ def write_views(
     return [table, _draw_views(views, order, title, measure, output_dir / "layer_ranking.png")]
 
 
-def describe_views(views: Sequence[LayerView], measure: Measure = FIDELITY) -> str:
+def describe_views(views: Sequence[LayerView], measure: Measure) -> str:
     """How the views disagree, in one sentence with the numbers; losses are by `measure`."""
     if not views:
         return "The network has no convolution."

@@ -21,6 +21,7 @@ from training.photos import Photo
 
 Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
+# Of a and b together, in ab/128: 13 units of CIE Lab.
 _EDGE_SPAN = 0.1
 
 
@@ -199,9 +200,8 @@ def _draw_photos(count: int, draws: int = 2000) -> Floats:
 
 def mean_chroma(ab: Tensor) -> float:
     """The mean CIE chroma of ab (1, 2, H, W) in ab/128: 0 is grey, and vivid colours have 50 and more."""
-    return float(
-        AB_SCALE * torch.hypot(ab[:, 0], ab[:, 1]).mean().item()
-    )  # a norm over channels takes 50 times as long
+    # A norm over channels takes 50 times as long.
+    return float(AB_SCALE * torch.hypot(ab[:, 0], ab[:, 1]).mean().item())
 
 
 def find_chroma_edges(ab: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from compress.budgets import Limit, fits, goals_or_whole, read_limits
 from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
-from compress.measures import MEASURES, Score
+from compress.measures import MEASURES, Score, Scores
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
@@ -182,10 +182,8 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
         scores = job.jury.score(student)
         say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
         goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
-        if missed := [goal for goal in goals if not goal.is_met(scores.reported.likely_figures())]:
-            asked = " and ".join(goal.show(goal.bound) for goal in missed)
-            hint = "try --student-effort long, or a wider --student-plan"
-            warn(f"{name} does not keep {asked} with odds of 4 to 1: {hint}")
+        if missed := describe_missed(goals, scores):
+            warn(f"{name} {missed}; try --student-effort long, or a wider --student-plan")
         return distilled.paths, {
             "params": count_parameters(student),
             "macs": count_macs(student, height=size, width=size),
@@ -198,6 +196,22 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
 
     crops, weight = settings.student.crops, settings.distil.student_teacher_weight
     return _learn(job, f"student-{name}", network, crops, destination, describe, weight, confirms=True)
+
+
+def describe_missed(goals: Sequence[Limit], scores: Scores) -> str:
+    """Which goals a student misses by what is reported of it, as the rest of a sentence; empty where it misses none.
+
+    The figures themselves count: the margin is for the winner of many, and what is reported chose nothing.
+    """
+    figures = vars(scores.reported)
+    told = [
+        f"{'nothing' if math.isnan(value) else goal.show(value)} instead of {goal.show(goal.bound)}"
+        for goal in goals
+        if not goal.is_met(figures)
+        for value in [figures[goal.figure]]
+    ]
+    where = "other photographs" if scores.confirmed else "the photographs that chose"
+    return f"misses what is asked of it on {where}: {', '.join(told)}" if told else ""
 
 
 def _learn(

@@ -9,17 +9,18 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.rows import ENDLESS, Row, read_benchmark_json, read_strength
+from benchmarks.rows import ENDLESS, Row, read_benchmark_json
 from benchmarks.verdict import measure_of
 from colorpress.core.config import parse_size
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.text import align_cells, format_bytes, format_count
 from compress.measures import Measure
+from export.timing import Ratio
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -183,7 +184,10 @@ def compare_benchmarks(
         "a": str(a.path),
         "b": str(b.path),
         "same_machine": not differing,
-        "noise": {"a": a.aa_ratios, "b": b.aa_ratios},
+        "noise": {
+            side: {label: asdict(ratio) for label, ratio in each.aa_ratios.items()}
+            for side, each in (("a", a), ("b", b))
+        },
         "measure": next(name for name, each in METRICS.items() if each.column == a.measure.name),
         "warnings": [
             *([f"the machines differ ({'; '.join(differing)}): {_ONLY_RATIOS}"] if differing else []),
@@ -205,7 +209,7 @@ class _Benchmark:
 
     path: Path
     rows: Mapping[str, Row]
-    aa_ratios: Mapping[str, Mapping[str, float]]
+    aa_ratios: Mapping[str, Ratio]
     machine: Mapping[str, Any]
     photos: Sequence[object]
     grey_l1: Sequence[float]
@@ -214,20 +218,17 @@ class _Benchmark:
 
 def _read_benchmark(path: Path) -> _Benchmark:
     path = path / "benchmark.json" if path.is_dir() else path
-    record = read_benchmark_json(path)
+    read = read_benchmark_json(path)
     try:
-        machine, per_photo = record.get("machine") or {}, record.get("per_photo") or {}
+        machine, per_photo = read.machine, read.per_photo
         return _Benchmark(
             path=path,
-            rows={row.model: row for row in record["rows"]},
-            aa_ratios={
-                str(label): {end: _finite(ratio[end]) for end in ("median", "low", "high")}
-                for label, ratio in (record.get("aa_ratios") or {}).items()
-            },
+            rows={row.model: row for row in read.rows},
+            aa_ratios=read.aa_ratios,
             machine={**{name: machine.get(name) for name in _HARDWARE}, **(machine.get("libraries") or {})},
-            photos=[(record.get("config") or {}).get("eval_size"), *map(str, per_photo.get("photos") or ())],
+            photos=[read.config.get("eval_size"), *map(str, per_photo.get("photos") or ())],
             grey_l1=[_finite(value) for value in per_photo.get("grey_l1") or ()],
-            measure=measure_of(read_strength(record)),
+            measure=measure_of(read.strength),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"is damaged ({type(error).__name__}: {error})"
@@ -346,7 +347,7 @@ def _warn_of_measures(a: _Benchmark, b: _Benchmark) -> list[str]:
 def _warn_of_noise(a: _Benchmark, b: _Benchmark, rows: Sequence[Row], gates: Sequence[Gate]) -> list[str]:
     """Gates on times that are narrower than what the baseline differs from itself in one of the benchmarks."""
     spreads = [
-        (max(ratio["high"] - 1, 1 - ratio["low"]), f"{label} of {side}")
+        (ratio.noise, f"{label} of {side}")
         for side, each in (("a", a), ("b", b))
         for label, ratio in each.aa_ratios.items()
     ]

@@ -12,6 +12,7 @@ from colorpress.core.errors import InputError
 from colorpress.core.files import write_text
 from compress.measures import Measure, Strength
 from export.runtimes import RUNTIMES
+from export.timing import Ratio
 
 FORMAT_VERSION = 3
 # Calls that vary by more than this are on a machine that does something else as well.
@@ -218,8 +219,90 @@ def write_benchmark_json(path: Path, record: Mapping[str, Any]) -> Path:
     return write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def read_benchmark_json(path: Path) -> dict[str, Any]:
-    """Read what `write_benchmark_json` wrote; `rows` are `Row`s, of different names.
+@dataclass(frozen=True)
+class FolderRecord:
+    """What benchmark.json says of a folder of --also (see `benchmarks.also.describe_also`).
+
+    Attributes:
+        strength: of best.pt there; None where it failed.
+        photos, skipped, known: how many were scored, could not be used, and are the run's own.
+        judged: the row that harms the worst photographs; None: all of ours, on average.
+        worst: names of photographs with the harm that is done to them, worst first.
+    """
+
+    strength: Strength | None
+    photos: int
+    skipped: int
+    known: int
+    judged: str | None
+    worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What benchmark.json says (see `benchmarks.suite.make_record`); conditions are as they were written.
+
+    Attributes:
+        rows: of different names, best.pt first.
+        strength: of best.pt; None: no colours were measured.
+        aa_ratios: best.pt to itself, by device and condition.
+        also: by the name of a folder.
+        roof: fields of `benchmarks.roof.Roof`.
+        per_photo: "photos", "grey_l1", "l1" and "to_best".
+    """
+
+    rows: tuple[Row, ...]
+    strength: Strength | None = None
+    aa_ratios: Mapping[str, Ratio] = field(default_factory=dict)
+    also: Mapping[str, FolderRecord] = field(default_factory=dict)
+    roof: Mapping[str, Any] | None = None
+    grey_l1: float | None = None
+    date: str = ""
+    seed: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    per_photo: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Benchmark:
+        """Of the whole of benchmark.json.
+
+        Raises:
+            ValueError, TypeError, AttributeError, KeyError: it is damaged.
+        """
+        rows = tuple(Row.from_record(each) for each in record["rows"])
+        if len({row.model for row in rows}) < len(rows):
+            raise ValueError("two rows have one name")
+        as_written = ("roof", "grey_l1", "date", "seed", "config", "machine", "per_photo")
+        return cls(
+            rows,
+            read_strength(record),
+            {str(label): _read_ratio(ratio) for label, ratio in (record.get("aa_ratios") or {}).items()},
+            {str(name): _read_folder(folder) for name, folder in (record.get("also") or {}).items()},
+            **{name: record[name] for name in as_written if record.get(name) is not None},
+        )
+
+
+def _read_ratio(values: Mapping[str, Any]) -> Ratio:
+    ends = {each.name: values[each.name] for each in fields(Ratio)}
+    if not all(_fits(end, "float") for end in ends.values()):
+        raise ValueError(f"a ratio of {ends}")
+    return Ratio(**ends)
+
+
+def _read_folder(values: Mapping[str, Any]) -> FolderRecord:
+    return FolderRecord(
+        strength=read_strength(values),
+        photos=len(values["photos"]),
+        skipped=int(values["skipped"]),
+        known=int(values["known"]),
+        judged=values["judged"],
+        worst=tuple((str(each["photo"]), float(each["harm"])) for each in values["worst"]),
+    )
+
+
+def read_benchmark_json(path: Path) -> Benchmark:
+    """Read what `write_benchmark_json` wrote.
 
     Raises:
         InputError: no such file, or it is no benchmark of this format.
@@ -237,17 +320,13 @@ def read_benchmark_json(path: Path) -> dict[str, Any]:
             raise InputError("benchmark", path, why, again)
         raise InputError("benchmark", path, f"is no benchmark of format {FORMAT_VERSION}", hint)
     try:
-        rows = [Row.from_record(each) for each in record["rows"]]
-        if len({row.model for row in rows}) < len(rows):
-            raise ValueError("two rows have one name")
-        read_strength(record)
-    except (TypeError, ValueError) as error:
-        raise InputError("benchmark", path, f"is damaged ({error})", again) from error
-    return record | {"rows": rows}
+        return Benchmark.from_record(record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError("benchmark", path, f"is damaged ({type(error).__name__}: {error})", again) from error
 
 
 def read_strength(record: Mapping[str, Any]) -> Strength | None:
-    """How strong best.pt is by a benchmark's record, or by that of a folder of --also; None: no colours were measured.
+    """How strong best.pt is by a record of a benchmark, a folder of --also or a search; None: it is not known.
 
     Raises:
         ValueError, TypeError: what is there is something else.

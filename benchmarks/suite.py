@@ -108,8 +108,7 @@ def run_benchmark(
     elsewhere = {folder.name: score(photos=folder.photos) for folder in also if plan.eval_photos}
     rows = make_rows(latency, accuracy, roof, controls=controls, also=elsewhere)
     measure = measure_of(accuracy.strength)
-    aa_ratios = {label: asdict(ratio) for label, ratio in latency.aa_ratios.items()}
-    recommended = judge_rows(rows, aa_ratios, accuracy.strength).recommended
+    recommended = judge_rows(rows, latency.aa_ratios, accuracy.strength).recommended
     described = describe_also(also, elsewhere, rows, recommended, measure) if elsewhere else {}
     record = make_record(rows, latency, accuracy, plan, seed=data.seed, roof=roof, also=described)
     paths = [

@@ -11,11 +11,11 @@ from benchmarks.accuracy import Accuracy, AccuracyResult
 from benchmarks.also import pick_figures
 from benchmarks.latency import Arm, LatencyResult
 from benchmarks.roof import Roof, format_roof, lower_bound_ms
-from benchmarks.rows import COLUMNS, Row, base_rows, read_strength
+from benchmarks.rows import COLUMNS, Benchmark, FolderRecord, Row, base_rows
 from benchmarks.variants import Variant
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
-from colorpress.core.text import align_cells, format_bytes, format_count, format_number, format_percent
+from colorpress.core.text import align_cells, format_bytes, format_count, format_interval, format_number, format_percent
 from compress.measures import MEASURES
 from compress.precisions import find_precision
 from export.timing import Timing
@@ -139,19 +139,15 @@ def _digits(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def format_also(record: Mapping[str, Any]) -> str:
-    """The colours on the photographs of each further folder, as plain-text tables for a terminal; empty without any.
-
-    Args:
-        record: of benchmark.json, as `read_benchmark_json` gives it.
-    """
+def format_also(measured: Benchmark) -> str:
+    """The colours on the photographs of each further folder, as plain-text tables for a terminal; empty without any."""
     return "\n\n".join(
-        "\n".join([f"also on {printable(name)}:", *_format_folder(name, found, record["rows"])])
-        for name, found in (record.get("also") or {}).items()
+        "\n".join([f"also on {printable(name)}:", *_format_folder(name, found, measured.rows)])
+        for name, found in measured.also.items()
     )
 
 
-def _format_folder(name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+def _format_folder(name: str, found: FolderRecord, rows: Sequence[Row]) -> list[str]:
     cells = []
     for row in base_rows(rows):
         figures = row.also.get(name, {})
@@ -162,21 +158,20 @@ def _format_folder(name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> 
             *(_digits(figures.get(measure)) for measure in MEASURES),
             *(_digits(figures.get(share), 2) for share in ("chroma_to_best", "chroma_to_truth")),
         ))  # fmt: skip
-    strength = read_strength(found)
+    strength = found.strength
     lines = [*align_cells([_ALSO_HEADER, *cells]), strength.describe() if strength else "best.pt failed on them."]
-    if worst := [printable(each["photo"]) for each in found["worst"]]:
-        whose = printable(found["judged"]) if found["judged"] else "ours on the whole"
+    if worst := [printable(photo) for photo, _ in found.worst]:
+        whose = printable(found.judged) if found.judged else "ours on the whole"
         lines.append(f"worst of {whose}: {', '.join(worst)}")
     return lines
 
 
-def format_conditions(record: Mapping[str, Any]) -> list[str]:
+def format_conditions(measured: Benchmark) -> list[str]:
     """What stands below the table: how strong best.pt is, what noise alone does to a ratio, what the machine can do."""
-    strength = read_strength(record)
-    lines = strength.sentences() if strength else []
+    lines = measured.strength.sentences() if measured.strength else []
     lines += [
-        f"A/A control, {label}: best.pt timed against itself is {ratio['median']:.3f} "
-        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
-        for label, ratio in record["aa_ratios"].items()
+        f"A/A control, {label}: best.pt timed against itself is {ratio.median:.3f} "
+        f"({format_interval(ratio.low, ratio.high)})"
+        for label, ratio in measured.aa_ratios.items()
     ]
-    return [*lines, format_roof(Roof(**record["roof"]))] if record.get("roof") else lines
+    return [*lines, format_roof(Roof(**measured.roof))] if measured.roof else lines

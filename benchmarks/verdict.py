@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from benchmarks.rows import Row, base_rows, find_control, own_rows
+from benchmarks.rows import Benchmark, Row, base_rows, find_control, own_rows
 from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
 from colorpress.core.text import format_bytes, format_number
 from compress.budgets import Figures, Limit, read_limits
 from compress.measures import CONTENT, FIDELITY, MEASURES, Measure, Strength
 from compress.precisions import origin_of
 from export.controls import TABLE
+from export.timing import Ratio
 
 _FEW_PHOTOS = 50
 # Of G that a lightness table keeps.
@@ -36,9 +37,7 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-def judge_rows(
-    rows: Sequence[Row], aa_ratios: Mapping[str, Mapping[str, float]] | None, strength: Strength | None
-) -> Verdict:
+def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: Strength | None) -> Verdict:
     """Choose the variant with the largest product of size and speed ratio among those that keep the colours.
 
     The first row is best.pt and the yardstick; rows of another condition than its are not compared with it, and what
@@ -49,16 +48,15 @@ def judge_rows(
     what is said of the chosen one is what it keeps on the other half.
 
     Args:
-        aa_ratios: per device, the ratio of best.pt to itself: "median", "low", "high"; None: it was not timed twice.
+        aa_ratios: best.pt to itself, by device and condition; none where it was not timed twice.
         strength: of best.pt; None where no colours were measured.
     """
     if not rows or not rows[0].is_ok:
         status = f": {rows[0].status}" if rows else ""
         return Verdict(None, f"There is no verdict, since best.pt itself was not measured{status}.", ())
     best, others = rows[0], own_rows(rows)
-    ratio = (aa_ratios or {}).get(best.device)
-    # How far the rounds of the A/A control are from 1 at most.
-    noise = max(float(ratio["high"]) - 1.0, 1.0 - float(ratio["low"])) if ratio else 0.0
+    ratio = aa_ratios.get(best.device)
+    noise = ratio.noise if ratio else 0.0
     measure = measure_of(strength)
     notes = _note_limits(rows, noise, strength)
     reasons = {row.model: why_rejected(row, best, others, measure, noise) for row in others}
@@ -68,6 +66,11 @@ def judge_rows(
         sentence = _recommend(chosen, best, strength)
         return Verdict(chosen.model, sentence, (*notes, *_note_runtime(rows, chosen)))
     return Verdict(None, _recommend_nothing(best, others, reasons, strength), notes)
+
+
+def judge_benchmark(measured: Benchmark) -> Verdict:
+    """`judge_rows` of what benchmark.json says."""
+    return judge_rows(measured.rows, measured.aa_ratios, measured.strength)
 
 
 def measure_of(strength: Strength | None) -> Measure:

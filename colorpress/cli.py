@@ -616,14 +616,14 @@ def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) 
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.rows import read_benchmark_json, read_strength
+            from benchmarks.rows import read_benchmark_json
             from benchmarks.tables import format_also, format_conditions, format_table
-            from benchmarks.verdict import judge_rows
+            from benchmarks.verdict import judge_benchmark
 
             measured = read_benchmark_json(folder / "benchmark.json")
-            verdict = judge_rows(measured["rows"], measured["aa_ratios"], read_strength(measured))
+            verdict = judge_benchmark(measured)
             conditions, also = format_conditions(measured), format_also(measured)
-            lines = [format_table(measured["rows"]), *conditions, *(["", also] if also else [])]
+            lines = [format_table(measured.rows), *conditions, *(["", also] if also else [])]
             click.echo("\n".join([*lines, "", verdict.sentence, *verdict.notes]))
         elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
             click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))

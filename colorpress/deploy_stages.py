@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rows import Row, read_benchmark_json, read_strength
-from benchmarks.verdict import judge_rows
+from benchmarks.rows import Benchmark, Row, read_benchmark_json
+from benchmarks.verdict import judge_benchmark
 from colorpress.core.console import progress, say
 from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.core.files import write_csv, write_json
 from colorpress.core.stages import StageRecord
-from compress.measures import MEASURES
+from compress.measures import MEASURES, Strength
 from compress.precisions import find_precision, origin_of, variant_names
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
@@ -126,7 +126,7 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     """
     measured = _read_measured(run)
     if variant is None:
-        verdict = judge_rows(measured["rows"], measured["aa_ratios"], read_strength(measured)) if measured else None
+        verdict = judge_benchmark(measured) if measured else None
         variant = (verdict.recommended or "").partition(" @ ")[0] if verdict else ""
         if not variant:
             why = f"recommends nothing: {verdict.sentence}" if verdict else "holds no benchmark.json to choose by"
@@ -138,8 +138,8 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     graph, network, figures = run.folder / variant / "colorizer.onnx", run.folder / variant / "model.onnx", None
     if measured:
         row, counts = _row_of(measured, variant), {"train_photos": len(photos.train), "val_photos": len(photos.val)}
-        figures = {**(vars(row) if row else {}), "date": measured["date"], "machine": measured["machine"], **counts}
-        figures |= _describe_strength(measured)
+        figures = {**(vars(row) if row else {}), "date": measured.date, "machine": measured.machine, **counts}
+        figures |= _describe_strength(measured.strength)
     return write_bundle(graph, network, destination, web=web, figures=figures, force=run.force)
 
 
@@ -184,7 +184,7 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
     # Another file may have taken the place of the one that was measured.
     if row is None or row.l1 is None or row.size_bytes != (run.folder / variant / "model.onnx").stat().st_size:
         return {}
-    strength = read_strength(measured)
+    strength = measured.strength if measured else None
     known = {
         "l1": (row.l1, ".6f"),
         "l1_change_pct": (row.l1_delta_pct, ".3f"),
@@ -202,20 +202,18 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
     return {"measured_photos": f"{row.photos}", **decides, **figures}
 
 
-def _describe_strength(measured: Mapping[str, Any]) -> dict[str, str]:
+def _describe_strength(strength: Strength | None) -> dict[str, str]:
     """How strong best.pt is and which measure decides, in words; empty where no colours were measured."""
-    strength = read_strength(measured)
     if strength is None:
         return {}
-    measure = f"{strength.measure.title} {strength.measure.symbol}"
-    return {"measure": measure, "strength": strength.describe(), "warning": strength.caution}
+    return {"measure": str(strength.measure), "strength": strength.describe(), "warning": strength.caution}
 
 
-def _read_measured(run: Run) -> dict[str, Any]:
-    """The benchmark of a run folder; empty without one."""
+def _read_measured(run: Run) -> Benchmark | None:
+    """The benchmark of a run folder, where it has one."""
     path = run.folder / "benchmark.json"
-    return read_benchmark_json(path) if path.is_file() else {}
+    return read_benchmark_json(path) if path.is_file() else None
 
 
-def _row_of(measured: Mapping[str, Any], variant: str) -> Row | None:
-    return next((row for row in measured.get("rows", ()) if row.variant == variant), None)
+def _row_of(measured: Benchmark | None, variant: str) -> Row | None:
+    return next((row for row in (measured.rows if measured else ()) if row.variant == variant), None)

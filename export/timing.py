@@ -62,6 +62,11 @@ class Ratio:
     low: float
     high: float
 
+    @property
+    def noise(self) -> float:
+        """How far the ends are from 1 at most: of two that should be equal, what is no difference."""
+        return max(self.high - 1.0, 1.0 - self.low)
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -304,7 +304,10 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     aa_ratios = {"cpu, batch 8": {"median": 1.01, "low": 0.9, "high": 1.1}}
     record = {"format_version": 3, "rows": [best], "aa_ratios": aa_ratios, "roof": roof}
     strength = Strength(2, 14.0, 2.4, 1.0, 4.0, 0.5)
-    record |= {"strength": strength.to_dict(), "also": {"sea": {"strength": None, "worst": [], "judged": None}}}
+    record |= {
+        "strength": strength.to_dict(),
+        "also": {"sea": {"strength": None, "photos": [], "skipped": 0, "known": 0, "worst": [], "judged": None}},
+    }
     write_benchmark_json(tmp_path / "benchmark.json", record)
     _print_records(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
     printed = capsys.readouterr().out
@@ -333,10 +336,10 @@ def test_further_folders_of_a_benchmark_are_kept_and_bad_ones_refused(
     printed = capsys.readouterr().out
     assert "also on sea:" in printed and "control: lightness table" in printed
     record = read_benchmark_json(tmp_path / "out" / "benchmark.json")
-    assert record["rows"][0].also["sea"]["photos"] == 2
+    assert record.rows[0].also["sea"]["photos"] == 2
     # The folder keeps it; what is given again wins.
     assert run_command(command) == 0
-    assert list(read_benchmark_json(tmp_path / "out" / "benchmark.json")["also"]) == ["sea"]
+    assert list(read_benchmark_json(tmp_path / "out" / "benchmark.json").also) == ["sea"]
     for also, code, why in (("nowhere", 2, "no such folder"), (str(tmp_path / "out"), 2, "lies inside the run folder")):
         capsys.readouterr()
         assert run_command([*command, "--also", also]) == code
@@ -360,17 +363,17 @@ def test_any_files_are_timed_in_lists_of_conditions(
     command = ["benchmark", str(tiny_checkpoint), str(exported), *out, *quick, *lists]
     assert run_command(command) == 0, capsys.readouterr().err
     record = read_benchmark_json(tmp_path / "out" / "benchmark.json")
-    models = [row.model for row in record["rows"]]
+    models = [row.model for row in record.rows]
     assert models[:4] == ["tiny.pt", "tiny.pt @ torch-channels-last", "small", "tiny.pt, batch 2"]
     assert len(models) == 12 and models[-1] == "small, batch 2, 1 thread"
-    assert {(row.status, row.l1, row.height) for row in record["rows"]} == {("ok", None, 8)}
-    assert set(record["aa_ratios"]) == {"cpu", "cpu, batch 2", "cpu, 1 thread", "cpu, batch 2, 1 thread"}
+    assert {(row.status, row.l1, row.height) for row in record.rows} == {("ok", None, 8)}
+    assert set(record.aa_ratios) == {"cpu", "cpu, batch 2", "cpu, 1 thread", "cpu, batch 2, 1 thread"}
     assert not (tmp_path / "out" / "pareto.png").exists()
     printed = capsys.readouterr().out
     assert "small, batch 2, 1 thread" in printed and "A/A control, cpu, 1 thread" in printed
     # The folder keeps the lists; what is given again wins.
     assert run_command(["benchmark", str(tiny_checkpoint), *out, "--batch-size", "2", "--force"]) == 0
-    rows = read_benchmark_json(tmp_path / "out" / "benchmark.json")["rows"]
+    rows = read_benchmark_json(tmp_path / "out" / "benchmark.json").rows
     assert [(row.batch, row.threads) for row in rows] == [(2, 2), (2, 2), (2, 1), (2, 1)]
 
 

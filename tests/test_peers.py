@@ -300,7 +300,7 @@ def test_one_command_makes_and_measures_peers_beside_ours(
     arguments += ["--device", "cpu", "--workers", "0"]
     assert run_command(arguments, compare_peers, "peers") == 0
     table = capsys.readouterr().out
-    rows = read_benchmark_json(output / "benchmark.json")["rows"]
+    rows = read_benchmark_json(output / "benchmark.json").rows
     assert [(row.model, row.peer, row.status) for row in rows] == [
         ("best.pt", False, "ok"), ("small", False, "ok"),
         ("best.pt @ torch-channels-last", True, "ok"), ("ort-static", True, "ok"),

@@ -168,7 +168,7 @@ def measured(
 
 def choose(variants: list[Variant], accuracy: AccuracyResult, photos: list[Photo], rows: list[Row]) -> PictureChoice:
     """As beside a verdict without an A/A control."""
-    return choose_pictures(variants, accuracy, photos, rows, judge_rows(rows, None, accuracy.strength).recommended)
+    return choose_pictures(variants, accuracy, photos, rows, judge_rows(rows, {}, accuracy.strength).recommended)
 
 
 def test_shown_are_the_recommended_one_then_our_front_by_network_then_a_peer(photos: list[Photo]) -> None:

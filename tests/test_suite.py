@@ -105,7 +105,7 @@ def test_time_alone_needs_no_photograph_and_has_no_controls(tiny_checkpoint: Pat
     run = run_in(tmp_path, eval_photos=0)
     rows, _ = run_benchmark(run, [describe_variant("best.pt", tiny_checkpoint)], None)
     assert [row.model for row in rows] == ["best.pt"] and rows[0].l1 is None
-    assert read_benchmark_json(tmp_path / "benchmark.json")["strength"] is None
+    assert read_benchmark_json(tmp_path / "benchmark.json").strength is None
 
 
 def test_further_folders_are_scored_for_every_variant_and_redone_when_they_change(
@@ -122,18 +122,18 @@ def test_further_folders_are_scored_for_every_variant_and_redone_when_they_chang
     split = replace(photos, test=photos.test[4:])
     measured = benchmark(run, variants, split)
     record = read_benchmark_json(run.folder / "benchmark.json")
-    (folder,) = record["also"].values()
-    assert list(record["also"]) == ["sea"] and folder["known"] == 3 and len(folder["photos"]) == 1
-    assert [row.also["sea"]["photos"] for row in record["rows"]] == [1] * 5
-    assert record["rows"][0].also["sea"]["fidelity"] == 1.0
-    best, found = record["rows"][:2]
+    (folder,) = record.also.values()
+    assert list(record.also) == ["sea"] and (folder.known, folder.photos) == (3, 1)
+    assert [row.also["sea"]["photos"] for row in record.rows] == [1] * 5
+    assert record.rows[0].also["sea"]["fidelity"] == 1.0
+    best, found = record.rows[:2]
     assert found.also["sea"]["l1"] != pytest.approx(best.also["sea"]["l1"])
-    assert {each["photo"] for each in folder["worst"]} <= set(folder["photos"])
-    assert record["config"]["also"] == [str(sea)]
+    assert {photo for photo, _ in folder.worst} <= {each.path.name for each in photos.test[:4]}
+    assert record.config["also"] == [str(sea)]
     assert benchmark(run, variants, split).skipped and not measured.skipped
     shutil.copy(photos.test[5].path, sea)
     assert not benchmark(run, variants, split).skipped
-    (folder,) = read_benchmark_json(run.folder / "benchmark.json")["also"].values()
-    assert len(folder["photos"]) == 2
+    (folder,) = read_benchmark_json(run.folder / "benchmark.json").also.values()
+    assert folder.photos == 2
     # Controls are of the training photographs, so others make another benchmark.
     assert not benchmark(run, variants, replace(split, train=photos.train[:2])).skipped

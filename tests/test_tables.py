@@ -17,6 +17,7 @@ from benchmarks.roof import Roof
 from benchmarks.rows import (
     COLUMNS,
     FORMAT_VERSION,
+    Benchmark,
     Row,
     own_rows,
     read_benchmark_json,
@@ -143,13 +144,13 @@ def test_further_folders_are_groups_of_columns_and_tables_of_their_own(tmp_path:
     record = make_record(rows, latency, accuracy, CONFIG, seed=0, also=also)
     path = write_benchmark_json(tmp_path / "benchmark.json", record)
     read = read_benchmark_json(path)
-    assert read["rows"] == rows and read_strength(read["also"]["sea"]) == REFERENCE.strength
+    assert list(read.rows) == rows and read.also["sea"].strength == REFERENCE.strength
     sea, hills = format_also(read).split("\n\n")
     assert sea.splitlines()[0] == "also on sea:" and hills.startswith("also on =hills:")
     assert sea.splitlines()[1].split() == ["model", "L1", "dL1", "G", "C", "F", "chroma/best", "chroma/truth"]
     assert sea.splitlines()[2].split()[1:] == ["0.1235", "+0.00", "%", "0.970", "0.910", "0.800", "-", "0.60"]
     assert sea.splitlines()[-2:] == [REFERENCE.strength.describe(), "worst of ours on the whole: b\\n.png"]
-    assert format_also({"rows": rows}) == ""
+    assert format_also(Benchmark(tuple(rows))) == ""
 
 
 def test_csv_is_rounded_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
@@ -166,7 +167,8 @@ def test_json_has_all_figures_and_is_read_back(tmp_path: Path) -> None:
     rows = make_rows(latency, accuracy)
     record = make_record(rows, latency, accuracy, CONFIG, seed=4)
     path = write_benchmark_json(tmp_path / "benchmark.json", record)
-    assert read_benchmark_json(path)["rows"] == rows
+    measured = read_benchmark_json(path)
+    assert (list(measured.rows), measured.aa_ratios) == (rows, latency.aa_ratios)
     read = json.loads(path.read_text())
     assert read["raw_times"]["best.pt"][0]["times_ns"] == [10_000_000] * 3
     assert read["aa_ratios"]["cpu"]["median"] == 1.01
@@ -175,8 +177,8 @@ def test_json_has_all_figures_and_is_read_back(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) < 500  # raw figures stay on one line
     assert (read["also"], read["config"]["also"]) == ({}, [])
     assert read["per_photo"]["to_best"]["best.pt"] == [0.0, 0.0]
-    assert read_strength(read) == REFERENCE.strength
-    assert format_conditions(read)[0].startswith(
+    assert measured.strength == REFERENCE.strength
+    assert format_conditions(measured)[0].startswith(
         "best.pt on 2 photographs: L1 50.0 % below grey, 24.2 % below a lightness"
     )
     assert read_strength(make_record(rows, latency, replace(accuracy, reference=None), CONFIG, seed=4)) is None
@@ -186,7 +188,7 @@ def test_a_weak_original_is_said_with_the_conditions() -> None:
     latency, accuracy = results()
     weak = replace(accuracy, reference=replace(REFERENCE, table_l1=REFERENCE.best_l1))
     record = make_record(make_rows(latency, weak), latency, weak, CONFIG, seed=4)
-    assert "measure tint" in format_conditions(record)[1]
+    assert "measure tint" in format_conditions(Benchmark.from_record(record))[1]
 
 
 def test_an_older_benchmark_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks.rows import Row
 from benchmarks.verdict import Verdict, dominates, parent_name, why_rejected
 from compress.measures import CONTENT, FIDELITY, Strength
 from export.controls import CONTROL_TITLES, TABLE
+from export.timing import Ratio
 
 
 def row(model: str, **changes: Any) -> Row:
@@ -45,9 +46,11 @@ VIVID = Strength(100, -3.0, -6.0, -8.0, -4.0, 1.2)
 GREY = Strength(100, math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
-def judge_rows(rows: Sequence[Row], aa_ratios: Any = None, strength: Strength | None = STRONG) -> Verdict:
+def judge_rows(
+    rows: Sequence[Row], aa_ratios: Mapping[str, Ratio] | None = None, strength: Strength | None = STRONG
+) -> Verdict:
     """The verdict beside an original whose content decides."""
-    return verdicts.judge_rows(rows, aa_ratios, strength)
+    return verdicts.judge_rows(rows, aa_ratios or {}, strength)
 
 
 def judge_peers(rows: Sequence[Row]) -> list[str]:
@@ -134,7 +137,7 @@ def test_what_failed_is_not_recommended_but_named(status: str) -> None:
 def test_noise_of_the_machine_counts() -> None:
     same_size = row("x", size_bytes=31_000_000, speedup=1.2, p50_ms=83.0)
     assert judge_rows([BEST, same_size]).recommended == "x"
-    noisy = judge_rows([BEST, same_size], {"cpu": {"median": 0.9, "low": 0.8, "high": 1.0}})
+    noisy = judge_rows([BEST, same_size], {"cpu": Ratio(0.9, 0.8, 1.0)})
     assert noisy.recommended is None
     assert "differs by 20 %, so differences below 60 % mean nothing" in noisy.notes[0]
 
@@ -155,7 +158,7 @@ def test_an_original_without_colour_leaves_nothing_to_keep() -> None:
     grey = row("best.pt", content_colour=None, fidelity=None)
     other = row("x", **SMALL, content_colour=None, fidelity=None)
     assert "best.pt answers grey" in judge_rows([grey, other], None, WEAK).sentence
-    verdict = verdicts.judge_rows([grey, other], None, GREY)
+    verdict = verdicts.judge_rows([grey, other], {}, GREY)
     assert verdict.recommended is None and "these photographs hold none" in verdict.sentence
     assert verdict.notes == ()
 
@@ -314,13 +317,13 @@ def test_fidelity_decides_where_content_cannot(strength: Strength) -> None:
         row("best.pt", fidelity=1.0),
         row("x", **SMALL, fidelity=0.93, content_colour=-2.0, l1_delta_pct=9.0),
     )
-    verdict = verdicts.judge_rows([best, faithful], None, strength)
+    verdict = verdicts.judge_rows([best, faithful], {}, strength)
     assert verdict.recommended == "x"
     assert "with 0.93 of best.pt's own colours (F) reproduced (95 % interval 0.94 to 0.96)" in verdict.sentence
     assert ("train it on more photographs" in verdict.sentence) is (strength is WEAK)
-    lost = verdicts.judge_rows([best, replace(faithful, fidelity=0.79)], None, strength)
+    lost = verdicts.judge_rows([best, replace(faithful, fidelity=0.79)], {}, strength)
     assert lost.recommended is None and "keeps 0.79 of best.pt's own colours (F) (at least 0.8 passes)" in lost.sentence
-    assert verdicts.judge_rows([best, faithful], None, STRONG).recommended is None
+    assert verdicts.judge_rows([best, faithful], {}, STRONG).recommended is None
 
 
 @pytest.mark.parametrize("strength", [WEAK, replace(WEAK, below_table_low=math.nan), replace(WEAK, chroma_share=0.01)])

@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_also_table, make_tables
-from benchmarks.rows import NOISY_CV_PCT, Row, base_rows, one_per_file, read_benchmark_json, read_strength
-from benchmarks.verdict import BudgetLine, judge_budgets, judge_peers, judge_rows, measure_of
+from benchmarks.rows import NOISY_CV_PCT, Benchmark, Row, base_rows, one_per_file, read_benchmark_json, read_strength
+from benchmarks.verdict import BudgetLine, judge_benchmark, judge_budgets, judge_peers, measure_of
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
@@ -78,15 +78,13 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         ConfigError: a budget among the options is outside its range.
         MachineError: the file cannot be written.
     """
-    record = read_benchmark_json(output_dir / "benchmark.json")
+    measured = read_benchmark_json(output_dir / "benchmark.json")
     plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
     explanation = output_dir / "training_inference.md"
-    rows: list[Row] = record["rows"]
-    base = base_rows(rows)
-    measured = {row.variant for row in rows}
-    strength = read_strength(record)
+    rows, strength = measured.rows, measured.strength
+    base, files = base_rows(rows), {row.variant for row in rows}
     measure = strength.measure if strength else None
-    verdict = judge_rows(rows, record["aa_ratios"], strength)
+    verdict = judge_benchmark(measured)
     results, others = make_tables(rows, verdict.recommended, measure)
     options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
     # A benchmark of time alone leaves the pictures of an earlier one where they are.
@@ -106,7 +104,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         budgets=_judge_options(options, options_path, rows, verdict.recommended),
         results=results,
         others=others,
-        also=_read_also(record, rows),
+        also=_show_also(measured),
         peers=judge_peers(rows, verdict.recommended, measure_of(strength)),
         bars=[
             make_bars(one_per_file(base), "size_bytes", "File size", format_bytes),
@@ -122,14 +120,14 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         by_truth=measure is CONTENT,
         explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
-        front=_read_front(output_dir, measured),
-        students=_read_students(output_dir, measured),
+        front=_read_front(output_dir, files),
+        students=_read_students(output_dir, files),
         quantized=[
             (path.parent.name, read_json(path, "int8 record", _AGAIN))
             for path in sorted(output_dir.glob("*/int8.json"))
-            if path.parent.name in measured
+            if path.parent.name in files
         ],
-        record=record,
+        record=measured,
         command=command,
         options=options,
         noisy_cv_pct=NOISY_CV_PCT,
@@ -188,16 +186,17 @@ def _capitalize(measure: Measure) -> str:
     return f"{measure.title[:1].upper()}{measure.title[1:]} {measure.symbol}"
 
 
-def _read_also(record: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The folders of --also: name, what is known of each, its strength and its table."""
-    folders = []
-    for name, folder in (record.get("also") or {}).items():
-        strength = read_strength(folder)
-        counts = {"photos": len(folder["photos"]), "skipped": folder["skipped"], "known": folder["known"]}
-        worst = {"worst": folder["worst"], "judged": folder["judged"]}
-        told = {"strength": strength, "mark": mark_strength(strength)}
-        folders.append({"name": name, **counts, **worst, **told, "table": make_also_table(rows, name, strength)})
-    return folders
+def _show_also(measured: Benchmark) -> list[dict[str, Any]]:
+    """The folders of --also: name, what is known of each, the mark of its strength, and its table."""
+    return [
+        {
+            **vars(folder),
+            "name": name,
+            "mark": mark_strength(folder.strength),
+            "table": make_also_table(measured.rows, name, folder.strength),
+        }
+        for name, folder in measured.also.items()
+    ]
 
 
 def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:

@@ -1,17 +1,14 @@
-"""Which variant to use, in one sentence that the figures bear out, and who meets the goals and budgets of a run."""
+"""Which variant to use, in one sentence that the figures bear out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from benchmarks.rows import Benchmark, Row, base_rows, find_control, own_rows
-from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
 from colorpress.core.text import format_bytes, format_number
-from compress.budgets import Figures, Limit, read_limits
-from compress.measures import CONTENT, FIDELITY, MEASURES, Measure, Strength
+from compress.measures import CONTENT, FIDELITY, Measure, Strength
 from compress.precisions import origin_of
 from export.controls import TABLE
 from export.timing import Ratio
@@ -19,7 +16,7 @@ from export.timing import Ratio
 _FEW_PHOTOS = 50
 # Of G that a lightness table keeps.
 _MUCH = 0.5
-_SAME_SIZE = _SAME_SPEED = 0.02
+_SAME_SIZE = SAME_SPEED = 0.02
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,13 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
         return f"keeps {kept:.2f} of {_noun(measure)}{odds} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
-    if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + _SAME_SPEED:
+    if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + SAME_SPEED:
         slower = format_number(parent.speedup / row.speedup)
         since = f", since {row.caution}" if row.caution else ""
         return f"is {slower} times as slow as its float32 parent {parent.model}{since}"
     if row.speedup < 1.0 - noise:
         return f"is slower than best.pt ({format_number(row.speedup)} of its speed)"
-    if row.times_smaller(best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(_SAME_SPEED, 3.0 * noise):
+    if row.times_smaller(best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(SAME_SPEED, 3.0 * noise):
         return "is neither smaller nor faster beyond what noise explains"
     return ""
 
@@ -223,176 +220,3 @@ def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -
     if failed := [f"{row.model} ({row.status})" for row in rows if not row.is_ok]:
         notes.append(f"Not finished: {', '.join(failed)}.")
     return tuple(notes)
-
-
-def judge_peers(rows: Sequence[Row], recommended: str | None, measure: Measure) -> list[str]:
-    """A sentence on each peer of the base condition: beside what of ours beats it, else beside our best one.
-
-    Ours are tried in the order of the recommended one first, then by merit.
-
-    Args:
-        rows: best.pt first.
-        recommended: the row that the verdict recommends.
-        measure: of colour.
-    """
-    ours = [row for row in own_rows(rows) if _is_complete(row, measure)]
-    ours.sort(key=lambda row: (row.model != recommended, -merit(row, rows[0])))
-    return [_judge_peer(row, ours, measure) for row in base_rows(rows) if row.peer]
-
-
-def _is_complete(row: Row, measure: Measure) -> bool:
-    return bool(row.is_ok and row.speedup and row.kept(measure) is not None)
-
-
-def _judge_peer(peer: Row, ours: Sequence[Row], measure: Measure) -> str:
-    name = peer.model
-    if not _is_complete(peer, measure):
-        why = "its colours were not measured" if peer.is_ok else f"it did not finish ({peer.status})"
-        return f"{name} cannot be compared: {why}."
-    if not ours:
-        return f"{name} has nothing of ours to be compared with."
-    if winner := next((row for row in ours if dominates(row, peer, measure)), None):
-        # All three axes are wins or a tie of ours, said from our side.
-        wins, ties, _ = _compare(winner, peer, measure)
-        return f"{winner.model} beats {name} in size, speed and colour: it {_join(wins + ties)}."
-    wins, ties, losses = _compare(peer, ours[0], measure)
-    if not wins:
-        return f"{name} wins nothing beside {ours[0].model}: it {_join(ties + losses)}."
-    sentence = f"{name} is not beaten in size, speed and colour at once; beside {ours[0].model} it {_join(wins)}"
-    return f"{sentence}, but {_join(losses)}." if losses else f"{sentence}."
-
-
-def _figures(row: Row, measure: Measure) -> tuple[int, float, float]:
-    """Size, speed and colour of a complete row."""
-    colour = row.kept(measure)
-    assert row.speedup and colour is not None
-    return row.fair_size_bytes, row.speedup, colour
-
-
-def dominates(row: Row, other: Row, measure: Measure) -> bool:
-    """Whether `row` is smaller and faster than `other` and keeps at least as much colour; both are complete."""
-    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row, measure), _figures(other, measure)
-    return size < other_size and speed > other_speed and colour >= other_colour
-
-
-def _compare(row: Row, other: Row, measure: Measure) -> tuple[list[str], list[str], list[str]]:
-    """What `row` wins, ties and loses against `other` in size, speed and colour, as the rest of sentences."""
-    (size, speed, colour), (other_size, other_speed, other_colour) = _figures(row, measure), _figures(other, measure)
-    times_smaller, times_faster = other_size / size, speed / other_speed
-    in_bytes = f"({format_bytes(size)}, not {format_bytes(other_size)})"
-    in_ms = f"({format_number(row.p50_ms)} ms, not {format_number(other.p50_ms)} ms)"
-    overlap = "" if _are_apart(row, other, measure) else "; the intervals overlap"
-    in_colour = f"({measure.symbol} {colour:.3f}, not {other_colour:.3f}{overlap})"
-    # What is gained, and what is said of a win, a tie and a loss.
-    axes = (
-        (
-            times_smaller - 1.0,
-            f"is {format_number(times_smaller)} times smaller {in_bytes}",
-            f"is as large ({format_bytes(size)})",
-            f"is {format_number(1.0 / times_smaller)} times larger {in_bytes}",
-        ),
-        (
-            0.0 if abs(math.log(times_faster)) <= _SAME_SPEED else times_faster - 1.0,
-            f"is {format_number(times_faster)} times as fast {in_ms}",
-            f"is as fast {in_ms}",
-            f"is {format_number(1.0 / times_faster)} times as slow {in_ms}",
-        ),
-        (
-            colour - other_colour,
-            f"keeps more colour {in_colour}",
-            f"keeps as much colour ({measure.symbol} {colour:.3f})",
-            f"keeps less colour {in_colour}",
-        ),
-    )
-    said: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for gain, *words in axes:
-        place = 0 if gain > 0 else 1 if gain == 0 else 2
-        said[place].append(words[place])
-    return said
-
-
-def _are_apart(row: Row, other: Row, measure: Measure) -> bool:
-    """Whether the intervals of what is kept do not overlap; one that is not there says nothing."""
-    own, its = row.interval(measure), other.interval(measure)
-    return own is None or its is None or own[0] > its[1] or own[1] < its[0]
-
-
-def _join(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-@dataclass(frozen=True)
-class BudgetLine:
-    """One goal or budget.
-
-    Attributes:
-        option: as it was given, such as "target-size 310KB".
-        met: by the recommended variant; None where nothing is recommended, or where it has no such figure.
-        sentence: the figure, and who meets the budget where the recommended variant does not.
-    """
-
-    option: str
-    met: bool | None
-    sentence: str
-
-
-def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
-    """A line for each goal and budget among the options of a run; none where none was given.
-
-    Args:
-        options: by name as in TOML, such as {"target-size": "310KB"}; other options may be among them.
-        rows: best.pt first; what the budgets are shares of.
-        recommended: the name of a row.
-    Raises:
-        ConfigError: a value is outside its range.
-    """
-    goal, budget = GoalConfig(**_pick(GoalConfig, options)), BudgetConfig(**_pick(BudgetConfig, options))
-    if not rows:
-        return []
-    ours = [row for row in own_rows(rows) if row.is_ok and row.speedup]
-    figures = {row.model: _figures_of(row) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
-    limits = {limit.name: limit for limit in read_limits(budget, goal, whole=_figures_of(rows[0]))}
-    lines = []
-    for name, value in {**vars(goal), **vars(budget)}.items():
-        if value is not None:
-            # A share of a figure that best.pt does not have is no limit.
-            known = name in limits
-            met, sentence = _judge(limits[name], recommended, figures) if known else (None, "best.pt has no figure.")
-            lines.append(BudgetLine(f"{option_name(name)} {options[option_name(name)]}", met, sentence))
-    return lines
-
-
-def _pick(config: type[Config], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one config by field name."""
-    names = {each.name: option_name(each.name) for each in fields(config)}
-    return {name: options[written] for name, written in names.items() if written in options}
-
-
-def _figures_of(row: Row) -> Figures:
-    return {
-        "params": row.params or None,
-        "macs": row.macs or None,
-        "size_bytes": row.size_bytes,
-        "latency_ms": None if row.p50_ms is None else row.p50_ms / row.batch,
-        **{name: row.kept(measure) for name, measure in MEASURES.items()},
-        "l1_delta_pct": row.l1_delta_pct,
-    }
-
-
-def _judge(limit: Limit, recommended: str | None, figures: Mapping[str, Figures]) -> tuple[bool | None, str]:
-    """Whether a limit is met, and the sentence about it; `figures` by the name of a row, best first."""
-
-    def describe(model: str) -> str:
-        value = figures[model][limit.figure]
-        share = f", {100 * value / limit.whole:.3g} % of best.pt's" if limit.whole else ""
-        return f"{limit.show(value)}{share}"
-
-    met = None
-    sentence = "Nothing is recommended"
-    if recommended is not None and recommended in figures:
-        met = limit.is_met(figures[recommended])
-        sentence = f"{recommended} has no such figure" if met is None else f"{recommended}: {describe(recommended)}"
-    if not met:
-        other = next((model for model, known in figures.items() if limit.is_met(known)), None)
-        sentence += f"; {other} meets it: {describe(other)}" if other else "; no variant meets it"
-    return met, f"{sentence}."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_verdict import BEST, SMALL, row
 
-from benchmarks.verdict import BudgetLine, judge_budgets
+from benchmarks.budget_lines import BudgetLine, judge_budgets
 from colorpress.core.errors import ConfigError
 
 WORK = {"params": 8_000_000, "macs": 12_000_000_000}

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from benchmarks.budget_lines import BudgetLine, judge_budgets
+from benchmarks.peer_verdict import judge_peers
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from benchmarks.report.report_table import NOISY_MARK, format_ms, make_also_table, make_tables
 from benchmarks.rows import NOISY_CV_PCT, Benchmark, Row, base_rows, one_per_file, read_benchmark_json, read_strength
-from benchmarks.verdict import BudgetLine, judge_benchmark, judge_budgets, judge_peers, measure_of
+from benchmarks.verdict import judge_benchmark, measure_of
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord

@@ -105,14 +105,14 @@ class Lesson:
     Attributes:
         teacher: best.pt.
         photos: those of `train` are learned from, and those that choose tell which epoch is best.
-        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest. Where `scale` is to best.pt
-            it is 1, whatever is given.
+        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest. 1 where `scale` is to
+            best.pt, whatever is given.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about, in pixels.
         make_loss: the loss, from the network and `teacher_weight`.
-        scale: what validation L1 is read by, on the photographs that choose. Without one best.pt is asked about them,
-            which takes longer than a short training of a small network; the scale is to best.pt then where best.pt is
-            no truer than grey.
+        scale: what L1 on the photographs that choose is read by: where it is to best.pt, its answers alone teach and
+            tell which epoch is best. None: best.pt is asked about them first, which takes longer than a short training
+            of a small network, and the scale is to best.pt where that is no truer than grey.
     """
 
     teacher: Checkpoint

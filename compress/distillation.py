@@ -201,7 +201,9 @@ def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
 
 
 def _origin(lesson: Lesson) -> dict[str, Any]:
-    return {"stage": "distil", "teacher_sha256": lesson.teacher.sha256}
+    # Where its `val_l1` is to best.pt's answers, it says so: to the truth it would mean something else.
+    to_best = {"to_best": True} if lesson.scale and lesson.scale.to_best else {}
+    return {"stage": "distil", "teacher_sha256": lesson.teacher.sha256, **to_best}
 
 
 def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -> FitResult:

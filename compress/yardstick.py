@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colorpress.core.console import muted
 from colorpress.core.errors import InputError
 from compress.measures import Reference, Scale, Score, Scores, Strength
 from export.controls import TABLE, control_path, make_controls
@@ -99,8 +100,8 @@ def make_yardstick(
     Raises:
         InputError: no photograph can be read.
     """
-    # --force redoes the stage that asks, and no more.
-    make_controls(replace(run, force=False), photos)
+    with muted():  # every yardstick asks for them; --force redoes the stage that asks, and no more
+        make_controls(replace(run, force=False), photos)
     table = answering_of(OnnxPredictor(control_path(run, TABLE), threads=run.settings.machine.threads))
     device = choose_device(run.settings.machine.device)
     network = best.build_network().to(device)

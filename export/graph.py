@@ -364,6 +364,6 @@ def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: Export
         "precision": "fp32",
         "architecture": json.dumps(network.architecture.describe(), separators=(",", ":")),
         "checkpoint_sha256": checkpoint.sha256 or None,
-        "val_l1": None if checkpoint.val_l1 is None else f"{checkpoint.val_l1:.9g}",
+        "val_l1": None if checkpoint.val_l1 is None or "to_best" in checkpoint.extra else f"{checkpoint.val_l1:.9g}",
     }
     return {key: str(value) for key, value in described.items() if value is not None}

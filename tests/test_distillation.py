@@ -11,11 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from colorpress.core.config import DataConfig, FinetuneConfig, FitConfig, MachineConfig, PruneConfig, Recipe, UNetConfig
+from colorpress.core.config import (
+    DataConfig,
+    ExportConfig,
+    FinetuneConfig,
+    FitConfig,
+    MachineConfig,
+    PruneConfig,
+    Recipe,
+    UNetConfig,
+)
 from compress.distillation import DistillResult, Lesson, distil_network, write_distillation_curve
 from compress.measures import Scale
 from compress.pruning import prune_network
 from compress.students.student_job import build_student
+from export.graph import export_onnx, read_metadata
 from tests.conftest import make_vivid
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
@@ -146,6 +156,9 @@ def test_of_a_vivid_original_its_answers_alone_teach_and_judge(
     answer = result.checkpoint.build_network().eval()(torch.rand(1, 1, 24, 24))
     assert answer[:, 0].mean() > 0.4 > -0.4 > answer[:, 1].mean()
     assert result.checkpoint.extra["teacher_weight"] == 1.0
+    # What it was chosen by is no L1 to photographs, so the exported file names none.
+    exported = export_onnx(load_checkpoint(result.path), tmp_path / "vivid.onnx", ExportConfig()).path
+    assert "val_l1" not in read_metadata(exported)
     history = pd.read_csv(tmp_path / "student" / "distillation.csv")
     assert history["val_l1"].min() == pytest.approx(result.val_l1_after)
     assert history["fidelity"].max() == pytest.approx(1 - result.val_l1_after / result.scale.grey_l1, abs=1e-6)

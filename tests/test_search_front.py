@@ -18,6 +18,7 @@ from compress.students.search_front import (
     COLUMNS,
     FRONT_FILES,
     STAGES,
+    ControlRow,
     FrontRow,
     Recommendation,
     choose_spread,
@@ -204,3 +205,25 @@ def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
     assert (first["content_low"], first["content_high"]) == pytest.approx((0.79, 0.81))
     lines = format_front(ROWS, 400_000)
     assert len(lines) == 6 and "40.0 kB" in lines[3] and "0.950" in lines[3]
+
+
+def test_what_sees_no_picture_stands_beside_the_front(tmp_path: Path) -> None:
+    scores = {"control: grey": make_score(-5.0, 0.1), "control: lightness table": make_score(0.0, 0.0)}
+    controls = [ControlRow(name, 500, score) for name, score in scores.items()]
+    table, record, chart = write_front(tmp_path, ROWS, controls, best_bytes=400_000, record={})
+    cells = pd.read_csv(table).set_index("name")
+    assert list(cells.index[-2:]) == list(scores) and not cells.loc[list(scores), "on_front"].any()
+    assert cells.loc["control: lightness table", "content_colour"] == 0.0
+    assert cells.loc["control: lightness table", ["latency_ms", "params", "file"]].isna().all()
+    written = json.loads(record.read_text())
+    assert [each["name"] for each in written["controls"]] == list(scores) and len(written["rows"]) == len(ROWS)
+    lines = format_front(ROWS, 400_000, controls)
+    assert len(lines) == 8 and lines[-1].split() == [
+        *("control:", "lightness", "table", "500", "B", "800.0", "0.000", "sees", "no", "picture"),
+    ]
+    # A line that changes nothing else of the chart; one far below everything is left out.
+    shown = chart.read_bytes()
+    write_front(tmp_path, ROWS, controls[:1], best_bytes=400_000, record={})
+    without = chart.read_bytes()
+    write_front(tmp_path, ROWS, best_bytes=400_000, record={})
+    assert without == chart.read_bytes() != shown

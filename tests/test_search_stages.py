@@ -26,6 +26,7 @@ from compress.students.search_study import NumberedSampler, join_study, open_sto
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import make_yardstick, score_onnx
+from export.controls import CONTROL_TITLES
 from tests.conftest import make_photo
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -41,6 +42,13 @@ OPTIONS = {
     "search_trials": 3, "search_crops": 16, "search_full_crops": 32, "search_front": 2, "search_int8": False,
     "worker_timeout": 2,
 }  # fmt: skip
+
+
+def read_front(folder: Path) -> pd.DataFrame:
+    """The students of a front, below which the three controls stand."""
+    table = pd.read_csv(folder / "front.csv")
+    assert [name for name in table["name"] if name.startswith("control: ")] == list(CONTROL_TITLES.values())
+    return table[table["stage"] != "control"]
 
 
 def open_run(folder: Path, photos: Path, **options: object) -> Run:
@@ -92,7 +100,7 @@ def finished(trained: tuple[Run, PhotoSplit]) -> tuple[Run, PhotoSplit, pd.DataF
         patch.setattr(search_trial, "learn", stopping)
         with pytest.raises(Interrupted):
             search(run, photos)
-    early = pd.read_csv(run.folder / "front.csv")
+    early = read_front(run.folder)
     search(run, photos)
     return run, photos, early
 
@@ -109,7 +117,7 @@ def test_an_interrupted_search_has_the_front_of_what_is_finished(
 
 def test_a_search_ends_with_files_that_can_be_deployed(finished: tuple[Run, PhotoSplit, pd.DataFrame]) -> None:
     run, _, _ = finished
-    table = pd.read_csv(run.folder / "front.csv")
+    table = read_front(run.folder)
     assert set(table["stage"]) == {"exported"} and sorted(table["precision"]) == ["fp32", "fp32", "w8", "w8"]
     for each in table.to_dict("records"):
         file = run.folder / str(each["file"])
@@ -130,7 +138,7 @@ def test_files_are_scored_by_the_photographs_that_chose_nothing_too(
 ) -> None:
     run, photos, early = finished
     assert photos.choosing and photos.confirming
-    table = pd.read_csv(run.folder / "front.csv")
+    table = read_front(run.folder)
     assert table["confirmed_kept"].notna().all() and early["confirmed_kept"].isna().all()
     best = load_checkpoint(run.best_path)
     yardsticks = [
@@ -220,11 +228,11 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
     before = find_journal(copy.folder)
     search(changed(copy, search_crops=8, search_trials=1, search_front=0), photos)
     assert find_journal(copy.folder) != before and before.is_file()
-    assert len(pd.read_csv(copy.folder / "front.csv")) == 1
+    assert len(read_front(copy.folder)) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
         search(copy, photos)
-    assert len(pd.read_csv(copy.folder / "front.csv")) == 4
+    assert len(read_front(copy.folder)) == 4
 
 
 def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
@@ -315,7 +323,7 @@ def test_processes_of_torchrun_train_a_candidate_together(trained: tuple[Run, Ph
         assert output.count("front.csv") == 1
         study = join_study(open_storage(str(find_journal(folder)), timeout_s=2, create=False), FULL, NumberedSampler(0))
         values[processes] = [trial.user_attrs["score"]["l1"] for trial in study.trials]
-        assert len(pd.read_csv(folder / "front.csv")) == 2
+        assert len(read_front(folder)) == 2
     # Sums over processes are added up in another order than in one.
     assert values[2] == pytest.approx(values[1], rel=1e-4)
 

@@ -26,6 +26,8 @@ from compress.students.search_space import StudentPoint
 FRONT_FILES = ("front.csv", "front.json", "front.png")
 STAGES = ("short distillation", "full distillation", "exported")
 _MOST_LISTED = 8
+# Of lost colour: a control that is far worse than grey would press the rest of the chart together.
+_WORST_SHOWN = 1.2
 _ODDS = " with odds of 4 to 1"
 # What is kept on the photographs that chose nothing, by the measure that decides.
 CONFIRMED = ("confirmed_kept", "confirmed_low", "confirmed_high", "confirmed_l1_delta_pct")
@@ -88,6 +90,20 @@ class FrontRow:
             values = (confirmed.kept, *confirmed.interval, confirmed.l1_delta_pct)
             others = without_nan(dict(zip(CONFIRMED, values, strict=True)))
         return {**vars(self.point), **vars(self), **self.score.to_dict(), **others}
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """What answers without looking at the picture, beside the files of a front."""
+
+    name: str
+    size_bytes: int
+    score: Score
+
+    def figures(self) -> dict[str, Any]:
+        """All that is known of it, by the names of `COLUMNS`; None is not known."""
+        known = {**self.score.to_dict(), "name": self.name, "size_bytes": self.size_bytes}
+        return dict.fromkeys(COLUMNS) | {"stage": "control", "on_front": False} | known
 
 
 def front_of(rows: Sequence[FrontRow]) -> list[FrontRow]:
@@ -186,24 +202,32 @@ def _what_to_loosen(rows: Sequence[tuple[FrontRow, Figures]], demands: Sequence[
 
 
 def write_front(
-    folder: Path, rows: Sequence[FrontRow], *, best_bytes: int, record: Mapping[str, Any]
+    folder: Path,
+    rows: Sequence[FrontRow],
+    controls: Sequence[ControlRow] = (),
+    *,
+    best_bytes: int,
+    record: Mapping[str, Any],
 ) -> tuple[Path, ...]:
     """Write front.csv, front.json and front.png, each atomically.
 
     Args:
+        controls: shown beside the rows, and never on the front.
         best_bytes: of best.pt's weights in 32 bits.
         record: further entries of front.json.
     """
     front = front_of(rows)
     cells = [_cells(row, row in front, best_bytes) for row in rows]
     paths = tuple(folder / name for name in FRONT_FILES)
-    write_csv(paths[0], COLUMNS, cells)
+    blind = [{name: each.figures()[name] for name in COLUMNS} for each in controls]
+    write_csv(paths[0], COLUMNS, [*cells, *blind])
     entries = [
         {**row, "point": each.point.to_dict(), "network": each.point.network().to_dict()}
         for row, each in zip(cells, rows, strict=True)
     ]
-    write_json(paths[1], {"format_version": 2, **record, "best_bytes": best_bytes, "rows": entries})
-    _draw(rows, front, paths[2], str(record.get("recommended") or ""))
+    told = {**record, "best_bytes": best_bytes, "rows": entries, "controls": blind}
+    write_json(paths[1], {"format_version": 2, **told})
+    _draw(rows, front, controls, paths[2], str(record.get("recommended") or ""))
     return paths
 
 
@@ -240,7 +264,13 @@ def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:
     return {name: cells[name] for name in COLUMNS}
 
 
-def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recommended: str) -> None:
+def _draw(
+    rows: Sequence[FrontRow],
+    front: Sequence[FrontRow],
+    controls: Sequence[ControlRow],
+    path: Path,
+    recommended: str,
+) -> None:
     taken = [row for row in front if recommended and recommended in (row.file, row.name)]
     groups: list[tuple[Sequence[FrontRow], dict[str, Any]]] = [
         *(
@@ -260,6 +290,9 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
             if confirmed:
                 costs, losses = [row.costs[place] for row, _ in confirmed], [loss for _, loss in confirmed]
                 axes.plot(costs, losses, "x", color="0.3", label="the front on other photographs")
+            for control, dashes in zip(controls, ("-", "--", ":"), strict=False):
+                if control.score.loss <= _WORST_SHOWN:
+                    axes.axhline(control.score.loss, color="0.5", lw=1, ls=dashes, label=control.name)
             axes.set(xscale="log", xlabel="file" if column == "size_bytes" else "latency")
             axes.margins(x=0.12)
             axes.grid(alpha=0.3)
@@ -271,10 +304,17 @@ def _draw(rows: Sequence[FrontRow], front: Sequence[FrontRow], path: Path, recom
         figure.suptitle("Students by size, latency and lost colour, on the photographs that choose")
 
 
-def format_front(rows: Sequence[FrontRow], best_bytes: int) -> list[str]:
-    """The front as lines of a table, smallest first."""
+def format_front(rows: Sequence[FrontRow], best_bytes: int, controls: Sequence[ControlRow] = ()) -> list[str]:
+    """The front as lines of a table, smallest first, and the controls below it."""
     header = table_header(measure_of(rows).name)
-    return align_cells([header, *(table_cells(row, best_bytes) for row in front_of(rows))], to_left=True)
+    blind = [
+        (
+            *(each.name, format_bytes(each.size_bytes), f"{best_bytes / each.size_bytes:.1f}", ""),
+            *(_kept_cell(each.score), "", "sees no picture"),
+        )
+        for each in controls
+    ]
+    return align_cells([header, *(table_cells(row, best_bytes) for row in front_of(rows)), *blind], to_left=True)
 
 
 def measure_of(rows: Sequence[FrontRow]) -> Measure:

@@ -34,7 +34,7 @@ from compress.int8.int8_stage import quantize_each
 from compress.measures import MEASURES, Scores
 from compress.precisions import variant_name
 from compress.students import search_front, search_study, search_trial
-from compress.students.search_front import FrontRow, Recommendation
+from compress.students.search_front import ControlRow, FrontRow, Recommendation
 from compress.students.search_space import ladder_points
 from compress.students.search_trial import SearchJob, make_row
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
@@ -64,12 +64,14 @@ class SearchResult:
 
     Attributes:
         rows: of the front: files where they are exported, candidates before.
+        controls: what sees no picture, beside them.
         recommendation: which of them to take.
         best_bytes: of best.pt's weights in 32 bits.
         paths: front.csv, front.json and front.png.
     """
 
     rows: tuple[FrontRow, ...]
+    controls: tuple[ControlRow, ...]
     recommendation: Recommendation
     best_bytes: int
     paths: tuple[Path, ...]
@@ -392,6 +394,7 @@ def _measure_file(led: _Search, run: Run, row: FrontRow) -> FrontRow:
         "alone": not others_run,
         "threads": settings.machine.threads,
         "size": settings.time.bench_size[0],
+        **run.arch_key(),
         **job.data_key(learns=False, confirms=True),
     }
     result = run.do(f"measure-{path.parent.name}", action, inputs=[path, run.best_path], settings=used).result
@@ -417,8 +420,9 @@ def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
         "candidates": _count_candidates(led),
         "seconds": round(time.monotonic() - led.started, 1),
     }
-    paths = search_front.write_front(job.run.folder, rows, best_bytes=led.best_bytes, record=record)
-    return SearchResult(tuple(search_front.front_of(rows)), found, led.best_bytes, paths)
+    controls = job.controls
+    paths = search_front.write_front(job.run.folder, rows, controls, best_bytes=led.best_bytes, record=record)
+    return SearchResult(tuple(search_front.front_of(rows)), controls, found, led.best_bytes, paths)
 
 
 def _count_candidates(led: _Search) -> dict[str, int]:
@@ -452,7 +456,7 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     candidates, full = (search_study.join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
     # The oracle's answer is the study's: rounding differs between machines.
     asked = candidates.user_attrs["identity"]
-    job = _make_job(run, photos, study, asked["space"]["output_strides"], asked["measure"])
+    job = _make_job(run, photos, study, asked["space"]["output_strides"], asked.get("measure", ""))
     identity = search_trial.make_identity(job)
     for each in (candidates, full):
         search_study.require_same(each, identity)
@@ -510,5 +514,5 @@ def summarize(found: SearchResult) -> dict[str, Any]:
 
 def result_lines(found: SearchResult) -> list[str]:
     """A finished search in lines for a terminal."""
-    table = search_front.format_front(found.rows, found.best_bytes)
+    table = search_front.format_front(found.rows, found.best_bytes, found.controls)
     return [*table, "", found.recommendation.sentence, *(str(path) for path in found.paths)]

@@ -26,9 +26,11 @@ from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
 from compress.budgets import Limit, find_excess, read_limits
 from compress.measures import Scale, Score, Scores
-from compress.students.search_front import STAGES, FrontRow
+from compress.students.search_front import STAGES, ControlRow, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
 from compress.students.student_job import StudentJob, measure_stand_in
+from compress.yardstick import score_onnx
+from export.controls import CONTROL_TITLES, control_path
 from training.checkpoint import load_checkpoint
 from training.unet import UNetPlan
 
@@ -85,6 +87,16 @@ class SearchJob(StudentJob):
         """The points that are tried."""
         side = self.run.settings.count.rank_size
         return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
+
+    @cached_property
+    def controls(self) -> tuple[ControlRow, ...]:
+        """What sees no picture, on the photographs that choose."""
+        choosing, threads = self.jury.choosing, self.run.settings.machine.threads
+        paths = {title: control_path(self.run, name) for name, title in CONTROL_TITLES.items()}
+        return tuple(
+            ControlRow(title, path.stat().st_size, score_onnx(choosing, path, threads=threads).by(self.decided_by))
+            for title, path in paths.items()
+        )
 
     def measure(self, network: UNetPlan) -> tuple[int, float]:
         """Bytes of the file that a network will have, and its latency in milliseconds on this machine."""
@@ -188,7 +200,8 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
     with working_together():
         destination = _distil(job, *share_answer(lambda: (point, scale)))
     with muted():
-        score = job.jury.choosing.score(load_checkpoint(destination).build_network())
+        # Near the border another machine's rounding would decide for another measure.
+        score = job.jury.choosing.score(load_checkpoint(destination).build_network()).by(job.decided_by)
     path = job.weights / f"{sha256_file(destination)}.pt"
     if not path.exists():
         write_bytes(path, destination.read_bytes())

@@ -223,7 +223,7 @@ def measure_accuracy(
                 truth.best_to_grey.append(mean_l1(torch.zeros_like(best), best))
             bar.advance()
     reference = _make_reference(list(tallies.values()), truth)
-    found = {name: _summarize(tally, truth) for name, tally in tallies.items()}
+    found = {name: _summarize(tally, truth, reference) for name, tally in tallies.items()}
     if reference:
         finished = {name: tally for name, tally in tallies.items() if found[name].is_ok}
         found |= {name: replace(found[name], **each) for name, each in _compare(finished, reference).items()}
@@ -294,8 +294,8 @@ def _l1_of(tally: _Tally) -> Floats:
     return np.array([score.l1_ab for score in tally.scores])
 
 
-def _summarize(tally: _Tally, truth: _Truth) -> Accuracy:
-    """Means of one variant, by itself."""
+def _summarize(tally: _Tally, truth: _Truth, reference: Reference | None) -> Accuracy:
+    """Means of one variant."""
     if tally.error or not tally.scores:
         return Accuracy(status="error", error=tally.error or "no photographs to measure on")
     names = [each.name for each in fields(PhotoScores) if each.name != "l1_ab"]
@@ -304,6 +304,7 @@ def _summarize(tally: _Tally, truth: _Truth) -> Accuracy:
         "ok",
         **means,
         l1=float(_l1_of(tally).mean()),
+        chroma_to_best=_ratio(means["chroma"], float(reference.best_chroma.mean()) if reference else None),
         chroma_to_truth=_ratio(means["chroma"], _mean(truth.chroma)),
         colourfulness=_mean(tally.colourfulness),
         colourfulness_ratio=_ratio(_mean(tally.colourfulness), _mean(truth.colourfulness)),
@@ -337,8 +338,6 @@ def _compare(tallies: Mapping[str, _Tally], reference: Reference) -> dict[str, d
                 "confirming_high": getattr(confirming, measure.high),
             }
         found[name] = {each: value if math.isfinite(value) else None for each, value in figures.items()}
-        chroma = float(np.mean([photo.chroma for photo in tallies[name].scores]))
-        found[name]["chroma_to_best"] = _ratio(chroma, float(reference.best_chroma.mean()))
         found[name]["to_best"] = tuple(tallies[name].to_best)
     return found
 

@@ -149,6 +149,18 @@ class Row:
         return None if low is None or high is None else (low, high)
 
     @property
+    def is_confirmed(self) -> bool:
+        """Whether what it keeps is known of photographs that did not choose it."""
+        return self.confirming_kept is not None
+
+    def reported(self, measure: Measure) -> tuple[float | None, tuple[float, float] | None]:
+        """What it keeps by the measure that decides and its 95 % interval: where it is confirmed, that alone."""
+        if not self.is_confirmed:
+            return self.kept(measure), self.interval(measure)
+        low, high = self.confirming_low, self.confirming_high
+        return self.confirming_kept, None if low is None or high is None else (low, high)
+
+    @property
     def fair_size_bytes(self) -> int:
         """A checkpoint's weights alone: the training state beside them is not what compression takes away."""
         # A benchmark of another version may name a runtime that is not known here.

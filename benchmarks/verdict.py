@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.rows import Benchmark, Row, base_rows, find_control, own_rows
-from colorpress.core.text import format_bytes, format_number
+from colorpress.core.text import format_bytes, format_interval, format_number
 from compress.measures import CONTENT, FIDELITY, Measure, Strength
 from compress.precisions import origin_of
 from export.controls import TABLE
@@ -172,18 +172,15 @@ def _describe_change(row: Row, measure: Measure) -> str:
 def _describe_kept(row: Row, measure: Measure) -> str:
     """What is kept, with its interval, and on which photographs."""
     verb = "reproduced" if measure is FIDELITY else "kept"
-    if row.confirming_kept is None:
-        kept, ends = row.kept(measure), row.interval(measure)
-        where = "; the same photographs chose and scored it"
-    else:
-        low, high = row.confirming_low, row.confirming_high
-        kept, ends = row.confirming_kept, None if low is None or high is None else (low, high)
+    kept, ends = row.reported(measure)
+    where = "; the same photographs chose and scored it"
+    if row.is_confirmed:
         confirming = row.photos // 2
         where = (
             f" on {confirming} photographs that did not choose it ({row.choosing_kept:.2f} on the "
             f"{row.photos - confirming} that did)"
         )
-    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends and ends[1] - ends[0] >= 0.005 else ""
+    interval = f" (95 % interval {format_interval(*ends, digits=2)})" if ends and ends[1] - ends[0] >= 0.005 else ""
     return f"{kept:.2f} of {_noun(measure)} {verb}{interval}{where}"
 
 

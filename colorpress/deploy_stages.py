@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from export.bundle.bundle import BundleResult, write_bundle
 from export.colorizers import OnnxColorizer
 from export.deployable import export_colorizer, write_ort
 from export.graph import read_metadata
+from export.metadata_figures import write_measured
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
@@ -185,21 +185,18 @@ def _read_figures(run: Run, variant: str) -> dict[str, str]:
     if row is None or row.l1 is None or row.size_bytes != (run.folder / variant / "model.onnx").stat().st_size:
         return {}
     strength = measured.strength if measured else None
-    known = {
-        "l1": (row.l1, ".6f"),
-        "l1_change_pct": (row.l1_delta_pct, ".3f"),
-        **{name: (row.kept(measure), ".4f") for name, measure in MEASURES.items()},
-        "chroma_to_truth": (row.chroma_to_truth, ".4f"),
-        "original_below_grey_pct": (strength.below_grey_pct if strength else None, ".2f"),
-        "original_below_table_pct": (strength.below_table_pct if strength else None, ".2f"),
-    }
-    figures = {
-        name: format(value, pattern)
-        for name, (value, pattern) in known.items()
-        if value is not None and math.isfinite(value)
-    }
-    decides = {"measure": strength.measure.name} if strength else {}
-    return {"measured_photos": f"{row.photos}", **decides, **figures}
+    return write_measured(
+        {
+            "measured_photos": row.photos,
+            "measure": strength.measure.name if strength else None,
+            **{name: row.kept(measure) for name, measure in MEASURES.items()},
+            "l1": row.l1,
+            "l1_change_pct": row.l1_delta_pct,
+            "chroma_to_truth": row.chroma_to_truth,
+            "original_below_grey_pct": strength.below_grey_pct if strength else None,
+            "original_below_table_pct": strength.below_table_pct if strength else None,
+        }
+    )
 
 
 def _describe_strength(strength: Strength | None) -> dict[str, str]:

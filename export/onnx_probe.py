@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from colorpress.core.errors import ColorpressError, InputError, printable
 from colorpress.core.text import align_cells
 from export.colorizers import OnnxColorizer, opset_of
-from export.figures import list_measured
+from export.metadata_figures import list_measured
 from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file

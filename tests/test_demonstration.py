@@ -11,8 +11,8 @@ from PIL import Image
 
 from colorpress.cli import run_command
 from export.colorize_folder import DEMONSTRATION_MODEL
-from export.figures import MEASURED
 from export.graph import read_metadata
+from export.metadata_figures import MEASURED
 
 
 def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from compress.export_stages import pack
 from compress.measures import Strength
 from export import deployable
 from export.deployable import export_colorizer, write_ort
-from export.figures import MEASURED
 from export.graph import export_onnx, read_metadata
+from export.metadata_figures import MEASURED
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photo_split import PhotoSplit
 from training.photos import Photo

@@ -13,7 +13,7 @@ from benchmarks.rows import Row, base_rows
 from colorpress.core.errors import printable
 from colorpress.core.files import write_json
 from colorpress.core.machine import describe_machine
-from colorpress.core.text import format_bytes, format_number, format_percent
+from colorpress.core.text import format_bytes, format_interval, format_number, format_percent
 from compress.measures import MEASURES, Measure
 
 _HEADER = (
@@ -104,7 +104,7 @@ def _figures(row: Row) -> tuple[str, ...]:
 def _kept(row: Row, measure: Measure) -> str:
     figure, interval = row.kept(measure), row.interval(measure)
     text = "-" if figure is None else f"{figure:.3f}"
-    return text + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
+    return text + (f" ({format_interval(*interval)})" if interval else "")
 
 
 def _unmeasured(made: MadePeer) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from benchmarks.verdict import judge_benchmark, measure_of
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import read_json, write_text
 from colorpress.core.stages import StageRecord
-from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from colorpress.core.text import format_bytes, format_count, format_interval, format_number, format_percent
 from compress.measures import CONTENT, MEASURES, RETAINED, Measure, Strength
 from compress.prune_plan import read_plan
 from compress.students.student_plan import is_student_plan
@@ -181,11 +181,11 @@ def say_kept(values: Mapping[str, Any]) -> str:
     """
     measure = MEASURES.get(values.get("measure") or RETAINED.name, RETAINED)
     kept = values.get("kept", values.get(measure.name))
-    return "-" if kept is None else f"{measure.symbol} {kept:.3f}"
+    return "-" if kept is None else measure.show(kept)
 
 
 def _capitalize(measure: Measure) -> str:
-    return f"{measure.title[:1].upper()}{measure.title[1:]} {measure.symbol}"
+    return f"{measure}"[:1].upper() + f"{measure}"[1:]
 
 
 def _show_also(measured: Benchmark) -> list[dict[str, Any]]:
@@ -232,7 +232,7 @@ def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] |
 def _read_taken(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the recommended file of a front keeps on the photographs that chose it, and on others."""
     measure, low, high = MEASURES[row["measure"]], row["confirmed_low"], row["confirmed_high"]
-    interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
+    interval = "" if low is None or high is None else f" (95 % interval {format_interval(low, high)})"
     confirmed = {"measure": row["measure"], "kept": row["confirmed_kept"]}
     texts = {"chosen_by": say_kept(row), "confirmed": f"{say_kept(confirmed)}{interval}"}
     return {"file": row["file"], "measure": measure, **texts}
@@ -259,13 +259,13 @@ def make_headline(rows: Sequence[Row], recommended: str | None, measure: Measure
     row = next((row for row in rows if row.model == recommended), None)
     if row is None or measure is None:
         return []
-    label = f"{measure.title} ({measure.symbol})"
-    kept = (row.kept(measure), label) if row.confirming_kept is None else (row.confirming_kept, f"{label}, confirmed")
+    kept, _ = row.reported(measure)
+    label = f"{measure.title} ({measure.symbol})" + (", confirmed" if row.is_confirmed else "")
     return [
         (f"{format_number(row.times_smaller(rows[0]))}x", "smaller file"),
         (f"{format_number(row.speedup)}x", "speed of best.pt"),
         (format_percent(row.l1_delta_pct), "L1 against best.pt"),
-        ("-" if kept[0] is None else f"{kept[0]:.3f}", kept[1]),
+        ("-" if kept is None else f"{kept:.3f}", label),
     ]
 
 

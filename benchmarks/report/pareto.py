@@ -96,7 +96,7 @@ def draw_pareto(rows: Sequence[Row], measure: Measure, path: Path) -> Path:
         ]
         size_panel.set_title("File size (weights of a checkpoint)")
         time_panel.set_title("Time for a call (p50)")
-        size_panel.set_ylabel(f"{measure.title} {measure.symbol} on held-out photographs (1: all of best.pt's)")
+        size_panel.set_ylabel(f"{measure} on held-out photographs (1: all of best.pt's)")
         time_panel.tick_params(labelleft=False)
         _write_side(side, times, numbers, controls if times else {})
         figure.draw_without_rendering()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from benchmarks.rows import Row, base_rows, one_per_file
-from colorpress.core.text import format_bytes, format_count, format_number, format_percent
+from colorpress.core.text import format_bytes, format_count, format_interval, format_number, format_percent
 from compress.measures import CONTENT, FIDELITY, RETAINED, Measure, Strength
 from export.runtimes import RUNTIMES
 
@@ -180,7 +180,7 @@ def _share_column(measure: Measure, title: str, *, alone: bool = False) -> Colum
 
     def show_interval(row: Row) -> str:
         interval = row.interval(measure)
-        return "{:.3f} to {:.3f}".format(*interval) if interval else ""
+        return format_interval(*interval) if interval else ""
 
     text = _figure(measure.name, "{:.3f}".format)
     column = Column(measure.name, f"{title} {measure.symbol}", text, is_more_better=True)

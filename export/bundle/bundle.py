@@ -26,7 +26,7 @@ from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
 from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer, opset_of
-from export.figures import MEASURED, NOT_MEASURED
+from export.metadata_figures import MEASURED, NOT_MEASURED
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 

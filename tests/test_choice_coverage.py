@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.studies.choice_coverage import _NAME, RULES, Pool, Rule, choose_again, format_coverage, measure_coverage
+from benchmarks.studies.choice_coverage import (
+    _NAME,
+    CROSSED,
+    HALF,
+    RULES,
+    Pool,
+    Rule,
+    choose_again,
+    format_coverage,
+    measure_coverage,
+)
 from colorpress.cli import run_command
 from compress.measures import CONTENT, MARGIN, Reference
 
@@ -25,7 +35,7 @@ def make_pool(*kept: float, photos: int = 240, noise: float = 0.3, seed: int = 3
 
 
 def by_rule(rows: list[dict[str, float]], margin: float) -> dict[str, float]:
-    return next(row for row in rows if row["margin"] == margin and "half" in str(row["rule"]))
+    return next(row for row in rows if row["margin"] == margin and row["rule"] == HALF)
 
 
 def test_luck_is_told_from_promise() -> None:
@@ -38,6 +48,9 @@ def test_luck_is_told_from_promise() -> None:
     # The half that did not choose is as often too high as too low; the one that chose is not asked.
     assert abs(careful["reported_excess"]) < 0.02
     assert pool.reference.strength.measure is CONTENT
+    # Two that have to agree promise less often than one as sure of itself, and hold more often.
+    crossed = next(row for row in rows if row["rule"] == CROSSED and row["margin"] == 0.842)
+    assert crossed["promised"] < by_rule(rows, 0.842)["promised"] and crossed["held"] > by_rule(rows, 0.842)["held"]
 
 
 def test_a_choice_is_the_smallest_that_meets_the_goal() -> None:
@@ -49,7 +62,7 @@ def test_a_choice_is_the_smallest_that_meets_the_goal() -> None:
 
 
 def test_nothing_is_promised_where_nothing_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    hopeless = (Rule("hopeless", True, None, 1e6),)
+    hopeless = (Rule("hopeless", None, 1e6),)
     monkeypatch.setattr("benchmarks.studies.choice_coverage.RULES", hopeless)
     (row,) = choose_again(make_pool(0.4, 0.5, 0.6), choosing=20, draws=5)
     assert row["promised"] == 0.0 and np.isnan(row["held"])

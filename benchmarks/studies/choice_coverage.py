@@ -65,17 +65,18 @@ class Pool:
 
 
 class Rule(NamedTuple):
-    """How a file is chosen: on how much of the photographs, by which measure (None: that of `Strength`), how surely."""
+    """How a file is chosen: by whom, by which measure (None: that of `Strength`), and how surely."""
 
     name: str
-    halved: bool
     measure: Measure | None
     margin: float
 
 
+ALL, HALF, CROSSED = "all, by G", "one half chooses, the other reports", "each half chooses, the larger file is taken"
 RULES = (
-    Rule("all, by G", False, RETAINED, 0.842),
-    *(Rule("one half chooses, the other reports", True, None, margin) for margin in (0.0, 0.842, 1.282, 1.645)),
+    Rule(ALL, RETAINED, 0.842),
+    *(Rule(HALF, None, margin) for margin in (0.0, 0.842, 1.282, 1.645)),
+    *(Rule(CROSSED, None, margin) for margin in (0.5, 0.842)),
 )
 
 
@@ -111,12 +112,11 @@ def choose_again(pool: Pool, *, choosing: int, draws: int, seed: int = 0) -> lis
             drawn, share = generator.permutation(pool.photos), generator.uniform()
             given, left = drawn[:choosing], pool.score(drawn[choosing:])
             middle = (choosing + 1) // 2
-            first, second, both = (pool.score(part) for part in (given[:middle], given[middle:], given))
+            parts = [pool.score(part) for part in (given[:middle], given[middle:], given)]
             for rule in RULES:
                 measure = rule.measure or decides
                 goal = float(np.quantile(everywhere[measure], _GOALS[0] + share * (_GOALS[1] - _GOALS[0])))
-                chosen = _choose_smallest(first if rule.halved else both, measure, goal, rule.margin)
-                reported = _figures(second if rule.halved else both, measure)
+                chosen, reported = _choose(rule, parts, measure, goal)
                 judged = _judge(pool.size_bytes, chosen, goal, everywhere[measure], reported, _figures(left, measure))
                 found[rule].append(judged)
             bar.advance()
@@ -125,6 +125,18 @@ def choose_again(pool: Pool, *, choosing: int, draws: int, seed: int = 0) -> lis
 
 def _figures(scores: Sequence[Score], measure: Measure) -> Floats:
     return np.array([getattr(score, measure.name) for score in scores])
+
+
+def _choose(rule: Rule, parts: Sequence[Sequence[Score]], measure: Measure, goal: float) -> tuple[int | None, Floats]:
+    """The place of the chosen file, and what is reported of each; `parts` are both halves and all of them."""
+    one, other, chosen_by_all = (_choose_smallest(part, measure, goal, rule.margin) for part in parts)
+    first, second, both = (_figures(part, measure) for part in parts)
+    if rule.name != CROSSED:
+        return (chosen_by_all, both) if rule.name == ALL else (one, second)
+    if one is None or other is None:
+        return None, both
+    # What one half chose the other reports, and where they agree both do.
+    return max(one, other), (first + second) / 2 if one == other else second if one > other else first
 
 
 def _choose_smallest(scores: Sequence[Score], measure: Measure, goal: float, margin: float) -> int | None:

@@ -35,6 +35,7 @@ from training.metrics import (
     score_photo,
     show_colours,
 )
+from training.photo_split import halve_photos
 from training.photos import Photo
 
 Predictor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -53,7 +54,9 @@ class Accuracy:
         choosing_kept: by the measure that decides on all photographs, of the first half of them; None for fewer than
             two photographs.
         choosing_likely: what is chosen by that keeps elsewhere with odds of 4 to 1.
-        confirming_kept, confirming_low, confirming_high: of the other half, and its 95 % interval.
+        confirming_photos: how many the other half are; 0 for a single photograph.
+        confirming_kept, confirming_low, confirming_high: what is kept on those, and its 95 % interval.
+        confirming_l1_delta_pct: `l1_delta_pct` on those.
         chroma_to_best, chroma_to_truth: `chroma` over that of best.pt, and over that of the photographs themselves.
         agreement_l1: L1 (ab/128) to best.pt's answer rather than to the truth.
         colourfulness: mean over photographs, on the scale of 0 to 255.
@@ -83,6 +86,8 @@ class Accuracy:
     fidelity_high: float | None = None
     choosing_kept: float | None = None
     choosing_likely: float | None = None
+    confirming_photos: int = 0
+    confirming_l1_delta_pct: float | None = None
     confirming_kept: float | None = None
     confirming_low: float | None = None
     confirming_high: float | None = None
@@ -205,7 +210,8 @@ def measure_accuracy(
     Args:
         unfit: variants that are not opened at all, and why: they run in this process, and might end or hang it.
     """
-    chosen = choose_photos(photos, plan.eval_photos)
+    choosing, confirming = halve_photos(choose_photos(photos, plan.eval_photos), seed=0)
+    chosen = (*choosing, *confirming)
     if not plan.eval_photos:
         return AccuracyResult({variant.name: Accuracy("ok") for variant in variants}, photos=(), grey_l1=())
     tallies = {variant.name: _open_tally(variant, threads, (unfit or {}).get(variant.name)) for variant in variants}
@@ -226,7 +232,8 @@ def measure_accuracy(
     found = {name: _summarize(tally, truth, reference) for name, tally in tallies.items()}
     if reference:
         finished = {name: tally for name, tally in tallies.items() if found[name].is_ok}
-        found |= {name: replace(found[name], **each) for name, each in _compare(finished, reference).items()}
+        middle = sum(photo in set(choosing) for photo in truth.photos)
+        found |= {name: replace(found[name], **each) for name, each in _compare(finished, reference, middle).items()}
     return AccuracyResult(found, tuple(truth.photos), tuple(truth.grey_l1), reference)
 
 
@@ -234,7 +241,8 @@ def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
     if unfit:
         return _Tally(error=unfit)
     try:
-        refuse_hostile(variant.path)
+        if not variant.control:  # which was made here
+            refuse_hostile(variant.path)
         return _Tally(variant.open(threads), control=variant.control)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))
@@ -312,10 +320,10 @@ def _summarize(tally: _Tally, truth: _Truth, reference: Reference | None) -> Acc
     )
 
 
-def _compare(tallies: Mapping[str, _Tally], reference: Reference) -> dict[str, dict[str, Any]]:
-    """What finished variants keep of best.pt, as `Accuracy` has it."""
+def _compare(tallies: Mapping[str, _Tally], reference: Reference, middle: int) -> dict[str, dict[str, Any]]:
+    """What finished variants keep of best.pt, as `Accuracy` has it; the first `middle` photographs choose."""
     measure, count = reference.strength.measure, len(reference.best_l1)
-    halves = (slice((count + 1) // 2), slice((count + 1) // 2, None)) if count > 1 else ()
+    halves = (slice(middle), slice(middle, None)) if 0 < middle < count else ()
     l1 = {name: _l1_of(tally) for name, tally in tallies.items()}
     to_best = {name: np.array(tally.to_best) for name, tally in tallies.items()}
     # One part after the other for all variants, which share the draws of its intervals.
@@ -333,6 +341,8 @@ def _compare(tallies: Mapping[str, _Tally], reference: Reference) -> dict[str, d
             figures |= {
                 "choosing_kept": getattr(choosing, measure.name),
                 "choosing_likely": choosing.likely_figures()[measure.name],
+                "confirming_photos": count - middle,
+                "confirming_l1_delta_pct": confirming.l1_delta_pct,
                 "confirming_kept": getattr(confirming, measure.name),
                 "confirming_low": getattr(confirming, measure.low),
                 "confirming_high": getattr(confirming, measure.high),

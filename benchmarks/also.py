@@ -14,6 +14,7 @@ from colorpress.core.console import say
 from colorpress.core.errors import ConfigError, InputError, printable
 from colorpress.core.files import sha256_bytes
 from compress.measures import Measure
+from compress.students.student_job import with_unlabelled
 from training.photo_scan import scan_folder
 from training.photo_split import PhotoSplit
 from training.photos import Photo, SkippedPhoto, hash_photos
@@ -31,7 +32,7 @@ class AlsoFolder:
         name: the last parts of its path, as many as tell it from the others.
         photos: those to score on, in the order of their content.
         skipped: files that cannot be used.
-        known: how many photographs are left out, since the run trained or chose on them.
+        known: how many photographs are left out, since the run trains, chooses or tests on them.
     """
 
     name: str
@@ -41,7 +42,7 @@ class AlsoFolder:
 
 
 def find_also(run: Run, photos: PhotoSplit) -> tuple[AlsoFolder, ...]:
-    """The folders of --also with their photographs, but for those that the run trained or chose on.
+    """The folders of --also with their photographs, but for those that the run uses itself.
 
     Raises:
         ConfigError: no such folder, one that is given twice, or one in the run folder, whose pictures are answers.
@@ -55,7 +56,8 @@ def find_also(run: Run, photos: PhotoSplit) -> tuple[AlsoFolder, ...]:
             raise ConfigError(f"option {_OPTION}", given, why, "give a folder of photographs outside of it")
         if folders.count(folder) > 1:
             raise ConfigError(f"option {_OPTION}", given, "is given twice", "give each folder once")
-    seen = {photo.sha256 for photo in (*photos.train, *photos.val)}
+    used = with_unlabelled(run, photos) if also else photos
+    seen = {photo.sha256 for photo in (*used.train, *used.val, *used.test)}
     return tuple(_scan(run, folder, name, seen) for folder, name in zip(also, tell_apart(folders), strict=True))
 
 
@@ -73,9 +75,9 @@ def _scan(run: Run, folder: Path, name: str, seen: set[str]) -> AlsoFolder:
     new = tuple(photo for photo in found if photo.sha256 not in seen)
     known = len(found) - len(new)
     if not new:
-        why = f"holds no photograph that the run did not train or choose on; {known} it did"
+        why = f"holds no photograph that the run does not use itself; {known} it does"
         raise InputError("folder", folder, why, f"give another folder with {_OPTION}")
-    of_the_run = f", {known} left out that the run trained or chose on" if known else ""
+    of_the_run = f", {known} left out that the run uses itself" if known else ""
     say(f"photographs: {len(new)} more to score on in '{printable(name)}', {len(skipped)} skipped{of_the_run}")
     for each in skipped[:3]:
         say(f"skipped {printable(each.path.name)}: {printable(each.reason)}")

@@ -10,7 +10,7 @@ from benchmarks.rows import Row, own_rows
 from benchmarks.verdict import merit
 from colorpress.core.config import BudgetConfig, Config, GoalConfig, option_name
 from compress.budgets import Figures, Limit, read_limits
-from compress.measures import MEASURES
+from compress.measures import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,18 @@ class BudgetLine:
     sentence: str
 
 
-def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
+def judge_budgets(
+    options: Mapping[str, Any], rows: Sequence[Row], recommended: str | None, measure: Measure
+) -> list[BudgetLine]:
     """A line for each goal and budget among the options of a run; none where none was given.
+
+    Goals of L1 and of the measure that decides are held against the photographs that did not choose.
 
     Args:
         options: by name as in TOML, such as {"target-size": "310KB"}; other options may be among them.
         rows: best.pt first; what the budgets are shares of.
         recommended: the name of a row.
+        measure: that decides.
     Raises:
         ConfigError: a value is outside its range.
     """
@@ -42,8 +47,8 @@ def judge_budgets(options: Mapping[str, Any], rows: Sequence[Row], recommended: 
     if not rows:
         return []
     ours = [row for row in own_rows(rows) if row.is_ok and row.speedup]
-    figures = {row.model: _figures_of(row) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
-    limits = {limit.name: limit for limit in read_limits(budget, goal, whole=_figures_of(rows[0]))}
+    figures = {row.model: _figures_of(row, measure) for row in sorted(ours, key=lambda row: -merit(row, rows[0]))}
+    limits = {limit.name: limit for limit in read_limits(budget, goal, whole=_figures_of(rows[0], measure))}
     lines = []
     for name, value in {**vars(goal), **vars(budget)}.items():
         if value is not None:
@@ -60,14 +65,15 @@ def _pick(config: type[Config], options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[written] for name, written in names.items() if written in options}
 
 
-def _figures_of(row: Row) -> Figures:
+def _figures_of(row: Row, measure: Measure) -> Figures:
     return {
         "params": row.params or None,
         "macs": row.macs or None,
         "size_bytes": row.size_bytes,
         "latency_ms": None if row.p50_ms is None else row.p50_ms / row.batch,
-        **{name: row.kept(measure) for name, measure in MEASURES.items()},
-        "l1_delta_pct": row.l1_delta_pct,
+        **{name: row.kept(each) for name, each in MEASURES.items()},
+        measure.name: row.reported(measure)[0],
+        "l1_delta_pct": row.reported_l1_delta_pct,
     }
 
 

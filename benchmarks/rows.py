@@ -83,6 +83,8 @@ class Row:
     fidelity_high: float | None = None
     choosing_kept: float | None = None
     choosing_likely: float | None = None
+    confirming_photos: int = 0
+    confirming_l1_delta_pct: float | None = None
     confirming_kept: float | None = None
     confirming_low: float | None = None
     confirming_high: float | None = None
@@ -150,15 +152,20 @@ class Row:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether what it keeps is known of photographs that did not choose it."""
-        return self.confirming_kept is not None
+        """Whether there are photographs that did not choose it."""
+        return self.confirming_photos > 0
 
     def reported(self, measure: Measure) -> tuple[float | None, tuple[float, float] | None]:
-        """What it keeps by the measure that decides and its 95 % interval: where it is confirmed, that alone."""
+        """What it keeps by the measure that decides and its 95 % interval, where it is confirmed of that alone."""
         if not self.is_confirmed:
             return self.kept(measure), self.interval(measure)
         low, high = self.confirming_low, self.confirming_high
         return self.confirming_kept, None if low is None or high is None else (low, high)
+
+    @property
+    def reported_l1_delta_pct(self) -> float | None:
+        """Its L1 above best.pt's in percent, on the photographs of `reported`."""
+        return self.confirming_l1_delta_pct if self.is_confirmed else self.l1_delta_pct
 
     @property
     def fair_size_bytes(self) -> int:

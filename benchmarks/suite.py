@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import AccuracyResult, measure_accuracy
-from benchmarks.also import AlsoFolder, describe_also, find_also, key_of
+from benchmarks.also import AlsoFolder, describe_also, key_of
 from benchmarks.latency import LatencyResult, time_variants
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.report.pictures import write_picture_set
@@ -33,13 +33,16 @@ from training.run_folder import Run, warn_of_other_split
 _RAW = ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
 
 
-def benchmark(run: Run, variants: Sequence[Variant], photos: PhotoSplit | None) -> StageRecord:
+def benchmark(
+    run: Run, variants: Sequence[Variant], photos: PhotoSplit | None, also: Sequence[AlsoFolder] = ()
+) -> StageRecord:
     """`run_benchmark` as a stage.
 
     Args:
         photos: None measures time and size alone.
+        also: further folders, see `find_also`.
     """
-    settings, also = run.settings, find_also(run, photos) if photos else ()
+    settings = run.settings
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if photos and variants[0].path.suffix in CHECKPOINT_SUFFIXES:

@@ -104,10 +104,13 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
     if not row.is_ok:
         return f"did not finish ({row.status})"
     kept, odds = row.kept(measure), ""
-    if row.choosing_kept is not None:
-        kept, odds = row.choosing_likely, " with odds of 4 to 1"
     if row.l1_delta_pct is None or kept is None or not row.speedup:
         return "could not be compared with best.pt"
+    if row.is_confirmed:
+        if row.choosing_likely is None:
+            few = row.photos - row.confirming_photos
+            return f"cannot be judged by {measure.title}, since the {few} photographs that choose say nothing for sure"
+        kept, odds = row.choosing_likely, " with odds of 4 to 1"
     if kept < measure.enough:
         return f"keeps {kept:.2f} of {_noun(measure)}{odds} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
@@ -162,9 +165,9 @@ def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
 
 def _describe_change(row: Row, measure: Measure) -> str:
     """The change of L1, where that is a condition."""
-    if measure is not CONTENT or row.l1_delta_pct is None:
+    delta = row.reported_l1_delta_pct
+    if measure is not CONTENT or delta is None:
         return ""
-    delta = row.l1_delta_pct
     change = f"{abs(delta):.2f} % {'more' if delta > 0 else 'less'} L1" if abs(delta) >= 0.005 else "the same L1"
     return f"{change} and "
 
@@ -175,13 +178,14 @@ def _describe_kept(row: Row, measure: Measure) -> str:
     kept, ends = row.reported(measure)
     where = "; the same photographs chose and scored it"
     if row.is_confirmed:
-        confirming = row.photos // 2
         where = (
-            f" on {confirming} photographs that did not choose it ({row.choosing_kept:.2f} on the "
-            f"{row.photos - confirming} that did)"
+            f" on {row.confirming_photos} photographs that did not choose it ({row.choosing_kept:.2f} on the "
+            f"{row.photos - row.confirming_photos} that did)"
         )
+        if kept is not None and kept < measure.enough:
+            where += f", which is less than the {measure.enough:g} that was likely"
     interval = f" (95 % interval {format_interval(*ends, digits=2)})" if ends and ends[1] - ends[0] >= 0.005 else ""
-    return f"{kept:.2f} of {_noun(measure)} {verb}{interval}{where}"
+    return f"{'an unknown share' if kept is None else f'{kept:.2f}'} of {_noun(measure)} {verb}{interval}{where}"
 
 
 def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:

@@ -365,6 +365,7 @@ def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -
     """
     if models and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
+    from benchmarks.also import find_also
     from benchmarks.suite import benchmark, require_measured
     from benchmarks.variants import describe_models, list_variants
     from training.original import adopt_checkpoint
@@ -374,7 +375,7 @@ def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -
     given = describe_models(models, size=current.settings.time.bench_size[0], arch=current.settings.arch)
     variants = given or list_variants(current)
     photos = find_photos(current) if current.settings.benchmark.eval_photos else None
-    measured = benchmark(current, variants, photos)
+    measured = benchmark(current, variants, photos, find_also(current, photos) if photos else ())
     require_measured(current, measured)
     return [measured]
 

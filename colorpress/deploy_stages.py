@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import Benchmark, Row, read_benchmark_json
 from benchmarks.verdict import judge_benchmark
-from colorpress.core.console import progress, say
+from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.core.files import write_csv, write_json
 from colorpress.core.stages import StageRecord
@@ -207,9 +207,15 @@ def _describe_strength(strength: Strength | None) -> dict[str, str]:
 
 
 def _read_measured(run: Run) -> Benchmark | None:
-    """The benchmark of a run folder, where it has one."""
+    """The benchmark of a run folder, where it has one that can be read."""
     path = run.folder / "benchmark.json"
-    return read_benchmark_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return read_benchmark_json(path)
+    except InputError as error:
+        warn(f"{error}, so its figures are left out")
+        return None
 
 
 def _row_of(measured: Benchmark | None, variant: str) -> Row | None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.also import find_also
 from benchmarks.report.page import report
 from benchmarks.suite import benchmark, require_measured
 from benchmarks.variants import list_variants
@@ -54,6 +55,7 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     (run.folder / RUN_RECORD).unlink(missing_ok=True)
     run.write_settings()
     photos = find_photos(run)
+    also = find_also(run, photos)  # before the hours that a mistyped folder would cost
     stages = [train(run, photos)] if checkpoint is None else []
     adopt_checkpoint(run, checkpoint)
     stages += [rank(run, run.best_path), rank_views(run, run.best_path, photos)]
@@ -63,7 +65,7 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages += distil_student(run, photos)
     if run.settings.search.search_effort != NO_SEARCH:
         stages.append(search_stage(run, photos))
-    measured = benchmark(run, list_variants(run), photos)
+    measured = benchmark(run, list_variants(run), photos, also)
     stages.append(measured)
     stages += [deploy(run, variant, photos.test) for variant in exported_variants(run)]
     stages.append(report(run, argv))

@@ -160,7 +160,10 @@ class Strength:
         noun = "photograph" if self.photos == 1 else "photographs"
         below = f"{_percent(self.below_grey_pct)} grey"
         if not math.isnan(self.below_table_pct):
-            interval = f" (95 % interval {format_interval(self.below_table_low, self.below_table_high, digits=1)})"
+            # Of what is said: "above" where it is not below.
+            sign = 1 if self.below_table_pct >= 0 else -1
+            ends = sorted((sign * self.below_table_low, sign * self.below_table_high))
+            interval = f" (95 % interval {format_interval(*ends, digits=1)})"
             interval = "" if math.isnan(self.below_table_low) else interval
             below += f", {_percent(self.below_table_pct)} a lightness table{interval}"
         chroma = f"its colours have {100 * self.chroma_share:.0f} % of the truth's chroma"

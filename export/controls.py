@@ -37,7 +37,7 @@ CONTROL_NAMES: Mapping[str, str] = {GREY: "grey", TINT: "one tint", TABLE: "ligh
 CONTROL_TITLES: Mapping[str, str] = {control: f"control: {name}" for control, name in CONTROL_NAMES.items()}
 _FOLDER = "controls"
 # A random sample of training photographs, reduced: 64 medians need no more.
-_MOST_PHOTOS, _SHORT_SIDE = 1_000, 128
+_MOST_PHOTOS, _SHORT_SIDE = 500, 128
 # Of the histograms that medians are read from: a sixteenth of a unit of CIE Lab.
 _LEVELS = 4096
 

@@ -23,6 +23,7 @@ from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.lab import rgb_to_l_ab
 from training.metrics import PhotoScores, mean_l1
+from training.photo_split import halve_photos
 from training.photos import Photo, load_rgb
 from training.unet import UNetPlan
 
@@ -129,21 +130,24 @@ def test_known_answers_have_known_figures(photos: list[Photo], monkeypatch: pyte
 
 
 def test_the_first_half_chooses_and_the_second_confirms(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = {photo.sha256 for photo in choose_photos(photos, 5)}
+    first = {photo.sha256 for photo in halve_photos(photos, seed=0)[0]}
     shares = {"best.pt": 0.5, "lucky": lambda content: 0.5 if content in first else 0.25, TABLE_TITLE: 0.2}
     fake_answers(photos, shares, monkeypatch)
     variants = [fake_variant(name) for name in shares]
     lucky = measure_accuracy(variants, photos, CONFIG, max_pixels=LIMIT).variants["lucky"]
     assert lucky.choosing_kept == pytest.approx(1.0, abs=1e-5)
+    assert lucky.confirming_photos == len(photos) - len(first) > 1
+    # Three quarters of grey's L1 where best.pt has half.
+    assert lucky.confirming_l1_delta_pct == pytest.approx(50.0, abs=1e-3) != lucky.l1_delta_pct
     for figure in (lucky.confirming_kept, lucky.confirming_low, lucky.confirming_high):
         assert figure == pytest.approx(1 / 6, abs=1e-5)  # content, as above
     assert lucky.content_colour is not None and 0.2 < lucky.content_colour < 0.9
     # Of three photographs two choose; a single one is no two parts.
-    three = measure_accuracy(variants, choose_photos(photos, 3), CONFIG, max_pixels=LIMIT).variants["lucky"]
-    assert three.confirming_kept == pytest.approx(1.0, abs=1e-5) and three.confirming_low is None
+    three = measure_accuracy(variants, photos[:3], CONFIG, max_pixels=LIMIT).variants["lucky"]
+    assert (three.confirming_photos, three.confirming_low) == (1, None) and three.confirming_kept is not None
     one = measure_accuracy(variants, photos[:1], CONFIG, max_pixels=LIMIT).variants["lucky"]
     assert (one.choosing_kept, one.confirming_kept, one.choosing_likely, one.content_low) == (None,) * 4
-    assert one.content_colour is not None
+    assert one.content_colour is not None and one.confirming_photos == 0
 
 
 def test_what_other_photographs_keep_is_less_where_photographs_differ(
@@ -223,7 +227,7 @@ def test_the_sample_goes_by_content_and_never_beyond_the_limit(tiny_checkpoint: 
     assert choose_photos(list(reversed(photos)), 4) == chosen
     config = replace(CONFIG, eval_photos=4)
     result = measure_accuracy([describe_variant("best.pt", tiny_checkpoint)], photos, config, max_pixels=LIMIT)
-    assert result.photos == chosen
+    assert set(result.photos) == set(chosen)
 
 
 def test_without_photographs_no_model_is_opened(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:

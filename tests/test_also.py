@@ -22,7 +22,7 @@ def run_with(folder: Path, *also: Path) -> Run:
     return Run(folder, Settings.from_options({"also": also, "workers": 0}))
 
 
-def test_photographs_that_the_run_learned_from_are_left_out(
+def test_photographs_that_the_run_uses_itself_are_left_out(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two, three = (Photo(path, sha256_file(path), 48, 40) for path in sorted(photo_folder.rglob("photo*"))[:3])
@@ -32,18 +32,18 @@ def test_photographs_that_the_run_learned_from_are_left_out(
         shutil.copy(photo.path, other / f"{index}{photo.path.suffix}")
     (other / "broken.png").write_bytes(b"none")
     run = run_with(tmp_path / "out", other)
-    (found,) = find_also(run, PhotoSplit(train=(one,), choosing=(two,), test=(three,)))
+    (found,) = find_also(run, PhotoSplit(train=(one,), choosing=(two,)))
     assert (found.name, [photo.sha256 for photo in found.photos], found.known) == ("sea", [three.sha256], 2)
     assert [each.path.name for each in found.skipped] == ["broken.png"]
     said = capsys.readouterr().err
-    assert "1 more to score on in 'sea', 1 skipped, 2 left out that the run trained or chose on" in said
+    assert "1 more to score on in 'sea', 1 skipped, 2 left out that the run uses itself" in said
     assert "skipped broken.png:" in said
     # What the stage's answer depends on is their content, not where they are.
     (other / "2.png").rename(other / "renamed.png") if (other / "2.png").exists() else None
     assert key_of(find_also(run, PhotoSplit(train=(one,), choosing=(two,)))) == key_of([found])
     assert key_of(find_also(run, NOTHING)) != key_of([found])
-    with pytest.raises(InputError, match="holds no photograph that the run did not train or choose on; 3 it did"):
-        find_also(run, PhotoSplit(train=(one, two, three)))
+    with pytest.raises(InputError, match="holds no photograph that the run does not use itself; 3 it does"):
+        find_also(run, PhotoSplit(train=(one,), confirming=(two,), test=(three,)))
 
 
 def test_what_cannot_be_scored_on_is_refused(photo_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from test_verdict import BEST, SMALL, row
 
 from benchmarks.budget_lines import BudgetLine, judge_budgets
 from colorpress.core.errors import ConfigError
+from compress.measures import CONTENT
 
 WORK = {"params": 8_000_000, "macs": 12_000_000_000}
 ROWS = [
@@ -24,8 +25,8 @@ ROWS = [
 
 
 def test_without_a_budget_there_is_no_line() -> None:
-    assert judge_budgets({"epochs": 3, "student-effort": "fast"}, ROWS, "auto") == []
-    assert judge_budgets({"target-size": "1MB"}, [], None) == []
+    assert judge_budgets({"epochs": 3, "student-effort": "fast"}, ROWS, "auto", CONTENT) == []
+    assert judge_budgets({"target-size": "1MB"}, [], None, CONTENT) == []
 
 
 @pytest.mark.parametrize(
@@ -45,30 +46,30 @@ def test_without_a_budget_there_is_no_line() -> None:
     ],
 )  # fmt: skip
 def test_each_budget_is_judged_by_its_figure(options: dict[str, Any], met: bool, sentence: str) -> None:
-    (line,) = judge_budgets(options, ROWS, "auto")
+    (line,) = judge_budgets(options, ROWS, "auto", CONTENT)
     ((name, value),) = options.items()
     assert line == BudgetLine(f"{name} {value}", met, sentence)
 
 
 def test_without_a_recommendation_the_variant_that_meets_it_is_named() -> None:
-    (line,) = judge_budgets({"target-latency-ms": 5}, ROWS, None)
+    (line,) = judge_budgets({"target-latency-ms": 5}, ROWS, None, CONTENT)
     assert line == BudgetLine("target-latency-ms 5", None, "Nothing is recommended; auto meets it: 2.00 ms a picture.")
 
 
 def test_a_batch_is_divided() -> None:
     rows = [replace(each, batch=8) for each in ROWS]
-    (line,) = judge_budgets({"target-latency-ms": 0.3}, rows, "auto")
+    (line,) = judge_budgets({"target-latency-ms": 0.3}, rows, "auto", CONTENT)
     assert (line.met, line.sentence) == (True, "auto: 0.25 ms a picture.")
 
 
 def test_an_unknown_figure_is_no_answer() -> None:
     unknown = [ROWS[0], replace(ROWS[2], params=0)]
-    (line,) = judge_budgets({"keep-params": 0.5}, unknown, "auto")
+    (line,) = judge_budgets({"keep-params": 0.5}, unknown, "auto", CONTENT)
     assert (line.met, line.sentence) == (None, "auto has no such figure; no variant meets it.")
-    (line,) = judge_budgets({"keep-macs": 0.5}, [replace(ROWS[0], macs=None), ROWS[2]], "auto")
+    (line,) = judge_budgets({"keep-macs": 0.5}, [replace(ROWS[0], macs=None), ROWS[2]], "auto", CONTENT)
     assert (line.met, line.sentence) == (None, "best.pt has no figure.")
 
 
 def test_a_value_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="target-size"):
-        judge_budgets({"target-size": "much"}, ROWS, "auto")
+        judge_budgets({"target-size": "much"}, ROWS, "auto", CONTENT)

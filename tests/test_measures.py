@@ -116,6 +116,7 @@ def test_best_worse_than_grey_is_measured_by_its_own_colours() -> None:
     assert not strength.beats_grey and strength.measure is FIDELITY
     assert "no better than grey's" in strength.caution and "from its answers alone" in strength.caution
     assert "20.0 % above grey" in strength.describe() and "above a lightness table" in strength.describe()
+    assert "26.3 % above a lightness table (95 % interval 26.3 to 26.3)" in strength.describe()
     score = reference.score(reference.best_l1, 0.25 * reference.best_to_grey)
     assert math.isnan(score.retained_colour) and math.isnan(score.content_colour)
     assert score.kept == score.fidelity == pytest.approx(0.75)

@@ -539,7 +539,8 @@ def test_controls_are_rows_at_the_end_that_are_marked_and_have_no_times(run_fold
 
 
 def test_the_measure_that_decides_is_marked_in_the_bars_and_in_the_headline(run_folder: Path) -> None:
-    kept = {"fidelity": 0.93, "choosing_kept": 0.95, "confirming_kept": 0.91}
+    kept = {"fidelity": 0.93, "choosing_kept": 0.95, "confirming_kept": 0.91, "confirming_photos": 5}
+    kept |= {"confirming_l1_delta_pct": 2.5}
     rows = typed([row("best.pt"), row("pruned", content_colour=0.97, speedup=5.0, **kept)])
     for measure in (CONTENT, FIDELITY):
         columns = make_tables(rows, None, measure)[0].columns
@@ -547,6 +548,7 @@ def test_the_measure_that_decides_is_marked_in_the_bars_and_in_the_headline(run_
             measure.name: "decides; 95 % interval"
         }
     assert make_headline(rows, "pruned", FIDELITY)[-1] == ("0.910", "fidelity (F), confirmed")
+    assert make_headline(rows, "pruned", FIDELITY)[-2] == ("+2.50 %", "L1 against best.pt")
     # Too few photographs to be two halves.
     alone = typed([row("best.pt"), row("pruned", content_colour=0.97)])
     assert make_headline(alone, "pruned", CONTENT)[-1] == ("0.970", "content colour (C)")

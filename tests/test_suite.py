@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY_PLAN, make_network
 from PIL import Image
 
+from benchmarks.also import find_also
 from benchmarks.report.page import write_report
 from benchmarks.rows import read_benchmark_json
 from benchmarks.suite import benchmark, run_benchmark
@@ -119,21 +120,22 @@ def test_further_folders_are_scored_for_every_variant_and_redone_when_they_chang
     for photo in photos.test[:4]:
         shutil.copy(photo.path, sea)
     run = run_in(tmp_path / "out", also=(sea,), eval_photos=3)
-    split = replace(photos, test=photos.test[4:])
-    measured = benchmark(run, variants, split)
+    # What the run trains, chooses or tests on is nothing new to it.
+    split = replace(photos, test=photos.test[6:], choosing=(), confirming=(), train=photos.test[3:4])
+    measured = benchmark(run, variants, split, find_also(run, split))
     record = read_benchmark_json(run.folder / "benchmark.json")
     (folder,) = record.also.values()
-    assert list(record.also) == ["sea"] and (folder.known, folder.photos) == (3, 1)
-    assert [row.also["sea"]["photos"] for row in record.rows] == [1] * 5
+    assert list(record.also) == ["sea"] and (folder.known, folder.photos) == (1, 3)
+    assert [row.also["sea"]["photos"] for row in record.rows] == [3] * 5
     assert record.rows[0].also["sea"]["fidelity"] == 1.0
     best, found = record.rows[:2]
     assert found.also["sea"]["l1"] != pytest.approx(best.also["sea"]["l1"])
     assert {photo for photo, _ in folder.worst} <= {each.path.name for each in photos.test[:4]}
     assert record.config["also"] == [str(sea)]
-    assert benchmark(run, variants, split).skipped and not measured.skipped
+    assert benchmark(run, variants, split, find_also(run, split)).skipped and not measured.skipped
     shutil.copy(photos.test[5].path, sea)
-    assert not benchmark(run, variants, split).skipped
+    assert not benchmark(run, variants, split, find_also(run, split)).skipped
     (folder,) = read_benchmark_json(run.folder / "benchmark.json").also.values()
-    assert folder.photos == 2
+    assert folder.photos == 3  # of four, by --eval-photos
     # Controls are of the training photographs, so others make another benchmark.
     assert not benchmark(run, variants, replace(split, train=photos.train[:2])).skipped

@@ -72,7 +72,7 @@ def results() -> tuple[LatencyResult, AccuracyResult]:
 def test_rows_hold_every_column() -> None:
     latency, accuracy = results()
     rows = make_rows(latency, accuracy)
-    assert all(tuple(asdict(row)) == (*COLUMNS, "also") for row in rows) and len(COLUMNS) == 69
+    assert all(tuple(asdict(row)) == (*COLUMNS, "also") for row in rows) and len(COLUMNS) == 71
     first, _, gone = rows
     assert (first.p50_ms, first.images_per_s, first.batch, first.height) == (10.0, 200.0, 2, 64)
     assert (first.threads, first.warmup, first.runs, first.macs) == (2, 12, 3, None)

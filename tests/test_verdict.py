@@ -36,7 +36,7 @@ def halves(choosing: float, confirming: float, margin: float = 0.01) -> dict[str
     low, high = confirming - margin, confirming + margin
     return {
         "choosing_kept": choosing, "confirming_kept": confirming, "confirming_low": low, "confirming_high": high,
-        "choosing_likely": choosing - 0.66 * margin,
+        "choosing_likely": choosing - 0.66 * margin, "confirming_photos": 50, "confirming_l1_delta_pct": 0.0,
     }  # fmt: skip
 
 
@@ -254,8 +254,15 @@ def test_what_is_reported_is_what_did_not_choose() -> None:
     # The other half has no say, whatever it reports.
     unlucky = judge_rows([BEST, replace(lucky, **halves(0.99, 0.80))])
     assert unlucky.recommended == "pruned" and "0.80 of the content colour kept" in unlucky.sentence
-    # Nothing can be told for sure of a few photographs.
-    assert "could not be compared" in judge_rows([BEST, replace(lucky, choosing_likely=None)]).sentence
+    assert "(0.99 on the 50 that did), which is less than the 0.95 that was likely" in unlucky.sentence
+    raised = judge_rows([BEST, replace(lucky, confirming_l1_delta_pct=0.7, l1_delta_pct=0.1)])
+    assert "0.70 % more L1" in raised.sentence
+    # Nothing can be told for sure of a few photographs, on either half.
+    few = judge_rows([BEST, replace(lucky, choosing_likely=None, choosing_kept=None)])
+    assert few.recommended is None
+    assert "cannot be judged by content colour, since the 50 photographs that choose say nothing" in few.sentence
+    nothing = dict.fromkeys(("confirming_kept", "confirming_low", "confirming_high"))
+    assert "an unknown share of the content colour kept on 50" in judge_rows([BEST, replace(lucky, **nothing)]).sentence
 
 
 def test_the_smallest_that_qualifies_wins() -> None:

@@ -75,12 +75,13 @@ def compare_peers(
     with locked_folder(output_dir):
         adopt_checkpoint(run, checkpoint)
         photos = find_photos(run)
+        also = find_also(run, photos)
         warn_of_other_split(run.load(run.best_path), photos)
         made = make_peers(run, photos, peers)
         write_peers_json(output_dir / "peers.json", made, output_dir)
         rows: list[Row] = []
         if measure:
-            rows, _ = run_benchmark(run, _list_variants(run, own, made, openvino), photos, find_also(run, photos))
+            rows, _ = run_benchmark(run, _list_variants(run, own, made, openvino), photos, also)
         table = format_peers(made, rows)
         write_text(output_dir / "peers.md", table)
         run.write_settings()

@@ -103,7 +103,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         strength=strength,
         mark=mark_strength(strength),
         measure=measure,
-        budgets=_judge_options(options, options_path, rows, verdict.recommended),
+        budgets=_judge_options(options, options_path, rows, verdict.recommended, measure_of(strength)),
         results=results,
         others=others,
         also=_show_also(measured),
@@ -201,12 +201,14 @@ def _show_also(measured: Benchmark) -> list[dict[str, Any]]:
     ]
 
 
-def _judge_options(text: str, path: Path, rows: Sequence[Row], recommended: str | None) -> list[BudgetLine]:
+def _judge_options(
+    text: str, path: Path, rows: Sequence[Row], recommended: str | None, measure: Measure
+) -> list[BudgetLine]:
     try:
         options = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError("options", path, f"is not TOML ({error})", _AGAIN) from error
-    return judge_budgets(options, rows, recommended)
+    return judge_budgets(options, rows, recommended, measure)
 
 
 def _read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | None:
@@ -264,7 +266,7 @@ def make_headline(rows: Sequence[Row], recommended: str | None, measure: Measure
     return [
         (f"{format_number(row.times_smaller(rows[0]))}x", "smaller file"),
         (f"{format_number(row.speedup)}x", "speed of best.pt"),
-        (format_percent(row.l1_delta_pct), "L1 against best.pt"),
+        (format_percent(row.reported_l1_delta_pct), "L1 against best.pt"),
         ("-" if kept is None else f"{kept:.3f}", label),
     ]
 

@@ -209,12 +209,12 @@ def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
 
 def test_what_sees_no_picture_stands_beside_the_front(tmp_path: Path) -> None:
     scores = {"control: grey": make_score(-5.0, 0.1), "control: lightness table": make_score(0.0, 0.0)}
-    controls = [ControlRow(name, 500, score) for name, score in scores.items()]
+    controls = [ControlRow(name, "controls/x.onnx", 500, score) for name, score in scores.items()]
     table, record, chart = write_front(tmp_path, ROWS, controls, best_bytes=400_000, record={})
     cells = pd.read_csv(table).set_index("name")
     assert list(cells.index[-2:]) == list(scores) and not cells.loc[list(scores), "on_front"].any()
     assert cells.loc["control: lightness table", "content_colour"] == 0.0
-    assert cells.loc["control: lightness table", ["latency_ms", "params", "file"]].isna().all()
+    assert cells.loc["control: lightness table", ["latency_ms", "params"]].isna().all()
     written = json.loads(record.read_text())
     assert [each["name"] for each in written["controls"]] == list(scores) and len(written["rows"]) == len(ROWS)
     lines = format_front(ROWS, 400_000, controls)

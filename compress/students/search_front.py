@@ -97,12 +97,13 @@ class ControlRow:
     """What answers without looking at the picture, beside the files of a front."""
 
     name: str
+    file: str
     size_bytes: int
     score: Score
 
     def figures(self) -> dict[str, Any]:
         """All that is known of it, by the names of `COLUMNS`; None is not known."""
-        known = {**self.score.to_dict(), "name": self.name, "size_bytes": self.size_bytes}
+        known = {**self.score.to_dict(), "name": self.name, "file": self.file, "size_bytes": self.size_bytes}
         return dict.fromkeys(COLUMNS) | {"stage": "control", "on_front": False} | known
 
 

@@ -91,12 +91,13 @@ class SearchJob(StudentJob):
     @cached_property
     def controls(self) -> tuple[ControlRow, ...]:
         """What sees no picture, on the photographs that choose."""
-        choosing, threads = self.jury.choosing, self.run.settings.machine.threads
-        paths = {title: control_path(self.run, name) for name, title in CONTROL_TITLES.items()}
-        return tuple(
-            ControlRow(title, path.stat().st_size, score_onnx(choosing, path, threads=threads).by(self.decided_by))
-            for title, path in paths.items()
-        )
+        choosing, found = self.jury.choosing, []
+        for name, title in CONTROL_TITLES.items():
+            path = control_path(self.run, name)
+            score = score_onnx(choosing, path, threads=self.run.settings.machine.threads).by(self.decided_by)
+            file = path.relative_to(self.run.folder).as_posix()
+            found.append(ControlRow(title, file, path.stat().st_size, score))
+        return tuple(found)
 
     def measure(self, network: UNetPlan) -> tuple[int, float]:
         """Bytes of the file that a network will have, and its latency in milliseconds on this machine."""

@@ -101,8 +101,9 @@ HARDLY_PAINTS = Weakness(
     "best.pt itself hardly paints: train it on more photographs, or for longer, first.",
 )
 VIVID = Weakness(
-    "Its L1 is no better than grey's, as that of vivid colours may be, so no share of L1 is measured: what counts is "
-    "fidelity F, how much of best.pt's own colours is kept, and students learn from its answers alone.",
+    "Its L1 is no better than grey's, as that of vivid colours may be, or on photographs of another kind than it "
+    "learned from. So no share of L1 is measured: what counts is fidelity F, how much of best.pt's own colours is "
+    "kept. Where those that choose say so, students learn from its answers alone.",
     "measures fidelity alone",
 )
 NOT_TOLD = Weakness(

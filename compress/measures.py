@@ -177,6 +177,8 @@ class Strength:
             return None
         if self.chroma_share < _HARDLY_ANY:
             return HARDLY_PAINTS
+        if self.photos == 1:
+            return NOT_TOLD  # whatever its colours are: one picture tells vivid from wrong as little
         if not self.beats_grey:
             return VIVID
         return NOT_TOLD if math.isnan(self.below_table_low) else TINT

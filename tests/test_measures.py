@@ -150,6 +150,8 @@ def test_one_photograph_has_figures_and_no_intervals() -> None:
     assert strength.measure is FIDELITY and math.isnan(strength.below_table_low)
     assert "best.pt on 1 photograph: L1 50.0 % below grey" in strength.describe()
     assert "interval" not in strength.describe()
+    # Brown where the truth is blue is no vivid colour: of one picture neither can be told.
+    assert make_reference(1, table=0.97, best=1.5).strength.weakness is NOT_TOLD is strength.weakness
     score = reference.score(0.6 * reference.grey_l1, 0.3 * reference.best_to_grey)
     assert score.kept == pytest.approx(0.7) and all(map(math.isnan, score.interval))
     assert score.likely_figures() == {

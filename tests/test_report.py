@@ -562,6 +562,17 @@ def test_the_measure_that_decides_is_marked_in_the_bars_and_in_the_headline(run_
     )
 
 
+def test_a_single_photograph_is_no_two_halves(run_folder: Path) -> None:
+    assert "held-out photographs, whole" in (text := text_of(run_folder))
+    assert "with odds of 4 to 1" in text and "One half of the photographs chooses it" in text
+    record = change_record(run_folder)
+    record["rows"] = [{**each, "photos": 1} for each in record["rows"]]
+    write_benchmark_json(run_folder / "benchmark.json", record)
+    text = text_of(run_folder)
+    assert "1 held-out photograph, whole" in text and "a recommended variant keeps at least" in text
+    assert "on further photographs with odds of 4 to 1" not in text and "One half of" not in text
+
+
 def test_other_photographs_have_a_table_and_their_worst_for_each_folder(run_folder: Path) -> None:
     record = change_record(run_folder)
     record["rows"][1:1] = CONTROLS

@@ -289,6 +289,8 @@ def test_a_vivid_original_is_not_refused_and_its_answers_teach(
     trained: tuple[Run, PhotoSplit], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, photos = trained
+    # Of one photograph alone vivid cannot be told from wrong.
+    photos = replace(photos, train=photos.train[1:], choosing=(*photos.choosing, photos.train[0]))
     vivid = elsewhere(changed(run, student_crops=1600), tmp_path / "out", make_vivid(tmp_path / "vivid.pt"))
     records = make_student(vivid, photos)
     result = records[-1].result

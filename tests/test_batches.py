@@ -12,13 +12,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import make_photo
-from PIL import Image
 
 from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.errors import MachineError
 from training import batches
-from training.batches import AnswerFolder, CropDraw, CropLoader, crop_answer, crop_photo, whole_photos
+from training.batches import AnswerFolder, CropLoader, whole_photos
 from training.photo_scan import scan_photos
 from training.photos import Photo, load_rgb
 
@@ -98,45 +96,6 @@ def test_the_loader_leaves_the_global_random_state_alone(photos: tuple[Photo, ..
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_crops_are_parts_of_the_photograph_of_the_promised_size(tmp_path: Path) -> None:
-    # Red tells the column, green the row, so that a crop says where it was taken.
-    rows, columns = np.mgrid[0:200, 0:240]
-    Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
-    areas, flips = [], 0
-    for number in range(200):
-        draw = CropDraw.by((0, number), crop_share=0.35)
-        crop = crop_photo(tmp_path / "x.png", draw, imgsz=64, max_pixels=LIMIT)[0].astype(int)
-        width, height = (abs(crop[..., axis].max() - crop[..., axis].min()) for axis in (0, 1))
-        assert 0.65 < width / max(height, 1) < 1.55
-        areas.append(width * height / (200 * 240))
-        flips += crop[0, 0, 0] > crop[0, -1, 0]
-    assert 0.3 < min(areas) < 0.42
-    assert 0.85 < max(areas) <= 1.0
-    assert 70 < flips < 130
-
-
-def test_a_jpeg_is_decoded_no_larger_than_the_crop_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_photo(1, 1600, 1200).save(tmp_path / "x.jpg", quality=95)
-    make_photo(1, 1600, 1200).save(tmp_path / "x.png")
-    sides: list[int] = []
-    decode = batches.decode_photo
-
-    def spy(*arguments: object, **options: object) -> object:
-        decoded = decode(*arguments, **options)
-        sides.append(min(decoded.rgb.size))
-        return decoded
-
-    monkeypatch.setattr(batches, "decode_photo", spy)
-    for number in range(10):
-        jpeg, png = (
-            crop_photo(tmp_path / name, CropDraw.by((1, number), 0.35), imgsz=64, max_pixels=2 * LIMIT)[0]
-            for name in ("x.jpg", "x.png")
-        )
-        assert np.abs(jpeg.astype(int) - png).mean() < 3
-    assert max(sides[::2]) <= 300
-    assert min(sides[::2]) >= 64
-
-
 def test_a_photograph_that_vanishes_is_left_out_with_one_warning(
     photos: tuple[Photo, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,20 +160,6 @@ def test_whole_photographs_come_in_order_at_their_size(photos: tuple[Photo, ...]
         assert np.array_equal(pixels[0].permute(1, 2, 0), load_rgb(photo.path, max_pixels=LIMIT, short_side=20))
     assert list(whole_photos((), short_side=20, max_pixels=LIMIT)) == []
     assert next(whole_photos(photos, short_side=4096, max_pixels=LIMIT))[1].shape == (1, 3, 40, 48)
-
-
-def test_answers_are_cropped_as_their_photographs_are(tmp_path: Path) -> None:
-    # Both say of each place where it is: red and the first plane the column, green and the second the row.
-    rows, columns = np.mgrid[0:200, 0:240]
-    Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)).save(tmp_path / "x.png")
-    answer = np.stack([columns, rows]).reshape(2, 50, 4, 60, 4).mean(axis=(2, 4)).astype(np.float16)
-    for number in range(50):
-        draw = CropDraw.by((0, number), crop_share=0.2)
-        pixels, aspect = crop_photo(tmp_path / "x.png", draw, imgsz=64, max_pixels=LIMIT)
-        crop = crop_answer(answer, draw, aspect, 16)
-        places = pixels[..., :2].astype(float).reshape(16, 4, 16, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
-        # At the border an answer of four pixels a step has nothing beyond its last.
-        assert np.abs(crop - places)[:, 1:-1, 1:-1].max() < 2.0
 
 
 def test_a_batch_carries_the_answers_and_tones_of_its_crops(photos: tuple[Photo, ...], tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -26,13 +25,11 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import write_bytes
-from training.decoding import decode_photo, open_regular_file
+from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, least_share
 from training.photos import Photo, load_rgb
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
 ANSWER_STRIDE = 4
-# Random-resized crop (Szegedy et al. 2015): width over height.
-_ASPECT = (3 / 4, 4 / 3)
 
 # Which crop: epoch, position of the photograph in the sequence, and its how-manieth crop of that epoch.
 _CropKey = tuple[int, int, int]
@@ -115,11 +112,12 @@ class CropLoader:
     `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
 
     A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
-    Nothing but paths is held in memory. As a context manager it ends its workers.
+    Decoded photographs are kept in memory, no larger than crops need them, as far as a quarter of it lasts; the others
+    are decoded each time. As a context manager it ends its workers.
 
     Args:
         photos: what to crop from, at least one.
-        recipe: its imgsz, batch_size, crop_share, epoch_crops and tone_jitter.
+        recipe: its imgsz (see `crop_side`), batch_size, crop_share, epoch_crops and tone_jitter.
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
         answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
@@ -136,9 +134,10 @@ class CropLoader:
         answers: AnswerFolder | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        self.imgsz = crop_side(photos, recipe.imgsz)
         self._order = _CropOrder(len(photos), recipe, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, recipe, data, answers),
+            _CropDataset(photos, recipe, self.imgsz, data, answers, KeptPhotos(self.imgsz, data.max_pixels, workers)),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -153,7 +152,7 @@ class CropLoader:
         return self._order.batches
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Crops]:
-        """Yield the batches of one epoch from number `start` on, of `imgsz` pixels.
+        """Yield the batches of one epoch from number `start` on, of `self.imgsz` pixels.
 
         Raises:
             MachineError: a worker process died; noticed within about five seconds.
@@ -211,101 +210,39 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
 
 
 @dataclass(frozen=True)
-class CropDraw:
-    """What chance decided of a crop; where it lies follows from the photograph's width and height.
-
-    Attributes:
-        area: share of the photograph's area. `aspect`: width over height (Szegedy et al. 2015).
-        left, top: share of the room that is left beside and above the crop.
-        flip: whether it is mirrored.
-        tone: a standard normal value, for changes of lightness.
-    """
-
-    area: float
-    aspect: float
-    left: float
-    top: float
-    flip: bool
-    tone: float
-
-    @staticmethod
-    def by(seed: Sequence[int], crop_share: float) -> CropDraw:
-        """The draw of a seed: the same seed gives the same crop."""
-        random = np.random.default_rng(seed)
-        area, aspect = random.uniform(crop_share, 1.0), float(np.exp(random.uniform(*np.log(_ASPECT))))
-        left, top, flip = random.random(), random.random(), random.random() < 0.5
-        return CropDraw(area, aspect, left, top, flip, random.standard_normal())
-
-    def box(self, width: float, height: float) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the crop in a photograph of this size."""
-        across = min(np.sqrt(self.area * width * height * self.aspect), width)
-        down = min(np.sqrt(self.area * width * height / self.aspect), height)
-        left, top = self.left * (width - across), self.top * (height - down)
-        return (left, top, left + across, top + down)
-
-
-def crop_photo(path: Path, draw: CropDraw, *, imgsz: int, max_pixels: int) -> tuple[NDArray[np.uint8], float]:
-    """A random-resized crop of a photograph: uint8 (imgsz, imgsz, 3), and the photograph's width over its height.
-
-    Decodes a JPEG no larger than the crop needs.
-
-    Raises:
-        InputError: the photograph cannot be read.
-    """
-    with open_regular_file(path) as stream:
-        # In a square photograph this short side gives the crop `imgsz` pixels; in a longer one, more.
-        at_least = int(np.ceil(imgsz / np.sqrt(draw.area * min(draw.aspect, 1 / draw.aspect))))
-        picture = decode_photo(stream, path, max_pixels=max_pixels, at_least=at_least).rgb
-    box = draw.box(*picture.size)
-    crop = np.array(picture.resize((imgsz, imgsz), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-    return np.ascontiguousarray(crop[:, ::-1]) if draw.flip else crop, picture.width / picture.height
-
-
-def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size: int) -> NDArray[np.float16]:
-    """The same crop of an answer (2, h, w) to a photograph of this width over height: (2, size, size)."""
-    height, width = answer.shape[1:]
-    ends = (width, height, width, height)
-    box = np.array(draw.box(aspect, 1.0)) / (aspect, 1.0, aspect, 1.0) * ends
-    left, top, right, bottom = np.clip(box, 0.0, ends).tolist()  # Pillow refuses a box that rounding put outside
-    planes = [  # (size, size) each
-        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-        for plane in answer.astype(np.float32)
-    ]
-    crop = np.stack([np.asarray(plane) for plane in planes]).astype(np.float16)
-    return np.ascontiguousarray(crop[..., ::-1]) if draw.flip else crop
-
-
-@dataclass(frozen=True)
 class _CropDataset(Dataset[_Loaded]):
     photos: Sequence[Photo]
     recipe: Recipe
+    imgsz: int
     data: DataConfig
     answers: AnswerFolder | None
+    kept: KeptPhotos
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        recipe, size = self.recipe, -(-self.recipe.imgsz // ANSWER_STRIDE)
+        imgsz, size = self.imgsz, -(-self.imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
         for epoch, position, number in keys:
             photo = self.photos[position]
-            draw = CropDraw.by((self.data.seed, epoch, position, number), recipe.crop_share)
+            share = least_share(photo, self.recipe.crop_share, imgsz)
+            draw = CropDraw.by((self.data.seed, epoch, position, number), share)
             try:
-                crop, aspect = crop_photo(photo.path, draw, imgsz=recipe.imgsz, max_pixels=self.data.max_pixels)
+                crop = cut_crop(self.kept.read(photo, share), draw, imgsz)
                 if self.answers is not None:
-                    taught.append(crop_answer(self.answers.read(photo), draw, aspect, size))
+                    taught.append(crop_answer(self.answers.read(photo), draw, photo.width / photo.height, size))
             except InputError as error:
                 lost.append((photo.path, error.why))
                 continue
             crops.append(crop)
-            tones.append(math.exp(recipe.tone_jitter * draw.tone))
+            tones.append(math.exp(self.recipe.tone_jitter * draw.tone))
         # Shaped, since all of them may be lost.
-        pixels = np.array(crops, np.uint8).reshape(-1, recipe.imgsz, recipe.imgsz, 3)  # (N, S, S, 3)
+        pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
         answers = np.array(taught, np.float16).reshape(-1, 2, size, size)  # (N, 2, S/4, S/4)
         loaded = Crops(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
-            torch.tensor(tones) if recipe.tone_jitter else None,
+            torch.tensor(tones) if self.recipe.tone_jitter else None,
             None if self.answers is None else torch.from_numpy(answers),
         )
         return loaded, lost

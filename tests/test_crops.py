@@ -1,0 +1,117 @@
+"""A crop of a photograph: where it lies, how large it may be, its pixels, and what is kept of the photograph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_photo
+from PIL import Image
+
+from colorpress.core.errors import InputError
+from training import crops, photos
+from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, least_share
+from training.photos import Photo
+
+LIMIT = 1_000_000
+
+
+def photo_of(path: Path, width: int, height: int) -> Photo:
+    return Photo(path, path.name, width, height)
+
+
+def sized(*sizes: tuple[int, int]) -> list[Photo]:
+    return [photo_of(Path(f"{number}.png"), *size) for number, size in enumerate(sizes)]
+
+
+def make_map() -> np.ndarray:
+    """(200, 240, 3): red tells the column, green the row, so that a crop says where it was taken."""
+    rows, columns = np.mgrid[0:200, 0:240]
+    return np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)
+
+
+def test_crops_are_parts_of_the_photograph_of_the_promised_size() -> None:
+    areas, flips = [], 0
+    for number in range(200):
+        crop = cut_crop(make_map(), CropDraw.by((0, number), crop_share=0.35), 64).astype(int)
+        assert crop.shape == (64, 64, 3)
+        width, height = (abs(crop[..., axis].max() - crop[..., axis].min()) for axis in (0, 1))
+        assert 0.65 < width / max(height, 1) < 1.55
+        areas.append(width * height / (200 * 240))
+        flips += crop[0, 0, 0] > crop[0, -1, 0]
+    assert 0.3 < min(areas) < 0.42
+    assert 0.85 < max(areas) <= 1.0
+    assert 70 < flips < 130
+
+
+def test_answers_are_cropped_as_their_photographs_are() -> None:
+    rows, columns = np.mgrid[0:200, 0:240]
+    answer = np.stack([columns, rows]).reshape(2, 50, 4, 60, 4).mean(axis=(2, 4)).astype(np.float16)
+    for number in range(50):
+        draw = CropDraw.by((0, number), crop_share=0.2)
+        pixels, crop = cut_crop(make_map(), draw, 64), crop_answer(answer, draw, 240 / 200, 16)
+        places = pixels[..., :2].astype(float).reshape(16, 4, 16, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
+        # At the border an answer of four pixels a step has nothing beyond its last.
+        assert np.abs(crop - places)[:, 1:-1, 1:-1].max() < 2.0
+
+
+def test_crops_are_no_larger_than_most_photographs() -> None:
+    large, small = (640, 480), (100, 120)
+    assert crop_side(sized(large, large, small), 128) == 128
+    assert crop_side(sized(large, small, small), 128) == 96  # a whole multiple of 32
+    assert crop_side(sized(small), 64) == 64
+    assert crop_side(sized((20, 90)), 64) == 20
+
+
+def test_small_photographs_are_shown_nearly_whole_instead_of_enlarged() -> None:
+    large, small, tiny = sized((640, 480), (100, 100), (40, 40))
+    assert least_share(large, 0.12, 128) == 0.12
+    # 96 pixels across are at most 1.25 times those of the photograph: 76.8 of its 100.
+    assert least_share(small, 0.12, 96) == pytest.approx(0.768**2)
+    assert least_share(small, 0.7, 96) == 0.7
+    assert least_share(tiny, 0.12, 96) == 1.0
+
+
+def test_a_photograph_is_read_no_larger_than_its_crops_need(tmp_path: Path) -> None:
+    make_photo(1, 1600, 1200).save(tmp_path / "x.jpg", quality=95)
+    make_photo(1, 1600, 1200).save(tmp_path / "x.png")
+    jpeg, png = (
+        KeptPhotos(64, 2 * LIMIT).read(photo_of(tmp_path / name, 1600, 1200), 0.35) for name in ("x.jpg", "x.png")
+    )
+    # A crop of 0.35 of the area, three pixels wide for four of height, has 64 pixels across.
+    assert jpeg.shape == png.shape == (125, 167, 3)
+    assert np.abs(jpeg.astype(int) - png).mean() < 3
+    assert KeptPhotos(64, 2 * LIMIT).read(photo_of(tmp_path / "x.png", 1600, 1200), 0.001).shape == (1200, 1600, 3)
+
+
+def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        make_photo(number).save(path)
+        found.append(photo_of(path, 48, 40))
+    read: list[Path] = []
+    load = crops.load_rgb
+    monkeypatch.setattr(crops, "load_rgb", lambda path, **limits: read.append(path) or load(path, **limits))
+    # Room for four photographs, which two processes share: each keeps two.
+    monkeypatch.setattr(crops, "_free_bytes", lambda: 4 * 40 * 48 * 3)
+    kept = KeptPhotos(36, LIMIT, processes=2)
+    first = [kept.read(photo, 1.0).copy() for photo in found]
+    again = [kept.read(photo, 1.0) for photo in found]
+    assert [path.name for path in read] == ["0.png", "1.png", "2.png", "2.png"]
+    for photo, before, after in zip(found, first, again, strict=True):
+        assert np.array_equal(before, after)
+        assert np.array_equal(after, photos.load_rgb(photo.path, max_pixels=LIMIT))
+
+
+def test_there_is_room_for_a_quarter_of_the_free_memory() -> None:
+    import psutil
+
+    assert 0.1 < crops._free_bytes() / psutil.virtual_memory().available < 0.4
+
+
+def test_a_photograph_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="limit"):
+        KeptPhotos(32, 100).read(photo_of(tmp_path / "x.png", 40, 40), 1.0)

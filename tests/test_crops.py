@@ -9,9 +9,10 @@ import pytest
 from conftest import make_photo
 from PIL import Image
 
+from colorpress.core.config import Recipe
 from colorpress.core.errors import InputError
 from training import crops, photos
-from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, least_share
+from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, growing_side, least_share
 from training.photos import Photo
 
 LIMIT = 1_000_000
@@ -115,3 +116,12 @@ def test_a_photograph_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> N
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match="limit"):
         KeptPhotos(32, 100).read(photo_of(tmp_path / "x.png", 40, 40), 1.0)
+
+
+def test_growing_crops_reach_their_size_before_the_last_fifth() -> None:
+    recipe = Recipe(imgsz=96, start_imgsz=48, epochs=10)
+    assert [growing_side(recipe, 96, epoch) for epoch in range(1, 11)] == [48, 48, 64, 64, 64, 80, 80, 96, 96, 96]
+    assert growing_side(recipe, 64, 1) == 48
+    assert growing_side(recipe, 32, 1) == 32  # photographs so small
+    assert growing_side(Recipe(imgsz=96, epochs=10), 96, 1) == 96
+    assert growing_side(Recipe(imgsz=96, start_imgsz=48, epochs=1), 96, 1) == 48

@@ -25,7 +25,7 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import write_bytes
-from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, least_share
+from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, growing_side, least_share
 from training.photos import Photo, load_rgb
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
@@ -117,7 +117,8 @@ class CropLoader:
 
     Args:
         photos: what to crop from, at least one.
-        recipe: its imgsz (see `crop_side`), batch_size, crop_share, epoch_crops and tone_jitter.
+        recipe: its imgsz and start_imgsz (see `crop_side` and `growing_side`), batch_size, crop_share, epoch_crops and
+            tone_jitter.
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
         answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
@@ -152,7 +153,7 @@ class CropLoader:
         return self._order.batches
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Crops]:
-        """Yield the batches of one epoch from number `start` on, of `self.imgsz` pixels.
+        """Yield the batches of one epoch, from 1, from number `start` on.
 
         Raises:
             MachineError: a worker process died; noticed within about five seconds.
@@ -219,14 +220,15 @@ class _CropDataset(Dataset[_Loaded]):
     kept: KeptPhotos
 
     def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        imgsz, size = self.imgsz, -(-self.imgsz // ANSWER_STRIDE)
+        imgsz = growing_side(self.recipe, self.imgsz, keys[0][0]) if keys else self.imgsz
+        size = -(-imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
         for epoch, position, number in keys:
             photo = self.photos[position]
-            share = least_share(photo, self.recipe.crop_share, imgsz)
+            share = least_share(photo, self.recipe.crop_share, self.imgsz)
             draw = CropDraw.by((self.data.seed, epoch, position, number), share)
             try:
                 crop = cut_crop(self.kept.read(photo, share), draw, imgsz)

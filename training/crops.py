@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from colorpress.core.config import Recipe
 from training.photos import Photo, load_rgb
 
 # Random-resized crop (Szegedy et al. 2015): width over height.
@@ -20,6 +21,9 @@ _ASPECT = (3 / 4, 4 / 3)
 _MOST_ENLARGED = 1.25
 # Sides of crops that are smaller than asked for are whole multiples of this, the stride of most networks' last level.
 _SIDE_MULTIPLE = 32
+# Growing crops are whole multiples of this, and grow in this share of all epochs.
+_SIDE_STEP = 16
+_GROWING_SHARE = 0.8
 # Share of the free memory that decoded photographs may fill, of all loading processes together.
 _MEMORY_SHARE = 0.25
 
@@ -64,6 +68,19 @@ def crop_side(photos: Sequence[Photo], imgsz: int) -> int:
     if imgsz <= usual:
         return imgsz
     return usual if usual < _SIDE_MULTIPLE else usual - usual % _SIDE_MULTIPLE
+
+
+def growing_side(recipe: Recipe, imgsz: int, epoch: int) -> int:
+    """The side of the crops of an epoch, from 1: from `recipe.start_imgsz` it grows to `imgsz`, all in pixels.
+
+    What small crops teach costs a fraction; the last fifth of the epochs teaches the rest. Source: progressive learning
+    (Tan and Le 2021, EfficientNetV2).
+    """
+    if not 0 < recipe.start_imgsz < imgsz:
+        return imgsz
+    grown = min(1.0, (epoch - 1) / max(1.0, _GROWING_SHARE * recipe.epochs))
+    side = recipe.start_imgsz + grown * (imgsz - recipe.start_imgsz)
+    return min(imgsz, round(side / _SIDE_STEP) * _SIDE_STEP) or imgsz
 
 
 def least_share(photo: Photo, crop_share: float, imgsz: int) -> float:

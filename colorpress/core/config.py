@@ -219,6 +219,9 @@ class TrainConfig(Config):
 
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000, common=True)
     imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096, common=True)
+    start_imgsz: int = option(
+        0, "Side of the crops of the first epoch, from which they grow to --imgsz; 0: they do not.", low=0, high=4096
+    )
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
     )

@@ -53,7 +53,7 @@ class Accuracy:
         l1_delta_pct, retained_*, content_*, fidelity*: see `compress.measures.Score`; None where best.pt failed.
         choosing_kept: by the measure that decides on all photographs, of the first half of them; None for fewer than
             two photographs.
-        choosing_likely: what is chosen by that keeps elsewhere with odds of 4 to 1.
+        choosing_likely: what is chosen by that keeps elsewhere with 80 % confidence.
         confirming_photos: how many the other half are; 0 for a single photograph.
         confirming_kept, confirming_low, confirming_high: what is kept on those, and its 95 % interval.
         confirming_l1_delta_pct: `l1_delta_pct` on those.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.rows import Benchmark, Row, base_rows, find_control, own_rows
 from colorpress.core.text import format_bytes, format_interval, format_number
-from compress.measures import CONTENT, FIDELITY, Measure, Strength
+from compress.measures import CONFIDENTLY, CONTENT, FIDELITY, Measure, Strength
 from compress.precisions import origin_of
 from export.controls import TABLE
 from export.timing import Ratio
@@ -27,11 +27,15 @@ class Verdict:
         recommended: a row's name; None when no variant is worth it.
         sentence: the judgement.
         notes: what else limits it than how strong best.pt is, a sentence each.
+        closest: where none is recommended, the row that keeps most; None where nothing can be compared.
+        advice: where none is recommended, what to do about it, a sentence.
     """
 
     recommended: str | None
     sentence: str
     notes: tuple[str, ...]
+    closest: str | None = None
+    advice: str = ""
 
 
 def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: Strength | None) -> Verdict:
@@ -41,7 +45,7 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: St
     another tool made is never chosen, nor a control, nor best.pt itself in another runtime, since nothing was
     compressed. A variant qualifies when it keeps enough by the measure that decides, `strength.measure` (see
     `Measure.enough`), when it is slower neither than best.pt nor than its own float32 parent, and when it is smaller or
-    faster beyond the noise. One half of the photographs chooses, by what is kept elsewhere with odds of 4 to 1, and
+    faster beyond the noise. One half of the photographs chooses, by what is kept elsewhere with 80 % confidence, and
     what is said of the chosen one is what it keeps on the other half.
 
     Args:
@@ -50,7 +54,8 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: St
     """
     if not rows or not rows[0].is_ok:
         status = f": {rows[0].status}" if rows else ""
-        return Verdict(None, f"There is no verdict, since best.pt itself was not measured{status}.", ())
+        sentence = f"There is no verdict, since best.pt itself was not measured{status}."
+        return Verdict(None, sentence, (), advice="See what went wrong in benchmark.csv, and measure again.")
     best, others = rows[0], own_rows(rows)
     ratio = aa_ratios.get(best.device)
     noise = ratio.noise if ratio else 0.0
@@ -62,7 +67,7 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: St
         chosen = max(passed, key=lambda row: merit(row, best))
         sentence = _recommend(chosen, best, strength)
         return Verdict(chosen.model, sentence, (*notes, *_note_runtime(rows, chosen)))
-    return Verdict(None, _recommend_nothing(best, others, reasons, strength), notes)
+    return _recommend_nothing(best, others, reasons, strength, notes)
 
 
 def judge_benchmark(measured: Benchmark) -> Verdict:
@@ -75,22 +80,35 @@ def measure_of(strength: Strength | None) -> Measure:
     return strength.measure if strength else FIDELITY
 
 
-def _recommend_nothing(best: Row, others: Sequence[Row], reasons: Mapping[str, str], strength: Strength | None) -> str:
+def _recommend_nothing(
+    best: Row,
+    others: Sequence[Row],
+    reasons: Mapping[str, str],
+    strength: Strength | None,
+    notes: tuple[str, ...],
+) -> Verdict:
+    def nothing(why: str, advice: str) -> Verdict:
+        return Verdict(None, f"Nothing can be recommended: {why}.", notes, advice=advice)
+
     measure = measure_of(strength)
     if not others:
-        return "There is nothing to recommend: only best.pt was measured."
+        return nothing("only best.pt was measured", "Make something smaller of it first: prune, quantize or distil it.")
     if not best.photos:
-        return "Nothing can be recommended: colours were not measured, only time."
+        return nothing("colours were not measured, only time", "Measure them too: --eval-photos above 0.")
     if best.kept(measure) is None:
-        no_colour = strength is None or math.isnan(strength.below_grey_pct)
-        why = "these photographs hold none" if no_colour else "best.pt answers grey"
-        return f"Nothing can be recommended: {why}, so there is no colour to keep."
+        if strength is None or math.isnan(strength.below_grey_pct):
+            return nothing("these photographs hold none, so there is no colour to keep", "Give colour photographs.")
+        why = "best.pt answers grey, so there is no colour to keep"
+        return nothing(why, "Train it on more photographs, or for longer, first.")
     finished = {row.model: row.kept(measure) for row in others if row.is_ok}
     kept = {name: figure for name, figure in finished.items() if figure is not None}
     if not kept:
-        return "Nothing can be recommended: no variant finished."
+        return nothing("no variant finished", "See what went wrong in benchmark.csv, and measure again.")
     closest = max(kept, key=kept.__getitem__)
-    return f"No variant is recommended: the closest to best.pt, {closest}, {reasons[closest]}."
+    sentence = f"No variant is recommended: the closest to best.pt, {closest}, {reasons[closest]}."
+    longer = "Students that learn for longer, or from more photographs, keep more; or take one that keeps less."
+    weakness = strength.weakness if strength else None
+    return Verdict(None, sentence, notes, closest, weakness.advice if weakness and weakness.advice else longer)
 
 
 def merit(row: Row, best: Row) -> float:
@@ -103,16 +121,16 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
     """Why a variant does not qualify, as the rest of a sentence about it; empty when nothing speaks against it."""
     if not row.is_ok:
         return f"did not finish ({row.status})"
-    kept, odds = row.kept(measure), ""
+    kept, confidently = row.kept(measure), ""
     if row.l1_delta_pct is None or kept is None or not row.speedup:
         return "could not be compared with best.pt"
     if row.is_confirmed:
         if row.choosing_likely is None:
             few = row.photos - row.confirming_photos
             return f"cannot be judged by {measure.title}, since the {few} photographs that choose say nothing for sure"
-        kept, odds = row.choosing_likely, " with odds of 4 to 1"
+        kept, confidently = row.choosing_likely, f" {CONFIDENTLY}"
     if kept < measure.enough:
-        return f"keeps {kept:.2f} of {_noun(measure)}{odds} (at least {measure.enough:g} passes)"
+        return f"keeps {kept:.2f} of {_noun(measure)}{confidently} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
     if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + SAME_SPEED:
@@ -148,19 +166,30 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
 
 
 def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
-    measure = measure_of(strength)
-    own_size = format_bytes(row.fair_size_bytes)
-    size = f"as large as best.pt ({own_size})"
-    if row.times_smaller(best) > 1.0 + _SAME_SIZE:
-        times = format_number(row.times_smaller(best))
-        size = f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
-    in_ms = f"({format_number(row.p50_ms)} ms instead of {format_number(best.p50_ms)} ms)"
-    cost = f"{size} and {format_number(row.speedup)} times as fast {in_ms}"
-    sentence = (
-        f"{row.model} is recommended: {cost}, with {_describe_change(row, measure)}{_describe_kept(row, measure)}."
-    )
+    cost = f"{say_size(row, best)} and {say_speed(row, best)}"
+    sentence = f"{row.model} is recommended: {cost}, with {say_colour(row, measure_of(strength))}."
     weakness = strength.weakness if strength else None
     return f"{sentence} {weakness.advice}" if weakness and weakness.advice else sentence
+
+
+def say_size(row: Row, best: Row) -> str:
+    """How large a row's file is, and how much smaller than best.pt."""
+    own_size = format_bytes(row.fair_size_bytes)
+    if row.times_smaller(best) <= 1.0 + _SAME_SIZE:
+        return f"as large as best.pt ({own_size})"
+    times = format_number(row.times_smaller(best))
+    return f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
+
+
+def say_speed(row: Row, best: Row) -> str:
+    """How many times as fast as best.pt a finished row is, and both times."""
+    in_ms = f"({format_number(row.p50_ms)} ms instead of {format_number(best.p50_ms)} ms)"
+    return f"{format_number(row.speedup)} times as fast {in_ms}"
+
+
+def say_colour(row: Row, measure: Measure) -> str:
+    """What a row keeps by the measure that decides, with its interval, and on which photographs."""
+    return _describe_change(row, measure) + _describe_kept(row, measure)
 
 
 def _describe_change(row: Row, measure: Measure) -> str:

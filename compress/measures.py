@@ -20,9 +20,11 @@ from colorpress.core.files import with_nan, without_nan
 from colorpress.core.text import format_interval
 from training.metrics import Floats, kept_interval, kept_share
 
-# In standard errors: what is kept has to be so far above a goal. Odds of 9 to 1 of each are 4 to 1 of the one that is
+# In standard errors: what is kept has to be so far above a goal. 90 % confidence of each is 80 % of the one that is
 # chosen, since the winner of many is partly the luckiest (measured by `benchmarks.studies.choice_coverage`).
 MARGIN = 1.282
+# How sure that makes of a promise about other photographs, as the end of a sentence.
+CONFIDENTLY = "with 80 % confidence"
 # Both ends of the interval of a normal distribution that holds 95 %.
 _NINETEEN_IN_TWENTY = 1.960
 # Percent that best.pt's L1 has to be below a lightness table's before content is what is measured.
@@ -274,7 +276,7 @@ class Score:
         return self.l1_delta_pct / 100.0 if math.isnan(self.kept) else 1.0 - self.kept
 
     def likely_figures(self, margin: float = MARGIN) -> dict[str, float]:
-        """The figures that goals are held against: what is chosen by them keeps that elsewhere with odds of 4 to 1.
+        """The figures that goals are held against: what is chosen by them keeps that elsewhere with 80 % confidence.
 
         Intervals are taken for those of normal distributions. A single photograph has none, and its figures stand as
         they are; NaN where there are more and yet no interval: nothing can be said for sure.

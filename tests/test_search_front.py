@@ -109,8 +109,8 @@ def test_the_recommended_one_meets_all_that_is_asked_for(asked: dict[str, object
 @pytest.mark.parametrize(
     ("measure", "expected", "why"),
     [
-        (CONTENT, "f", "the smallest that keeps C 1.000 with odds of 4 to 1"),
-        (FIDELITY, "b", "the smallest that keeps F 0.800 with odds of 4 to 1"),  # a has 0.8 on these photographs alone
+        (CONTENT, "f", "the smallest that keeps C 1.000 with 80 % confidence"),
+        (FIDELITY, "b", "the smallest that keeps F 0.800 with 80 % confidence"),  # a has 0.8 on these photographs alone
     ],
 )
 def test_without_goals_the_measure_that_decides_is_kept_whole(measure: Measure, expected: str, why: str) -> None:
@@ -146,9 +146,9 @@ def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
     assert found.sentence.startswith(
         "No student meets --min-content-colour 0.92 and --target-size 15KB. a comes nearest"
     )
-    assert "C 0.793 with odds of 4 to 1 (13.8 % off --min-content-colour 0.92)" in found.sentence
+    assert "C 0.793 with 80 % confidence (13.8 % off --min-content-colour 0.92)" in found.sentence
     assert (
-        "Loosen --min-content-colour 0.92 to C 0.793 with odds of 4 to 1 (a), or --target-size 15KB to 40.0 kB (d)"
+        "Loosen --min-content-colour 0.92 to C 0.793 with 80 % confidence (a), or --target-size 15KB to 40.0 kB (d)"
         in found.sentence
     )
     alone = recommended(ROWS, target_size="5KB", keep_params=0.05, min_content_colour=2.0)

@@ -32,7 +32,7 @@ def row(model: str, **changes: Any) -> Row:
 
 
 def halves(choosing: float, confirming: float, margin: float = 0.01) -> dict[str, float]:
-    """What is kept on the half that chooses and on the other, where two thirds of the margin are what the odds take."""
+    """What is kept on the half that chooses and on the other, where two thirds of the margin are what the confidence takes."""
     low, high = confirming - margin, confirming + margin
     return {
         "choosing_kept": choosing, "confirming_kept": confirming, "confirming_low": low, "confirming_high": high,
@@ -118,6 +118,17 @@ def test_what_fails_a_limit_is_not_recommended(changes: dict[str, Any], reason: 
     verdict = judge_rows([BEST, row("x", **{**SMALL, **changes})])
     assert verdict.recommended is None
     assert reason in verdict.sentence
+    assert verdict.closest == (None if "no variant finished" in reason else "x")
+    assert ("benchmark.csv" if verdict.closest is None else "learn for longer") in verdict.advice
+
+
+def test_where_nothing_is_recommended_it_says_what_to_do() -> None:
+    lost = row("x", **SMALL, content_colour=0.3, fidelity=0.3)
+    assert judge_rows([BEST, lost], None, WEAK).advice.startswith("best.pt itself paints little more than tint: train")
+    assert "--eval-photos" in judge_rows([replace(BEST, photos=0), lost]).advice
+    assert "prune, quantize or distil" in judge_rows([BEST]).advice
+    assert "measure again" in judge_rows([replace(BEST, status="oom")]).advice
+    assert judge_rows([BEST, row("x", **SMALL)]).advice == ""
 
 
 @pytest.mark.parametrize("status", ["error", "oom", "timeout", "crashed(SIGSEGV)"])
@@ -250,7 +261,7 @@ def test_what_is_reported_is_what_did_not_choose() -> None:
     # By all photographs it would do, but not for sure by those that choose.
     unsure = judge_rows([BEST, replace(lucky, choosing_likely=0.94)])
     assert unsure.recommended is None
-    assert "keeps 0.94 of the content colour with odds of 4 to 1 (at least 0.95 passes)" in unsure.sentence
+    assert "keeps 0.94 of the content colour with 80 % confidence (at least 0.95 passes)" in unsure.sentence
     # The other half has no say, whatever it reports.
     unlucky = judge_rows([BEST, replace(lucky, **halves(0.99, 0.80))])
     assert unlucky.recommended == "pruned" and "0.80 of the content colour kept" in unlucky.sentence

@@ -20,7 +20,7 @@ from colorpress.core.files import read_json, without_nan, write_csv, write_json
 from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front
-from compress.measures import FIDELITY, MEASURES, Measure, Score, Scores
+from compress.measures import CONFIDENTLY, FIDELITY, MEASURES, Measure, Score, Scores
 from compress.students.search_space import StudentPoint
 
 FRONT_FILES = ("front.csv", "front.json", "front.png")
@@ -28,7 +28,6 @@ STAGES = ("short distillation", "full distillation", "exported")
 _MOST_LISTED = 8
 # Of lost colour: a control that is far worse than grey would press the rest of the chart together.
 _WORST_SHOWN = 1.2
-_ODDS = " with odds of 4 to 1"
 # What is kept on the photographs that chose nothing, by the measure that decides.
 CONFIRMED = ("confirmed_kept", "confirmed_low", "confirmed_high", "confirmed_l1_delta_pct")
 COLUMNS = (
@@ -151,7 +150,7 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendat
 
     Without a goal for the colour it is the one that keeps most within the budgets, and without any demand the smallest
     that keeps the measure that decides whole, else the one that keeps most. Goals have to hold on other photographs
-    with odds of 4 to 1.
+    with 80 % confidence.
     """
     ready = max(rows, key=lambda row: STAGES.index(row.stage), default=None)
     rows = [row for row in rows if ready is not None and row.stage == ready.stage]
@@ -166,7 +165,7 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendat
     full = [row for row, known in figures if whole.is_met(known)]
     if has_goal or (not demands and full):
         best = min(meeting if has_goal else full, key=lambda row: row.costs)
-        kept = f"the smallest that keeps {whole.show(whole.bound)}{_ODDS}"
+        kept = f"the smallest that keeps {whole.show(whole.bound)} {CONFIDENTLY}"
         why = "the smallest that meets every goal and budget" if has_goal else kept
     else:
         best = min(meeting, key=lambda row: (row.score.loss, row.size_bytes))
@@ -176,7 +175,7 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendat
 
 def _what_to_loosen(rows: Sequence[tuple[FrontRow, Figures]], demands: Sequence[Limit]) -> str:
     def show(demand: Limit, known: Figures) -> str:
-        return f"{demand.show(known[demand.figure])}{_ODDS if demand.is_goal else ''}"
+        return f"{demand.show(known[demand.figure])}{f' {CONFIDENTLY}' if demand.is_goal else ''}"
 
     nearest, known = min(rows, key=lambda each: max(demand.excess(each[1]) for demand in demands))
     missed = [

@@ -281,7 +281,7 @@ def choose_candidate(
     Args:
         candidates: smallest first; what a larger one costs more of, it also keeps more colour with. One that has a
             verdict already misses a budget.
-        goals: to be met on other photographs with odds of 4 to 1.
+        goals: to be met on other photographs with 80 % confidence.
         try_out: trains a candidate for a short while and scores it; called for as few as possible.
     Returns:
         The chosen candidate, all of them with their verdicts, and the choice in a sentence. Where none meets the goals

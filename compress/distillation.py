@@ -32,7 +32,7 @@ from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fi
 from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
-from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
+from training.network import ColorNetwork, copy_weights, pad_to_multiple, upsample_bilinear
 from training.photo_split import PhotoSplit
 from training.photos import Photo
 from training.run_folder import Run
@@ -171,7 +171,7 @@ def distil_network(
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         lesson, scale = _settle_scale(best, lesson, device, label)
         before = _settle_batch_norm_(network, lesson, device)
-        start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        start = copy_weights(network)
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=_origin(lesson), arch=arch)
         if not tune:
             forget_fit(destination.parent)

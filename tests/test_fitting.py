@@ -17,10 +17,11 @@ from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.batches import AnswerFolder
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.fitting import FitFiles, FitJob, FitResult, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
+from training.network import GraphArchitecture
 from training.original import train_unet
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
@@ -329,6 +330,35 @@ def test_train_unet_writes_its_files_and_leaves_the_generator_alone(split: Photo
     best = load_checkpoint(tmp_path / "best.pt")
     assert (best.epoch, best.val_l1) == (trained.epoch, trained.val_l1)
     assert math.isfinite(trained.val_l1)
+
+
+def test_a_training_goes_on_from_a_unet_and_keeps_it_where_no_epoch_is_better(
+    split: PhotoSplit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24)
+    job = FitJob(split.train, split.val, recipe, DataConfig(), MACHINE)
+    unet = UNetConfig(base=4, depth=2)
+    first = train_unet(job, unet, tmp_path / "first").best
+    started = replace(unet, base=8, start_from=tmp_path / "first" / "best.pt")  # its channels, not those asked for
+    further = train_unet(job, started, tmp_path / "further").best
+    assert further.architecture == first.architecture
+    assert further.val_l1 < first.val_l1
+
+    harmful = replace(job, recipe=replace(recipe, epochs=1, learning_rate=1.0))
+    for _ in ("trained", "found finished"):
+        kept = train_unet(harmful, started, tmp_path / "kept").best
+        assert (kept.epoch, kept.val_l1) == (0, pytest.approx(first.val_l1))
+        found = load_checkpoint(tmp_path / "kept" / "best.pt")
+        assert found.epoch == 0
+        assert all(torch.equal(found.state_dict[name], tensor) for name, tensor in first.state_dict.items())
+    assert "no epoch is better than the start" in capsys.readouterr().err
+
+
+def test_a_training_that_starts_from_something_else_is_refused(split: PhotoSplit, tmp_path: Path) -> None:
+    job = FitJob(split.train, split.val, Recipe(epochs=1, imgsz=16, val_size=24), DataConfig(), MACHINE)
+    save_checkpoint(tmp_path / "tuned.pt", Checkpoint(GraphArchitecture("0" * 64, 4), {"weight": torch.zeros(1)}))
+    with pytest.raises(InputError, match=r"tuned\.pt"):
+        train_unet(job, UNetConfig(start_from=tmp_path / "tuned.pt"), tmp_path)
 
 
 @pytest.mark.slow

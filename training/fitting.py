@@ -35,6 +35,7 @@ from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
+from training.network import copy_weights
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
@@ -212,7 +213,7 @@ class _Fit:
         """What is kept of the epoch that ended last, without the state that training needs."""
         return Checkpoint(
             architecture=self.criterion.network.architecture,
-            state_dict=_tensors_of(self.kept()),
+            state_dict=copy_weights(self.kept()),
             epoch=len(self.history),
             val_l1=self.history[-1]["val_l1"] if self.history else None,
             history=tuple(self.history),
@@ -224,7 +225,7 @@ class _Fit:
         if not is_main_process():
             return
         training_state = {
-            "trained": _tensors_of(self.criterion),
+            "trained": copy_weights(self.criterion),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -385,10 +386,6 @@ def _agree(crops: int, signal_number: int) -> tuple[int, int]:
 def _seed_dropout(seed: int, step: int) -> None:
     """By step and process, so that it does not depend on where an interruption was."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process_rank())).generate_state(1)[0]))
-
-
-def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

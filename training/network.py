@@ -67,6 +67,11 @@ class ColorNetwork(nn.Module, ABC):
         """A new network of this kind with these weights, whose shapes decide its channel counts; in eval mode."""
 
 
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter and buffer, on the CPU."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+
+
 def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of `multiple`."""
     height, width = lightness.shape[-2:]

@@ -11,18 +11,21 @@ import torch
 from torch import nn
 
 from colorpress.core.config import UNetConfig
-from colorpress.core.errors import ConfigError
+from colorpress.core.console import say
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord, forget_stage
-from training.checkpoint import dump_checkpoint
+from training.checkpoint import dump_checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.history import EXPLANATION_NAME, plot_history, write_history
 from training.losses import ChromaClassLoss, L1Loss
+from training.metrics import validate_l1
+from training.network import copy_weights
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
-from training.unet import UNet, UNetPlan, count_parameters
+from training.unet import UNet, UNetPlan, build_unet, count_parameters
 
 
 def train(run: Run, photos: PhotoSplit) -> StageRecord:
@@ -41,33 +44,63 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         files = [run.folder / name for name in ("best.pt", "history.csv", "training_loss.png")]
         return files, {"epoch": best.epoch, "val_l1": best.val_l1, "params": params}
 
+    start = settings.unet.start_from
     used = {**vars(settings.unet), **vars(settings.train), **vars(settings.fit), **run.data_key(photos)}
-    return run.do("train", action, settings=used)
+    return run.do("train", action, inputs=[start] if start else [], settings={**used, "start_from": bool(start)})
 
 
 def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = False) -> FitResult:
     """Train a UNet from L to ab; writes best.pt, last.pt, history.csv and training_loss.png.
 
     A training that was interrupted in `folder` goes on; with `restart`, one with other settings that is in the way is
-    replaced.
+    replaced. Where the weights it started from are better than every epoch, best.pt holds those, as of epoch 0.
 
-    Raises: as `fit_network`; MachineError, where the device is missing or the folder cannot be written.
+    Raises: as `fit_network`; InputError, where there is no UNet to start from; MachineError, where the device is
+        missing or the folder cannot be written.
     """
     extra = {"stage": "train", "train_photos": len(job.train), "val_photos": len(job.val)}
     with torch.random.fork_rng(devices=[]), torch_threads(job.machine.threads):
         torch.manual_seed(job.data.seed)
-        network = UNet(UNetPlan.classic(unet.base, unet.depth, unet.upsample))
+        network = _new_unet(unet) if unet.start_from is None else _load_start(unet.start_from)
+        started_l1 = None if unet.start_from is None else _validate(network, job)
+        start = copy_weights(network)
         network.dropout.p = job.recipe.dropout
-        # It starts from grey, the best answer that knows nothing, instead of having to unlearn random colours.
-        for parameter in network.head.parameters():
-            nn.init.zeros_(parameter)
         weight = job.recipe.class_weight
         criterion = ChromaClassLoss(network, weight) if weight else L1Loss(network)
         fitted = fit_network(criterion, job, FitFiles(folder / "best.pt", extra, restart), label="train")
+    best_l1 = fitted.best.val_l1
+    if started_l1 is not None and best_l1 is not None and started_l1 < best_l1:
+        say(f"train: no epoch is better than the start, validation L1 {started_l1:.4f}, which is kept")
+        best = replace(fitted.best, state_dict=start, epoch=0, val_l1=started_l1)
+        if is_main_process():
+            save_checkpoint(folder / "best.pt", best)
+        fitted = replace(fitted, best=best)
     if is_main_process():
         write_history(folder / "history.csv", fitted.history)
         plot_history(folder / "training_loss.png", fitted.history)
     return fitted
+
+
+def _new_unet(unet: UNetConfig) -> UNet:
+    """A network that answers grey, the best answer that knows nothing: it has no random colours to unlearn."""
+    network = UNet(UNetPlan.classic(unet.base, unet.depth, unet.upsample))
+    for parameter in network.head.parameters():
+        nn.init.zeros_(parameter)
+    return network
+
+
+def _load_start(path: Path) -> UNet:
+    found = load_checkpoint(path)
+    if not isinstance(found.architecture, UNetPlan):
+        why = "holds a network that is not a UNet of colorpress"
+        raise InputError("checkpoint", path, why, "train it further where it comes from")
+    return build_unet(found.architecture, found.state_dict)
+
+
+def _validate(network: UNet, job: FitJob) -> float:
+    """The L1 (ab/128) that a network starts with, on the device that it is trained on."""
+    device, short_side, max_pixels = choose_device(job.machine.device), job.recipe.val_size, job.data.max_pixels
+    return validate_l1(network.to(device), job.val, short_side=short_side, max_pixels=max_pixels, device=device)
 
 
 def adopt_checkpoint(run: Run, checkpoint: Path | None) -> None:

@@ -141,7 +141,7 @@ class DataConfig(Config):
 
     data: Path | None = option(
         None,
-        "Folder of photographs, searched recursively; default: scikit-image's own photographs.",
+        "Folder of photographs, searched recursively; default: the 55 small photographs that come along.",
         common=True,
     )
     seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1, common=True)
@@ -167,6 +167,9 @@ class UNetConfig(Config):
     )
     depth: int = option(4, "Number of times the picture is halved.", low=1, high=6)
     upsample: str = option("transpose", "How the decoder up-samples.", choices=("transpose", "bilinear", "nearest"))
+    start_from: Path | None = option(
+        None, "A UNet of colorpress whose training goes on with these photographs, instead of a new one."
+    )
 
 
 @dataclass(frozen=True)
@@ -411,7 +414,7 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True)
 class GoalConfig(Config):
-    """What a variant has to keep of best.pt's colours, on other photographs with odds of 4 to 1."""
+    """What a variant has to keep of best.pt's colours, on other photographs with 80 % confidence."""
 
     min_content_colour: float | None = option(
         None,

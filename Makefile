@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test check slow gpu format clean
 
 demo: .venv/.installed
-	$(BIN)/colorpress run --force --output-dir reports/demo --base 16 --depth 3 --imgsz 96 --epochs 20 --finetune-epochs 8 --test-share 0.25 \
+	$(BIN)/colorpress run --force --output-dir reports/demo --base 16 --depth 3 --imgsz 96 --epochs 20 --finetune-epochs 8 --test-share 0.3 \
 		--student-crops 12000 --student-trial-crops 2000 --rank-photos 2 --search-effort demo
 
 # Two processes, each with whole files, since what a file's tests share takes longest to make.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from colorpress.core.config import DataConfig
 from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.source_code import ROOT
+from training import photos
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
 from training.photos import NO_COLOUR, embedded_photos, inspect_photo, walk_photos
@@ -177,7 +180,23 @@ def test_a_fifo_in_the_folder_does_not_hang_the_scan(photo_folder: Path) -> None
     assert [each.reason for each in split.skipped] == ["not a regular file"]
 
 
-def test_the_embedded_photographs_are_there_and_in_colour() -> None:
+def test_the_embedded_photographs_are_there_in_colour_and_no_two_are_the_same() -> None:
     split = scan_photos(DataConfig(), workers=1)
-    assert len(embedded_photos()) == 5
-    assert (len(split.train), len(split.val), len(split.test), split.skipped) == (3, 1, 1, ())
+    assert len(embedded_photos()) == 55
+    assert (len(split.train), len(split.val), len(split.test), split.skipped) == (43, 6, 6, ())
+
+
+def test_without_its_photographs_the_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "_EMBEDDED", tmp_path)
+    with pytest.raises(InputError, match="package 'colorpress': without its photographs") as caught:
+        scan_photos(DataConfig(), workers=1)
+    assert "--data" in caught.value.hint
+
+
+def test_the_demo_holds_out_enough_of_them_to_be_believed() -> None:
+    share = re.search(r"--test-share ([\d.]+)", (ROOT / "Makefile").read_text())
+    assert share
+    split = scan_photos(DataConfig(test_share=float(share[1])), workers=1)
+    assert len(split.test) >= 15
+    assert min(len(split.choosing), len(split.confirming)) >= 3
+    assert len(split.train) >= 30

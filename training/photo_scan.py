@@ -25,9 +25,9 @@ def scan_photos(
 ) -> PhotoSplit:
     """Find photographs, decode each once to see that it can be used, and split them by source folder and content.
 
-    Files are taken from `config.data`, or from scikit-image where that is None. Files with equal content count once.
-    The split orders photographs by a hash of seed and content: names, copies and the order of the disk do not change
-    it, only which photographs lie together in a folder does.
+    Files are taken from `config.data`, or are `embedded_photos` where that is None. Files with equal content count
+    once. The split orders photographs by a hash of seed and content: names, copies and the order of the disk do not
+    change it, only which photographs lie together in a folder does.
 
     Those of one folder may be one shoot, nearly the same picture many times. So a folder of at most half of the
     smallest part goes to one part whole, where there are at least 20 such folders. Every other folder may be a kind

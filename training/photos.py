@@ -25,10 +25,8 @@ _SUFFIXES = {
     # Pictures that are not decoded here: named in skipped_images.csv rather than passed over in silence.
     *("heic", "heif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "fits", "dng", "cr2", "cr3", "nef"),
 }
-# Astronaut, cat, cup, motorcycle (one of the stereo pair), rocket: what a person would photograph. The galaxy field,
-# the stained tissue and the retina of the wheel have false colours that so few photographs could not outweigh; its
-# other files are grey, charts or drawings.
-_EMBEDDED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+# Who made them, and under which licences: NOTICE.md in it.
+_EMBEDDED = Path(__file__).parent / "photographs"
 _CHECK_SIDE = 64
 _LARGEST_ASPECT = 8
 _GREY_DIFFERENCE = 6
@@ -53,19 +51,15 @@ class SkippedPhoto:
 
 
 def embedded_photos() -> tuple[Path, ...]:
-    """The five colour photographs inside the installed scikit-image; nothing is downloaded.
+    """The colour photographs that come along, at most 160 pixels long, most of them taken outdoors; by name.
 
     Raises:
-        InputError: scikit-image is installed without them.
+        InputError: colorpress is installed without them.
     """
-    import skimage
-
-    folder = Path(skimage.__file__).parent / "data"
-    paths = tuple(folder / name for name in _EMBEDDED)
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        why = f"without its photographs {', '.join(missing)}"
-        raise InputError("package", "scikit-image", why, "install it again, or give a folder with --data")
+    paths = tuple(sorted(_EMBEDDED.glob("*.jpg")))
+    if not paths:
+        hint = "install it again, or give a folder with --data"
+        raise InputError("package", "colorpress", "without its photographs", hint)
     return paths
 
 

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure by command-line arguments and print JSON; the exit code."""
     usual = LoadingSetup(device="auto")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.loading", description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder of photographs; default: scikit-image's own")
+    parser.add_argument("--data", type=Path, help="folder of photographs; default: those that come along")
     parser.add_argument("--base", type=int, nargs="+", default=[usual.base], help="one or several widths")
     parser.add_argument("--workers", type=int, nargs="+", default=[usual.workers])
     parser.add_argument("--device", default=usual.device)

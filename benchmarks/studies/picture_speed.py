@@ -40,12 +40,11 @@ _WAYS = ("graph", "graph of grey", "openvino", "torch", "opencv", "scikit-image"
 
 def draw_photograph(megapixels: float) -> Pixels:
     """A photograph of scikit-image at 4:3 and the given size, uint8 (H, W, 3)."""
-    from training.photos import embedded_photos
+    from skimage.data import coffee
 
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
-    with Image.open(embedded_photos()[2]) as picture:
-        large = picture.convert("RGB").resize((round(height * 4 / 3), height), Image.Resampling.BICUBIC)
-    return np.asarray(large)
+    size = (round(height * 4 / 3), height)
+    return np.asarray(Image.fromarray(coffee()).resize(size, Image.Resampling.BICUBIC))
 
 
 def make_steps(way: str, model: Path, pixels: Pixels, threads: int) -> Steps:

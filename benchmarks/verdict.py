@@ -16,7 +16,7 @@ from export.timing import Ratio
 _FEW_PHOTOS = 50
 # Of G that a lightness table keeps.
 _MUCH = 0.5
-_SAME_SIZE = SAME_SPEED = 0.02
+SAME_SIZE = SAME_SPEED = 0.02
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
         return f"is {slower} times as slow as its float32 parent {parent.model}{since}"
     if row.speedup < 1.0 - noise:
         return f"is slower than best.pt ({format_number(row.speedup)} of its speed)"
-    if row.times_smaller(best) <= 1.0 + _SAME_SIZE and row.speedup <= 1.0 + max(SAME_SPEED, 3.0 * noise):
+    if row.times_smaller(best) <= 1.0 + SAME_SIZE and row.speedup <= 1.0 + max(SAME_SPEED, 3.0 * noise):
         return "is neither smaller nor faster beyond what noise explains"
     return ""
 
@@ -175,7 +175,7 @@ def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
 def say_size(row: Row, best: Row) -> str:
     """How large a row's file is, and how much smaller than best.pt."""
     own_size = format_bytes(row.fair_size_bytes)
-    if row.times_smaller(best) <= 1.0 + _SAME_SIZE:
+    if row.times_smaller(best) <= 1.0 + SAME_SIZE:
         return f"as large as best.pt ({own_size})"
     times = format_number(row.times_smaller(best))
     return f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
@@ -208,13 +208,17 @@ def _describe_kept(row: Row, measure: Measure) -> str:
     where = "; the same photographs chose and scored it"
     if row.is_confirmed:
         where = (
-            f" on {row.confirming_photos} photographs that did not choose it ({row.choosing_kept:.2f} on the "
+            f" on {_count_photos(row.confirming_photos)} that did not choose it ({row.choosing_kept:.2f} on the "
             f"{row.photos - row.confirming_photos} that did)"
         )
         if kept is not None and kept < measure.enough:
             where += f", which is less than the {measure.enough:g} that was likely"
     interval = f" (95 % interval {format_interval(*ends, digits=2)})" if ends and ends[1] - ends[0] >= 0.005 else ""
     return f"{'an unknown share' if kept is None else f'{kept:.2f}'} of {_noun(measure)} {verb}{interval}{where}"
+
+
+def _count_photos(count: int) -> str:
+    return f"{count} photograph" if count == 1 else f"{count} photographs"
 
 
 def _note_runtime(rows: Sequence[Row], chosen: Row) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import floor, log10, prod
+from math import ceil, floor, log10, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colorpress.core.charts import drawn, explain_colours, shade_of
+from colorpress.core.charts import SMALLEST_TEXT, drawn, explain_colours, shade_of
 from colorpress.core.errors import printable
 from colorpress.core.files import write_csv
 from compress.measures import Measure
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # More rows than this are not legible in one picture.
-_MOST_ROWS = 40
+_MOST_ROWS = 24
+_LONGEST_NAME = 16
 # How many of the largest layers are looked for among the slowest.
 _TOP = 5
 # A share of colour that is less is nothing, and an order of such losses is one by chance.
@@ -187,62 +188,66 @@ def _largest(views: Sequence[LayerView], column: str) -> list[LayerView]:
 
 
 def _draw_views(views: Sequence[LayerView], order: Sequence[str], title: str, measure: Measure, path: Path) -> Path:
-    """A row for each layer in the order of the call, a panel for each view; colours tell the output size."""
+    """A row for each layer in the order of the call, a panel for each of a few views; colours tell the output size.
+
+    The CSV has what is left out: MACs, activation bytes, and the time in the other runtime.
+    """
     place = {name: position for position, name in enumerate(order)}
     rows = sorted(_most_telling(views), key=lambda view: place.get(view.name, len(place)))
     sizes = sorted({view.shape[2:] for view in rows}, key=lambda size: -prod(size))
     colours = {size: shade_of(0.92 * (1 - index / max(1, len(sizes) - 1))) for index, size in enumerate(sizes)}
     shares: dict[str, list[float | None]] = {
         "parameters": [view.params_pct for view in rows],
-        "MACs": [view.macs_pct for view in rows],
-        "activation bytes": [_share_of([view], views, "activation_bytes") for view in rows],
         "time, ONNX Runtime": [view.ort_pct for view in rows],
         "time, PyTorch": [view.torch_pct for view in rows],
+        "MACs": [view.macs_pct for view in rows],
     }
+    known = {name: values for name, values in shares.items() if any(each is not None for each in values)}
+    # What it costs: its time in a runtime, else its work.
+    shown = {name: known[name] for name in list(known)[:2]}
     columns = {"half pruned": [view.prune_loss for view in rows], "in int8": [view.int8_loss for view in rows]}
     losses = {name: values for name, values in columns.items() if any(each is not None for each in values)}
-    longest = max((value for values in shares.values() for value in values if value is not None), default=1.0)
     names = [printable(view.name) for view in rows]
     # Of a long name its end, which tells it from others.
-    names = [name if len(name) <= 44 else f"...{name[-41:]}" for name in names]
-    labels = [f"{name}  {shape_text(view.shape[1:]) or 'unused'}" for name, view in zip(names, rows, strict=True)]
-    bar_colours, count = [colours[view.shape[2:]] for view in rows], len(shares) + len(losses)
-    with drawn(path, width=5 + 2.1 * count, height=2.2 + 0.27 * max(len(rows), 3)) as figure:
-        axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for panel, (name, values) in zip(axes, shares.items(), strict=False):
-            _draw_panel(panel, name, values, "{:.1f}", bar_colours)
-            # One scale, so that the lengths of a row can be compared.
-            panel.set_xlim(0, 1.3 * max(longest, 1e-9))
-            panel.set_xlabel("share, %", fontsize=9)
-        for panel, (name, values) in zip(axes[len(shares) :], losses.items(), strict=True):
+    names = [name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}" for name in names]
+    bar_colours, count = [colours[view.shape[2:]] for view in rows], len(shown) + len(losses)
+    rows_of_panels = max(1, ceil(count / 2))
+    with drawn(path, height=1.4 + rows_of_panels * (0.9 + 0.21 * max(len(rows), 3))) as figure:
+        axes = figure.subplots(rows_of_panels, 2, sharey=True, squeeze=False).ravel()
+        for panel, (name, values) in zip(axes, shown.items(), strict=False):
+            _draw_panel(panel, f"{name}, %", values, "{:.1f}", bar_colours)
+        for panel, (name, values) in zip(axes[len(shown) :], losses.items(), strict=False):
             # A loss may be small: two digits of the largest one.
             size = max(abs(value or 0.0) for value in values)
             decimals = min(6, max(3, 1 - floor(log10(size)))) if size else 3
-            _draw_panel(panel, name, values, f"{{:.{decimals}f}}", bar_colours)
-            panel.set_xlabel(f"{measure.title} {measure.symbol} lost", fontsize=9)
-            panel.locator_params(axis="x", nbins=3)
-        axes[0].set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+            _draw_panel(panel, f"{measure.symbol} lost, {name}", values, f"{{:.{decimals}f}}", bar_colours)
+        for panel in axes[count:]:
+            panel.axis("off")
+        axes[0].set_yticks(range(len(rows)), names, fontsize=SMALLEST_TEXT, parse_math=False)
         axes[0].invert_yaxis()
         explain_colours(figure, {f"output {shape_text(size) or 'none'}": colours[size] for size in sizes})
         left_out = len(views) - len(rows)
-        note = f" ({left_out} smaller ones left out)" if left_out else ""
-        figure.suptitle(f"{title}{note}", parse_math=False)
+        note = f"\n({left_out} smaller ones left out)" if left_out else ""
+        figure.suptitle(f"{title}{note}", parse_math=False, fontsize=SMALLEST_TEXT + 1, wrap=True)
     return path
 
 
 def _draw_panel(panel: Axes, name: str, values: Sequence[float | None], form: str, colours: Sequence[Any]) -> None:
     lengths = [0.0 if value is None else value for value in values]
     texts = ["-" if value is None else form.format(value) for value in values]
+    # Nothing is neither gained nor lost.
+    texts = [text.lstrip("-") if text.strip("-0.") == "" and text != "-" else text for text in texts]
     bars = panel.barh(range(len(values)), lengths, color=colours)
-    panel.bar_label(bars, texts, padding=3, fontsize=7)
+    panel.bar_label(bars, texts, padding=3, fontsize=SMALLEST_TEXT)
     low, high = min([0.0, *lengths]), max([0.0, *lengths])
     span = (high - low) or 1.0
-    panel.set_xlim(low - (0.35 * span if low < 0 else 0), high + 0.35 * span)  # room for the numbers at the ends
-    panel.set_title(name, fontsize=10)
+    panel.set_xlim(low - (0.5 * span if low < 0 else 0), high + 0.5 * span)  # room for the numbers at the ends
+    panel.set_title(name, fontsize=SMALLEST_TEXT + 1)
     panel.set_ylim(-0.6, len(values) - 0.4)
     panel.axvline(0, color="#777777", linewidth=0.8)
-    panel.tick_params(axis="x", labelsize=8)
-    panel.spines[["top", "right"]].set_visible(False)
+    # Every bar has its number.
+    panel.xaxis.set_visible(False)
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def _most_telling(views: Sequence[LayerView]) -> list[LayerView]:

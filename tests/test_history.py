@@ -28,5 +28,5 @@ def test_the_later_of_two_equal_epochs_is_best_as_the_loop_keeps_it() -> None:
 def test_the_curve_is_a_picture_even_for_one_epoch(tmp_path: Path) -> None:
     for length in (1, 4):
         with Image.open(plot_history(tmp_path / f"{length}.png", HISTORY[:length])) as picture:
-            assert picture.size == (960, 540)
+            assert picture.size == (1200, 880)
             assert len(set(picture.convert("RGB").resize((96, 54)).get_flattened_data())) > 20

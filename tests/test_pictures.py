@@ -82,6 +82,12 @@ def test_real_photographs_are_coloured(tiny_checkpoint: Path, photo_folder: Path
     assert abs(float(result.grey.mean()) - float(truth.mean())) < 25
 
 
+def test_a_sheet_has_four_pictures_in_a_row() -> None:
+    sheet = draw_comparison([colored()], ["best.pt", "gone", "best.pt"], cell=CELL)
+    assert sheet.size == (GAP + 4 * (CELL + GAP), GAP + 2 * (80 + LINES + GAP))
+    assert sheet.getpixel((GAP + 50, GAP + (80 + LINES + GAP) + 40)) == (30, 200, 30)
+
+
 def test_the_sheet_has_a_row_for_each_photograph_and_a_column_for_each_variant() -> None:
     sheet = draw_comparison([colored(), colored(width=40, height=40)], ["best.pt", "gone"], cell=CELL)
     assert sheet.size == (GAP + 4 * (CELL + GAP), GAP + (80 + LINES + GAP) + (100 + LINES + GAP))
@@ -303,7 +309,8 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     run = Run(tmp_path, Settings.from_options({"eval_size": 32}))
     paths = write_picture_set(run, [*variants, grey], accuracy, photos, rows, "auto")
     with Image.open(tmp_path / "comparison.png") as sheet:
-        assert sheet.width == GAP + 5 * (240 + GAP)  # grey and truth, best.pt, auto and the table
+        # Four to a row: grey and truth, best.pt and auto; below them the table, and nothing beside it.
+        assert sheet.width == GAP + 4 * (240 + GAP)
     folder = tmp_path / "pictures"
     assert {path.name for path in paths if path.parent == tmp_path} == {
         "comparison.png", "sample_input_output.png", "sample_output.png",

@@ -120,7 +120,7 @@ def test_charts_of_odd_networks(tmp_path: Path) -> None:
         with Image.open(write_views(views, [], tmp_path, title="$x$", measure=FIDELITY)[1]) as chart:
             sizes.append(chart.size)
             assert len(chart.convert("RGB").getcolors(1 << 20) or ()) > 1
-    assert sizes[0][0] > 1200 and 1000 < sizes[0][1] < 2000  # forty rows, not sixty
+    assert sizes[0][0] == 1200 and 2000 < sizes[0][1] < 3000  # twenty-four rows, not sixty
 
 
 def make_run(tmp_path: Path, photo_folder: Path, **options: object) -> tuple[Run, Path, PhotoSplit]:

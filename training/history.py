@@ -44,7 +44,7 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
 def plot_history(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     """Draw the training and validation curves with the best epoch marked, and return `path`."""
     epochs, best = [row["epoch"] for row in history], best_epoch(history)
-    with drawn(path, width=8, height=4.5, dpi=120) as figure:
+    with drawn(path, height=4.4) as figure:
         axes = figure.subplots()
         axes.plot(epochs, [row["train_l1"] for row in history], "o-", color="#4c72b0", label="training (random crops)")
         label = "validation (whole photographs)"

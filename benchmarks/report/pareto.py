@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.rows import Row, base_rows, one_per_file
-from colorpress.core.charts import drawn, format_cost, number_log_axis, place_labels
+from colorpress.core.charts import SMALLEST_TEXT, drawn, format_cost, number_log_axis, place_labels
 from colorpress.core.errors import printable
 from compress.front import find_front
 from compress.measures import Measure
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 _CONTROL_LINE, _FRONT, _LEADER, _NUMBER = "#666666", "#1f5fbf", "#999999", "#555555"
-_LONGEST_NAME = 34
-_LEGEND_ROWS = 24
+_LONGEST_NAME = 30
+# The numbered names below the panels, in two columns.
+_MOST_LISTED = 24
+# In inches: of a panel, and of a line of text.
+_PANEL, _LINE = 4.0, 0.19
 # Room below the points for controls, in heights of all points; what is further down is said in words.
 _REACH = 2.5
 
@@ -45,7 +49,7 @@ _OURS = {
 
 
 class _Point(NamedTuple):
-    """A row in one panel: where it stands, and what it is called there and in the list at the side."""
+    """A row in one panel: where it stands, and what it is called there and in the list below."""
 
     x: float
     kept: float
@@ -60,10 +64,10 @@ class _Point(NamedTuple):
 
 
 def draw_pareto(rows: Sequence[Row], measure: Measure, path: Path) -> Path:
-    """Two panels, file size and p50 latency (log scales) against what is kept of best.pt's colours.
+    """File size, and below it p50 latency (log scales), against what is kept of best.pt's colours.
 
     Rows of the base condition that finished are points. Named are best.pt, other tools' and those on the front, which
-    a line joins; the others have numbers, with their names at the side. One file is one point among the sizes. Controls
+    a line joins; the others have numbers, with their names below. One file is one point among the sizes. Controls
     that see no picture are lines across both panels, since they cost nothing.
 
     Args:
@@ -87,18 +91,21 @@ def draw_pareto(rows: Sequence[Row], measure: Measure, path: Path) -> Path:
     ]
     numbers = _number_points(times, {point.model for points in (sizes, times) for point in _find_front(points)})
     lines = _choose_lines(controls, [point.kept for point in times])
-    with drawn(path, width=15, height=6.2, dpi=120) as figure:
-        size_panel, time_panel, side = figure.subplots(1, 3, width_ratios=(1, 1, 0.46))
+    said = _say_below(numbers, controls if times else {})
+    legend_lines = math.ceil(len(set(kinds.values())) / 2)
+    below = _LINE * (legend_lines + len(said)) + 0.3
+    with drawn(path, height=2 * (_PANEL + 0.3) + below) as figure:
+        size_panel, time_panel, side = figure.subplots(3, 1, height_ratios=(_PANEL, _PANEL, below))
         time_panel.sharey(size_panel)
         labels = [
             _draw_panel(axes, points, column, numbers, lines)
             for axes, points, column in ((size_panel, sizes, "size_bytes"), (time_panel, times, "p50_ms"))
         ]
         size_panel.set_title("File size (weights of a checkpoint)")
-        time_panel.set_title("Time for a call (p50)")
-        size_panel.set_ylabel(f"{measure} on held-out photographs (1: all of best.pt's)")
-        time_panel.tick_params(labelleft=False)
-        _write_side(side, times, numbers, controls if times else {})
+        time_panel.set_title("Latency: time for a call, p50")
+        for axes in (size_panel, time_panel):
+            axes.set_ylabel(f"{measure} kept (1: all of best.pt's)")
+        _write_below(side, times, said, _LINE * legend_lines / below)
         figure.draw_without_rendering()
         for axes, named_points in zip((size_panel, time_panel), labels, strict=True):
             place_labels(axes, named_points)
@@ -152,7 +159,7 @@ def _draw_panel(
             (point.x, point.kept),
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=8 if point.model in numbers else 9,
+            fontsize=SMALLEST_TEXT,
             color=_NUMBER if point.model in numbers else point.kind.colour,
             arrowprops={"arrowstyle": "-", "color": _LEADER, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
@@ -181,7 +188,7 @@ def _set_limits(axes: Axes, points: Sequence[_Point], column: str, lines: Mappin
         for name in group:
             axes.axhline(lines[name], color=_CONTROL_LINE, linestyle="--", linewidth=1, zorder=1)
         axes.text(0.99, lines[group[0]], f"control: {', '.join(group)} ", color=_CONTROL_LINE, va="bottom", ha="right",
-                  transform=axes.get_yaxis_transform(), fontsize=9)  # fmt: skip
+                  transform=axes.get_yaxis_transform(), fontsize=SMALLEST_TEXT)  # fmt: skip
     number_log_axis(axes, xs, format_cost(column))
 
 
@@ -196,23 +203,27 @@ def _group_lines(lines: Mapping[str, float], near: float) -> list[list[str]]:
     return groups
 
 
-def _write_side(
-    axes: Axes, points: Sequence[_Point], numbers: Mapping[str, str], controls: Mapping[str, float]
-) -> None:
-    """The markers that occur, below them the names of the numbered points, and what controls keep."""
-    axes.axis("off")
-    kinds = dict.fromkeys(point.kind for point in points)
-    for kind in kinds:
-        axes.plot([], [], kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)
-    if kinds:
-        axes.legend(loc="upper left", frameon=False, fontsize=9, borderaxespad=0)
-    lines = [f"{number}  {_short(name)}" for name, number in numbers.items()]
-    most = _LEGEND_ROWS - len(kinds)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more, in benchmark.csv"]
-    top = 0.95 - 0.05 * len(kinds)
-    axes.text(0, top, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)
+def _say_below(numbers: Mapping[str, str], controls: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Lines of two columns: the names of the numbered points, and what controls keep."""
+    listed = [f"{number}  {_short(name)}" for name, number in numbers.items()]
+    if len(listed) > _MOST_LISTED:
+        listed = [*listed[: _MOST_LISTED - 1], f"and {len(listed) - _MOST_LISTED + 1} more, in benchmark.csv"]
+    half = math.ceil(len(listed) / 2)
+    said = list(zip_longest(listed[:half], listed[half:], fillvalue=""))
     if controls:
-        heading = "keep without looking at a picture:"
-        said = [heading, *(f"{name}  {kept:.3f}" for name, kept in controls.items())]
-        axes.text(0, 0, "\n".join(said), transform=axes.transAxes, va="bottom", fontsize=8, color=_CONTROL_LINE)
+        said += [("", ""), ("kept without looking at a picture:", "")]
+        said += [(f"{name}  {kept:.3f}", "") for name, kept in controls.items()]
+    return said
+
+
+def _write_below(axes: Axes, points: Sequence[_Point], said: Sequence[tuple[str, str]], legend_share: float) -> None:
+    """The markers that occur, and below them the lines of `_say_below`; the markers take a share of the height."""
+    axes.axis("off")
+    for kind in dict.fromkeys(point.kind for point in points):
+        axes.plot([], [], kind.marker, color=kind.colour, markerfacecolor=kind.face, label=kind.label)
+    if points:
+        axes.legend(loc="upper left", frameon=False, fontsize=SMALLEST_TEXT, borderaxespad=0, ncols=2, labelspacing=0.3)
+    for column, x in enumerate((0.0, 0.5)):
+        text = "\n".join(line[column] for line in said)
+        axes.text(x, 0.95 - legend_share, text, transform=axes.transAxes, va="top", fontsize=SMALLEST_TEXT,
+                  parse_math=False)  # fmt: skip

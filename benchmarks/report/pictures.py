@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.accuracy import AccuracyResult, choose_photos, rank_by_harm
+from benchmarks.report.main_rows import choose_main_rows
 from benchmarks.report.sample_photos import (
     ColoredPhoto,
     Floats,
@@ -72,6 +73,7 @@ def write_picture_set(
 ) -> list[Path]:
     """Write comparison.png, the two samples, and pictures/: JPEG files with pictures.json, which says what each is.
 
+    comparison.png has the variants that matter, see `choose_main_rows`.
     Of pictures/, files of an earlier benchmark are removed. A photograph is there as grey input, as it is, and as
     best.pt, at most four variants and a table of colours by lightness colour it, at most 256 pixels on the short side;
     with each answer go maps of its difference to the truth and to best.pt's.
@@ -83,23 +85,17 @@ def write_picture_set(
     Raises:
         MachineError: a file cannot be written.
     """
-    # Another runtime's or device's colours are those of the same file.
-    files = {variant.path: variant for variant in reversed(variants)}
-    finished = [
-        each
-        for each in variants
-        if files[each.path] is each
-        and accuracy.is_ok(each.name)
-        # Grey is there already, and one tint is less than a table.
-        and each.control in ("", TABLE)
-    ]
+    by_name = {each.name: each for each in variants if accuracy.is_ok(each.name)}
+    main = choose_main_rows(rows, recommended, measure_of(accuracy.strength))
+    # Where best.pt was not timed nothing matters, and what answered is shown alone.
+    matter = [by_name[row.model] for _, row in main if row.model in by_name] or [*by_name.values()][:1]
     eval_size = run.settings.score.eval_size
     color = partial(color_photos, max_pixels=run.settings.data.max_pixels, threads=rows[0].threads)
-    compressed = [each.name for each in finished if not each.control]
-    colored = color(finished, choose_sheet_photos(photos, accuracy, compressed, _SHEET_PHOTOS), short_side=eval_size)
+    compressed = [each.name for each in matter if not each.control]
+    colored = color(matter, choose_sheet_photos(photos, accuracy, compressed, _SHEET_PHOTOS), short_side=eval_size)
     best = variants[0].name
     sheets = {
-        "comparison.png": draw_comparison(colored, [variant.name for variant in finished]),
+        "comparison.png": draw_comparison(colored, [variant.name for variant in matter]),
         "sample_input_output.png": draw_comparison(colored[:2], [best], cell=_LARGE_CELL),
         "sample_output.png": draw_outputs(colored, best),
     }

@@ -53,10 +53,10 @@ function compareRows(a, b, index, order) {
 /** Two pictures over each other with a divider, for every photograph; what is compared is chosen once for all. */
 function addSliders(section) {
   const photos = [...section.querySelectorAll(".photo")];
-  const names = [...new Set([...section.querySelectorAll(".tile:not(.map)")].map((tile) => tile.dataset.name))];
-  const titles = { grey: "grey input" };
+  const pictures = [...section.querySelectorAll(".tile:not(.map)")];
+  const titles = new Map(pictures.map(({ dataset }) => [dataset.name, dataset.title]));
   const chooser = (label, chosen) => {
-    const select = make("select", {}, ...names.map((name) => new Option(titles[name] || name, name)));
+    const select = make("select", {}, ...[...titles].map(([name, title]) => new Option(title, name)));
     select.value = chosen;
     return [make("label", {}, `${label} `, select), select];
   };
@@ -68,18 +68,21 @@ function addSliders(section) {
     return [make("label", {}, radio, ` ${text}`), radio];
   });
   const fieldset = make("fieldset", {}, make("legend", { textContent: "Show" }), ...radios.map(([label]) => label));
-  const stages = photos.map(makeStage);
+  const stages = photos.map((photo) => makeStage(photo, section.classList.contains("hero")));
   const update = () => {
     const against = radios.find(([, radio]) => radio.checked)[1].value;
     stages.forEach((stage) => stage.show(left.value, right.value, against));
   };
   [left, right, ...radios.map(([, radio]) => radio)].forEach((each) => each.addEventListener("change", update));
-  section.prepend(make("div", { className: "tools" }, leftLabel, rightLabel, fieldset));
+  const tools = make("div", { className: "tools" }, leftLabel, rightLabel);
+  if (section.querySelector(".tile.map")) tools.append(fieldset);
+  section.prepend(tools);
   section.classList.add("sliders");
   update();
 }
 
-function makeStage(photo) {
+/** The stage of a photograph; `isWide`: as large as there is room for. */
+function makeStage(photo, isWide) {
   const { width, height, name } = photo.dataset;
   const [left, right] = ["left", "right"].map((className) => make("img", { className, alt: "" }));
   const [leftName, rightName] = ["left", "right"].map((side) => make("span", { className: `name of-${side}` }));
@@ -87,8 +90,8 @@ function makeStage(photo) {
   slider.setAttribute("aria-label", `${name}: how much the left picture covers`);
   const stage = make("div", { className: "stage" });
   stage.append(right, left, make("div", { className: "divider" }), leftName, rightName, slider);
-  // Twice their pixels, where there is room: large enough to judge colour.
-  stage.style.width = `${2 * width}px`;
+  // Twice their pixels, where there is room: large enough to judge colour. A high one still fits the screen.
+  stage.style.width = isWide ? `min(100%, ${(26 * width) / height}rem)` : `${2 * width}px`;
   stage.style.aspectRatio = `${width} / ${height}`;
   const move = () => {
     stage.style.setProperty("--at", `${slider.value}%`);

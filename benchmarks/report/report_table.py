@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from benchmarks.report.main_rows import MainRow
 from benchmarks.rows import Row, base_rows, one_per_file
+from benchmarks.verdict import SAME_SIZE
 from colorpress.core.text import format_bytes, format_count, format_interval, format_number, format_percent
 from compress.measures import CONTENT, FIDELITY, RETAINED, Measure, Strength
 from export.runtimes import RUNTIMES
@@ -16,11 +18,16 @@ _Text = Callable[[Row], str]
 
 
 class Cell(NamedTuple):
-    """What a cell shows, a fainter line below it, and the number or text that its column is sorted by."""
+    """What a cell shows, a fainter line below it, and the number or text that its column is sorted by.
+
+    Attributes:
+        bar_pct: the length of a bar in it, in percent of the longest one of its column; None: no bar.
+    """
 
     text: str
     note: str = ""
     value: float | str | None = None
+    bar_pct: float | None = None
 
 
 def _figure(key: str, show: Callable[[Any], str] = str) -> _Text:
@@ -76,10 +83,25 @@ class Line(NamedTuple):
     failure: str
 
 
+class Heading(Protocol):
+    """What a table says of a column, see `Column`."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def note(self) -> str: ...
+    @property
+    def is_extra(self) -> bool: ...
+    @property
+    def is_more_better(self) -> bool: ...
+
+
 class Table(NamedTuple):
     """Columns, the extra ones last, how many are not extra, and lines."""
 
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     shown: int
     lines: Sequence[Line]
 
@@ -129,17 +151,60 @@ def _mark_deciding(note: str) -> str:
 
 
 def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], conditions: bool) -> Line:
-    title = RUNTIMES[row.runtime].title if row.runtime in RUNTIMES else row.runtime
-    note = f"{title} {row.precision}"
+    note = _name_runtime(row)
     if conditions:
         threads = f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"
         note += f"; batch {row.batch}, {row.height}x{row.width}, {threads if row.device == 'cpu' else row.device}"
     elif row.device != "cpu":
         note += f", {row.device}"
     note = "sees no picture" if row.control else note
-    kind = "chosen" if row.model == recommended else "control" if row.control else "peer" if row.peer else ""
     failure = "" if row.is_ok else f"{row.status}: {row.error or 'no reason given'}"
-    return Line(row.model, note, kind, [column.show(row) for column in columns[: 1 if failure else None]], failure)
+    cells = [column.show(row) for column in columns[: 1 if failure else None]]
+    return Line(row.model, note, _kind_of(row, recommended), cells, failure)
+
+
+def _name_runtime(row: Row) -> str:
+    title = RUNTIMES[row.runtime].title if row.runtime in RUNTIMES else row.runtime
+    return f"{title} {row.precision}"
+
+
+def _kind_of(row: Row, recommended: str | None) -> str:
+    return "chosen" if row.model == recommended else "control" if row.control else "peer" if row.peer else ""
+
+
+def make_main_table(main: Sequence[MainRow], recommended: str | None, measure: Measure | None) -> Table:
+    """The rows that matter, in few columns: against best.pt, and with why they matter below their names.
+
+    What is kept is said of the photographs that did not choose, where there are such.
+    """
+    columns = [
+        Column("size_bytes", "Size", _figure("fair_size_bytes", format_bytes), "", _times_smaller(main)),
+        Column("speedup", "Speed", _figure("speedup", lambda value: format_number(value, "x")), "time for a call",
+               _figure("p50_ms", _ms), is_more_better=True),
+    ]  # fmt: skip
+    if measure:
+        title = f"{measure.title[:1].upper()}{measure.title[1:]}"
+        columns.append(Column(measure.name, title, lambda row: _kept_pct(row, measure), "kept", is_more_better=True))
+    lines = [
+        Line(row.model, role, _kind_of(row, recommended), [column.show(row) for column in columns], "")
+        for role, row in main
+    ]
+    return Table(columns, len(columns), lines)
+
+
+def _times_smaller(main: Sequence[MainRow]) -> _Text:
+    """Of what is smaller; a control is next to nothing, which tells nobody anything."""
+
+    def show(row: Row) -> str:
+        times = row.times_smaller(main[0].row)
+        return "" if row.control or times <= 1.0 + SAME_SIZE else f"{format_number(times)}x smaller"
+
+    return show
+
+
+def _kept_pct(row: Row, measure: Measure) -> str:
+    kept, _ = row.reported(measure)
+    return "-" if kept is None else f"{100 * kept:.0f} %"
 
 
 def make_also_table(rows: Sequence[Row], folder: str, strength: Strength | None) -> Table:

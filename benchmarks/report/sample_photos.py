@@ -30,7 +30,7 @@ _Cell = tuple[Pixels | None, str, str]  # picture, title, fainter line below
 _COLOUR_MAP = "magma"
 _CLIPPED_PCT = 1.0
 _BAR_STOPS = 9
-_CELL = 240
+_CELL, _COLUMNS = 240, 4
 _GAP = 8
 _LINE = 20
 _FONT_SIZE = 14
@@ -139,12 +139,12 @@ def bar_colours() -> list[str]:
 
 
 def draw_comparison(colored: Sequence[ColoredPhoto], names: Sequence[str], *, cell: int = _CELL) -> Image.Image:
-    """A sheet with a row per photograph: grey, truth, and each of `names` with its L1 below."""
+    """A sheet of every photograph: grey, truth, and each of `names` with its L1 below, four to a row."""
     rows: list[list[_Cell]] = []
     for photo in colored:
         cells: list[_Cell] = [(photo.grey, "grey input", _l1_label(photo, "grey")), (photo.truth, "truth", photo.name)]
         cells += [(photo.answers.get(name), name, _l1_label(photo, name)) for name in names]
-        rows.append(cells)
+        rows += [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     return _draw_sheet(rows, cell)
 
 

@@ -25,13 +25,21 @@ _LABEL_PLACES = tuple(
     for far in (1.0, 1.5, 2.2, 3.0, 4.0, 5.2, 6.6, 8.2, 10.0)
     for angle in (25, -25, 155, -155, 90, -90, 55, -55, 125, -125, 0, 180)
 )
-# Pixels between two labels, so that two numbers are not read as one.
-_LABEL_GAP = 3.0
+# Between two labels, so that two numbers are not read as one: in points.
+_LABEL_GAP = 2.0
+# Of the marker that no label may cover, in points.
+_POINT_RADIUS = 3.0
+# In inches and points. A telephone shows a chart at 358 pixels, on which text of so many points has 8.
+CHART_WIDTH = 6.0
+SMALLEST_TEXT = 10
 
 
 @contextmanager
-def drawn(path: Path, *, width: float, height: float, dpi: int = 110) -> Iterator[Figure]:
+def drawn(path: Path, *, height: float, width: float = CHART_WIDTH, dpi: int = 200) -> Iterator[Figure]:
     """Yield an empty figure of `width` x `height` inches, which is written to `path` when the block ends.
+
+    A chart of the report keeps its width, and no text in it is smaller than SMALLEST_TEXT. `dpi` is for screens with
+    two pixels where others have one.
 
     Raises:
         MachineError: the file cannot be written.
@@ -98,7 +106,7 @@ def explain_colours(figure: Figure, colours: Mapping[str, tuple[float, float, fl
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, max(1, len(handles))), frameon=False)
 
 
 def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
@@ -108,7 +116,8 @@ def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
     """
     from matplotlib.text import Text
 
-    taken: list[Bbox] = [_point_box(axes, annotation) for annotation in annotations]
+    pixels = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # of a point
+    taken: list[Bbox] = [_point_box(axes, annotation, _POINT_RADIUS * pixels) for annotation in annotations]
     taken += [text.get_window_extent() for text in axes.texts if text not in annotations]
     frame = axes.get_window_extent()
     for annotation in annotations:
@@ -117,7 +126,7 @@ def place_labels(axes: Axes, annotations: Sequence[Annotation]) -> None:
             box = Text.get_window_extent(annotation)  # of the text alone, without the line to its point
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box.padded(_LABEL_GAP))
+                taken.append(box.padded(_LABEL_GAP * pixels))
                 break
         else:
             annotation.set_visible(False)
@@ -131,8 +140,8 @@ def _move(annotation: Annotation, place: tuple[float, float]) -> None:
         annotation.arrow_patch.set_visible(math.hypot(*place) > 16)
 
 
-def _point_box(axes: Axes, annotation: Annotation) -> Bbox:
+def _point_box(axes: Axes, annotation: Annotation, radius: float) -> Bbox:
     from matplotlib.transforms import Bbox
 
     x, y = axes.transData.transform(annotation.xy)
-    return Bbox.from_extents(x - 5, y - 5, x + 5, y + 5)
+    return Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)

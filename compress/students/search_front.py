@@ -281,8 +281,8 @@ def _draw(
         (taken, {"marker": "*", "color": "#b3261e", "ms": 13, "label": "recommended"}),
     ]
     confirmed = [(row, row.scores.confirmed.loss) for row in front if row.scores.confirmed]
-    with drawn(path, width=11, height=4.8) as figure:
-        panels = figure.subplots(1, 2, sharey=True)
+    with drawn(path, height=9.2) as figure:
+        panels = figure.subplots(2, 1, sharey=True)
         for place, (axes, column) in enumerate(zip(panels, ("size_bytes", "p50_ms"), strict=True)):
             for group, style in groups:
                 if group:
@@ -293,15 +293,16 @@ def _draw(
             for control, dashes in zip(controls, ("-", "--", ":"), strict=False):
                 if control.score.loss <= _WORST_SHOWN:
                     axes.axhline(control.score.loss, color="0.5", lw=1, ls=dashes, label=control.name)
-            axes.set(xscale="log", xlabel="file" if column == "size_bytes" else "latency")
+            axes.set(xscale="log", xlabel="file size" if column == "size_bytes" else "latency, p50")
             axes.margins(x=0.12)
             axes.grid(alpha=0.3)
             if rows:
                 number_log_axis(axes, [row.costs[place] for row in rows], format_cost(column))
         measure = measure_of(rows)
-        panels[0].set_ylabel(f"lost {measure.title}, 1 - {measure.symbol} (0: best.pt)")
-        panels[0].legend(loc="best")
-        figure.suptitle("Students by size, latency and lost colour, on the photographs that choose")
+        for axes in panels:
+            axes.set_ylabel(f"lost {measure.title}, 1 - {measure.symbol} (0: best.pt)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.suptitle("Students on the photographs that choose: lost colour\nby size and by latency")
 
 
 def format_front(rows: Sequence[FrontRow], best_bytes: int, controls: Sequence[ControlRow] = ()) -> list[str]:

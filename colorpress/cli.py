@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from colorpress import __version__
+from colorpress.browser import find_report, show_report
 from colorpress.command_options import (
+    DEFAULT_FOLDER,
     PATH,
     checkpoint_option,
     common_options,
@@ -27,11 +30,13 @@ from colorpress.command_options import (
     debug_option,
     json_option,
     make_settings,
+    open_option,
     output_option,
     quiet_option,
 )
 from colorpress.core.config import CONFIGS, OPTION_NAMES, RUNTIME_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
 from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
+from colorpress.next_steps import describe_start
 from compress.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -40,11 +45,18 @@ if TYPE_CHECKING:
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
 _THE_EXPORT = "An exported .onnx; default: those of the run folder."
+# Where the shell says what it asks for to complete a line; the name is click's.
+_COMPLETE = "_COLORPRESS_COMPLETE"
 _PACKED = {each.name: each.describe for each in PRECISIONS.values() if each.made_by == "pack"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that `colorpress.core.errors` gives each outcome."""
+    """Run the command line and exit with the code that `colorpress.core.errors` gives each outcome.
+
+    Where a shell asks for completions, answer those instead.
+    """
+    if instruction := os.environ.get(_COMPLETE):
+        sys.exit(shell_complete(cli, {}, "colorpress", _COMPLETE, instruction))
     sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -63,9 +75,6 @@ def run_command(arguments: Sequence[str], command: click.Command | None = None, 
             context.command.invoke(context)
     except ColorpressError as error:
         return _fail(f"{error}", error.hint, error.exit_code, debug)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
         return _fail(error.format_message(), f"see `{path} --help`", 2, debug)
@@ -101,29 +110,35 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise Interrupted(number)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COLORPRESS"},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, prog_name="colorpress")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Turn a trained UNet colorizer into a small, fast ONNX model, and measure what that cost.
 
-    `colorpress run` does everything; the other commands are its stages, on the same folder and with the same options.
+    `colorpress run` does everything; most other commands are its stages, on the same folder and with the same options.
     """
+    if context.invoked_subcommand is None:
+        click.echo("\n".join(describe_start()))
+        return
     from colorpress.core.processes import require_one_process
 
     if context.invoked_subcommand not in ("train", "prune", "compress", "worker"):
-        require_one_process(str(context.invoked_subcommand))
+        require_one_process(context.invoked_subcommand)
 
 
 def stage_command(
-    *configs: str, checkpoint: str = "", aliased: Sequence[str] = ()
+    *configs: str, checkpoint: str = "", aliased: Sequence[str] = (), without: Sequence[str] = ()
 ) -> Callable[[Callable[..., Iterable[StageRecord]]], click.Command]:
     """Make a function the command of one or several stages: from the run to their records.
 
     The command holds the folder's lock, writes the effective options to it, and prints what the stages wrote.
 
     Args:
-        configs: names in `Settings` of those whose options the command has. `aliased`: as `config_options`.
+        configs: names in `Settings` of those whose options the command has. `aliased`, `without`: as `config_options`.
         checkpoint: what --checkpoint says; empty where there is none.
     """
 
@@ -137,18 +152,22 @@ def stage_command(
                 records = tuple(function(current, **_without_options(given)))
                 if is_main_process():
                     current.write_settings()
-                    _print_records(output_dir, as_json, records)
+                    _print_records(current, as_json, records)
 
-        return _as_stage(command, *configs, checkpoint=checkpoint, aliased=aliased)
+        return _as_stage(command, *configs, checkpoint=checkpoint, aliased=aliased, without=without)
 
     return decorate
 
 
 def _as_stage(
-    function: Callable[..., None], *configs: str, checkpoint: str = "", aliased: Sequence[str] = ()
+    function: Callable[..., None],
+    *configs: str,
+    checkpoint: str = "",
+    aliased: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> click.Command:
     """A command with what all stages have: run folder, common options, perhaps --checkpoint, and those of `configs`."""
-    function = config_options(*configs, aliased=aliased)(function)
+    function = config_options(*configs, aliased=aliased, without=without)(function)
     function = checkpoint_option(checkpoint)(function) if checkpoint else function
     return cli.command()(output_option(is_stage=True)(common_options(function)))
 
@@ -167,10 +186,17 @@ def _without_options(given: dict[str, Any]) -> dict[str, Any]:
 @cli.command()
 @output_option(is_stage=False)
 @common_options
-@checkpoint_option("A trained model to start from; default: train one.")
+@checkpoint_option("Start from this model; default: train one.")
 @config_options(*CONFIGS, common_first=True)
-def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, **options: Any) -> None:
-    """Everything: train, rank, prune, distil a student, search, export, quantize, benchmark, report."""
+@open_option
+def run(
+    output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, open_report: bool, **options: Any
+) -> None:
+    """Do everything, from photographs to a report.
+
+    Train, rank, prune, distil a student, search, export, quantize, benchmark, report. Interrupted, the same command
+    goes on where it stopped.
+    """
     settings = Settings.from_options(options)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
@@ -182,9 +208,15 @@ def run(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, *
     with locked_folder(output_dir):
         current = Run(output_dir, settings, force)
         finished = run_pipeline(current, checkpoint=checkpoint, argv=["colorpress", *sys.argv[1:]])
-    _print_records(output_dir, as_json, finished.stages)
-    if not as_json:
-        click.echo(f"\nreport: {finished.report_path}")
+    if as_json:
+        _print_json(finished.stages)
+    else:
+        from colorpress.outcome import describe_outcome
+
+        has_trained = any(stage.name == "train" for stage in finished.stages)
+        click.echo("\n".join(describe_outcome(current, argv=sys.argv[1:], has_trained=has_trained)))
+    if open_report:
+        _show(finished.report_path)
 
 
 @stage_command("data", "unet", "train", "fit", "machine")
@@ -199,7 +231,10 @@ def train(current: Run) -> Iterable[StageRecord]:
 
 @stage_command("arch", "rank", "count", "data", "machine", checkpoint=_THE_CHECKPOINT)
 def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Rank the layers of a model: by parameters, work and time, and by the colour lost when they are changed."""
+    """Rank layers by parameters, work, time and sensitivity.
+
+    Sensitivity is the colour that is lost when a layer is changed.
+    """
     from compress.ranking_stages import rank, rank_views
     from training.run_folder import find_photos
 
@@ -213,7 +248,10 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     "machine", checkpoint=_THE_CHECKPOINT,
 )  # fmt: skip
 def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Prune the largest layers, then fine-tune by distillation: pruned/plan.json and pruned/model.pt."""
+    """Prune the largest layers, then fine-tune by distillation.
+
+    Writes pruned/plan.json, which can be edited and given back, and pruned/model.pt.
+    """
     from compress.prune_stage import prune
     from training.run_folder import find_photos
 
@@ -228,7 +266,10 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     "--name", default="auto", show_default=True, help="Of the student's folder; several can stand side by side."
 )
 def student(current: Run, checkpoint: Path | None, name: str) -> Iterable[StageRecord]:
-    """One network that keeps best.pt's colour, trained for long: the smallest of a ladder, or that of a plan."""
+    """Distil one small network from best.pt, trained for long.
+
+    The smallest of several widths that keeps best.pt's colour, or the network of --student-plan.
+    """
     from compress.students.student_stages import distil_student
     from training.original import adopt_checkpoint
     from training.run_folder import find_photos
@@ -253,8 +294,9 @@ def compress(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Say the budget, get the model: a Pareto front of students by file size, latency and colour.
+    """Search for small networks within a budget: a Pareto front.
 
+    Students of best.pt by file size, latency and colour, and the one to take of them.
     BEST.PT is the trained model, as with --checkpoint; default: best.pt of the run folder.
     """
     if original is not None and checkpoint is not None:
@@ -296,7 +338,10 @@ _as_stage(
 @click.option("--unlabelled", type=PATH, default=None, help="Folder of the same further photographs, if it has some.")
 @config_options("arch", "machine")
 def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None, study: str, **options: Any) -> None:
-    """Join a search on this or another machine; all other options are those of the search."""
+    """Join a search on this or another machine.
+
+    All other options are those of the search.
+    """
     from compress.students.search_stages import lead_or_assist, read_worker_options, work
     from training.original import adopt_checkpoint
     from training.run_folder import Run, find_photos
@@ -316,21 +361,28 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 
 @stage_command("arch", "export", checkpoint=_THE_CHECKPOINT)
 def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Export to ONNX, checked against PyTorch: best.pt and every network made from it, or the one --checkpoint."""
+    """Export to ONNX, checked against PyTorch.
+
+    best.pt and every network made from it, or the one --checkpoint.
+    """
     from compress.export_stages import export
     from compress.students.student_plan import list_students
 
     made = [current.folder / name / "model.pt" for name in ("pruned", *list_students(current.folder))]
-    given = [checkpoint] if checkpoint else _present([current.best_path, *made])
+    given = [checkpoint] if checkpoint else _present(current.folder, [current.best_path, *made])
     return [export(current, path, _variant_name(path)) for path in given]
 
 
+# Training of int8 has a learning rate of its own.
 @stage_command(
     "arch", "data", "goal", "quantize", "qat", "count", "score", "distil",
-    "machine", checkpoint=_THE_EXPORT,
+    "machine", checkpoint=_THE_EXPORT, without=("student_learning_rate",),
 )  # fmt: skip
 def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Quantize exported models to static int8: calibrated on training photographs, judged on validation ones."""
+    """Quantize exported models to static int8.
+
+    Calibrated on training photographs, judged on validation ones, and trained where int8 loses too much.
+    """
     from compress.int8.int8_stage import quantize, quantize_each
     from compress.precisions import variant_name
     from training.run_folder import find_photos
@@ -338,18 +390,18 @@ def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     photos = find_photos(current)
     if checkpoint is not None:
         return [quantize(current, checkpoint, variant_name(_variant_name(checkpoint), "int8"), photos)]
-    return quantize_each(current, _present(_exported(current)), photos)
+    return quantize_each(current, _present(current.folder, _exported(current)), photos)
 
 
 @stage_command(checkpoint=_THE_EXPORT)
 @click.option("--pack-precision", type=click.Choice(list(_PACKED)), default="w8", show_default=True,
               help=f"{', or '.join(_PACKED.values())}.")  # fmt: skip
 def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable[StageRecord]:
-    """Store the weights of exported models in fewer bits; what is computed stays float."""
+    """Store weights in 8 or 16 bits; what is computed stays float."""
     from compress.export_stages import pack
     from compress.precisions import variant_name
 
-    given = [checkpoint] if checkpoint else _present(_exported(current))
+    given = [checkpoint] if checkpoint else _present(current.folder, _exported(current))
     return [pack(current, path, variant_name(_variant_name(path), pack_precision), pack_precision) for path in given]
 
 
@@ -358,10 +410,14 @@ def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable
     aliased=("benchmark", "time"),
 )  # fmt: skip
 @click.argument("models", type=PATH, nargs=-1)
-def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -> Iterable[StageRecord]:
-    """Measure size, latency, memory and accuracy of best.pt and every variant of the run folder.
+@open_option
+def benchmark(
+    current: Run, checkpoint: Path | None, models: tuple[Path, ...], open_report: bool
+) -> Iterable[StageRecord]:
+    """Measure size, latency, memory and colour of every variant.
 
-    Or of MODELS, any .pt, .onnx and OpenVINO .xml files, the first of which the others are compared with.
+    Of best.pt and what the run folder holds of it, or of MODELS, any .pt, .onnx and OpenVINO .xml files, the first of
+    which the others are compared with. Beside them stand controls: answers that never look at the picture.
     """
     if models and checkpoint is not None:
         raise ConfigError("option", "--checkpoint", "does not go with MODELS", "name it first among them")
@@ -377,7 +433,12 @@ def benchmark(current: Run, checkpoint: Path | None, models: tuple[Path, ...]) -
     photos = find_photos(current) if current.settings.benchmark.eval_photos else None
     measured = benchmark(current, variants, photos, find_also(current, photos) if photos else ())
     require_measured(current, measured)
-    return [measured]
+    yield measured
+    if open_report:
+        from benchmarks.report.page import report
+
+        yield report(current)
+        _show(find_report(current.folder))
 
 
 @stage_command()
@@ -386,6 +447,19 @@ def report(current: Run) -> Iterable[StageRecord]:
     from benchmarks.report.page import report
 
     return [report(current)]
+
+
+@cli.command("open")
+@click.argument("folder", type=PATH, default=DEFAULT_FOLDER)
+@debug_option
+def open_folder(folder: Path) -> None:
+    """Open the report of a run folder in the browser.
+
+    FOLDER is the run folder; default: reports. Without a display its path is printed alone.
+    """
+    path = find_report(folder)
+    click.echo(printable(str(path)))
+    _show(path)
 
 
 @cli.command()
@@ -398,9 +472,10 @@ def report(current: Run) -> Iterable[StageRecord]:
 @quiet_option
 @debug_option
 def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple[str, ...]) -> None:
-    """Compare two benchmarks, A before and B after: benchmark.json files, or run folders.
+    """Compare two benchmarks, and fail where one is worse.
 
-    Every metric of every row goes to standard output as JSON, a table to standard error.
+    A before and B after, benchmark.json files or run folders. Every metric of every row goes to standard output as
+    JSON, a table to standard error.
     """
     from benchmarks.comparison import compare_benchmarks, format_comparison, parse_gate
     from colorpress.core.console import say, warn
@@ -420,7 +495,10 @@ def compare(before: Path, after: Path, fail_if: tuple[str, ...], variants: tuple
 
 @stage_command("arch", "data", "deploy")
 def deploy(current: Run) -> Iterable[StageRecord]:
-    """Write colorizer.onnx beside every model.onnx: pixels in, pixels out, in any runtime."""
+    """Write colorizer.onnx: pixels in, pixels out, in any runtime.
+
+    Beside every model.onnx of the run folder, with what was measured of it.
+    """
     from colorpress.deploy_stages import deploy, exported_variants
     from training.run_folder import find_photos
 
@@ -430,7 +508,10 @@ def deploy(current: Run) -> Iterable[StageRecord]:
 
 @stage_command("arch", "data", "export")
 def verify(current: Run) -> Iterable[StageRecord]:
-    """Compare every ONNX file of the run folder with PyTorch over 208 sizes: parity.csv and parity.json."""
+    """Compare every ONNX file with PyTorch over 208 sizes.
+
+    Writes parity.csv and parity.json to the run folder.
+    """
     from colorpress.deploy_stages import exported_variants, verify
     from training.run_folder import find_photos
 
@@ -449,7 +530,10 @@ def bundle(
     web: bool,
     **options: Any,
 ) -> None:
-    """Write a folder ready to ship: the model, an example, its card, checksums, and a web page."""
+    """Write a folder ready to ship, with card and web page.
+
+    The model, an example, its card, checksums, and a page that colours in the browser.
+    """
     current = _open_run(output_dir, force, options)
     from dataclasses import asdict
 
@@ -475,7 +559,10 @@ _as_stage(bundle, "data", "deploy")
 @json_option
 @debug_option
 def inspect(model: Path, as_json: bool) -> None:
-    """Say what is in an .onnx file: its contract, metadata, layers, sizes, operators and precisions."""
+    """Say what is in an .onnx file.
+
+    Its contract, metadata, layers, sizes, operators and precisions.
+    """
     from export.onnx_probe import format_inspection, inspect_onnx
 
     found = inspect_onnx(model)
@@ -489,14 +576,17 @@ def inspect(model: Path, as_json: bool) -> None:
 @json_option
 @debug_option
 def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> None:
-    """Explain a training curve: history.csv of a run folder (-o), or any CSV of epochs and losses."""
+    """Explain a training curve in words.
+
+    HISTORY is any CSV of epochs and losses; default: history.csv of a run folder (-o).
+    """
     from dataclasses import asdict
 
     from training.curve import read_curve
     from training.curve_prose import write_explanation
     from training.history import EXPLANATION_NAME, read_history
 
-    source = history or (output_dir or Path("reports")) / "history.csv"
+    source = history or (output_dir or DEFAULT_FOLDER) / "history.csv"
     reading = read_curve(read_history(source))
     path = write_explanation((output_dir or source.parent) / EXPLANATION_NAME, reading, source)
     click.echo(json.dumps({"path": str(path), **asdict(reading)}, indent=2) if as_json else printable(str(path)))
@@ -588,7 +678,10 @@ def colorize(
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine has: versions, processor, runtimes, and what is missing."""
+    """Say what this machine has, and what is missing.
+
+    Versions, processor, runtimes.
+    """
     from colorpress.doctor import describe_environment, format_environment
 
     found = describe_environment()
@@ -609,25 +702,30 @@ def _one_writer(folder: Path) -> Iterator[None]:
             yield
 
 
-def _print_records(folder: Path, as_json: bool, records: Sequence[StageRecord]) -> None:
+def _print_records(current: Run, as_json: bool, records: Sequence[StageRecord]) -> None:
     if as_json:
-        click.echo(json.dumps({record.name: {"skipped": record.skipped, "seconds": record.seconds,
-                                             "files": list(record.outputs), **record.result}
-                               for record in records}, indent=2))  # fmt: skip
+        _print_json(records)
         return
     for record in records:
         if record.name == "benchmark":
-            from benchmarks.rows import read_benchmark_json
-            from benchmarks.tables import format_also, format_conditions, format_table
-            from benchmarks.verdict import judge_benchmark
+            from colorpress.outcome import describe_benchmark
 
-            measured = read_benchmark_json(folder / "benchmark.json")
-            verdict = judge_benchmark(measured)
-            conditions, also = format_conditions(measured), format_also(measured)
-            lines = [format_table(measured.rows), *conditions, *(["", also] if also else [])]
-            click.echo("\n".join([*lines, "", verdict.sentence, *verdict.notes]))
-        elif len(records) == 1 or not any(each.name == "benchmark" for each in records):
-            click.echo("\n".join(printable(str(folder / path)) for path in record.outputs))
+            click.echo("\n".join(describe_benchmark(current, has_report=len(records) > 1)))
+        else:
+            click.echo("\n".join(printable(str(current.folder / path)) for path in record.outputs))
+
+
+def _print_json(records: Sequence[StageRecord]) -> None:
+    click.echo(json.dumps({record.name: {"skipped": record.skipped, "seconds": record.seconds,
+                                         "files": list(record.outputs), **record.result}
+                           for record in records}, indent=2))  # fmt: skip
+
+
+def _show(report_path: Path) -> None:
+    from colorpress.core.console import say
+
+    if not show_report(report_path):
+        say(f"no display here, so nothing was opened: look at {report_path} where there is one")
 
 
 def _exported(current: Run) -> list[Path]:
@@ -637,12 +735,12 @@ def _exported(current: Run) -> list[Path]:
     return [current.folder / name / "model.onnx" for name in ("best", "pruned", *list_students(current.folder))]
 
 
-def _present(paths: Sequence[Path]) -> list[Path]:
+def _present(folder: Path, paths: Sequence[Path]) -> list[Path]:
     found = [path for path in paths if path.exists()]
     if not found:
-        raise InputError(
-            "folder", paths[0].parent, f"holds no {paths[0].name}", "run the stage before, or give --checkpoint"
-        )
+        maker = "export" if paths[0].suffix == ".onnx" else "train"
+        hint = f"make it with `colorpress {maker} -o {folder}`, give --checkpoint, or name another run folder with -o"
+        raise InputError("folder", folder, f"holds no {paths[0].name}", hint)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import click
 from colorpress.core.config import (
     ARCH_OPTIONS,
     CONFIGS,
+    OPTION_NAMES,
     PATH_OPTIONS,
     RESOLVED_OPTIONS,
     Config,
@@ -31,6 +33,7 @@ from colorpress.core.errors import ConfigError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+DEFAULT_FOLDER = Path("reports")
 
 
 class _CommaList(click.ParamType[tuple[Any, ...]]):
@@ -64,7 +67,7 @@ class _Quantity(click.ParamType[float]):
 
 
 def config_options(
-    *configs: str, aliased: Sequence[str] = (), common_first: bool = False
+    *configs: str, aliased: Sequence[str] = (), without: Sequence[str] = (), common_first: bool = False
 ) -> Callable[[Function], Function]:
     """One command-line option per field.
 
@@ -73,13 +76,14 @@ def config_options(
     Args:
         configs: by their names in `Settings`.
         aliased: of them, those whose second names the command offers.
+        without: fields that the command does not use.
         common_first: the help shows common options only, and all of them with --help-all.
     """
     options: list[Callable[[Any], Any]] = []
     taken: set[str] = set()
     for group in configs:
         for each in fields(config := CONFIGS[group]):
-            if (name := option_name(each.name)) in taken:
+            if (name := option_name(each.name)) in taken or each.name in without:
                 continue
             names = [name, *([each.metadata["alias"]] if each.metadata["alias"] and group in aliased else [])]
             taken |= set(names)
@@ -134,7 +138,7 @@ def output_option(*, is_stage: bool) -> Callable[[Function], Function]:
         "--output-dir",
         "-o",
         type=PATH,
-        default=Path("reports"),
+        default=DEFAULT_FOLDER,
         show_default=True,
         is_eager=True,
         callback=_use_folder_options if is_stage else None,
@@ -147,6 +151,7 @@ def checkpoint_option(text: str) -> Callable[[Function], Function]:
     return click.option("--checkpoint", "-c", type=PATH, default=None, help=text)
 
 
+open_option = click.option("--open", "open_report", is_flag=True, help="Open the report in the browser at the end.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -159,19 +164,19 @@ def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -
 
 def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
     """Make the values of a TOML file the defaults of this command: flags and the environment win over them."""
-    if path is not None:
+    if path is not None and not context.resilient_parsing:
         context.default_map = {**(context.default_map or {}), **load_options(path)}
 
 
 def _use_folder_options(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
     resolved = folder / RESOLVED_OPTIONS
-    if resolved.is_file():
+    if resolved.is_file() and not context.resilient_parsing:
         context.default_map = {**load_options(resolved), **(context.default_map or {})}
     return folder
 
 
 def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not context.resilient_parsing:
         hidden = [each for each in context.command.params if isinstance(each, click.Option) and each.hidden]
         for each in hidden:
             each.hidden = False
@@ -186,7 +191,7 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, expose_value=False, c
 
 # What every stage has beside its run folder.
 common_options = _combined(
-    click.option("--force", is_flag=True, help="Redo what is up to date, and replace what is in the way."),
+    click.option("--force", is_flag=True, help="Redo all, and replace what is in the way."),
     click.option(
         "--config", type=PATH, is_eager=True, expose_value=False, callback=_read_config, help="Options as TOML."
     ),
@@ -198,6 +203,8 @@ common_options = _combined(
 
 def load_options(path: Path) -> dict[str, Any]:
     """The options of a TOML file by field name, each checked as the configs check theirs.
+
+    What another version of colorpress wrote into a run folder is left out where this one has no such option, and said.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown option, or a value outside its range.
@@ -211,9 +218,23 @@ def load_options(path: Path) -> dict[str, Any]:
     options = {name.replace("-", "_"): value for name, value in values.items()}
     if path.name == RESOLVED_OPTIONS:
         # Part of a run folder, which may be somebody else's: it names no code to run.
-        options = {name: value for name, value in options.items() if name not in ARCH_OPTIONS}
-    Settings.from_options(_with_paths(options))
+        _warn_of_unknown(path, tuple(name for name in options if name not in OPTION_NAMES))
+        options = {name: value for name, value in options.items() if name in OPTION_NAMES and name not in ARCH_OPTIONS}
+    try:
+        Settings.from_options(_with_paths(options))
+    except ConfigError as error:
+        raise ConfigError(error.what, error.subject, error.why, f"{error.hint}; it stands in {path}") from None
     return options
+
+
+@cache
+def _warn_of_unknown(path: Path, names: tuple[str, ...]) -> None:
+    """Once for each file, which is read for the defaults of a command and for those of the other stages."""
+    if names:
+        from colorpress.core.console import warn
+
+        known = "is no option" if len(names) == 1 else "are no options"
+        warn(f"{path} is of another version: {', '.join(map(option_name, names))} {known} any more, and left out")
 
 
 def make_settings(folder: Path, options: Mapping[str, Any]) -> Settings:

@@ -17,6 +17,7 @@ from benchmarks.report.page import report
 from benchmarks.suite import benchmark, require_measured
 from benchmarks.variants import list_variants
 from colorpress import __version__
+from colorpress.browser import REPORT
 from colorpress.core.config import NO_SEARCH
 from colorpress.core.files import sha256_file, write_json
 from colorpress.core.machine import describe_machine
@@ -53,9 +54,10 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     """
     started = datetime.now(UTC)
     (run.folder / RUN_RECORD).unlink(missing_ok=True)
-    run.write_settings()
     photos = find_photos(run)
     also = find_also(run, photos)  # before the hours that a mistyped folder would cost
+    # What cannot be used is nothing that other stages should take from this folder.
+    run.write_settings()
     stages = [train(run, photos)] if checkpoint is None else []
     adopt_checkpoint(run, checkpoint)
     stages += [rank(run, run.best_path), rank_views(run, run.best_path, photos)]
@@ -71,7 +73,7 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages.append(report(run, argv))
     require_measured(run, measured)
     write_run_record(run, stages, started, argv)
-    return RunResult(run.folder, run.folder / "report.html", tuple(stages))
+    return RunResult(run.folder, run.folder / REPORT, tuple(stages))
 
 
 def write_run_record(run: Run, stages: Sequence[StageRecord], started: datetime, argv: Sequence[str]) -> Path:

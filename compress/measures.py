@@ -44,6 +44,7 @@ class Measure:
         prefix: of the ends of its 95 % interval, such as "content" of "content_low" and "content_high".
         symbol: a letter.
         title: for people.
+        meaning: what it is, as the rest of a sentence.
         whole: what a student has to keep where nobody asks for anything.
         enough: what the verdict of a benchmark asks for.
     """
@@ -52,6 +53,7 @@ class Measure:
     prefix: str
     symbol: str
     title: str
+    meaning: str
     whole: float = 1.0
     enough: float = 0.95
 
@@ -74,10 +76,20 @@ class Measure:
         return f"{self.symbol} {kept:.3f}"
 
 
-RETAINED = Measure("retained_colour", "retained", "G", "retained colour")
-CONTENT = Measure("content_colour", "content", "C", "content colour")
+RETAINED = Measure(
+    "retained_colour", "retained", "G", "retained colour", "the share of best.pt's gain over grey that is kept"
+)
+CONTENT = Measure(
+    *("content_colour", "content", "C", "content colour"),
+    "the share of best.pt's gain over a table of colours by lightness that is kept",
+)
 # Another network is never best.pt to the last pixel, and need not be.
-FIDELITY = Measure("fidelity", "fidelity", "F", "fidelity", whole=0.8, enough=0.8)
+FIDELITY = Measure(
+    *("fidelity", "fidelity", "F", "fidelity"),
+    "the share of best.pt's own colours that is reproduced",
+    whole=0.8,
+    enough=0.8,
+)
 MEASURES: Mapping[str, Measure] = {each.name: each for each in (RETAINED, CONTENT, FIDELITY)}
 
 

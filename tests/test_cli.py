@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from colorpress.cli import cli, run_command
+from colorpress.cli import cli, main, run_command
 from colorpress.core.config import CONFIGS, OPTION_NAMES, option_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ COMMANDS = [
     "explain",
     "export",
     "inspect",
+    "open",
     "pack",
     "prune",
     "quantize",
@@ -75,6 +77,19 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     assert done.stderr.strip() == "set()"
 
 
+def test_the_help_says_each_command_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+def test_without_a_command_it_says_what_to_type_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([]) == 0
+    printed = capsys.readouterr()
+    typed = re.findall(r"  colorpress (.*)", printed.out)
+    assert typed[0].startswith("colorize") and {line.split()[0] for line in typed[:-2]} <= set(cli.commands)
+    assert len(printed.out.splitlines()) < 20 and printed.err == ""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
@@ -106,6 +121,53 @@ def test_run_offers_every_option_of_every_config(capsys: pytest.CaptureFixture[s
 def test_whoever_scores_offers_what_it_scores_at() -> None:
     for name in ("prune", "student", "compress", "quantize", "benchmark"):
         assert "--eval-size" in {option for parameter in cli.commands[name].params for option in parameter.opts}, name
+
+
+def test_only_options_that_are_used_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["quantize", "--help"]) == 0
+    offered = offered_in(capsys.readouterr().out)
+    assert "--student-learning-rate" not in offered and {"--qat-learning-rate", "--student-imgsz"} <= offered
+
+
+def complete(*words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What bash is told where the last word is begun: kinds and values."""
+    monkeypatch.setenv("_COLORPRESS_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(("colorpress", *words)))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0 and printed.err == ""
+    return printed.out.split()
+
+
+def test_commands_options_and_values_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "config.resolved.toml").write_text("of-another-version = 3\nepochs = 0\n")
+    asked = functools.partial(complete, monkeypatch=monkeypatch, capsys=capsys)
+    assert asked("com") == ["plain,compare", "plain,compress"]
+    assert asked("run", "--upsample", "bi") == ["plain,bilinear"]
+    assert asked("train", "--batch") == ["plain,--batch-size"]
+    assert asked("quantize", "-c", "rep") == ["file,rep"]
+    assert asked("run", "--help-all", "--quie") == ["plain,--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "text"), [("bash", "complete -o nosort"), ("zsh", "#compdef colorpress"), ("fish", "complete --no-files")]
+)
+def test_each_shell_gets_its_completion_and_nothing_heavy_is_loaded(shell: str, text: str) -> None:
+    code = (
+        "import sys; from colorpress.cli import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'onnx', 'numpy', 'pandas', 'PIL'} & set(sys.modules), file=sys.stderr)"
+    )
+    environment = {**os.environ, "_COLORPRESS_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0 and text in done.stdout, done.stderr
+    assert done.stderr.strip() == "set()"
 
 
 def test_a_name_belongs_to_the_first_option_that_claims_it() -> None:
@@ -192,6 +254,52 @@ def test_configuration_file_is_below_environment_is_below_flags(
     assert "is not TOML" in fails_with(2, capsys, "train", "--config", config)
 
 
+def test_options_of_a_folder_of_another_version_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = tmp_path / "config.resolved.toml"
+    resolved.write_text('epoch-count = 3\ndata = "nowhere"\n')
+    assert run_command(["train", "-o", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("warning: ") == 1 and f"{resolved} is of another version: epoch-count is no option" in printed
+    assert "option --data 'nowhere': no such folder" in printed
+    # What a range no longer allows is for the user to change, who has to find it.
+    resolved.write_text("epochs = 0\n")
+    assert f"it stands in {resolved}" in fails_with(2, capsys, "rank", "-o", tmp_path)
+
+
+def test_the_options_of_a_run_that_found_no_photographs_are_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    message = fails_with(3, capsys, "run", "--data", tmp_path / "empty", "-o", tmp_path / "out")
+    assert "holds no photographs" in message and "JPEG, PNG, WebP, TIFF or BMP" in message
+    assert not (tmp_path / "out" / "config.resolved.toml").exists()
+
+
+def test_open_prints_the_report_and_opens_it_where_there_is_a_display(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)) or True)
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.chdir(tmp_path)
+    assert "hint: make one: `colorpress run -o reports`" in fails_with(3, capsys, "open")
+    report = tmp_path / "reports" / "report.html"
+    report.parent.mkdir()
+    report.with_name("benchmark.json").write_text("{}")
+    assert "hint: write it with `colorpress report -o reports`" in fails_with(3, capsys, "open")
+    report.write_text("<p>")
+    assert run_command(["open"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "reports/report.html\n" and "no display here" in printed.err and opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert run_command(["open", str(report.parent)]) == 0
+    assert opened == [report.as_uri()] and capsys.readouterr().err == ""
+
+
 def test_a_stage_goes_on_with_the_options_of_its_folder(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,7 +375,8 @@ def test_a_foreign_network_goes_through_every_command(
     best = torch.load(tmp_path / "out" / "best.pt", weights_only=True)
     assert (best["architecture"]["source"], best["architecture"]["args"]) == ("net.py:Net", {"base": 4})
     printed = capsys.readouterr()
-    assert "pruned-int8" in printed.out
+    assert printed.out.startswith(("Recommended: ", "No variant is recommended: "))
+    assert len(printed.out.splitlines()) < 30 and f"report    {tmp_path / 'out' / 'report.html'}" in printed.out
 
     # The arguments and the scale are in best.pt; that the same code runs again is for the user to say.
     arch = ["--arch", "net.py:Net", "--arch-arg", "base=4", "--ab-scale", "110"]
@@ -297,6 +406,7 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
     from colorpress.cli import _print_records
     from colorpress.core.stages import StageRecord
     from compress.measures import Strength
+    from training.run_folder import Run
 
     best = {"model": "best.pt", "variant": "best.pt", "runtime": "torch", "status": "ok", "device": "cpu",
             "size_bytes": 9, "photos": 2, "batch": 1, "height": 8, "width": 8, "threads": 2}  # fmt: skip
@@ -309,7 +419,7 @@ def test_a_benchmark_prints_its_table_and_verdict(tmp_path: Path, capsys: pytest
         "also": {"sea": {"strength": None, "photos": [], "skipped": 0, "known": 0, "worst": [], "judged": None}},
     }
     write_benchmark_json(tmp_path / "benchmark.json", record)
-    _print_records(tmp_path, False, [StageRecord("benchmark", "", {}, {}, 0.0)])
+    _print_records(Run(tmp_path), False, [StageRecord("benchmark", "", {}, {}, 0.0)])
     printed = capsys.readouterr().out
     assert "only best.pt was measured" in printed
     assert "2 photographs show the machinery, not colour quality" in printed

@@ -32,7 +32,7 @@ def row(model: str, **changes: Any) -> Row:
 
 
 def halves(choosing: float, confirming: float, margin: float = 0.01) -> dict[str, float]:
-    """What is kept on the half that chooses and on the other, where two thirds of the margin are what the confidence takes."""
+    """What is kept on the half that chooses and on the other, where two thirds of the margin are for confidence."""
     low, high = confirming - margin, confirming + margin
     return {
         "choosing_kept": choosing, "confirming_kept": confirming, "confirming_low": low, "confirming_high": high,

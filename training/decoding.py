@@ -94,6 +94,8 @@ def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
 
 def _unusable(path: Path, reason: str) -> InputError:
     hint = "run `git lfs pull`" if "Git LFS" in reason else "leave it out, or save it again as JPEG or PNG"
+    if reason == "no such file":
+        hint = "check the path"
     if "--max-pixels" in reason:
         hint = "raise --max-pixels if you trust the file, or save it smaller"
     return InputError("photo", path, reason, hint)

@@ -183,7 +183,9 @@ def _check_counts(root: Path, found: Sequence[Photo | SkippedPhoto], photos: int
         grey = len(refused) - len(bad)
         counts = f"{len(found)} picture files: {photos} usable, {len(bad)} unreadable, {grey} grey, {copies} copies"
         why = f"at least 3 colour photographs are needed; {counts}" + (f" ({examples})" if bad else "")
-        raise InputError("folder", root, why, "give a folder with more photographs with --data")
+        if not found:
+            why = "holds no photographs, and at least 3 colour photographs are needed"
+        raise InputError("folder", root, why, "give a folder of JPEG, PNG, WebP, TIFF or BMP files with --data")
     share = len(bad) / len(found)
     if share > config.max_bad_share:
         shares = f"{share:.1%}, allowed {config.max_bad_share:.1%}"

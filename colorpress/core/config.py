@@ -147,7 +147,7 @@ class DataConfig(Config):
     seed: int = option(0, "Seed of the split, of initialisation, and of sampling.", low=0, high=2**31 - 1, common=True)
     val_share: float = option(
         0.1,
-        "Share of photographs that choose: one half chooses epochs, candidates and int8, the other scores the chosen.",
+        "Share of photographs to validate on: one half chooses epochs, candidates and int8, the other scores them.",
         low=0.001,
         high=0.5,
     )
@@ -202,7 +202,7 @@ class FitConfig(Config):
     gradient_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e9)
     ema_decay: float = option(
         0.998,
-        "Validated and kept is this running average of the weights; 0: the weights themselves.",
+        "Decay of the moving average of the weights (EMA), which is what is kept; 0: the weights themselves.",
         low=0.0,
         high=0.99999,
     )
@@ -249,12 +249,12 @@ class ArchConfig(Config):
 
     arch: str | None = option(
         None,
-        "FILE.py:NAME of the class or function that makes the checkpoint's network; not for colorpress' own UNet.",
+        "FILE.py:NAME of what makes the checkpoint's network, where that is not colorpress' own UNet.",
         common=True,
     )
     arch_arg: tuple[str, ...] = option(
         (),
-        "NAME=VALUE, a keyword argument of --arch; repeatable; default: those of the checkpoint.",
+        "NAME=VALUE for what --arch names; repeatable; default: as in the checkpoint.",
         common=True,
     )
     ab_scale: float | None = option(
@@ -338,7 +338,7 @@ class PruneConfig(Config):
 
     prune_strategy: str = option(
         "largest",
-        "Whose channels go: the largest layers' (the user's recipe), or those that take most time for their worth.",
+        "Which layers lose channels: the largest, or those that take most time for the colour they give.",
         choices=("largest", "latency"),
     )
     largest_share: float = option(
@@ -346,20 +346,20 @@ class PruneConfig(Config):
     )
     prune_ratio: float = option(
         0.5,
-        "Share of channels (with --prune-strategy latency: of the time) that goes; with a budget it is found instead.",
+        "Share of channels to prune (with --prune-strategy latency: of the time); found by search with a budget.",
         low=0.01,
         high=0.99,
         common=True,
     )
     scope: str = option(
         "layer",
-        "Each of the largest layers loses the ratio, or the least important channels of all of them go.",
+        "Prune each layer by the same ratio, or the least important channels of all layers together.",
         choices=("layer", "global"),
     )
     round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
     importance: str = option(
         "magnitude",
-        "Which channels go first: those of least importance by this measure.",
+        "How important a channel is: the least important ones are pruned.",
         choices=("magnitude", "bn-scale", "fpgm", *DATA_DRIVEN, "random"),
     )
     importance_photos: int = option(
@@ -372,6 +372,10 @@ class PruneConfig(Config):
         1, "Prune in this many steps, fine-tuning between them; they share --finetune-epochs.", low=1, high=100
     )
     prune_plan: Path | None = option(None, "Apply this plan.json, perhaps edited, instead of making one.")
+
+
+# Of networks that learn from best.pt, pruned ones and students alike.
+_TEACHER_WEIGHT = "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey."
 
 
 @dataclass(frozen=True)
@@ -390,7 +394,7 @@ class FinetuneConfig(Config):
     finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
     teacher_weight: float = option(
         0.5,
-        "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
+        _TEACHER_WEIGHT,
         low=0.0,
         high=1.0,
     )
@@ -418,8 +422,8 @@ class GoalConfig(Config):
 
     min_content_colour: float | None = option(
         None,
-        "Content colour C to keep, of what best.pt gains over a lightness table; a student is the smallest that keeps "
-        "it, int8 goes back to float for it. Default for students: 1 where best.pt beats the table clearly.",
+        "Content colour C to keep, of best.pt's gain over a table of colours by lightness. Default for students: 1 "
+        "where best.pt clearly beats that table.",
         low=-10.0,
         high=10.0,
         common=True,
@@ -427,17 +431,20 @@ class GoalConfig(Config):
     min_fidelity: float | None = option(
         None,
         "Fidelity F to keep, of best.pt's own colours, true or not. Default for students: 0.8 where best.pt does not "
-        "clearly beat a lightness table.",
+        "beat that table.",
         low=-10.0,
         high=1.0,
         common=True,
     )
     min_retained_colour: float | None = option(
-        None, "Colour G to keep, of what best.pt gains over grey; tint alone has much of it.", low=-10.0, high=10.0
+        None,
+        "Retained colour G to keep, of what best.pt gains over grey; one tint for all pictures has much of it.",
+        low=-10.0,
+        high=10.0,
     )
     max_l1_increase: float | None = option(
         None,
-        "Percent that the L1 may be above best.pt's; tint alone may be within a few.",
+        "Percent that the L1 may be above best.pt's; one tint for all pictures may be within a few.",
         low=-100.0,
         high=1000.0,
         units={"%": 1.0},
@@ -457,7 +464,7 @@ class BudgetConfig(Config):
     )
     target_latency_ms: float | None = option(
         None,
-        "Longest p50 of one picture in ONNX Runtime on this machine, in milliseconds.",
+        "Longest latency of one picture (p50) in ONNX Runtime on this machine, in milliseconds.",
         low=1e-3,
         high=1e6,
         units={"ms": 1.0, "us": 1e-3, "s": 1e3},
@@ -531,7 +538,7 @@ class DistilConfig(Config):
     student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
         0.5,
-        "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
+        _TEACHER_WEIGHT,
         low=0.0,
         high=1.0,
     )
@@ -570,7 +577,7 @@ class StudentConfig(Config):
 
     student_effort: str = option(
         "default",
-        "How long the student trains: a quarter, once, or four times its crops.",
+        "How long the student trains: a quarter of --student-crops, once, or four times.",
         choices=("fast", "default", "long"),
         common=True,
     )
@@ -617,7 +624,7 @@ class SearchConfig(Config):
 
     search_effort: str = option(
         "default",
-        "How much is tried, and for how long; the options below go ahead. none: `run` searches for nothing.",
+        "How many candidates are tried, and for how long; none: `run` does not search.",
         choices=(*SEARCH_EFFORTS, NO_SEARCH),
         common=True,
     )
@@ -632,7 +639,7 @@ class SearchConfig(Config):
     search_int8: bool | None = option(None, "Quantize each student of the front to int8 too.")
     search_sampler: str = option(
         "tpe",
-        "What chooses candidates: Optuna's tree-structured Parzen estimator, chance, or a ladder of uniform widths.",
+        "What proposes candidates: Optuna's tree-structured Parzen estimator, chance, or widths from small to large.",
         choices=("tpe", "random", "ladder"),
     )
 
@@ -657,7 +664,9 @@ class ExportConfig(Config):
     """ONNX export and its check against PyTorch."""
 
     opset: int = option(18, "ONNX operator set.", low=18, high=23)
-    atol: float = option(1e-4, "Largest absolute difference to PyTorch (ab/128) that is published.", low=0.0, high=1.0)
+    atol: float = option(
+        1e-4, "Largest absolute difference to PyTorch (ab/128); a file beyond it is not published.", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -687,17 +696,21 @@ class QuantizeConfig(Config):
     )
     calibration_method: str = option(
         "auto",
-        "How ranges are chosen; auto: the one that keeps most colour on the photographs that choose.",
+        "How activation ranges are chosen; auto: as keeps most colour on validation photographs.",
         choices=("auto", "minmax", "percentile", "entropy", "mse"),
     )
     calibration_percentile: float = option(
         99.5, "Percent of the values that a range covers, for --calibration-method percentile.", low=90.0, high=100.0
     )
     equalize: str = option(
-        "auto", "Scale channels to more even ranges first; auto: where it keeps colour.", choices=("auto", "on", "off")
+        "auto",
+        "Cross-layer equalization of channel ranges first; auto: where it keeps colour.",
+        choices=("auto", "on", "off"),
     )
     correct_bias: str = option(
-        "auto", "Take back the shift of rounding; auto: where it keeps colour.", choices=("auto", "on", "off")
+        "auto",
+        "Bias correction: take back the mean error of rounding; auto: where it keeps colour.",
+        choices=("auto", "on", "off"),
     )
     activation_type: str = option(
         "auto", "Bytes of activations; auto: int8 on ARM, else uint8.", choices=("auto", "uint8", "int8")
@@ -722,7 +735,10 @@ class QatConfig(Config):
     """Training of int8 files that lose too much."""
 
     qat_crops: int = option(
-        32_000, "Crops of quantization-aware training, where int8 loses more; 0: none.", low=0, high=10**9
+        32_000,
+        "Crops of quantization-aware training, where int8 loses more than --int8-loss; 0: none.",
+        low=0,
+        high=10**9,
     )
     qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
@@ -760,7 +776,7 @@ class BenchmarkConfig(Config):
     runs: int = option(100, "Timed calls per variant at least, over all rounds.", low=3, high=1_000_000)
     min_seconds: float = option(3.0, "Timed seconds per variant at least, over all rounds.", low=0.0, high=3600.0)
     warmup: int = option(10, "Untimed calls in each process first.", low=1, high=10_000)
-    roof: bool = option(True, "Measure what this machine can compute at most (8 s), and each variant's share of it.")
+    roof: bool = option(True, "Measure the roofline of this machine (8 s), and each variant's share of it.")
     eval_photos: int = option(500, "Test photographs measured at most; 0: time only.", low=0, high=10_000_000)
     also: tuple[Path, ...] = option(
         (), "Folder of further photographs to score every variant on, such as of another kind; repeatable."

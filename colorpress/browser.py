@@ -1,0 +1,45 @@
+"""The report in the browser, where there is one. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
+from colorpress.core.errors import InputError
+from colorpress.next_steps import typed_name
+
+REPORT = "report.html"
+
+
+def find_report(folder: Path) -> Path:
+    """The report of a run folder.
+
+    Raises:
+        InputError: it has none; the hint says how to get it.
+    """
+    path = folder / REPORT
+    if path.is_file():
+        return path
+    own, measured = typed_name(), folder / "benchmark.json"
+    why = f"holds no {REPORT}" if folder.is_dir() else "no such folder"
+    if measured.is_file():
+        raise InputError("folder", folder, why, f"write it with `{own} report -o {folder}`")
+    is_begun = (folder / ".stages").is_dir()
+    hint = (
+        f"`{own} run` has not ended there: give its command again" if is_begun else f"make one: `{own} run -o {folder}`"
+    )
+    raise InputError("folder", folder, why, f"{hint}; or name another folder: `{own} open FOLDER`")
+
+
+def show_report(path: Path) -> bool:
+    """Open a report in the browser; False where there is no display, or no browser begins."""
+    return has_display() and webbrowser.open(path.resolve().as_uri())
+
+
+def has_display() -> bool:
+    """Whether there is a screen to open a window on; a browser that the user names needs none."""
+    if os.environ.get("BROWSER") or sys.platform in ("darwin", "win32"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

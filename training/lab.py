@@ -22,12 +22,13 @@ def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
     """
     if rgb.dtype == torch.uint8:
         # 256 possible values: one table look-up instead of a power for every pixel.
-        linear = _linear_from_srgb(torch.arange(256, device=rgb.device) / 255.0)[rgb.long()]
+        table = _linear_from_srgb(torch.arange(256, device=rgb.device) / 255.0)
+        linear = table.index_select(0, rgb.flatten().int()).view(rgb.shape)
     else:
         linear = _linear_from_srgb(rgb)
     matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]  # (3, 3), relative to white
-    xyz = torch.einsum("ij,njhw->nihw", matrix, linear)  # (N, 3, H, W)
-    f = torch.where(xyz > LAB_EPSILON, xyz.clamp(min=LAB_EPSILON).pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
+    xyz = torch.matmul(matrix, linear.flatten(2)).view(linear.shape)  # (N, 3, H, W)
+    f = torch.where(xyz > LAB_EPSILON, xyz.pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
     fx, fy, fz = f.unbind(dim=1)  # (N, H, W) each
     lightness = (1.16 * fy - 0.16).unsqueeze(1)  # (N, 1, H, W)
     ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE  # (N, 2, H, W)

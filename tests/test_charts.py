@@ -11,11 +11,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from test_history import HISTORY
+from test_ranking_views import view
+from test_search_front import ROWS as FRONT_ROWS
 
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.rows import Row
 from compress.measures import CONTENT, FIDELITY, Measure
+from compress.ranking_views import write_views
+from compress.students.search_front import ControlRow, write_front
 from export.controls import CONTROL_TITLES
+from training.history import plot_history
 
 
 def row(model: str, size: int, ms: float | None, kept: float | None, status: str = "ok") -> Row:
@@ -100,6 +106,36 @@ def test_no_label_covers_another_and_none_is_cut(
     boxes.append(below.get_legend().get_window_extent())
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 for box in boxes)
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+
+
+def draw_front(folder: Path) -> None:
+    controls = [ControlRow("control: grey", "controls/grey.onnx", 500, FRONT_ROWS[0].score)]
+    write_front(folder, FRONT_ROWS, controls, best_bytes=400_000, record={})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda folder: draw_pareto([*MANY, *CONTROLS[2]], CONTENT, folder / "x.png"),
+        lambda folder: plot_history(folder / "x.png", HISTORY),
+        lambda folder: write_views(
+            [view(f"layer.{i}", 8, 10, 1.0, 0.1) for i in range(30)], [], folder, title="x" * 70, measure=CONTENT
+        ),
+        draw_front,
+    ],
+    ids=["pareto", "history", "layers", "front"],
+)
+def test_text_is_read_on_a_telephone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Any) -> None:
+    figures: list[Figure] = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), original(self, *a, **k))[1])
+    draw(tmp_path)
+    (figure,) = figures
+    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    # Pixels of a letter where the whole chart is as wide as a telephone's page.
+    smallest = min(text.get_fontsize() for text in shown) / 72 / figure.get_figwidth() * 358
+    assert len(shown) > 5 and smallest >= 8.0
+    assert figure.dpi * figure.get_figwidth() >= 2 * 358
 
 
 def heights_of(axes: Any) -> dict[float, str]:

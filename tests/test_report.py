@@ -176,7 +176,7 @@ def test_the_verdict_comes_first(run_folder: Path) -> None:
 
 def test_the_report_does_without_pictures_and_plan(run_folder: Path) -> None:
     html = write_report(run_folder).read_text(encoding="utf-8")
-    assert "<img" not in html and "Pruned channels" not in html and "Training of the original" not in html
+    assert "<img" not in html and "Pruning: channels" not in html and "Training of the original" not in html
     for absent in ("Goals and budgets", "How much is left", "Beside other tools", "Other conditions", "Worst cases"):
         assert absent not in html
     assert "There are no pictures here: the folder pictures/ beside this file is missing." in html
@@ -253,7 +253,7 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
     html = write_report(run_folder).read_text()
     text = text_of(run_folder)
     assert EVIL not in html
-    assert "How auto was chosen" in text and "stale" not in text
+    assert "Distillation: how auto was chosen" in text and "stale" not in text
     assert "It answers at 1/8 of the size" in text
     assert re.search(r"C 1\.020 \(0\.97.1\.07\)", text) and "not tried" in text
     assert "minmax0.08000F 0.875" in text.replace(" 0.08000 ", "0.08000")
@@ -268,7 +268,7 @@ def test_students_and_int8_are_explained_where_they_were_measured(run_folder: Pa
 
 
 def test_a_search_is_told_of_where_its_files_were_measured(run_folder: Path) -> None:
-    counts = {"finished": 8, "over a budget": 2, "failed": 0}
+    counts = {"finished": 8, "over a budget": 1, "failed": 0}
     rows = [{"on_front": True, "file": "front/9kb-1/model.onnx"}, {"on_front": False, "file": "front/x/model.onnx"}]
     front = {"sentence": "front/9kb-1 <is> best.", "candidates": counts, "rows": rows}
     (run_folder / "front.json").write_text(json.dumps(front))
@@ -276,7 +276,7 @@ def test_a_search_is_told_of_where_its_files_were_measured(run_folder: Path) -> 
     change_record(run_folder, rows=[row("front/9kb-1")])
     text = text_of(run_folder)
     assert "What a search found" in text and "front/9kb-1 <is> best." in text
-    assert "truer than another: 1." in text and "8 candidates finished, 2 candidates over a budget" in text
+    assert "truer than another: 1." in text and "8 candidates finished, 1 candidate over a budget" in text
     assert "on the photographs that chose it" not in text
     kept = {"measure": "fidelity", "fidelity": 0.95, "confirmed_kept": 0.9}
     rows[0] |= {**kept, "confirmed_low": 0.875, "confirmed_high": 0.925}
@@ -508,7 +508,7 @@ def test_a_benchmark_of_time_alone_shows_no_colours(run_folder: Path) -> None:
     assert "held-out photographs" not in text and "typical.jpg" not in text
     assert "Measure them too: --eval-photos above 0." in text
     assert "No photographs were coloured: this benchmark measured time alone." in text
-    assert "Time: 256" in text
+    assert "Latency: 256" in text
 
 
 @pytest.mark.parametrize(

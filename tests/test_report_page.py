@@ -58,7 +58,7 @@ def test_headers_sort_by_figures_with_the_keyboard_too(browser: Any, page: Path)
         *("best.pt", "pruned", "best", "little", "much", "hardly"),
     ]
     headers = browser.find_elements("css selector", ".scroll[aria-labelledby=results] thead th")
-    (time,) = (each for each in headers if each.text.startswith("p50"))
+    (time,) = (each for each in headers if each.text.startswith("Latency"))
     button = time.find_element("tag name", "button")
     button.click()
     assert time.get_attribute("aria-sort") == "ascending"
@@ -85,9 +85,9 @@ def test_extra_columns_are_shown_on_demand(browser: Any, page: Path) -> None:
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def colour_at(browser: Any, share: float, tmp_path: Path) -> tuple[int, ...]:
+def colour_at(browser: Any, share: float, tmp_path: Path, within: str = "#pictures") -> tuple[int, ...]:
     """The colour that the stage shows at a share of its width, near its lower edge."""
-    stage = browser.find_element("css selector", ".stage")
+    stage = browser.find_element("css selector", f"{within} .stage")
     stage.screenshot(str(tmp_path / "stage.png"))
     with Image.open(tmp_path / "stage.png") as picture:
         pixel = picture.convert("RGB").getpixel((int(share * picture.width), picture.height - 12))
@@ -104,7 +104,7 @@ def test_the_slider_uncovers_what_was_chosen(browser: Any, page: Path, tmp_path:
     from selenium.webdriver.support.select import Select
 
     browser.get(page.as_uri())
-    slider = browser.find_element("css selector", ".stage input")
+    slider = browser.find_element("css selector", "#pictures .stage input")
     assert is_near(colour_at(browser, 0.25, tmp_path), COLOURS["best.pt"])
     assert is_near(colour_at(browser, 0.75, tmp_path), COLOURS["pruned"])
     slider.send_keys(Keys.END)
@@ -115,15 +115,59 @@ def test_the_slider_uncovers_what_was_chosen(browser: Any, page: Path, tmp_path:
     assert is_near(colour_at(browser, 0.6, tmp_path), COLOURS["best.pt"])
     assert "% best.pt" in slider.get_attribute("aria-valuetext")
     assert slider.get_attribute("aria-label").startswith("cat.jpg")
-    _, right = (Select(each) for each in browser.find_elements("css selector", ".compare select"))
+    _, right = (Select(each) for each in browser.find_elements("css selector", "#pictures select"))
     assert [option.text for option in right.options] == ["grey input", "truth", "best.pt", "pruned"]
     right.select_by_visible_text("truth")
     assert is_near(colour_at(browser, 0.9, tmp_path), COLOURS["truth"])
 
 
+def test_the_first_screen_compares_two_of_four_with_the_keyboard(browser: Any, page: Path, tmp_path: Path) -> None:
+    from selenium.webdriver import Keys
+
+    browser.get(page.as_uri())
+    left, right = browser.find_elements("css selector", ".hero select")
+    assert [each.text for each in left.find_elements("css selector", "option")] == [
+        "grey input", "the photograph", "best.pt, the original", "pruned, recommended",
+    ]  # fmt: skip
+    assert not browser.find_elements("css selector", ".hero input[type=radio]")
+    left.send_keys("the")
+    right.send_keys("grey")
+    slider = browser.find_element("css selector", ".hero .stage input")
+    for _ in range(20):
+        slider.send_keys(Keys.ARROW_LEFT)
+    assert is_near(colour_at(browser, 0.1, tmp_path, ".hero"), COLOURS["truth"])
+    assert is_near(colour_at(browser, 0.6, tmp_path, ".hero"), (90, 90, 90))
+    assert slider.get_attribute("aria-valuetext") == "30 % the photograph, 70 % grey input"
+    assert len([each for each in browser.find_elements("css selector", ".hero .tile") if each.is_displayed()]) == 4
+
+
+def test_without_scripts_there_are_plain_pictures_and_all_columns(browser: Any, page: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.get(page.as_uri())
+    # Seen by its size, since nothing of the driver's runs in the page either.
+    boxes = browser.execute_cdp_cmd("DOMSnapshot.captureSnapshot", {"computedStyles": ["display"]})
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    names = boxes["strings"]
+    nodes, layout = boxes["documents"][0]["nodes"], boxes["documents"][0]["layout"]
+    laid_out = {index: box for index, box in zip(layout["nodeIndex"], layout["bounds"], strict=True) if box[2] > 50}
+    tags = [names[nodes["nodeName"][index]] for index in laid_out]
+    assert tags.count("IMG") == 4 + 7 and "SELECT" not in tags and "INPUT" not in tags and "BUTTON" not in tags
+
+
+def test_no_other_script_runs_than_the_pages_own(browser: Any, page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    injected = "<script>document.title = 'injected'</script><b onclick=\"document.title = 'injected'\" id=bait>x</b>"
+    page.write_text(html.replace("</main>", f"{injected}</main>"), encoding="utf-8")
+    browser.get(page.as_uri())
+    browser.execute_script("document.getElementById('bait').click()")
+    assert browser.title == "colorpress report"
+    assert browser.find_elements("css selector", ".hero .stage")  # while its own does
+    browser.get_log("browser")
+
+
 def test_difference_maps_take_the_pictures_places(browser: Any, page: Path, tmp_path: Path) -> None:
     browser.get(page.as_uri())
-    to_truth, to_best = browser.find_elements("css selector", ".compare input[type=radio]")[1:]
+    to_truth, to_best = browser.find_elements("css selector", "#pictures input[type=radio]")[1:]
     to_truth.click()
     assert is_near(colour_at(browser, 0.25, tmp_path), MAPS["truth", "best.pt"])
     assert is_near(colour_at(browser, 0.75, tmp_path), MAPS["truth", "pruned"])
@@ -144,8 +188,8 @@ def test_the_page_never_scrolls_sideways(browser: Any, page: Path, width: int) -
 def test_on_paper_there_are_pictures_side_by_side_instead_of_sliders(browser: Any, page: Path) -> None:
     browser.get(page.as_uri())
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    shown = [each for each in browser.find_elements("css selector", ".tile") if each.is_displayed()]
+    shown = [each for each in browser.find_elements("css selector", "#pictures .tile") if each.is_displayed()]
     assert [each.get_attribute("data-name") for each in shown] == ["grey", "truth", "best.pt", "pruned"]
     assert len({each.rect["y"] for each in shown}) == 1
-    assert not browser.find_element("css selector", ".stage").is_displayed()
+    assert not any(each.is_displayed() for each in browser.find_elements("css selector", ".stage"))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

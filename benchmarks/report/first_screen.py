@@ -81,9 +81,10 @@ def say_headline(best: Row, chosen: Row, measure: Measure) -> str:
 def make_figures(best: Row, chosen: Row, measure: Measure) -> list[tuple[str, str]]:
     """Four figures of the recommended row, value and label; the colour is that of `say_headline`."""
     kept, _ = chosen.reported(measure)
+    times, size = chosen.times_smaller(best), format_bytes(chosen.fair_size_bytes)
     confirmed = ", confirmed" if chosen.is_confirmed else ""
     return [
-        (f"{format_number(chosen.times_smaller(best))}x", f"smaller ({format_bytes(chosen.fair_size_bytes)})"),
+        (f"{format_number(times)}x", f"{'smaller' if times > 1.0 + SAME_SIZE else 'as large'} ({size})"),
         (f"{format_number(chosen.speedup)}x", f"as fast ({format_number(chosen.p50_ms)} ms a call)"),
         ("-" if kept is None else f"{100 * kept:.1f} %", f"{measure.title} ({measure.symbol}) kept{confirmed}"),
         (format_percent(chosen.reported_l1_delta_pct), "L1 against best.pt"),

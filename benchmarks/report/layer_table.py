@@ -73,7 +73,10 @@ def read_layer_table(path: Path) -> LayerTable | None:
         return None
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
+            reader = csv.DictReader(stream, strict=True)
+            rows = list(reader)
+        if not {"name", "type"} <= set(reader.fieldnames or ()):
+            raise ValueError("it has no names of layers")
         named = [(row["name"], row["type"], _read_figures(row)) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError("layer ranking", path, f"is damaged ({error})", "run `colorpress rank` again") from error

@@ -95,7 +95,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         peers=judge_peers(rows, verdict.recommended, measure_of(strength)),
         bars=[
             make_bars(one_per_file(base), "size_bytes", "File size", format_bytes),
-            make_bars(base, "p50_ms", "Time for a call, p50", lambda value: format_number(value, " ms")),
+            make_bars(base, "p50_ms", "Latency, p50 of a call", lambda value: format_number(value, " ms")),
             *([make_bars(base, measure.name, _capitalize(measure), "{:.3f}".format)] if measure else []),
         ],
         drawings={

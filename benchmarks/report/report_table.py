@@ -179,7 +179,7 @@ def make_main_table(main: Sequence[MainRow], recommended: str | None, measure: M
     """
     columns = [
         Column("size_bytes", "Size", _figure("fair_size_bytes", format_bytes), "", _times_smaller(main)),
-        Column("speedup", "Speed", _figure("speedup", lambda value: format_number(value, "x")), "time for a call",
+        Column("speedup", "Speed", _figure("speedup", lambda value: format_number(value, "x")), "latency p50",
                _figure("p50_ms", _ms), is_more_better=True),
     ]  # fmt: skip
     if measure:
@@ -269,9 +269,9 @@ _EDGE_L1 = Column("edge_l1", "L1 near edges", _figure("edge_l1", "{:.4f}".format
 # Key, title, text; then what stands below the title and below the text.
 _COLUMNS = (
     Column("size_bytes", "Size", _figure("size_bytes", format_bytes), "", _fair_size),
-    Column("p50_ms", "p50", _figure("p50_ms", _ms), "p90", _figure("p90_ms", _ms)),
+    Column("p50_ms", "Latency p50", _figure("p50_ms", _ms), "p90", _figure("p90_ms", _ms)),
     Column("compute_ms", "GPU alone", _figure("compute_ms", _ms), "without transfer"),
-    Column("images_per_s", "Pictures", _figure("images_per_s", format_number), "per s", is_more_better=True),
+    Column("images_per_s", "Throughput", _figure("images_per_s", format_number), "pictures per s", is_more_better=True),
     Column("speedup", "Speed-up", _figure("speedup", lambda value: format_number(value, "x")),
            "95 % interval", _speedup_range, is_more_better=True),
     _share_column(CONTENT, "Content"),

@@ -75,7 +75,7 @@ def measure_roof(*, threads: int, seconds: float = 0.4) -> Roof:
         seconds: that each kernel is timed for, after a quarter of it as warm-up.
     """
     rates: dict[str, dict[str, float]] = {}
-    with progress("the machine's roof", len(KERNELS)) as bar:
+    with progress("measuring the roofline", len(KERNELS)) as bar:
         for name, (kind, _) in KERNELS.items():
             job = {"kernel": name, "threads": threads, "seconds": seconds}
             answer = run_worker(job, threads=threads, timeout_s=_TIMEOUT_S, module=sys.modules[__name__])

@@ -326,7 +326,8 @@ def read_benchmark_json(path: Path) -> Benchmark:
     Raises:
         InputError: no such file, or it is no benchmark of this format.
     """
-    hint, again = "run `colorpress benchmark` first", "run `colorpress benchmark` again"
+    hint = "name a run folder or a benchmark.json: `colorpress benchmark` writes it"
+    again = "run `colorpress benchmark` again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

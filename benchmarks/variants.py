@@ -144,9 +144,8 @@ def list_variants(run: Run) -> tuple[Variant, ...]:
         ConfigError: there is no best.pt.
     """
     if not run.best_path.exists():
-        raise ConfigError(
-            "folder", run.folder, "holds no best.pt to compare with", "run `colorpress train`, or give --checkpoint"
-        )
+        hint = "name the run folder with -o, give --checkpoint, or make one first: `colorpress run`"
+        raise ConfigError("folder", run.folder, "holds no best.pt to compare with", hint)
     best = run.load(run.best_path)
     variants = _variants_of(run, "best", run.best_path, best)
     for name in ("pruned", *list_students(run.folder)):

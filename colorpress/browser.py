@@ -8,7 +8,6 @@ import webbrowser
 from pathlib import Path
 
 from colorpress.core.errors import InputError
-from colorpress.next_steps import typed_name
 
 REPORT = "report.html"
 
@@ -22,15 +21,12 @@ def find_report(folder: Path) -> Path:
     path = folder / REPORT
     if path.is_file():
         return path
-    own, measured = typed_name(), folder / "benchmark.json"
     why = f"holds no {REPORT}" if folder.is_dir() else "no such folder"
-    if measured.is_file():
-        raise InputError("folder", folder, why, f"write it with `{own} report -o {folder}`")
-    is_begun = (folder / ".stages").is_dir()
-    hint = (
-        f"`{own} run` has not ended there: give its command again" if is_begun else f"make one: `{own} run -o {folder}`"
-    )
-    raise InputError("folder", folder, why, f"{hint}; or name another folder: `{own} open FOLDER`")
+    if (folder / "benchmark.json").is_file():
+        raise InputError("folder", folder, why, f"write it: `colorpress report -o {folder}`")
+    if (folder / ".stages").is_dir():
+        raise InputError("folder", folder, why, "its run has not ended: give the command of it again")
+    raise InputError("folder", folder, why, "name a run folder: `colorpress open FOLDER`; `colorpress run` makes one")
 
 
 def show_report(path: Path) -> bool:

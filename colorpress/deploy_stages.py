@@ -130,7 +130,10 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
         variant = (verdict.recommended or "").partition(" @ ")[0] if verdict else ""
         if not variant:
             why = f"recommends nothing: {verdict.sentence}" if verdict else "holds no benchmark.json to choose by"
-            raise ConfigError("folder", run.folder, why, "name one with --variant")
+            hint = (
+                "name one with --variant" if verdict else "run `colorpress benchmark` first, or name one with --variant"
+            )
+            raise ConfigError("folder", run.folder, why, hint)
     names = exported_variants(run)
     if variant not in names:
         raise ConfigError("option --variant", variant, "no such variant", f"choose one of: {', '.join(names)}")

@@ -286,11 +286,13 @@ def test_open_prints_the_report_and_opens_it_where_there_is_a_display(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.chdir(tmp_path)
-    assert "hint: make one: `colorpress run -o reports`" in fails_with(3, capsys, "open")
+    assert "hint: name a run folder: `colorpress open FOLDER`" in fails_with(3, capsys, "open")
     report = tmp_path / "reports" / "report.html"
     report.parent.mkdir()
+    report.with_name(".stages").mkdir()
+    assert "hint: its run has not ended" in fails_with(3, capsys, "open")
     report.with_name("benchmark.json").write_text("{}")
-    assert "hint: write it with `colorpress report -o reports`" in fails_with(3, capsys, "open")
+    assert "hint: write it: `colorpress report -o reports`" in fails_with(3, capsys, "open")
     report.write_text("<p>")
     assert run_command(["open"]) == 0
     printed = capsys.readouterr()

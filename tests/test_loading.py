@@ -81,5 +81,5 @@ def test_the_command_prints_one_json_document(photo_folder: Path, capsys: pytest
     assert shown.out == ""
     assert shown.err.splitlines()[-2:] == [
         f"error: option --data '{photo_folder / 'gone'}': no such folder",
-        "hint: give a folder of photographs, or leave --data out",
+        "hint: give a folder of photographs with --data; left out, it is that of the run folder",
     ]

@@ -164,7 +164,7 @@ def test_folders_that_cannot_be_trained_on(photo_folder: Path, tmp_path: Path) -
         scan_photos(data(photo_folder, val_share=0.5, test_share=0.5), workers=0)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="0 picture files: 0 usable"):
+    with pytest.raises(InputError, match="holds no photographs, and at least 3 colour photographs are needed"):
         scan_photos(data(empty), workers=0)
     for index in range(2):
         make_photo(index).save(empty / f"{index}.png")

@@ -97,7 +97,12 @@ def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
 def _require_folder(folder: Path, option: str) -> None:
     if not folder.is_dir():
         why = "not a folder" if folder.exists() else "no such folder"
-        raise ConfigError(f"option {option}", folder, why, f"give a folder of photographs, or leave {option} out")
+        raise ConfigError(
+            f"option {option}",
+            folder,
+            why,
+            f"give a folder of photographs with {option}; left out, it is that of the run folder",
+        )
 
 
 _Entry = tuple[int, int, str, int, int, str]

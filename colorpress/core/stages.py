@@ -43,9 +43,10 @@ def make_key(action: Callable[..., Any], *, inputs: Sequence[Path], settings: Ma
     Raises:
         ConfigError: an input is no file.
     """
+    hint = "name the run folder with -o or the file with --checkpoint, or make it first: `colorpress run` does all"
     for path in inputs:
         if not path.is_file():
-            raise ConfigError("model", path, "no such file", "run the stage before, or give another --checkpoint")
+            raise ConfigError("model", path, "no such file", hint)
     content = {
         "inputs": [sha256_file(path) for path in inputs],
         "settings": settings,

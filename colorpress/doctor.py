@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from colorpress import __version__
 from colorpress.core.machine import describe_machine, installed_version
+from colorpress.core.text import format_bytes
 
 # What an extra is for; those for working on colorpress itself are nobody's loss.
 _EXTRAS = {
@@ -76,8 +77,10 @@ def _describe_processors() -> dict[str, Any]:
 
 def format_environment(found: dict[str, Any]) -> str:
     """`describe_environment`'s answer as lines for a terminal."""
-    lines = [f"colorpress {found['colorpress']}, Python {found['python']}"]
-    lines += [f"  {key}: {_flat(value)}" for key, value in found.get("machine", {}).items()]
+    absent = [each.endswith(": required") for each in found["missing"]]
+    ready = "packages are missing: pip install -e ." if any(absent) else "all that it needs is installed"
+    lines = [f"colorpress {found['colorpress']}, Python {found['python']}: {ready}"]
+    lines += [_describe_entry(key, value) for key, value in found.get("machine", {}).items()]
     if "machine" in found:
         lines.append(f"  ONNX Runtime providers: {_flat(found['onnxruntime_providers'])}")
         lines.append(f"  CUDA devices: {_flat(found['cuda_devices']) or 'none'}")
@@ -85,9 +88,18 @@ def format_environment(found: dict[str, Any]) -> str:
     lines.append(
         "packages: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     )
-    lines += [f"missing  {each}" for each in found["missing"]]
+    lines += [
+        f"{'missing ' if is_required else 'optional'} {each}"
+        for is_required, each in zip(absent, found["missing"], strict=True)
+    ]
     lines += [f"note     {each}" for each in found.get("advice", [])]
     return "\n".join(lines)
+
+
+def _describe_entry(key: str, value: object) -> str:
+    if key.endswith("_bytes") and isinstance(value, int):
+        key, value = key.removesuffix("_bytes"), format_bytes(value)
+    return f"  {key.replace('_', ' ')}: {_flat(value)}"
 
 
 def _flat(value: object) -> str:

@@ -164,27 +164,28 @@ def _on(run: Run) -> list[str]:
 
 
 def _format_main_rows(rows: Sequence[Row], recommended: str | None, measure: Measure) -> list[str]:
-    """The rows that matter as a table for a terminal; empty where best.pt was not measured."""
+    """The rows that matter as a table for a terminal of 80 columns; empty where best.pt was not measured."""
     main = choose_main_rows(rows, recommended, measure)
     if not main:
         return []
-    header = ("", "", "file", "smaller", "p50", "speed-up", f"{measure} (95 % interval)")
+    header = ("* recommended" if recommended else "", "file", "smaller", "speed-up", str(measure))
     cells = []
-    for role, row in main:
+    for _, row in main:
         kept, ends = row.reported(measure)
         interval = f" ({format_interval(*ends, digits=2)})" if ends and row is not rows[0] else ""
         mark = "*" if row.model == recommended else ""
         cells.append((
             f"{mark:1} {printable(row.model)}",
-            role,
             format_bytes(row.fair_size_bytes),
             format_number(None if row.control else row.times_smaller(rows[0]), "x"),
-            format_number(row.p50_ms, " ms"),
             format_number(row.speedup, "x"),
             "-" if kept is None else f"{kept:.2f}{interval}",
         ))  # fmt: skip
-    best, width = rows[0], max(len(role) for _, role, *_ in cells)
-    table = align_cells([header, *((name, role.ljust(width), *rest) for name, role, *rest in cells)])
+    best = rows[0]
     threads = f"{best.threads} {'thread' if best.threads == 1 else 'threads'}" if best.device == "cpu" else best.device
     size = f"{best.height} x {best.width} pixels"
-    return [*table, f"p50: median time for {size} on {threads}; {measure}: {measure.meaning}"]
+    return [
+        *align_cells([header, *cells]),
+        f"speed-up: of the median time for {size} on {threads}",
+        f"{measure}: {measure.meaning} (95 % interval)",
+    ]

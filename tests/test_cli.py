@@ -461,7 +461,7 @@ def test_further_folders_of_a_benchmark_are_kept_and_bad_ones_refused(
 
 
 def test_any_files_are_timed_in_lists_of_conditions(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.rows import read_benchmark_json
     from colorpress.core.config import ExportConfig
@@ -471,6 +471,9 @@ def test_any_files_are_timed_in_lists_of_conditions(
     exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "small.onnx", ExportConfig()).path
     out = ["-o", str(tmp_path / "out")]
     quick = ["--rounds", "1", "--runs", "3", "--min-seconds", "0", "--warmup", "1", "--no-roof", "--eval-photos", "0"]
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)) or True)
+    monkeypatch.setenv("BROWSER", "firefox")
     lists = ["--batch-size", "1,2", "--imgsz", "8", "--threads", "2,1", "--runtime", "torch-channels-last,onnxruntime"]
     command = ["benchmark", str(tiny_checkpoint), str(exported), *out, *quick, *lists]
     assert run_command(command) == 0, capsys.readouterr().err
@@ -483,8 +486,11 @@ def test_any_files_are_timed_in_lists_of_conditions(
     assert not (tmp_path / "out" / "pareto.png").exists()
     printed = capsys.readouterr().out
     assert "small, batch 2, 1 thread" in printed and "A/A control, cpu, 1 thread" in printed
+    assert "colours were not measured, only time.\nMeasure them too: --eval-photos above 0.\n" in printed
+    assert not (tmp_path / "out" / "report.html").exists()
     # The folder keeps the lists; what is given again wins.
-    assert run_command(["benchmark", str(tiny_checkpoint), *out, "--batch-size", "2", "--force"]) == 0
+    assert run_command(["benchmark", str(tiny_checkpoint), *out, "--batch-size", "2", "--force", "--open"]) == 0
+    assert opened == [(tmp_path / "out" / "report.html").as_uri()]
     rows = read_benchmark_json(tmp_path / "out" / "benchmark.json").rows
     assert [(row.batch, row.threads) for row in rows] == [(2, 2), (2, 2), (2, 1), (2, 1)]
 

@@ -76,7 +76,8 @@ def test_what_is_recommended_its_figures_and_three_commands(tmp_path: Path) -> N
     assert "colorizer.onnx beside it, pixels in, pixels out (2.50 kB)" in lines[4]
     assert text.count("0.97 (0.96 to 0.98)") == 1 and "content colour C: the share of best.pt's gain" in text
     table = lines[lines.index("") + 2 : lines.index("", lines.index("") + 1)]
-    assert len(table) == 6 and [line[:1] for line in table].count("*") == 1  # five rows, and what they mean
+    assert len(table) == 7 and [line[:1] for line in table].count("*") == 1  # five rows, and what they mean
+    assert max(map(len, table[:5])) <= 80
     assert f"report    {tmp_path / 'report.html'}" in text and len(lines) < 25
     assert next_commands(lines) == [
         ["open", str(tmp_path)],

@@ -35,7 +35,7 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_loader(photos: tuple[Photo, ...], **options: object) -> CropLoader:
-    recipe = Recipe(imgsz=16, batch_size=4, crop_share=0.35, epoch_crops=1)
+    recipe = Recipe(imgsz=16, size_jitter=0.0, batch_size=4, crop_share=0.35, epoch_crops=1)
     changed = {name: options.pop(name) for name in vars(recipe) if name in options}
     data = DataConfig(seed=options.pop("seed", 3), max_pixels=LIMIT)  # type: ignore[arg-type]
     return CropLoader(photos, replace(recipe, **changed), data, **{"workers": 0, **options})  # type: ignore[arg-type]
@@ -58,6 +58,20 @@ def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -
     assert len(loader) == 3
 
 
+def test_each_batch_has_a_size_of_its_own_whoever_loads_it(photos: tuple[Photo, ...]) -> None:
+    options = {"imgsz": 24, "size_jitter": 0.5, "epoch_crops": 100}
+    found = pixels_of(make_loader(photos, **options), 1)
+    sides = [batch.shape[-1] for batch in found]
+    assert all(batch.shape[-2] == batch.shape[-1] for batch in found)
+    assert set(sides) == {12, 16, 20, 24, 28, 32}
+    assert [batch.shape[-1] for batch in pixels_of(make_loader(photos, **options), 2)] != sides
+    with_worker = pixels_of(make_loader(photos, workers=1, **options), 1)
+    assert all(torch.equal(*pair) for pair in zip(found, with_worker, strict=True))
+    # Processes that share a batch see crops of one size, one without any too.
+    part = pixels_of(make_loader(photos, part=(1, 2), **options), 1)
+    assert [batch.shape[-1] for batch in part] == sides
+
+
 @pytest.mark.parametrize(
     ("count", "min_crops", "crops"), [(10, 64, 70), (10, 10, 10), (10, 11, 20), (1, 64, 64), (10, 1, 10)]
 )
@@ -65,9 +79,9 @@ def test_a_small_set_gives_several_crops_of_each_photograph(
     photos: tuple[Photo, ...], count: int, min_crops: int, crops: int
 ) -> None:
     loader = make_loader(photos[:count], epoch_crops=min_crops, batch_size=16)
-    keys = [key for batch in loader._order for key in batch]
+    keys = [key for batch in loader._order for key in batch.crops]
     assert len(keys) == len(set(keys)) == crops
-    assert np.bincount([position for _, position, _ in keys]).tolist() == [crops // count] * count
+    assert np.bincount([position for position, _ in keys]).tolist() == [crops // count] * count
     assert len(loader) == -(-crops // 16)
 
 

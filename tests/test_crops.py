@@ -12,7 +12,7 @@ from PIL import Image
 from colorpress.core.config import Recipe
 from colorpress.core.errors import InputError
 from training import crops, photos
-from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, growing_side, least_share
+from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop, least_share
 from training.photos import Photo
 
 LIMIT = 1_000_000
@@ -57,12 +57,29 @@ def test_answers_are_cropped_as_their_photographs_are() -> None:
         assert np.abs(crop - places)[:, 1:-1, 1:-1].max() < 2.0
 
 
-def test_crops_are_no_larger_than_most_photographs() -> None:
-    large, small = (640, 480), (100, 120)
-    assert crop_side(sized(large, large, small), 128) == 128
-    assert crop_side(sized(large, small, small), 128) == 96  # a whole multiple of 32
-    assert crop_side(sized(small), 64) == 64
-    assert crop_side(sized((20, 90)), 64) == 20
+def sides_of(photos: list[Photo], recipe: Recipe, epoch: int = 1) -> list[int]:
+    sides = CropSides.of(photos, recipe)
+    return sorted({sides.draw(0, epoch, batch) for batch in range(200)})
+
+
+def test_crops_are_of_many_sizes_and_no_larger_than_most_photographs() -> None:
+    large, small, tiny = (640, 480), (101, 120), (3, 90)
+    recipe = Recipe(imgsz=128, size_jitter=0.25)
+    assert sides_of(sized(large, large, small), recipe) == list(range(96, 160, 4))
+    assert CropSides.of(sized(large), recipe).largest == 160
+    # Around the size of the photographs where that is smaller than what is asked for, and no larger.
+    assert sides_of(sized(large, small, small), recipe) == list(range(76, 104, 4))
+    assert CropSides.of(sized(small), recipe).largest == 100
+    assert sides_of(sized(large), Recipe(imgsz=64, size_jitter=0.0)) == [64]
+    assert sides_of(sized(tiny), recipe) == [3]
+
+
+def test_growing_crops_reach_their_size_before_the_last_fifth() -> None:
+    recipe = Recipe(imgsz=96, start_imgsz=48, epochs=10, size_jitter=0.0)
+    sides = CropSides(recipe, usual=480)
+    assert [sides.draw(0, epoch, 0) for epoch in range(11)] == [48, 48, 52, 60, 64, 72, 76, 84, 88, 96, 96]
+    assert CropSides(recipe, usual=64).draw(0, 10, 0) == 64
+    assert CropSides(Recipe(imgsz=32, start_imgsz=48, size_jitter=0.0), usual=480).draw(0, 1, 0) == 32
 
 
 def test_small_photographs_are_shown_nearly_whole_instead_of_enlarged() -> None:
@@ -78,12 +95,12 @@ def test_a_photograph_is_read_no_larger_than_its_crops_need(tmp_path: Path) -> N
     make_photo(1, 1600, 1200).save(tmp_path / "x.jpg", quality=95)
     make_photo(1, 1600, 1200).save(tmp_path / "x.png")
     jpeg, png = (
-        KeptPhotos(64, 2 * LIMIT).read(photo_of(tmp_path / name, 1600, 1200), 0.35) for name in ("x.jpg", "x.png")
+        KeptPhotos(64, 0.35, 2 * LIMIT).read(photo_of(tmp_path / name, 1600, 1200)) for name in ("x.jpg", "x.png")
     )
     # A crop of 0.35 of the area, three pixels wide for four of height, has 64 pixels across.
     assert jpeg.shape == png.shape == (125, 167, 3)
     assert np.abs(jpeg.astype(int) - png).mean() < 3
-    assert KeptPhotos(64, 2 * LIMIT).read(photo_of(tmp_path / "x.png", 1600, 1200), 0.001).shape == (1200, 1600, 3)
+    assert KeptPhotos(640, 0.12, 2 * LIMIT).read(photo_of(tmp_path / "x.png", 1600, 1200)).shape == (1200, 1600, 3)
 
 
 def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +114,9 @@ def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monk
     monkeypatch.setattr(crops, "load_rgb", lambda path, **limits: read.append(path) or load(path, **limits))
     # Room for four photographs, which two processes share: each keeps two.
     monkeypatch.setattr(crops, "_free_bytes", lambda: 4 * 40 * 48 * 3)
-    kept = KeptPhotos(36, LIMIT, processes=2)
-    first = [kept.read(photo, 1.0).copy() for photo in found]
-    again = [kept.read(photo, 1.0) for photo in found]
+    kept = KeptPhotos(36, 1.0, LIMIT, processes=2)
+    first = [kept.read(photo).copy() for photo in found]
+    again = [kept.read(photo) for photo in found]
     assert [path.name for path in read] == ["0.png", "1.png", "2.png", "2.png"]
     for photo, before, after in zip(found, first, again, strict=True):
         assert np.array_equal(before, after)
@@ -115,13 +132,4 @@ def test_there_is_room_for_a_quarter_of_the_free_memory() -> None:
 def test_a_photograph_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match="limit"):
-        KeptPhotos(32, 100).read(photo_of(tmp_path / "x.png", 40, 40), 1.0)
-
-
-def test_growing_crops_reach_their_size_before_the_last_fifth() -> None:
-    recipe = Recipe(imgsz=96, start_imgsz=48, epochs=10)
-    assert [growing_side(recipe, 96, epoch) for epoch in range(1, 11)] == [48, 48, 64, 64, 64, 80, 80, 96, 96, 96]
-    assert growing_side(recipe, 64, 1) == 48
-    assert growing_side(recipe, 32, 1) == 32  # photographs so small
-    assert growing_side(Recipe(imgsz=96, epochs=10), 96, 1) == 96
-    assert growing_side(Recipe(imgsz=96, start_imgsz=48, epochs=1), 96, 1) == 48
+        KeptPhotos(32, 1.0, 100).read(photo_of(tmp_path / "x.png", 40, 40))

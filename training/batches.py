@@ -25,14 +25,21 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import write_bytes
-from training.crops import CropDraw, KeptPhotos, crop_answer, crop_side, cut_crop, growing_side, least_share
+from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop, least_share
 from training.photos import Photo, load_rgb
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
 ANSWER_STRIDE = 4
 
-# Which crop: epoch, position of the photograph in the sequence, and its how-manieth crop of that epoch.
-_CropKey = tuple[int, int, int]
+
+@dataclass(frozen=True)
+class _BatchKey:
+    """Which batch: the side of its crops, in pixels, and each crop by its photograph's position and its own number."""
+
+    epoch: int
+    imgsz: int
+    crops: Sequence[tuple[int, int]]
+
 
 _warned: set[Path] = set()
 
@@ -117,7 +124,7 @@ class CropLoader:
 
     Args:
         photos: what to crop from, at least one.
-        recipe: its imgsz and start_imgsz (see `crop_side` and `growing_side`), batch_size, crop_share, epoch_crops and
+        recipe: its imgsz, size_jitter and start_imgsz (see `CropSides`), batch_size, crop_share, epoch_crops and
             tone_jitter.
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
@@ -135,10 +142,11 @@ class CropLoader:
         answers: AnswerFolder | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.imgsz = crop_side(photos, recipe.imgsz)
-        self._order = _CropOrder(len(photos), recipe, data.seed, part)
+        sides = CropSides.of(photos, recipe)
+        kept = KeptPhotos(sides.largest, recipe.crop_share, data.max_pixels, workers)
+        self._order = _CropOrder(len(photos), recipe, sides, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
-            _CropDataset(photos, recipe, self.imgsz, data, answers, KeptPhotos(self.imgsz, data.max_pixels, workers)),
+            _CropDataset(photos, recipe, data, answers, kept),
             sampler=self._order,
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
@@ -214,24 +222,22 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
 class _CropDataset(Dataset[_Loaded]):
     photos: Sequence[Photo]
     recipe: Recipe
-    imgsz: int
     data: DataConfig
     answers: AnswerFolder | None
     kept: KeptPhotos
 
-    def __getitem__(self, keys: Sequence[_CropKey]) -> _Loaded:
-        imgsz = growing_side(self.recipe, self.imgsz, keys[0][0]) if keys else self.imgsz
-        size = -(-imgsz // ANSWER_STRIDE)
+    def __getitem__(self, batch: _BatchKey) -> _Loaded:
+        imgsz, size = batch.imgsz, -(-batch.imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
         taught: list[NDArray[np.float16]] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
-        for epoch, position, number in keys:
+        for position, number in batch.crops:
             photo = self.photos[position]
-            share = least_share(photo, self.recipe.crop_share, self.imgsz)
-            draw = CropDraw.by((self.data.seed, epoch, position, number), share)
+            share = least_share(photo, self.recipe.crop_share, imgsz)
+            draw = CropDraw.by((self.data.seed, batch.epoch, position, number), share)
             try:
-                crop = cut_crop(self.kept.read(photo, share), draw, imgsz)
+                crop = cut_crop(self.kept.read(photo), draw, imgsz)
                 if self.answers is not None:
                     taught.append(crop_answer(self.answers.read(photo), draw, photo.width / photo.height, size))
             except InputError as error:
@@ -250,21 +256,24 @@ class _CropDataset(Dataset[_Loaded]):
         return loaded, lost
 
 
-class _CropOrder(Sampler[list[_CropKey]]):
-    """The shuffled keys of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
+class _CropOrder(Sampler[_BatchKey]):
+    """The shuffled crops of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
 
-    def __init__(self, photos: int, recipe: Recipe, seed: int, part: tuple[int, int]) -> None:
-        self.photos, self.seed, self.part = photos, seed, part
-        self.epoch = self.start = 0
+    def __init__(self, photos: int, recipe: Recipe, sides: CropSides, seed: int, part: tuple[int, int]) -> None:
+        self.photos, self.sides, self.seed, self.part = photos, sides, seed, part
+        self.epoch, self.start = 1, 0
         self.crops = photos * -(-max(photos, recipe.epoch_crops) // photos)
         self.batches = -(-self.crops // recipe.batch_size)
 
-    def __iter__(self) -> Iterator[list[_CropKey]]:
+    def __iter__(self) -> Iterator[_BatchKey]:
         rank, ranks = self.part
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
-        for batch in np.array_split(order, self.batches)[self.start :]:
-            own = np.array_split(batch, ranks)[rank]
-            yield [(self.epoch, int(each) % self.photos, int(each) // self.photos) for each in own]
+        for number, batch in enumerate(np.array_split(order, self.batches)):
+            if number >= self.start:
+                crops = [
+                    (int(each) % self.photos, int(each) // self.photos) for each in np.array_split(batch, ranks)[rank]
+                ]
+                yield _BatchKey(self.epoch, self.sides.draw(self.seed, self.epoch, number), crops)
 
 
 def _as_loaded(batch: Any) -> Any:

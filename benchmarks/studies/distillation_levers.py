@@ -221,6 +221,8 @@ def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:
         Lever("best.pt's answer alone", lesson={"teacher_weight": 1.0}),
         Lever("same tones", recipe={"tone_jitter": 0.0}),
         Lever("one scale", recipe={"crop_share": 1.0}),
+        Lever("one size", recipe={"size_jitter": 0.0}),
+        Lever("growing crops", recipe={"start_imgsz": max(16, job.run.settings.distil.student_imgsz // 3)}),
         Lever("last weights, no average", recipe={"ema_decay": 0.0}),
         Lever("constant learning rate", recipe={"schedule": "constant"}),
         Lever("half the learning rate", recipe={"learning_rate": learning_rate / 2}),

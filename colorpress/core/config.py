@@ -185,6 +185,9 @@ class FitConfig(Config):
     crop_share: float = option(
         0.35, "Smallest share of a photograph's area that a training crop shows; the largest is 1.", low=0.01, high=1.0
     )
+    size_jitter: float = option(
+        0.4, "Crops of a batch are smaller or larger than asked for by up to this share.", low=0.0, high=0.9
+    )
     tone_jitter: float = option(
         0.0, "Training crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
@@ -221,9 +224,9 @@ class TrainConfig(Config):
     """How long and on what the original is trained: L to ab, L1 loss, best epoch by validation L1."""
 
     epochs: int = option(15, "Passes over the training photographs.", low=1, high=100_000, common=True)
-    imgsz: int = option(64, "Side of the square training crop, in pixels.", low=8, high=4096, common=True)
+    imgsz: int = option(64, "Side of the square training crops, in pixels, in the mean.", low=8, high=4096, common=True)
     start_imgsz: int = option(
-        0, "Side of the crops of the first epoch, from which they grow to --imgsz; 0: they do not.", low=0, high=4096
+        0, "The same of the first epoch, from which crops grow to --imgsz; 0: they do not.", low=0, high=4096
     )
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
@@ -390,7 +393,9 @@ class FinetuneConfig(Config):
         common=True,
     )
     # Whatever the original's crops were: of small ones a network unlearns what it knew of whole photographs.
-    finetune_imgsz: int = option(128, "Side of the square crop while fine-tuning, in pixels.", low=8, high=4096)
+    finetune_imgsz: int = option(
+        128, "Side of the square crops while fine-tuning, in pixels, in the mean.", low=8, high=4096
+    )
     finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
     teacher_weight: float = option(
         0.5,
@@ -527,7 +532,7 @@ class FurtherConfig(Config):
 class DistilConfig(Config):
     """How students learn from best.pt, whoever chooses them."""
 
-    student_imgsz: int = option(128, "Side of the square crops, in pixels.", low=16, high=4096)
+    student_imgsz: int = option(128, "Side of the square crops, in pixels, in the mean.", low=16, high=4096)
     student_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)
     student_crop_share: float = option(
         0.12, "Smallest share of a photograph's area that a crop shows; the largest is 1.", low=0.01, high=1.0

@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 
+from colorpress.core.config import Recipe
 from colorpress.core.console import say
 from colorpress.core.errors import GateError
 from colorpress.core.files import write_bytes, write_json
@@ -32,6 +33,7 @@ from compress.ranking import count_macs
 from compress.yardstick import Jury, answering_of, score_onnx
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
+from training.crops import CropSides
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
@@ -161,7 +163,8 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         return score_onnx(jury.choosing, path, threads=settings.machine.threads)
 
     def tune(network: GraphNetwork) -> None:
-        distil, side = settings.distil, settings.distil.student_imgsz
+        distil = settings.distil
+        side = CropSides.of(photos.train, Recipe(imgsz=distil.student_imgsz)).middle
         checkpoint = source.with_name("model.pt")
         origin = run.load(checkpoint) if checkpoint.exists() else best
         macs_of_a_crop = count_macs(origin.build_network(), height=side, width=side)

@@ -18,6 +18,7 @@ from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
 from compress.students.student_job import build_student
 from training.batches import CropLoader
+from training.crops import CropSides
 from training.device import choose_device, choose_precision, torch_threads
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
@@ -78,7 +79,7 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     multiply-accumulates between the candidates that are timed.
     """
     candidates = _draw_candidates(job)
-    side = job.run.settings.distil.student_imgsz
+    side = _crop_side(job)
     macs = {point: predict_cost(point.network(), side=side)["macs"] for point in candidates}
     ordered = sorted(candidates, key=lambda point: macs[point])
     timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
@@ -111,6 +112,10 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
     return [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
 
 
+def _crop_side(job: SearchJob) -> int:
+    return CropSides.of(job.photos.train, job.recipe(job.effort.full_crops)).middle
+
+
 def _time_loading(job: SearchJob) -> float:
     """Seconds a crop, by as many processes as training has."""
     settings = job.run.settings
@@ -126,8 +131,8 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     settings = job.run.settings
     device = choose_device(settings.machine.device)
     network = build_student(point.network(), settings.data.seed).to(device).train()
-    side, batch = settings.distil.student_imgsz, settings.distil.student_batch_size
-    padded = -(-side // network.size_multiple) * network.size_multiple
+    batch = settings.distil.student_batch_size
+    padded = -(-_crop_side(job) // network.size_multiple) * network.size_multiple
     lightness = torch.rand(batch, 1, padded, padded, device=device)
     dtype = choose_precision(settings.fit.precision, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)

@@ -608,14 +608,16 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
 @click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,
               help="What the model's chroma is multiplied by.  [default: the model's, 1]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
-@click.option("--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger ones.")
+@click.option(
+    "--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger photographs."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--runtime", type=click.Choice(RUNTIME_NAMES), default=None,
               help="What runs the model.  [default: PyTorch or ONNX Runtime, as its file is]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 1024), default=0, show_default=True,
               help="Photographs at a time; 0: one per core.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
-              help="Of each photograph; 0: the cores shared out among the workers.")  # fmt: skip
+              help="Threads of each worker; 0: the cores shared out among them.")  # fmt: skip
 @json_option
 @debug_option
 def colorize(
@@ -668,7 +670,8 @@ def colorize(
     else:
         for each in result.skipped:
             click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
-        click.echo(f"{len(result.colorized)} photographs in {printable(str(output_dir))}")
+        noun = "photograph" if len(result.colorized) == 1 else "photographs"
+        click.echo(f"{len(result.colorized)} {noun} in {printable(str(output_dir))}")
     total = len(result.colorized) + len(result.kept) + len(result.skipped)
     if len(result.skipped) > DataConfig().max_bad_share * total:
         why = f"{len(result.skipped)} of {total} could not be read; the others are coloured"

@@ -12,7 +12,7 @@ from PIL import Image
 from colorpress.core.config import Recipe
 from colorpress.core.errors import InputError
 from training import crops, photos
-from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop, least_share
+from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
 from training.photos import Photo
 
 LIMIT = 1_000_000
@@ -82,25 +82,32 @@ def test_growing_crops_reach_their_size_before_the_last_fifth() -> None:
     assert CropSides(Recipe(imgsz=32, start_imgsz=48, size_jitter=0.0), usual=480).draw(0, 1, 0) == 32
 
 
+def sides_at(imgsz: int, crop_share: float, usual: int = 10_000) -> CropSides:
+    return CropSides(Recipe(imgsz=imgsz, crop_share=crop_share, size_jitter=0.0), usual)
+
+
 def test_small_photographs_are_shown_nearly_whole_instead_of_enlarged() -> None:
     large, small, tiny = sized((640, 480), (100, 100), (40, 40))
-    assert least_share(large, 0.12, 128) == 0.12
+    assert sides_at(128, 0.12).least_share(large) == 0.12
     # 96 pixels across are at most 1.25 times those of the photograph: 76.8 of its 100.
-    assert least_share(small, 0.12, 96) == pytest.approx(0.768**2)
-    assert least_share(small, 0.7, 96) == 0.7
-    assert least_share(tiny, 0.12, 96) == 1.0
+    assert sides_at(128, 0.12, usual=96).least_share(small) == pytest.approx(0.768**2)
+    assert sides_at(96, 0.7).least_share(small) == 0.7
+    assert sides_at(96, 0.12).least_share(tiny) == 1.0
 
 
 def test_a_photograph_is_read_no_larger_than_its_crops_need(tmp_path: Path) -> None:
     make_photo(1, 1600, 1200).save(tmp_path / "x.jpg", quality=95)
     make_photo(1, 1600, 1200).save(tmp_path / "x.png")
-    jpeg, png = (
-        KeptPhotos(64, 0.35, 2 * LIMIT).read(photo_of(tmp_path / name, 1600, 1200)) for name in ("x.jpg", "x.png")
-    )
+    photos = [photo_of(tmp_path / name, 1600, 1200) for name in ("x.jpg", "x.png")]
+    jpeg, png = (KeptPhotos(sides_at(64, 0.35), 2 * LIMIT).read(photo) for photo in photos)
     # A crop of 0.35 of the area, three pixels wide for four of height, has 64 pixels across.
     assert jpeg.shape == png.shape == (125, 167, 3)
     assert np.abs(jpeg.astype(int) - png).mean() < 3
-    assert KeptPhotos(640, 0.12, 2 * LIMIT).read(photo_of(tmp_path / "x.png", 1600, 1200)).shape == (1200, 1600, 3)
+    assert KeptPhotos(sides_at(640, 0.12), 2 * LIMIT).read(photo_of(tmp_path / "x.png", 1600, 1200)).shape == (
+        1200,
+        1600,
+        3,
+    )
 
 
 def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +121,7 @@ def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monk
     monkeypatch.setattr(crops, "load_rgb", lambda path, **limits: read.append(path) or load(path, **limits))
     # Room for four photographs, which two processes share: each keeps two.
     monkeypatch.setattr(crops, "_free_bytes", lambda: 4 * 40 * 48 * 3)
-    kept = KeptPhotos(36, 1.0, LIMIT, processes=2)
+    kept = KeptPhotos(sides_at(36, 1.0), LIMIT, processes=2)
     first = [kept.read(photo).copy() for photo in found]
     again = [kept.read(photo) for photo in found]
     assert [path.name for path in read] == ["0.png", "1.png", "2.png", "2.png"]
@@ -132,4 +139,4 @@ def test_there_is_room_for_a_quarter_of_the_free_memory() -> None:
 def test_a_photograph_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match="limit"):
-        KeptPhotos(32, 1.0, 100).read(photo_of(tmp_path / "x.png", 40, 40))
+        KeptPhotos(sides_at(32, 1.0), 100).read(photo_of(tmp_path / "x.png", 40, 40))

@@ -25,7 +25,7 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import write_bytes
-from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop, least_share
+from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
 from training.photos import Photo, load_rgb
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
@@ -143,7 +143,7 @@ class CropLoader:
         part: tuple[int, int] = (0, 1),
     ) -> None:
         sides = CropSides.of(photos, recipe)
-        kept = KeptPhotos(sides.largest, recipe.crop_share, data.max_pixels, workers)
+        kept = KeptPhotos(sides, data.max_pixels, workers)
         self._order = _CropOrder(len(photos), recipe, sides, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
             _CropDataset(photos, recipe, data, answers, kept),
@@ -234,7 +234,7 @@ class _CropDataset(Dataset[_Loaded]):
         lost: list[tuple[Path, str]] = []
         for position, number in batch.crops:
             photo = self.photos[position]
-            share = least_share(photo, self.recipe.crop_share, imgsz)
+            share = self.kept.sides.least_share(photo)
             draw = CropDraw.by((self.data.seed, batch.epoch, position, number), share)
             try:
                 crop = cut_crop(self.kept.read(photo), draw, imgsz)

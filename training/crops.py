@@ -69,7 +69,7 @@ class CropSides:
     a student of crops of 96 pixels kept G 0.94 of photographs reduced to 96 pixels and 0.82 of the same at 100.
 
     Attributes:
-        recipe: its imgsz, size_jitter, start_imgsz and epochs.
+        recipe: its imgsz, size_jitter, start_imgsz, epochs and crop_share.
         usual: the short side of half of the photographs: crops are no larger.
     """
 
@@ -103,15 +103,15 @@ class CropSides:
         chance = np.random.default_rng((seed, epoch, batch)).uniform(-1.0, 1.0)
         return self._side(side, 1.0 + recipe.size_jitter * chance)
 
+    def least_share(self, photo: Photo) -> float:
+        """The smallest share of a photograph's area that a crop shows: `crop_share`, or what is enlarged but little."""
+        unenlarged = (self.middle / _MOST_ENLARGED) ** 2 / (photo.width * photo.height)
+        return min(1.0, max(self.recipe.crop_share, unenlarged))
+
     def _side(self, side: float, factor: float) -> int:
         """`factor` times `side`, or times the usual one where that is smaller, and never larger than that."""
         wanted = min(factor * min(side, self.usual), self.usual)
         return max(min(_SIDE_STEP, self.usual), int(wanted // _SIDE_STEP) * _SIDE_STEP)
-
-
-def least_share(photo: Photo, crop_share: float, imgsz: int) -> float:
-    """The smallest share of its area that a crop shows: `crop_share`, or what is enlarged to `imgsz` pixels little."""
-    return min(1.0, max(crop_share, (imgsz / _MOST_ENLARGED) ** 2 / (photo.width * photo.height)))
 
 
 @dataclass
@@ -119,30 +119,27 @@ class KeptPhotos:
     """Photographs no larger than crops need them, which stay in memory as far as there is room for them.
 
     Attributes:
-        imgsz: the largest side of crops, in pixels.
-        crop_share: the smallest share of a photograph's area that they show.
+        sides: of the crops.
         max_pixels: larger photographs are refused.
         processes: that many share the room.
     """
 
-    imgsz: int
-    crop_share: float
+    sides: CropSides
     max_pixels: int
     processes: int = 1
     _kept: dict[str, NDArray[np.uint8]] = field(default_factory=dict, init=False)
     _room_bytes: int | None = field(default=None, init=False)
 
     def read(self, photo: Photo) -> NDArray[np.uint8]:
-        """sRGB (H, W, 3), so large that even the smallest crop has at least `imgsz` pixels across, if the file has.
+        """sRGB (H, W, 3), so large that the smallest part is a crop of the largest side, if the file has the pixels.
 
         Raises:
             InputError: the photograph cannot be read.
         """
         found = self._kept.get(photo.sha256)
         if found is None:
-            share = least_share(photo, self.crop_share, self.imgsz)
             # In a square photograph this short side gives the crop its pixels; in a longer one, more.
-            short_side = math.ceil(self.imgsz / math.sqrt(share * _ASPECT[0]))
+            short_side = math.ceil(self.sides.largest / math.sqrt(self.sides.least_share(photo) * _ASPECT[0]))
             found = load_rgb(photo.path, max_pixels=self.max_pixels, short_side=short_side)
             self._keep(photo, found)
         return found

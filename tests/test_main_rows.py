@@ -25,7 +25,7 @@ ROWS = [
     row("pruned", speedup=5.0, content_colour=0.9, fidelity=0.7),
     row("auto", speedup=50.0, content_colour=0.8, fidelity=0.85),
     row("auto @ openvino", speedup=60.0, content_colour=0.8001, fidelity=0.85, runtime="openvino"),
-    row("best-int8 by another", precision="int8", peer=True, speedup=99.0, content_colour=2.0),
+    row("best-int8 by another", variant="best-int8", precision="int8", peer=True, speedup=99.0, content_colour=2.0),
     row("best, batch 8", batch=8, speedup=80.0),
     row("gone", status="error", speedup=None),
     *CONTROLS,

@@ -106,6 +106,7 @@ def append_byte(path: Path) -> None:
         # Included by the template that the page names.
         ("benchmarks/report/report_pictures.html.j2", {"report"}, {"train", "student", "verify"}),
         ("benchmarks/report/report.css", {"report"}, {"train", "student", "verify"}),
+        ("benchmarks/report/report.js", {"report"}, {"train", "student", "verify"}),
         ("benchmarks/report/page.py", {"report"}, {"train", "student", "verify"}),
         ("training/cie.py", {"train", "student", "verify"}, set()),
         ("export/bundle/templates/colorize.py", set(), {"train", "student", "verify", "report"}),

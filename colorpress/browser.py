@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import webbrowser
 from pathlib import Path
 
 from colorpress.core.errors import InputError
@@ -31,6 +30,8 @@ def find_report(folder: Path) -> Path:
 
 def show_report(path: Path) -> bool:
     """Open a report in the browser; False where there is no display, or no browser begins."""
+    import webbrowser
+
     return has_display() and webbrowser.open(path.resolve().as_uri())
 
 

@@ -26,6 +26,17 @@ def test_a_checkpoint_comes_back_as_the_same_network(tmp_path: Path, tiny_unet: 
     assert len(found.sha256) == 64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_kept_in_another_precision_are_read_in_float32(
+    tmp_path: Path, tiny_unet: UNet, dtype: torch.dtype
+) -> None:
+    kept = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tiny_unet.state_dict().items()}
+    found = load_checkpoint(save_checkpoint(tmp_path / "a.pt", Checkpoint(UNetPlan.classic(4, 2), kept)))
+    assert all(t.dtype == torch.float32 for t in found.state_dict.values() if t.is_floating_point())
+    lightness = torch.rand(1, 1, 9, 10)
+    assert torch.allclose(found.build_network()(lightness), tiny_unet(lightness), atol=0.02)
+
+
 @pytest.mark.parametrize("extra", [None, 7])
 def test_a_checkpoint_whose_notes_are_none_is_refused(tmp_path: Path, tiny_unet: UNet, extra: object) -> None:
     path = save_checkpoint(tmp_path / "a.pt", Checkpoint(UNetPlan.classic(4, 2), tiny_unet.state_dict()))

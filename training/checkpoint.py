@@ -171,7 +171,7 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         state_dict = dict(content["state_dict"])
         if wrong := [name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)]:
             raise TypeError(f"{wrong[0]} is no tensor")
-        return Checkpoint(
+        found = Checkpoint(
             architecture=_read_architecture(content["architecture"]),
             state_dict=state_dict,
             epoch=int(content["epoch"]),
@@ -182,6 +182,7 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         )
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         raise _unusable(path, f"is incomplete ({error})") from error
+    return replace(found, state_dict=_as_float32(path, state_dict))
 
 
 def _read_architecture(described: Mapping[str, Any]) -> Architecture:

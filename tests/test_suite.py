@@ -79,8 +79,9 @@ def test_a_benchmark_writes_its_files_and_the_report(tiny_checkpoint: Path, phot
     assert len(record["per_photo"]["l1"][CONTROL_TITLES["table"]]) == 10
     assert record["strength"]["photos"] == 10
     with Image.open(output / "comparison.png") as sheet:
-        # Grey, truth, best.pt, best and the lightness table; not the broken one, nor the other controls.
-        assert sheet.width == 8 + 5 * 248
+        # Grey, truth, best.pt and best, below them the lightness table, of four photographs; not the broken one, nor
+        # the other controls.
+        assert sheet.width == 8 + 4 * 248 and 8 * 240 < sheet.height < 8 * 260
     report = write_report(output).read_text()
     assert "10 photographs show the machinery" in report
     assert "Not finished: gone (error), gone @ openvino (error)" in report

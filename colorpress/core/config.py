@@ -540,7 +540,7 @@ class DistilConfig(Config):
     student_tone_jitter: float = option(
         0.2, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
-    student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
+    student_learning_rate: float = option(4e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
         0.5,
         _TEACHER_WEIGHT,

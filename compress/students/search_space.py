@@ -72,6 +72,7 @@ class StudentPoint:
             decoder=tuple((width,) * (1 + self.convolutions) for width in mirrored),
             upsample="nearest",
             stem_stride=self.stem_stride,
+            residual=True,
         )
 
     def parameters(self) -> dict[str, Any]:

@@ -267,7 +267,11 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     ups = levels - 1 - int(math.log2(output_stride // stem))
     return tuple(
         UNetPlan(
-            encoder=((width, width),) * levels, decoder=((width, width),) * ups, upsample="nearest", stem_stride=stem
+            encoder=((width, width),) * levels,
+            decoder=((width, width, width),) * ups,
+            upsample="nearest",
+            stem_stride=stem,
+            residual=True,
         )
         for width in LADDER_WIDTHS
     )

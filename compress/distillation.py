@@ -320,7 +320,7 @@ def write_distillation_curve(folder: Path, history: Sequence[Mapping[str, float]
         rows.append({**row, "crops": round(crops), "minutes": round(seconds / 60, 3), **kept})
     table, chart = write_csv(folder / "distillation.csv", CURVE_COLUMNS, rows), folder / "distillation.png"
     name = measure.name if is_known else "val_l1"
-    with drawn(chart, width=8, height=4.5, dpi=120) as figure:
+    with drawn(chart, height=4.4) as figure:
         axes = figure.subplots()
         values = [row[name] for row in rows]
         axes.plot([row["minutes"] for row in rows], values, "o-", color="#4c72b0", label="student, after each epoch")

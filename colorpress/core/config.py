@@ -550,7 +550,8 @@ class DistilConfig(Config):
 
     def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
         """How a student is fitted to `crops` crops of `photos` photographs, validated at the size it is used at."""
-        epoch_crops = min(crops, max(photos, _STUDENT_EPOCH))
+        # An epoch shows each photograph equally often.
+        epoch_crops = min(crops, photos * max(1, round(_STUDENT_EPOCH / photos)))
         own = {
             "epoch_crops": epoch_crops,
             "batch_size": self.student_batch_size,
@@ -564,7 +565,7 @@ class DistilConfig(Config):
         }
         return Recipe(
             **{**vars(fit), **own},
-            epochs=max(1, round(crops / max(photos, epoch_crops))),
+            epochs=max(1, round(crops / epoch_crops)),
             imgsz=self.student_imgsz,
             learning_rate=self.student_learning_rate,
             class_weight=0.0,

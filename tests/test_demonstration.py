@@ -50,7 +50,7 @@ class Grey(torch.nn.Module):
         return lightness.new_zeros(len(lightness), 2, *lightness.shape[-2:])
 
 
-def test_inspect_reads_what_an_older_version_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reads_what_it_was_measured_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["inspect", str(DEMONSTRATION_MODEL)]) == 0
     said = capsys.readouterr().out
     metadata = read_metadata(DEMONSTRATION_MODEL)

@@ -21,7 +21,14 @@ from compress.students.student_job import (
     list_output_strides,
     score_strides,
 )
-from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import (
+    FINEST_AFFINE_STRIDE,
+    Candidate,
+    StrideScore,
+    StudentPlan,
+    read_student_network,
+    write_student_plan,
+)
 from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, describe_missed, student_ladder
 from compress.yardstick import Picture, Yardstick
 from tests.conftest import make_score
@@ -107,6 +114,7 @@ def test_the_ladder_answers_at_its_stride_and_grows(stride: int) -> None:
     assert len(ladder) == len(LADDER_WIDTHS)
     assert {plan.output_stride for plan in ladder} == {stride}
     assert {plan.size_multiple for plan in ladder} == {32}
+    assert {plan.affine for plan in ladder} == {stride >= FINEST_AFFINE_STRIDE}
     sizes = [count_parameters(build_student(plan, 0)) for plan in ladder[:4]]
     assert sizes == sorted(sizes)
 
@@ -227,7 +235,7 @@ def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:
     path = write_student_plan(tmp_path / "plan.json", plan)
     assert read_student_network(path) == network and "NaN" not in path.read_text()
     path.write_text(path.read_text().replace('"upsample": "nearest"', '"upsample": "bilinear"'))
-    assert read_student_network(path) == UNetPlan(network.encoder, network.decoder, "bilinear", network.stem_stride)
+    assert read_student_network(path) == replace(network, upsample="bilinear")
 
 
 @pytest.mark.parametrize(

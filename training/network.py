@@ -78,7 +78,7 @@ class ColorNetwork(nn.Module, ABC):
         return apply_field(field, lightness)
 
     def forward_field(self, lightness: Tensor) -> Tensor:
-        """L (N, 1, H, W) to the up-sampled answer that `apply_field` takes, (N, 2, H, W); where affine, (N, 4, H, W)."""
+        """L (N, 1, H, W) to the answer up-sampled, for `apply_field`: (N, 2, H, W), where affine (N, 4, H, W)."""
         height, width = lightness.shape[-2:]
         coarse = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))
         return upsample_bilinear(coarse, self.output_stride)[..., :height, :width]

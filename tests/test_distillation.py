@@ -21,7 +21,7 @@ from colorpress.core.config import (
     Recipe,
     UNetConfig,
 )
-from compress.distillation import DistillResult, DistilLoss, Lesson, distil_network, write_distillation_curve
+from compress.distillation import DistilLoss, DistillResult, Lesson, distil_network, write_distillation_curve
 from compress.measures import Scale
 from compress.pruning import prune_network
 from compress.students.student_job import build_student

@@ -32,7 +32,7 @@ from compress.students.student_plan import (
 from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, describe_missed, student_ladder
 from compress.yardstick import Picture, Yardstick
 from tests.conftest import make_score
-from training.unet import UNetPlan, count_parameters
+from training.unet import count_parameters
 
 
 def coarse_picture(stride: int) -> Tensor:

@@ -117,7 +117,7 @@ def test_an_affine_answer_follows_the_lightness_of_every_pixel(
         assert np.abs(other.astype(int) - got).max() <= 2
 
 
-def test_a_checkpoint_and_its_file_colour_a_picture_alike(affine: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_and_its_file_colour_a_picture_alike(tmp_path: Path) -> None:
     plan = UNetPlan(((6, 6), (8,)), (), stem_stride=4, affine=True)
     checkpoint = Checkpoint(plan, make_network(plan).state_dict())
     source, saved = tmp_path / "model.onnx", save_checkpoint(tmp_path / "model.pt", checkpoint)

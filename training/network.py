@@ -124,5 +124,5 @@ def apply_field(field: Tensor, lightness: Tensor) -> Tensor:
     """
     if field.shape[1] == 2:
         return field
-    base, slope = field.split(2, dim=1)
+    base, slope = field[:, :2], field[:, 2:]
     return base + slope * (lightness - 0.5)

@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test check slow gpu format clean
 
 demo: .venv/.installed
-	$(BIN)/colorpress run --force --output-dir reports/demo --base 16 --depth 3 --imgsz 96 --epochs 20 --finetune-epochs 8 --test-share 0.3 \
-		--student-crops 12000 --student-trial-crops 2000 --rank-photos 2 --search-effort demo
+	$(BIN)/colorpress run --force --output-dir reports/demo --start-from training/pretrained/best.pt --test-share 0.3 \
+		--imgsz 96 --epochs 8 --learning-rate 0.0005 --finetune-epochs 8 --student-crops 6000 --student-trial-crops 800 \
+		--qat-crops 600 --rank-photos 2 --search-effort demo
 
 # Two processes, each with whole files, since what a file's tests share takes longest to make.
 test: .venv/.test

@@ -35,6 +35,7 @@ from colorpress.command_options import (
     quiet_option,
 )
 from colorpress.core.config import CONFIGS, OPTION_NAMES, RUNTIME_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
+from colorpress.core.cores import let_waiting_threads_sleep
 from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
 from colorpress.next_steps import describe_start
 from compress.precisions import PRECISIONS
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if instruction := os.environ.get(_COMPLETE):
         sys.exit(shell_complete(cli, {}, "colorpress", _COMPLETE, instruction))
+    let_waiting_threads_sleep()
     sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
 
 

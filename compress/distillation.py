@@ -27,7 +27,7 @@ from compress.batch_norm import recalibrate_batch_norm_
 from compress.measures import FIDELITY, RETAINED, Scale
 from training.batches import ANSWER_STRIDE, AnswerFolder, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.device import choose_device, torch_threads
+from training.device import choose_device, choose_precision, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
@@ -176,7 +176,7 @@ def distil_network(
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, scale, 0, (destination,))
-        _ask_teacher(best, lesson, lesson.photos.train, device)
+        _ask_teacher(best, lesson, lesson.photos.train, device, choose_precision(lesson.recipe.precision, device))
         fitted = _fit(network, lesson, destination, label)
     files: tuple[Path, ...] = ()
     if is_main_process():
@@ -240,13 +240,21 @@ def _settle_scale(best: ColorNetwork, lesson: Lesson, device: torch.device, labe
     return replace(lesson, scale=scale, teacher_weight=1.0), scale
 
 
-def _ask_teacher(best: ColorNetwork, lesson: Lesson, photos: Sequence[Photo], device: torch.device) -> None:
+def _ask_teacher(
+    best: ColorNetwork,
+    lesson: Lesson,
+    photos: Sequence[Photo],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Ask `best` (on `device`) about each photograph that has no answer of it at this size yet.
 
     A teacher is needed thousands of times for the same photographs, and costs more than the student it teaches. So it
     answers once, to the whole photograph, which also shows it more than a crop would. Processes of torchrun share the
     work; one that does not see what the others wrote does it all.
 
+    Args:
+        dtype: that it computes in: what is learned from may be rounded, what judges may not.
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
@@ -258,9 +266,13 @@ def _ask_teacher(best: ColorNetwork, lesson: Lesson, photos: Sequence[Photo], de
 
     def ask(missing: Sequence[Photo]) -> None:
         best.eval()
+        rounding = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         with progress("asking best.pt", len(missing)) as bar, torch.inference_mode():
             for photo, rgb in whole_photos(missing, **limits):
-                answers.write(photo, best(rgb_to_l_ab(rgb.to(device))[0]))
+                lightness = rgb_to_l_ab(rgb.to(device))[0]
+                with rounding:
+                    answer = best(lightness)
+                answers.write(photo, answer.float())
                 bar.advance()
 
     ask(find_missing()[process_rank() :: process_count()])
@@ -319,7 +331,7 @@ def write_distillation_curve(folder: Path, history: Sequence[Mapping[str, float]
         rows.append({**row, "crops": round(crops), "minutes": round(seconds / 60, 3), **kept})
     table, chart = write_csv(folder / "distillation.csv", CURVE_COLUMNS, rows), folder / "distillation.png"
     name = measure.name if is_known else "val_l1"
-    with drawn(chart, width=8, height=4.5, dpi=120) as figure:
+    with drawn(chart, height=4.4) as figure:
         axes = figure.subplots()
         values = [row[name] for row in rows]
         axes.plot([row["minutes"] for row in rows], values, "o-", color="#4c72b0", label="student, after each epoch")

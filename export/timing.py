@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from colorpress.core.config import ArchConfig
-from colorpress.core.cores import usable_cores
+from colorpress.core.cores import given_environment, usable_cores
 from colorpress.core.errors import GateError
 from export import latency_worker
 
@@ -163,7 +163,7 @@ def run_worker(
     """
     command = (sys.executable, "-m", module.__name__)
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(pools, str(threads))}
+    environment = {**given_environment(), **dict.fromkeys(pools, str(threads))}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from colorpress.core.config import CONFIGS, OPTION_NAMES, Settings, TrainConfig, option_name
+from colorpress.core.config import CONFIGS, OPTION_NAMES, DistilConfig, FitConfig, Settings, TrainConfig, option_name
 from colorpress.core.errors import ConfigError
 
 
@@ -108,3 +108,13 @@ def test_options_of_a_foreign_network_are_checked(options: dict[str, object], wh
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         TrainConfig().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("crops", "photos"), [(48_000, 6_604), (4_000, 6_604), (96_000, 780), (64_000, 20_000), (400, 32), (1, 10)]
+)
+def test_a_student_learns_from_as_many_crops_as_were_asked_for(crops: int, photos: int) -> None:
+    recipe = DistilConfig().recipe(FitConfig(), crops=crops, photos=photos, val_size=64)
+    assert recipe.epochs * recipe.epoch_crops == pytest.approx(crops, rel=0.1)
+    # The loader shows each photograph equally often: another number of crops it would round up.
+    assert recipe.epoch_crops % photos == 0 or recipe.epoch_crops < photos or recipe.epochs == 1

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_photo
 from PIL import Image
 
+import training
 from colorpress.cli import run_command
 from export.colorize_folder import DEMONSTRATION_MODEL
 from export.graph import read_metadata
 from export.metadata_figures import MEASURED
+from training.checkpoint import load_checkpoint
+from training.metrics import validate_l1
+from training.photos import embedded_photos, inspect_photo
+from training.unet import UNetPlan, count_parameters
 
 
 def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) -> None:
@@ -22,6 +28,26 @@ def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) ->
         pixels = np.asarray(picture).astype(int)
     assert pixels.shape == (200, 300, 3)
     assert (pixels.max(axis=2) - pixels.min(axis=2)).mean() > 5
+
+
+def test_an_original_comes_along_that_a_training_can_go_on_from() -> None:
+    path = Path(training.__file__).parent / "pretrained" / "best.pt"
+    assert path.stat().st_size <= 2_000_000
+    found = load_checkpoint(path)
+    assert isinstance(found.architecture, UNetPlan)
+    card = path.with_name("README.md").read_text()
+    assert f"{count_parameters(found.build_network()):,} parameters" in card
+    assert f"{found.val_l1:.4f}" in card
+    # On the photographs that come along too it is truer than grey.
+    photos = [inspect_photo(each, 10**9) for each in embedded_photos()]
+    limits = {"short_side": 128, "max_pixels": 10**9, "device": torch.device("cpu")}
+    own, grey = (validate_l1(network, photos, **limits) for network in (found.build_network(), Grey()))
+    assert own < grey
+
+
+class Grey(torch.nn.Module):
+    def forward(self, lightness: torch.Tensor) -> torch.Tensor:
+        return lightness.new_zeros(len(lightness), 2, *lightness.shape[-2:])
 
 
 def test_inspect_reads_what_an_older_version_wrote(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ UNEVEN = UNetPlan(encoder=((3, 5), (7, 6), (9, 8)), decoder=((4, 6, 5), (2, 3, 4
 COARSE = UNetPlan(((5,), (6, 7, 8), (9,), (10,)), ((4, 3),), "nearest", stem_stride=4)
 FLAT = UNetPlan(((6, 7),), (), stem_stride=8)
 AFFINE = replace(COARSE, affine=True)
+RESIDUAL = UNetPlan(((6, 6, 6), (8, 8)), ((4, 5, 5),), "nearest", stem_stride=2, residual=True)
 
 
 def test_parameters_of_the_classic_unet_are_the_textbook_number() -> None:
@@ -42,16 +43,36 @@ def test_padding_is_by_edge_replication_at_the_bottom_and_right(tiny_unet: UNet)
 
 
 @pytest.mark.parametrize(
-    "plan", [UNEVEN, COARSE, FLAT, AFFINE, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")]
+    "plan",
+    [UNEVEN, COARSE, FLAT, AFFINE, RESIDUAL, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")],
 )
 def test_plan_round_trips_through_the_network_its_weights_and_json(plan: UNetPlan) -> None:
     network = UNet(plan)
     assert network.architecture == plan
-    assert plan_of_weights(network.state_dict(), plan.upsample) == plan
+    assert network.with_weights(network.state_dict()).architecture == plan
+    assert plan_of_weights(network.state_dict(), plan.upsample) == replace(plan, residual=False)
     assert UNetPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
-def test_a_plan_of_before_there_were_stem_strides_is_read() -> None:
+def test_convolutions_of_a_residual_block_add_to_what_they_read() -> None:
+    network = make_network(RESIDUAL)
+    for module in network.encoder[0].modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # which then answers nothing but what was there before
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    block = network.encoder[0]
+    torch.nn.init.ones_(block[1].bias)  # of the first, which reads patches and adds to nothing
+    assert torch.equal(block(torch.rand(1, 1, 8, 8)), torch.ones(1, 6, 4, 4))
+
+
+def test_a_residual_block_has_one_width() -> None:
+    with pytest.raises(InputError, match="residual"):
+        UNetPlan(((6, 5),), (), residual=True)
+    with pytest.raises(InputError, match="residual"):
+        UNetPlan.from_dict({**FLAT.to_dict(), "residual": 1})
+
+
+def test_an_older_plan_is_read() -> None:
     values = UNEVEN.to_dict()
     del values["stem_stride"]
     assert UNetPlan.from_dict(values) == UNEVEN
@@ -60,6 +81,7 @@ def test_a_plan_of_before_there_were_stem_strides_is_read() -> None:
 def test_a_plan_without_an_affine_answer_is_written_as_before_there_were_any() -> None:
     assert list(COARSE.to_dict()) == ["encoder", "decoder", "upsample", "stem_stride"]
     assert AFFINE.to_dict() == {**COARSE.to_dict(), "affine": True}
+    assert RESIDUAL.to_dict()["residual"] is True
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 100), (64, 32)])

@@ -540,7 +540,7 @@ class DistilConfig(Config):
     student_tone_jitter: float = option(
         0.2, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
-    student_learning_rate: float = option(8e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
+    student_learning_rate: float = option(4e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
     student_teacher_weight: float = option(
         0.5,
         _TEACHER_WEIGHT,
@@ -550,7 +550,8 @@ class DistilConfig(Config):
 
     def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
         """How a student is fitted to `crops` crops of `photos` photographs, validated at the size it is used at."""
-        epoch_crops = min(crops, max(photos, _STUDENT_EPOCH))
+        # An epoch shows each photograph equally often.
+        epoch_crops = min(crops, photos * max(1, round(_STUDENT_EPOCH / photos)))
         own = {
             "epoch_crops": epoch_crops,
             "batch_size": self.student_batch_size,
@@ -564,7 +565,7 @@ class DistilConfig(Config):
         }
         return Recipe(
             **{**vars(fit), **own},
-            epochs=max(1, round(crops / max(photos, epoch_crops))),
+            epochs=max(1, round(crops / epoch_crops)),
             imgsz=self.student_imgsz,
             learning_rate=self.student_learning_rate,
             class_weight=0.0,

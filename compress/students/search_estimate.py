@@ -145,7 +145,7 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = criterion(lightness).abs().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             loss.item()  # waits for a GPU
     return (time.monotonic() - started) / _STEPS / batch

@@ -76,6 +76,7 @@ class StudentPoint:
             upsample="nearest",
             stem_stride=self.stem_stride,
             affine=self.affine,
+            residual=True,
         )
 
     def parameters(self) -> dict[str, Any]:

@@ -274,9 +274,10 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     return tuple(
         UNetPlan(
             encoder=((width, width),) * levels,
-            decoder=((width, width),) * ups,
+            decoder=((width, width, width),) * ups,
             upsample="nearest",
             stem_stride=stem,
+            residual=True,
             affine=output_stride >= FINEST_AFFINE_STRIDE,
         )
         for width in LADDER_WIDTHS

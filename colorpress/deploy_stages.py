@@ -29,6 +29,7 @@ from export.parity import ParityResult, check_parity, check_picture_parity, matr
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
 from export.torch_runtimes import TorchPredictor
+from training.network import FieldNetwork
 from training.photo_split import PhotoSplit
 from training.photos import Photo, load_rgb
 from training.run_folder import Run
@@ -151,13 +152,18 @@ def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[Pa
     path, origin = run.folder / variant / "model.onnx", origin_of(variant)
     precision = read_metadata(path).get("precision", "fp32")
     checkpoint = run.best_path if origin == "best" else run.folder / origin / "model.pt"
-    reference, candidate = TorchPredictor(run.load(checkpoint).build_network()), OnnxPredictor(path)
+    network = run.load(checkpoint).build_network()
+    reference, candidate = TorchPredictor(network), OnnxPredictor(path)
     atol = run.settings.export.atol if find_precision(precision).exact else None
     net = check_parity(reference, candidate, shapes=matrix_shapes(), atol=atol)
     colorizer, pictures = path.with_name("colorizer.onnx"), {}
     if colorizer.is_file():
         photographs = _load_pictures(run, photos)
-        for name, predictor in (("own_network", candidate), ("original_network", reference)):
+        fields = {
+            "own_network": OnnxPredictor(path, field=True),
+            "original_network": TorchPredictor(FieldNetwork(network)),
+        }
+        for name, predictor in fields.items():
             found = check_picture_parity(
                 lambda pixels, size, predictor=predictor: color_pixels(pixels, predictor, work_size=size),  # type: ignore[misc]
                 OnnxColorizer(colorizer, saturation=1.0),

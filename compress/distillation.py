@@ -83,9 +83,8 @@ class DistilLoss(Loss):
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L (N, 1, S, S) to ab (N, 2, S / stride, S / stride, rounded up)."""
-        height, width = (-(-side // self.stride) for side in lightness.shape[-2:])
         coarse = self.network.forward_coarse(pad_to_multiple(lightness, self.network.size_multiple))
-        return upsample_bilinear(coarse, self.network.output_stride // self.stride)[..., :height, :width]
+        return self.network.complete(coarse, lightness, self.stride)
 
     def loss(self, answered: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.answers is not None

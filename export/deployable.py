@@ -47,7 +47,7 @@ def export_colorizer(
         InputError: the source is damaged, or no bare network.
         MachineError: the file cannot be written.
     """
-    predictor = OnnxPredictor(source, threads=1)
+    predictor = OnnxPredictor(source, field=True, threads=1)
     content = source.read_bytes()
     network = onnx.load_model_from_string(content)
     model = build_picture_graph(network, work_size=work_size, saturation=saturation)

@@ -24,6 +24,7 @@ from colorpress.core.config import ExportConfig
 from colorpress.core.console import silence_libraries
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes, write_bytes
+from export.affine_field import BASE_NAME, SLOPE_NAME, field_nodes
 from export.parity import ParityResult, check_parity, require_parity
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from export.torch_runtimes import TorchPredictor
@@ -54,7 +55,8 @@ def export_onnx(
 ) -> ExportResult:
     """Write a checkpoint's network as one ONNX file, after its answers were compared with PyTorch's.
 
-    The graph reads `L` (N, 1, H, W) float32 in [0, 1] and answers `ab` (N, 2, H, W) in [-1, 1] for any N, H, W >= 1.
+    The graph reads `L` (N, 1, H, W) float32 in [0, 1] and answers `ab` (N, 2, H, W) for any N, H, W >= 1: in [-1, 1],
+    or perhaps a little beyond where the network is affine.
     Batch norm is folded and transposed convolutions are 1x1 convolutions and DepthToSpace, both exact rewrites; in a
     foreign network where that can be done and makes no difference.
 
@@ -137,7 +139,7 @@ def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
     if multiple > 1:
         _add_padding_(model.graph, multiple)
         if network.output_stride > 1:
-            _add_upsampling_(model.graph, network.output_stride)
+            _add_upsampling_(model.graph, network.output_stride, affine=network.affine)
         else:
             cut = ["ab.padded", "pad.begin", "size", "pad.axes"]  # to the picture's size
             model.graph.node.append(helper.make_node("Slice", cut, [OUTPUT_NAME], "crop"))
@@ -235,7 +237,7 @@ class _CoarseNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, lightness: Tensor) -> Tensor:  # (N, 1, H, W) to (N, 2, H / s, W / s), s the output stride
+    def forward(self, lightness: Tensor) -> Tensor:  # (N, 1, H, W) to (N, 2 or 4, H / s, W / s), s the output stride
         return self.network.forward_coarse(lightness)
 
 
@@ -298,8 +300,10 @@ def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
     graph.node.extend(nodes)
 
 
-def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
+def _add_upsampling_(graph: onnx.GraphProto, stride: int, *, affine: bool) -> None:
     """Up-sample `ab.padded`, which is at 1 / `stride` of the padded size, bilinearly to the picture's size.
+
+    Of an affine network it is B and A, (N, 4, h, w), which become ab there.
 
     As two products with matrices of hat functions, made anew for each size: seven times as fast as Resize in ONNX
     Runtime, and nothing is computed that a crop would throw away. The border is that of half-pixel interpolation.
@@ -338,7 +342,16 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int) -> None:
             _node(up, "Relu", f"{up}.near"),  # rows: (H, h + 2), columns: (w + 2, W)
         ]
     nodes.append(_node("up.stretched", "MatMul", "up.rows", "up.coarse"))  # (N, 2, H, w + 2)
-    nodes.append(helper.make_node("MatMul", ["up.stretched", "up.columns"], [OUTPUT_NAME], "up"))  # (N, 2, H, W)
+    if not affine:
+        nodes.append(helper.make_node("MatMul", ["up.stretched", "up.columns"], [OUTPUT_NAME], "up"))  # (N, 2, H, W)
+    else:
+        _add_constants_(graph, {"field.half": 0.5, "field.parts": [2, 2]})
+        parts = ["up.b", "up.a"]
+        # Split while they are small.
+        nodes.append(helper.make_node("Split", ["up.stretched", "field.parts"], parts, "field.split", axis=1))
+        for name, part in zip((BASE_NAME, SLOPE_NAME), parts, strict=True):
+            nodes.append(_node(name, "MatMul", part, "up.columns"))  # (N, 2, H, W)
+        nodes += field_nodes(INPUT_NAME, "field.half", OUTPUT_NAME)
     graph.node.extend(nodes)
 
 
@@ -357,7 +370,8 @@ def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: Export
         "task": "colorize",
         "colour_space": "CIE Lab, D65, from sRGB",
         "input": f"{INPUT_NAME} float32 (N,1,H,W) = L*/100 in [0,1]; any N, H, W >= 1",
-        "output": f"{OUTPUT_NAME} float32 (N,2,H,W) = a*b*/{AB_SCALE:g} in [-1,1]",
+        # B + A (L - 1/2) may be a little beyond.
+        "output": f"{OUTPUT_NAME} float32 (N,2,H,W) = a*b*/{AB_SCALE:g}{'' if network.affine else ' in [-1,1]'}",
         "ab_scale": f"{AB_SCALE:g}",
         "size_multiple": network.size_multiple,
         "opset": config.opset,

@@ -1,7 +1,8 @@
 """The deployable graph: pixels in, pixels out, with all the picture work in plain ONNX operators.
 
 Around the bare network stand, in this order: the picture averaged down to the working size; its lightness; the
-network; its answer up-sampled to the picture's size; and colour put under the luminance of every single pixel. What
+network; its answer up-sampled to the picture's size; and colour put under the luminance of every single pixel. An
+affine network's answer is up-sampled before lightness makes colours of it, so these follow the full-size one. What
 is done at full size is done in stripes of rows (Loop), so memory does not grow with the picture but for its pixels,
 and what one operator leaves is in the cache when the next one reads it.
 
@@ -23,6 +24,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.helper import make_tensor_value_info as make_value
 
 from colorpress.core.errors import InputError
+from export.affine_field import is_affine, take_field
 from export.predictors import INPUT_NAME, OUTPUT_NAME
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
@@ -160,7 +162,7 @@ def build_picture_graph(
     Raises:
         InputError: the network has other inputs or outputs.
     """
-    inner = compose.add_prefix(network, "network.")
+    inner = compose.add_prefix(take_field(network), "network.")
     names = [[value.name for value in values] for values in (inner.graph.input, inner.graph.output)]
     if names != [[f"network.{INPUT_NAME}"], [f"network.{OUTPUT_NAME}"]]:
         raise InputError("model", None, f"has inputs and outputs {names}", "give a model that colorpress exported")
@@ -173,7 +175,8 @@ def build_picture_graph(
     code = _shrink(g, rows, (count, height, width, channels), small, block)  # (N, C, h, w)
     lightness = _measure_lightness(g, code)  # (N, 1, h, w)
     before = len(g.nodes)
-    _put_under_luminance(g, rows, f"network.{OUTPUT_NAME}", (count, height, width, channels), small)
+    shape = (count, height, width, channels)
+    _put_under_luminance(g, rows, f"network.{OUTPUT_NAME}", shape, small, affine=is_affine(network.graph))
     g.nodes[-1].output[0] = COLORIZED_NAME
     for node in inner.graph.node:
         node.input[:] = [lightness if each == f"network.{INPUT_NAME}" else each for each in node.input]
@@ -310,8 +313,13 @@ def _measure_lightness(g: _Graph, code: str) -> str:
     return str(g("Sub", g("Mul", f, 1.16), 0.16))
 
 
-def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, str, str], small: str) -> None:
-    """Add the last nodes: `ab` (N, 2, h, w) enlarged, under the luminance of `rows` (N * H, W, C)."""
+def _put_under_luminance(
+    g: _Graph, rows: str, field: str, shape: tuple[str, str, str, str], small: str, *, affine: bool
+) -> None:
+    """Add the last nodes: `field` (N, 2, h, w) enlarged, under the luminance of `rows` (N * H, W, C).
+
+    Where it is affine, (N, 4, h, w), each pixel's own lightness makes ab of it.
+    """
     count, height, width, channels = shape
     small_high, small_wide = g.split(small)
     # f of Lab is 0.2069 where its curve becomes a line; here all f are scaled so that the line's part of X, Y, Z
@@ -322,21 +330,34 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     ratio = g("Div", g.as_float(small), g.as_float(g("Concat", height, width, axis=0)))
     ratio_high, ratio_wide = g.split(ratio)
     last_row, last_small, last_column = (g("Sub", each, [1]) for each in (height, small_high, small_wide))
-    # The columns are enlarged at once, with w in front, so that what is gathered are long rows: (W, 2 * N * h)
-    turned = g("Transpose", ab, perm=[3, 1, 0, 2])  # (w, 2, N, h)
-    turned = g("Reshape", turned, g("Concat", small_wide, [-1], axis=0))  # (w, 2 * N * h)
+    # The columns are enlarged at once, with w in front, so that what is gathered are long rows: (W, K * N * h), K 2 or
+    # 4 channels.
+    turned = g("Transpose", field, perm=[3, 1, 0, 2])  # (w, K, N, h)
+    turned = g("Reshape", turned, g("Concat", small_wide, [-1], axis=0))  # (w, K * N * h)
     at = g("Sub", g("Mul", g("Add", g.as_float(g.range(width)), 0.5), ratio_wide), 0.5)
     at = g("Min", g("Max", at, 0.0), g.as_float(last_column))
     left = g("Cast", at, to=TensorProto.INT64)
     share = g("Unsqueeze", g("Sub", at, g.as_float(left)), [1])
     left, right = (g("Gather", turned, each, axis=0) for each in (left, g("Min", g("Add", left, 1), last_column)))
-    enlarged = g("Add", left, g("Mul", g("Sub", right, left), share))  # (W, 2 * N * h)
-    enlarged = g("Reshape", g("Transpose", enlarged, perm=[1, 0]), g("Concat", [2], [-1], width, axis=0))
-    # Offsets of fx, fy and fz from f of the luminance: (3, N * h, W)
-    of_x, of_z = g.split(enlarged)
-    gains = (g("Mul", SATURATION_NAME, scale * AB_SCALE / each) for each in (500.0, -200.0))
-    of_x, of_z = (g("Mul", each, gain) for each, gain in zip((of_x, of_z), gains, strict=True))
-    enlarged = g("Concat", of_x, g("Mul", of_x, 0.0), of_z, axis=0)
+    enlarged = g("Add", left, g("Mul", g("Sub", right, left), share))  # (W, K * N * h)
+    kinds = [4 if affine else 2]
+    enlarged = g("Reshape", g("Transpose", enlarged, perm=[1, 0]), g("Concat", kinds, [-1], width, axis=0))
+    gains = [g("Mul", SATURATION_NAME, scale * AB_SCALE / each) for each in (500.0, -200.0)]
+
+    def offsets(of_x: str, of_z: str) -> str:
+        """Of fx, fy and fz from f of the luminance, scaled as all f: (3, N * h, W) of two planes of ab."""
+        of_x, of_z = (g("Mul", each, gain) for each, gain in zip((of_x, of_z), gains, strict=True))
+        return str(g("Concat", of_x, g("Mul", of_x, 0.0), of_z, axis=0))
+
+    factor = ""
+    if affine:
+        base_x, base_z, slope_x, slope_z = g.split(enlarged, 4)
+        base, slope = offsets(base_x, base_z), offsets(slope_x, slope_z)
+        # f + base + slope (L - 1/2), where L = 1.16 f - 0.16, is a factor of f and an offset.
+        factor = g("Add", g("Mul", slope, 1.16 / scale), 1.0)
+        enlarged = g("Sub", base, g("Mul", slope, 0.66))
+    else:
+        enlarged = offsets(*g.split(enlarged))
 
     high, stripes = _plan_stripes(g, height, width)
     reach = g("Ceil", g("Mul", g.as_float(high), ratio_high))
@@ -355,10 +376,15 @@ def _put_under_luminance(g: _Graph, rows: str, ab: str, shape: tuple[str, str, s
     weights = b("Relu", b("Sub", 1.0, b("Abs", b("Sub", b("Unsqueeze", lies, [1]), b.as_float(near)))))  # (rows, near)
     near = b("Min", b("Max", near, [0]), last_small)
     near = b("Add", near, b("Mul", picture, small_high))
-    offset = b("Reshape", b("MatMul", weights, b("Gather", enlarged, near, axis=1)), planes)  # (3, rows * W)
 
+    def enlarge_rows(value: str) -> str:
+        return str(b("Reshape", b("MatMul", weights, b("Gather", value, near, axis=1)), planes))  # (3, rows * W)
+
+    offset = enlarge_rows(enlarged)
     grey_branch, colour_branch = _read_grey(seen, gain=scale), _read_colours(seen, gain=scale)
-    f = b("Add", offset, b("If", grey, then_branch=grey_branch, else_branch=colour_branch))  # (3, P)
+    f = b("If", grey, then_branch=grey_branch, else_branch=colour_branch)  # (1, P)
+    f = b("Mul", f, enlarge_rows(factor)) if affine else f
+    f = b("Add", offset, f)  # (3, P)
     power = b("Max", f, scale * knee)
     power = b("Mul", b("Mul", power, power), power)
     xyz = b("Sub", power, b("HardSigmoid", f, alpha=-1.0 / (scale * knee), beta=1.0))

@@ -1,8 +1,8 @@
 """What colouring a picture is: the definition that the ONNX graph of `export.picture_graph` is checked against.
 
 A picture is averaged down to the working size, a network answers the chroma of that, the chroma is enlarged, and
-every pixel keeps its own luminance. Everything is torch, exact, and in stripes, so memory grows with the picture by
-its own bytes alone.
+every pixel keeps its own luminance. What an affine network answers is enlarged before that luminance makes chroma of
+it. Everything is torch, exact, and in stripes, so memory grows with the picture by its own bytes alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from colorpress.core.errors import InputError
 from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT
 from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
+from training.network import apply_field
 
 _STRIPE_PIXELS = 1 << 20
 
@@ -69,7 +70,8 @@ def color_pixels(
     """Colour one picture, uint8 (H, W, 3) sRGB or (H, W, 1) grey; uint8 (H, W, 3) sRGB.
 
     Args:
-        predictor: L float32 (1, 1, h, w) in [0, 1] to ab float32 (1, 2, h, w) in [-1, 1].
+        predictor: L float32 (1, 1, h, w) in [0, 1] to ab float32 (1, 2, h, w), or to B and A (1, 4, h, w) of an affine
+            field (see `training.network.apply_field`), which decide by the lightness of each pixel of the picture.
         work_size: short side of what the predictor sees, in pixels; smaller pictures are not enlarged.
         saturation: what the predictor's chroma is multiplied by.
     Raises:
@@ -78,27 +80,30 @@ def color_pixels(
     small = shrink_pixels(pixels, work_size).expand(-1, 3, -1, -1)  # (1, 3, h, w)
     lightness = rgb_to_l_ab(small)[0]  # (1, 1, h, w)
     answer = predictor(np.ascontiguousarray(lightness.numpy()))
-    if answer.shape != (1, 2, *lightness.shape[-2:]) or not np.isfinite(answer).all():
+    shapes = [(1, channels, *lightness.shape[-2:]) for channels in (2, 4)]
+    if answer.shape not in shapes or not np.isfinite(answer).all():
         why = f"answered {'x'.join(map(str, answer.shape))} values, some perhaps not finite, instead of colours"
         raise InputError("model", None, why, "give a model that colorpress exported")
-    ab = saturation * torch.from_numpy(np.asarray(answer, np.float32))  # (1, 2, h, w)
+    field = saturation * torch.from_numpy(np.asarray(answer, np.float32))  # (1, 2 or 4, h, w)
     height, width, _ = pixels.shape
     colored = np.empty((height, width, 3), np.uint8)
     step = max(1, _STRIPE_PIXELS // width)
     for start in range(0, height, step):
         rows = slice(start, min(start + step, height))
         stripe = torch.tensor(pixels[rows]).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)  # (1, 3, rows, W)
-        rgb = l_ab_to_rgb(rgb_to_l_ab(stripe)[0], _enlarge_rows(ab, rows, height, width))  # (1, 3, rows, W)
+        lightness = rgb_to_l_ab(stripe)[0]  # (1, 1, rows, W)
+        ab = apply_field(_enlarge_rows(field, rows, height, width), lightness)  # (1, 2, rows, W)
+        rgb = l_ab_to_rgb(lightness, ab)  # (1, 3, rows, W)
         colored[rows] = (rgb[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return colored
 
 
-def _enlarge_rows(ab: Tensor, rows: slice, height: int, width: int) -> Tensor:
-    """Rows of F.interpolate(ab, (height, width), mode="bilinear") without making the rest of it."""
-    source = (torch.arange(rows.start, rows.stop, dtype=torch.float32) + 0.5) * (ab.shape[2] / height) - 0.5
-    source = source.clamp(0, ab.shape[2] - 1)
+def _enlarge_rows(field: Tensor, rows: slice, height: int, width: int) -> Tensor:
+    """Rows of F.interpolate(field, (height, width), mode="bilinear") without making the rest of it."""
+    source = (torch.arange(rows.start, rows.stop, dtype=torch.float32) + 0.5) * (field.shape[2] / height) - 0.5
+    source = source.clamp(0, field.shape[2] - 1)
     above = source.long()
-    below = (above + 1).clamp(max=ab.shape[2] - 1)
+    below = (above + 1).clamp(max=field.shape[2] - 1)
     weight = (source - above)[:, None]
-    mixed = ab[:, :, above] * (1.0 - weight) + ab[:, :, below] * weight  # (1, 2, rows, w)
+    mixed = field[:, :, above] * (1.0 - weight) + field[:, :, below] * weight  # (1, C, rows, w)
     return F.interpolate(mixed, (rows.stop - rows.start, width), mode="bilinear", align_corners=False)

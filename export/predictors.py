@@ -74,6 +74,7 @@ class OnnxPredictor(TimedPredictor):
 
     Args:
         path: the .onnx file, input L (N, 1, H, W) and output ab (N, 2, H, W).
+        field: whether an affine network answers B and A, (N, 4, H, W), instead of ab, as `color_pixels` enlarges them.
         provider, threads, profile_prefix: as `export.sessions.open_session`.
     Raises:
         ConfigError: no such file, or another provider name.
@@ -82,12 +83,20 @@ class OnnxPredictor(TimedPredictor):
     """
 
     def __init__(
-        self, path: Path, *, provider: str = "cpu", threads: int = 0, profile_prefix: Path | None = None
+        self,
+        path: Path,
+        *,
+        field: bool = False,
+        provider: str = "cpu",
+        threads: int = 0,
+        profile_prefix: Path | None = None,
     ) -> None:
         self.path, self._gpu = path, provider if provider.startswith(("cuda", "tensorrt")) else ""
-        self.session = open_session(path, provider=provider, threads=threads, profile_prefix=profile_prefix)
+        content = _read_field(path) if field else None
+        self.session = open_session(path, content, provider=provider, threads=threads, profile_prefix=profile_prefix)
         self.provider = str(self.session.get_providers()[0])
-        check_signature(path, *signature_of(self.session))
+        if content is None:
+            check_signature(path, *signature_of(self.session))
 
     def __call__(self, lightness: Floats) -> Floats:
         answer: Floats = call_library(self.path, self.session.run, [OUTPUT_NAME], {INPUT_NAME: lightness})[0]
@@ -112,6 +121,17 @@ class OnnxPredictor(TimedPredictor):
             return (perf_counter_ns() - begun) / 1e6
 
         return call_ms
+
+
+def _read_field(path: Path) -> bytes | None:
+    """The graph of an affine network without its last step; None of any other."""
+    import onnx
+
+    from export.affine_field import is_affine, take_field
+
+    check_model_file(path)
+    model = call_library(path, onnx.load_model_from_string, path.read_bytes())
+    return take_field(model).SerializeToString() if is_affine(model.graph) else None
 
 
 class OpenVinoPredictor(TimedPredictor):

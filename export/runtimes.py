@@ -36,6 +36,8 @@ class Opening:
         work_size: short side that the network sees of a picture, in pixels; smaller pictures are not enlarged.
         saturation: what the network's chroma is multiplied by. None for these two: what a picture graph says, 256 and
             1 else.
+        field: whether an affine network answers B and A, (N, 4, H, W), for `color_pixels` to enlarge; where a runtime
+            cannot, it answers ab all the same, whose colours then follow the lightness that the network sees.
     """
 
     device: str = "cpu"
@@ -44,6 +46,7 @@ class Opening:
     alone: bool = False
     work_size: int | None = None
     saturation: float | None = None
+    field: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def open_colorizer(
     from export.picture_graph import DEFAULT_WORK_SIZE
     from export.picture_reference import color_pixels
 
-    network = chosen.open(path, opening)
+    network = chosen.open(path, replace(opening, field=True))
     size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
     return partial(color_pixels, predictor=network, work_size=size, saturation=gain)
 
@@ -181,13 +184,16 @@ def runtimes_of(path: Path) -> tuple[str, ...]:
 def _open_torch(path: Path, opening: Opening, way: TorchWay) -> TimedPredictor:
     from export.torch_runtimes import TorchPredictor
     from training.checkpoint import load_checkpoint
+    from training.network import FieldNetwork
 
     network = load_checkpoint(path, opening.arch).build_network()
-    return TorchPredictor(network, device=opening.device, threads=opening.threads, way=way, alone=opening.alone)
+    answering = FieldNetwork(network) if opening.field else network
+    return TorchPredictor(answering, device=opening.device, threads=opening.threads, way=way, alone=opening.alone)
 
 
 def _open_onnx(path: Path, opening: Opening, provider: str = "") -> TimedPredictor:
-    return _on_provider(lambda chosen: OnnxPredictor(path, provider=chosen, threads=opening.threads), opening, provider)
+    chosen = partial(OnnxPredictor, path, field=opening.field, threads=opening.threads)
+    return _on_provider(lambda each: chosen(provider=each), opening, provider)
 
 
 def _open_openvino(path: Path, opening: Opening) -> TimedPredictor:

@@ -21,7 +21,7 @@ from colorpress.core.config import (
     Recipe,
     UNetConfig,
 )
-from compress.distillation import DistillResult, Lesson, distil_network, write_distillation_curve
+from compress.distillation import DistilLoss, DistillResult, Lesson, distil_network, write_distillation_curve
 from compress.measures import Scale
 from compress.pruning import prune_network
 from compress.students.student_job import build_student
@@ -29,6 +29,7 @@ from export.graph import export_onnx, read_metadata
 from tests.conftest import make_vivid
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
+from training.losses import Batch
 from training.original import train_unet
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
@@ -71,6 +72,28 @@ def test_distillation_brings_a_pruned_network_back(teacher: Checkpoint, split: P
     assert saved.val_l1 == result.val_l1_after
     assert saved.extra["teacher_sha256"] == teacher.sha256
     assert count_parameters(saved.build_network()) < 0.6 * count_parameters(teacher.build_network())
+
+
+def test_an_affine_student_learns_where_it_is_compared() -> None:
+    torch.manual_seed(0)
+    # At stride 8, compared at stride 4: colour follows the lightness, which a plain answer of 8 pixels cannot.
+    lightness = torch.rand(8, 1, 48, 48)
+    ab = torch.cat([lightness - 0.5, 0.5 - lightness], dim=1)
+    answers = torch.nn.functional.avg_pool2d(ab, 4)
+    left = []
+    for affine in (True, False):
+        plan = UNetPlan(encoder=((8,),), decoder=(), upsample="nearest", stem_stride=8, affine=affine)
+        criterion = DistilLoss(build_student(plan, 0).train(), 0.5)
+        optimizer = torch.optim.AdamW(criterion.parameters(), lr=0.05)
+        for _ in range(60):
+            answered = criterion(lightness)
+            assert answered.shape == (8, 2, 12, 12)
+            loss, l1 = criterion.loss(answered, Batch(lightness, ab, answers))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        left.append(float(l1))
+    assert left[0] < 0.4 * left[1]
 
 
 def test_fine_tuning_sees_crops_of_its_own_and_is_judged_at_the_size_it_is_used_at() -> None:

@@ -25,6 +25,7 @@ from training.unet import UPSAMPLERS, UNetPlan
 PLANS = {
     **{upsample: UNetPlan.classic(8, 2, upsample) for upsample in UPSAMPLERS},
     "coarse": UNetPlan(((8, 8), (8, 8), (8, 8)), ((8, 8),), "nearest", stem_stride=4),
+    "affine": UNetPlan(((8, 8), (8, 8), (8, 8)), ((8, 8),), "nearest", stem_stride=4, affine=True),
 }
 
 
@@ -44,6 +45,7 @@ def test_it_answers_as_the_file_does(graphs: dict[str, Path], name: str) -> None
     network, predictor = GraphNetwork(onnx.load(graphs[name])), OnnxPredictor(graphs[name], threads=1)
     assert network.output_stride == PLANS[name].output_stride
     assert network.size_multiple == PLANS[name].size_multiple
+    assert network.affine == PLANS[name].affine
     for picture in smooth_pictures():
         with torch.inference_mode():
             answer = network(torch.from_numpy(picture)).numpy()

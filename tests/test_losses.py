@@ -25,6 +25,14 @@ def test_logits_cover_the_picture_at_quarter_size(depth: int, stride: int, size:
     assert loss.item() == pytest.approx(math.log(CLASSES_PER_AXIS**2), rel=1e-5)
 
 
+def test_an_affine_answer_is_the_networks_beside_classes() -> None:
+    plan = UNetPlan(((6,), (6,), (6,)), ((4, 4),), "nearest", stem_stride=4, affine=True)
+    criterion, picture = ChromaClassLoss(make_network(plan), 0.1), torch.rand(2, 1, 20, 13)
+    answer, logits = criterion(picture)
+    assert torch.equal(answer, criterion.network(picture)) and answer.shape == (2, 2, 20, 13)
+    assert criterion.stride == 8 and logits.shape[1] == 256
+
+
 def test_the_loss_is_the_cross_entropy_of_the_right_cells() -> None:
     criterion = ChromaClassLoss(make_network(UNetPlan.classic(4, 3)), 0.1)
     ab = torch.zeros(1, 2, 4, 8)

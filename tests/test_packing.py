@@ -25,6 +25,17 @@ def exported(folder: Path, plan: UNetPlan) -> Path:
     return export_onnx(checkpoint, folder / "model.onnx", ExportConfig()).path
 
 
+def test_an_affine_answer_is_packed_too(tmp_path: Path) -> None:
+    plan = UNetPlan(((24, 24), (24,)), (), stem_stride=4, affine=True)
+    source = exported(tmp_path, plan)
+    result = pack_onnx(source, tmp_path / "w8.onnx")
+    assert "head" in result.packed  # four channels of 24
+    picture = np.random.default_rng(0).random((2, 1, 37, 50), dtype=np.float32)
+    expected, got = (OnnxPredictor(path, threads=1)(picture) for path in (source, result.path))
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(OpenVinoPredictor(result.path, threads=1)(picture), got, atol=5e-3)
+
+
 @pytest.mark.parametrize("upsample", UPSAMPLERS)
 def test_a_quarter_of_the_size_and_the_same_answer(tmp_path: Path, upsample: str) -> None:
     source = exported(tmp_path, UNetPlan.classic(16, 2, upsample))

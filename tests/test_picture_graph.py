@@ -28,8 +28,10 @@ from export.picture_graph import (
 )
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
-from training.checkpoint import Checkpoint
+from export.runtimes import open_colorizer
+from training.checkpoint import Checkpoint, save_checkpoint
 from training.cie import LAB_EPSILON, LAB_OFFSET, LAB_SLOPE
+from training.unet import UNetPlan
 
 Pixels = NDArray[np.uint8]
 
@@ -75,6 +77,54 @@ def test_pixels_are_within_one_level_of_the_definition(
     if min(size) > 30:
         spread = expected.astype(int).max(axis=2) - expected.min(axis=2)
         assert spread.mean() > 8  # there are colours to compare
+
+
+@pytest.fixture(scope="module")
+def affine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare network whose coarse answer is an affine field of lightness, a steep one."""
+    path, plan = (
+        tmp_path_factory.mktemp("affine") / "model.onnx",
+        UNetPlan(((6, 6), (8,)), (), stem_stride=4, affine=True),
+    )
+    unet = make_network(plan)
+    with torch.no_grad():
+        unet.head.weight.mul_(2.0)
+        unet.head.bias[2:].copy_(torch.tensor([1.0, -1.0]))
+    export_onnx(Checkpoint(plan, unet.state_dict()), path, ExportConfig())
+    return path
+
+
+@pytest.mark.parametrize("size", [(1, 1), (53, 1), (33, 61), (64, 257), (301, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_affine_answer_follows_the_lightness_of_every_pixel(
+    affine: Path, tmp_path: Path, size: tuple[int, int], channels: int
+) -> None:
+    pixels, packed = draw(*size, channels), pack_onnx(affine, tmp_path / "w8.onnx").path
+    for path, saturation in ((affine, 1.0), (packed, 0.7)):
+        content = build_picture_graph(onnx.load(path)).SerializeToString()
+        for work_size in (16, 100):
+            expected = color_pixels(
+                pixels, OnnxPredictor(path, field=True, threads=1), work_size=work_size, saturation=saturation
+            )
+            got = OnnxColorizer(path, content, work_size=work_size, saturation=saturation, threads=1)(pixels)
+            assert np.abs(got.astype(int) - expected).max() <= 1
+    if min(size) > 30:
+        # The lightness that the network sees would give other colours.
+        blurred = color_pixels(pixels, OnnxPredictor(affine, threads=1), work_size=16)
+        sharp = color_pixels(pixels, OnnxPredictor(affine, field=True, threads=1), work_size=16)
+        assert np.abs(sharp.astype(int) - blurred).mean() > 3
+        other = OpenVinoColorizer(affine, content, work_size=100, saturation=0.7, threads=1)(pixels)
+        assert np.abs(other.astype(int) - got).max() <= 2
+
+
+def test_a_checkpoint_and_its_file_colour_a_picture_alike(tmp_path: Path) -> None:
+    plan = UNetPlan(((6, 6), (8,)), (), stem_stride=4, affine=True)
+    checkpoint = Checkpoint(plan, make_network(plan).state_dict())
+    source, saved = tmp_path / "model.onnx", save_checkpoint(tmp_path / "model.pt", checkpoint)
+    export_onnx(checkpoint, source, ExportConfig())
+    pixels = draw(90, 120)
+    by_file, by_torch = (open_colorizer(path, work_size=24, threads=1)(pixels) for path in (source, saved))
+    assert np.abs(by_file.astype(int) - by_torch).max() <= 1
 
 
 def test_a_batch_is_its_pictures_and_grey_is_three_equal_channels(network: Path, graph: bytes) -> None:

@@ -281,6 +281,15 @@ def test_nothing_else_changes(surroundings: Callable[[], Any]) -> None:
     assert network.head.weight.grad is None
 
 
+def test_the_four_channels_of_an_affine_answer_stay() -> None:
+    plan = UNetPlan(((8, 8), (16, 16), (16, 16)), ((8, 8, 8),), "nearest", stem_stride=4, affine=True)
+    torch.manual_seed(0)
+    pruned = prune_network(UNet(plan).eval(), PruneConfig(largest_share=1.0, prune_ratio=0.5, round_to=1)).network
+    assert isinstance(pruned, UNet) and pruned.head.out_channels == 4 and pruned.architecture.affine
+    assert pruned.architecture.encoder == ((4, 4), (8, 8), (8, 8))
+    assert pruned(torch.rand(1, 1, 21, 18)).shape == (1, 2, 21, 18)
+
+
 def test_pruning_again_prunes_further() -> None:
     once = prune_network(make_network(8, 2), _ALL, Evidence(height=16, width=16)).network
     twice = prune_network(once, _ALL, Evidence(height=16, width=16))

@@ -57,6 +57,14 @@ def names(rows: list[FrontRow]) -> str:
     return "".join(each.name for each in rows)
 
 
+def test_the_table_says_which_answers_are_affine(tmp_path: Path) -> None:
+    affine = replace(ROWS[1], point=replace(POINT, affine=True))
+    write_front(tmp_path, [ROWS[0], affine], best_bytes=10**6, record={})
+    assert list(pd.read_csv(tmp_path / "front.csv")["affine"]) == [False, True]
+    rows = json.loads((tmp_path / "front.json").read_text())["rows"]
+    assert [each["network"].get("affine", False) for each in rows] == [False, True]
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     assert names(front_of(ROWS)) == "abdfg"
     twin = row("t", 10_000, 0.5, 0.80)

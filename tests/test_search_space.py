@@ -64,7 +64,7 @@ def test_parameters_and_macs_are_told_exactly(side: int) -> None:
 
 
 def test_file_sizes_are_told_within_a_percent() -> None:
-    for point in (POINT, next(SPACE.narrow_points()), replace(POINT, base=48)):
+    for point in (POINT, next(SPACE.narrow_points()), replace(POINT, base=48), replace(POINT, affine=True)):
         measured, latency = measure_stand_in(point.network(), Settings(), None)
         assert SPACE.cost(point)["size_bytes"] == pytest.approx(measured, rel=0.01)
         assert latency is None
@@ -76,12 +76,35 @@ def test_points_go_through_trials_and_json_unchanged() -> None:
         assert StudentPoint.from_dict(point.to_dict()) == point
 
 
+def test_an_affine_answer_is_a_dimension_of_coarse_points_alone() -> None:
+    kinds = {(point.output_stride > 1, point.affine) for point in draw(60)}
+    assert kinds == {(False, False), (True, False), (True, True)}
+    assert all(point.network().affine == point.affine for point in draw(60))
+    plain = POINT.to_dict()
+    del plain["affine"]  # of a front that was written before there was one
+    assert StudentPoint.from_dict(plain) == POINT
+    only, coarse = (SearchSpace((stride,), 8, crops=10, side=64).count_points() for stride in (1, 2))
+    # Widths 2, shares 3, convolutions 2, growths of 7; stems 1 and 2 at stride 2, each to 8, 16, 32 and 64.
+    assert only == 12 * sum(7**levels for levels in (3, 4, 5, 6))
+    assert coarse == 2 * 12 * sum(7**levels for levels in (2, 3, 4, 5, 3, 4, 5, 6))
+
+
+def test_what_an_affine_answer_adds_to_the_cost() -> None:
+    plain, affine = (SPACE.cost(replace(POINT, affine=each)) for each in (False, True))
+    last = POINT.network().decoder[-1][-1]
+    assert affine["params"] - plain["params"] == 2 * (last + 1)
+    assert affine["macs"] - plain["macs"] == 2 * last * (96 // 4) ** 2
+    assert 600 < affine["size_bytes"] - plain["size_bytes"] < 900
+
+
 def test_a_point_can_be_applied_again_as_a_student_plan(tmp_path: Path) -> None:
     plan = StudentPlan(POINT.network(), "mine", settings={"point": POINT.to_dict()})
     assert read_student_network(write_student_plan(tmp_path / "plan.json", plan)) == POINT.network()
 
 
-@pytest.mark.parametrize("change", [{"base": None}, {"other": 1}, {"growth": None}, {"stem_stride": 3}])
+@pytest.mark.parametrize(
+    "change", [{"base": None}, {"other": 1}, {"growth": None}, {"stem_stride": 3}, {"affine": "no"}]
+)
 def test_a_damaged_point_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError):
         StudentPoint.from_dict({**POINT.to_dict(), **change})
@@ -110,5 +133,6 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
     assert 50_000 < SPACE.cost(rungs[-1])["params"] <= 100_000
     assert [point.output_stride for point in rungs[1:]] == [32, 16, 8, 4, 2]
     assert all(point.stem_stride * 4 == min(16, point.output_stride) for point in rungs[1:5])
+    assert [point.affine for point in rungs[1:]] == [True, True, True, False, False]
     assert ladder_points(SPACE, limits, 1) == rungs[:1]
     assert ladder_points(SPACE, at_most(10), 6) == ()

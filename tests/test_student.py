@@ -21,7 +21,14 @@ from compress.students.student_job import (
     list_output_strides,
     score_strides,
 )
-from compress.students.student_plan import Candidate, StrideScore, StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import (
+    FINEST_AFFINE_STRIDE,
+    Candidate,
+    StrideScore,
+    StudentPlan,
+    read_student_network,
+    write_student_plan,
+)
 from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, describe_missed, student_ladder
 from compress.yardstick import Picture, Yardstick
 from tests.conftest import make_score
@@ -107,6 +114,7 @@ def test_the_ladder_answers_at_its_stride_and_grows(stride: int) -> None:
     assert len(ladder) == len(LADDER_WIDTHS)
     assert {plan.output_stride for plan in ladder} == {stride}
     assert {plan.size_multiple for plan in ladder} == {32}
+    assert {plan.affine for plan in ladder} == {stride >= FINEST_AFFINE_STRIDE}
     sizes = [count_parameters(build_student(plan, 0)) for plan in ladder[:4]]
     assert sizes == sorted(sizes)
 

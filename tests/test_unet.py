@@ -10,13 +10,14 @@ import torch
 
 from colorpress.core.errors import InputError
 from tests.conftest import make_network
-from training.network import pad_to_multiple
+from training.network import pad_to_multiple, upsample_bilinear
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters, plan_of_weights
 
 UNEVEN = UNetPlan(encoder=((3, 5), (7, 6), (9, 8)), decoder=((4, 6, 5), (2, 3, 4)))
 # Patches of 4 pixels, levels at 1/4 to 1/32, one level up again: the answer is at 1/16.
 COARSE = UNetPlan(((5,), (6, 7, 8), (9,), (10,)), ((4, 3),), "nearest", stem_stride=4)
 FLAT = UNetPlan(((6, 7),), (), stem_stride=8)
+AFFINE = replace(COARSE, affine=True)
 RESIDUAL = UNetPlan(((6, 6, 6), (8, 8)), ((4, 5, 5),), "nearest", stem_stride=2, residual=True)
 
 
@@ -42,7 +43,8 @@ def test_padding_is_by_edge_replication_at_the_bottom_and_right(tiny_unet: UNet)
 
 
 @pytest.mark.parametrize(
-    "plan", [UNEVEN, COARSE, FLAT, RESIDUAL, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")]
+    "plan",
+    [UNEVEN, COARSE, FLAT, AFFINE, RESIDUAL, UNetPlan.classic(4, 1, "bilinear"), UNetPlan.classic(4, 3, "nearest")],
 )
 def test_plan_round_trips_through_the_network_its_weights_and_json(plan: UNetPlan) -> None:
     network = UNet(plan)
@@ -72,8 +74,42 @@ def test_a_residual_block_has_one_width() -> None:
 
 def test_an_older_plan_is_read() -> None:
     values = UNEVEN.to_dict()
-    del values["stem_stride"], values["residual"]
+    del values["stem_stride"]
     assert UNetPlan.from_dict(values) == UNEVEN
+
+
+def test_a_plan_without_an_affine_answer_is_written_as_before_there_were_any() -> None:
+    assert list(COARSE.to_dict()) == ["encoder", "decoder", "upsample", "stem_stride"]
+    assert AFFINE.to_dict() == {**COARSE.to_dict(), "affine": True}
+    assert RESIDUAL.to_dict()["residual"] is True
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 100), (64, 32)])
+def test_colours_of_an_affine_answer_follow_the_lightness(size: tuple[int, int]) -> None:
+    network = make_network(AFFINE)
+    picture = torch.rand(2, 1, *size)
+    coarse = network.forward_coarse(pad_to_multiple(picture, 32))
+    assert coarse.shape[1] == 4
+    base, slope = (upsample_bilinear(part, 16)[..., : size[0], : size[1]] for part in (coarse[:, :2], coarse[:, 2:]))
+    torch.testing.assert_close(network(picture), base + slope * (picture - 0.5))
+    assert torch.equal(network.forward_field(picture), torch.cat([base, slope], dim=1))
+    # Its head decides both, the first two channels within [-1, 1].
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([9.0, -9.0, 3.0, 0.0]))
+        network.head.weight.zero_()
+    expected = torch.cat([1 + 3 * (picture - 0.5), torch.full_like(picture, -1.0)], dim=1)
+    torch.testing.assert_close(network(picture), expected, atol=1e-6, rtol=0)
+
+
+def test_an_affine_answer_is_compared_where_its_lightness_is_averaged() -> None:
+    network, picture = make_network(AFFINE), torch.rand(2, 1, 37, 50)
+    coarse = network.forward_coarse(pad_to_multiple(picture, 32))
+    answer = network.complete(coarse, picture, stride=4)
+    assert answer.shape == (2, 2, 10, 13)
+    field = upsample_bilinear(coarse, 4)
+    # Of the last column of areas only two pixels are in the picture.
+    mean = picture[..., 8:12, 48:50].mean(dim=(2, 3))
+    torch.testing.assert_close(answer[..., 2, 12], field[:, :2, 2, 12] + field[:, 2:, 2, 12] * (mean - 0.5))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +158,8 @@ def test_a_patch_is_a_convolution_of_the_unshuffled_picture() -> None:
         {"decoder": None},
         {"encoder": [[4, 4], [8, 8], [16, 10**9]]},
         {"upsample": "magic"},
+        {"affine": "yes"},
+        {"affine": True},  # at output stride 1 there is nothing between the pixels of the answer
     ],
 )
 def test_a_plan_that_is_none_is_refused(change: dict[str, object]) -> None:

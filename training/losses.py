@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.batches import Crops
 from training.lab import rgb_to_l_ab
-from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
+from training.network import ColorNetwork, pad_to_multiple
 from training.unet import UNet
 
 # A grid over ab: cells of 0.1 (12.8 in a* and b*), from -0.8 to 0.8; colours beyond belong to the outermost cells.
@@ -101,9 +101,8 @@ class ChromaClassLoss(Loss):
 
     def forward(self, lightness: Tensor) -> tuple[Tensor, Tensor]:
         """L (N, 1, H, W) to the network's ab, and to logits (N, 256, H / 4, W / 4, rounded up)."""
-        height, width = lightness.shape[-2:]
         coarse, levels = self.network.forward_levels(pad_to_multiple(lightness, self.network.size_multiple))
-        answer = upsample_bilinear(coarse, self.network.output_stride)[..., :height, :width]  # (N, 2, H, W)
+        answer = self.network.complete(coarse, lightness)  # (N, 2, H, W)
         return answer, self.head(levels[self.level])  # levels[...]: (N, C, H/4, W/4), rounded up
 
     def loss(self, answered: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:

@@ -38,10 +38,12 @@ class ColorNetwork(nn.Module, ABC):
 
     The input is padded at the bottom and the right by edge replication to `size_multiple`, the answer cropped. Chroma
     is smooth: a network may answer at 1 / `output_stride` of the size, and the answer is then up-sampled bilinearly.
+    Where it is `affine`, what is up-sampled is a field of affine functions of lightness, see `apply_field`.
     """
 
     size_multiple: int
     output_stride: int = 1
+    affine: bool = False
 
     @property
     @abstractmethod
@@ -54,17 +56,47 @@ class ColorNetwork(nn.Module, ABC):
         return type(self).__name__
 
     def forward(self, lightness: Tensor) -> Tensor:
-        height, width = lightness.shape[-2:]
-        answer = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))  # (N, 2, padded H/s, padded W/s)
-        return upsample_bilinear(answer, self.output_stride)[..., :height, :width]  # (N, 2, H, W)
+        return self.complete(self.forward_coarse(pad_to_multiple(lightness, self.size_multiple)), lightness)
 
     @abstractmethod
     def forward_coarse(self, lightness: Tensor) -> Tensor:
-        """The network itself: L (N, 1, H, W) of whole multiples to ab (N, 2, H / s, W / s), s the `output_stride`."""
+        """The network itself: L (N, 1, H, W) of whole multiples to ab (N, 2, H / s, W / s), s the `output_stride`.
+
+        An affine network answers B and A of `apply_field`, (N, 4, H / s, W / s).
+        """
+
+    def complete(self, coarse: Tensor, lightness: Tensor, stride: int = 1) -> Tensor:
+        """ab (N, 2, H / stride, W / stride, rounded up) of what `forward_coarse` answered to L (N, 1, H, W), padded.
+
+        Args:
+            stride: divides the `output_stride`; L is averaged over areas of stride x stride pixels.
+        """
+        if stride > 1:
+            lightness = F.avg_pool2d(lightness, stride, ceil_mode=True)  # (N, 1, H/stride, W/stride), rounded up
+        height, width = lightness.shape[-2:]
+        field = upsample_bilinear(coarse, self.output_stride // stride)[..., :height, :width]
+        return apply_field(field, lightness)
+
+    def forward_field(self, lightness: Tensor) -> Tensor:
+        """L (N, 1, H, W) to the answer up-sampled, for `apply_field`: (N, 2, H, W), where affine (N, 4, H, W)."""
+        height, width = lightness.shape[-2:]
+        coarse = self.forward_coarse(pad_to_multiple(lightness, self.size_multiple))
+        return upsample_bilinear(coarse, self.output_stride)[..., :height, :width]
 
     @abstractmethod
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> ColorNetwork:
         """A new network of this kind with these weights, whose shapes decide its channel counts; in eval mode."""
+
+
+class FieldNetwork(nn.Module):
+    """A network that answers its field, which can be enlarged further before lightness makes colours of it."""
+
+    def __init__(self, network: ColorNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        return self.network.forward_field(lightness)
 
 
 def copy_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -81,3 +113,16 @@ def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:
 def upsample_bilinear(answer: Tensor, stride: int) -> Tensor:
     """Bilinear up-sampling by a whole factor, pixel centres aligned by their areas (half-pixel)."""
     return answer if stride == 1 else F.interpolate(answer, scale_factor=stride, mode="bilinear", align_corners=False)
+
+
+def apply_field(field: Tensor, lightness: Tensor) -> Tensor:
+    """ab (N, 2, H, W) of an up-sampled answer and of L (N, 1, H, W) in [0, 1].
+
+    Two channels are ab itself. Four are B and A of an affine field, ab = B + A (L - 1/2): between the coarse pixels of
+    an answer colours follow the lightness, so that they end where things do. B is in [-1, 1], and ab may be a little
+    beyond. Source: bilateral learning (Gharbi et al. 2017), without its grid.
+    """
+    if field.shape[1] == 2:
+        return field
+    base, slope = field[:, :2], field[:, 2:]
+    return base + slope * (lightness - 0.5)

@@ -17,6 +17,7 @@ from training.network import ColorNetwork
 UPSAMPLERS = ("transpose", "bilinear", "nearest")
 STEM_STRIDES = (1, 2, 4, 8, 16)
 _LARGEST_CHANNELS, _LARGEST_DEPTH = 65_536, 8
+_PLAIN_CHANNELS = 2  # of an answer that is ab itself
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class UNetPlan:
     Beside the channels it holds two structural moves that make a network cheap where pictures are large. With a
     `stem_stride` of s the first convolution reads patches of s x s pixels, which is a 1x1 convolution of the
     pixel-unshuffled picture (Shi et al. 2016), so all work happens at 1/s of the size. With a decoder of fewer levels
-    than the encoder goes down, the answer stays at `output_stride` and is up-sampled: chroma is smooth.
+    than the encoder goes down, the answer stays at `output_stride` and is up-sampled: chroma is smooth. Where such an
+    answer is `affine`, its colours follow the lightness of every pixel all the same.
 
     Attributes:
         encoder: output channels of the 3x3 convolutions of each level, finest first; one or more in each.
@@ -35,6 +37,8 @@ class UNetPlan:
         upsample: "transpose" (2x2 transposed convolution, stride 2), or a 1x1 convolution and then "bilinear" or
             "nearest" up-sampling.
         stem_stride: of the first convolution, one of 1 (3x3), 2, 4, 8, 16 (patches).
+        affine: the head answers B and A of `training.network.apply_field`, four channels, instead of ab; for an output
+            stride of 2 or more.
         residual: the 3x3 convolutions behind the first one of a block add to what they read (He et al. 2016); those of
             a block then have the same width. A small network learns more with it in the same time, at no more weights.
     """
@@ -43,6 +47,7 @@ class UNetPlan:
     decoder: tuple[tuple[int, ...], ...]
     upsample: str = "transpose"
     stem_stride: int = 1
+    affine: bool = False
     residual: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +61,8 @@ class UNetPlan:
             raise _bad_plan(f"up-sampling {self.upsample!r}")
         if type(self.stem_stride) is not int or self.stem_stride not in STEM_STRIDES:
             raise _bad_plan(f"stem stride {self.stem_stride!r}")
+        if type(self.affine) is not bool or (self.affine and self.output_stride == 1):
+            raise _bad_plan(f"affine {self.affine!r} at output stride {self.output_stride}")
         if type(self.residual) is not bool:
             raise _bad_plan(f"residual {self.residual!r}")
         blocks = (*self.encoder, *(level[1:] for level in self.decoder))
@@ -83,19 +90,20 @@ class UNetPlan:
         return self.size_multiple >> len(self.decoder)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-ready primitives."""
-        return {
+        """The plan as JSON-ready primitives; `affine` and `residual` only where they are, as older plans have it."""
+        values = {
             **vars(self),
             "encoder": [list(level) for level in self.encoder],
             "decoder": [list(level) for level in self.decoder],
         }
+        return {name: value for name, value in values.items() if name not in ("affine", "residual") or value}
 
     def describe(self) -> dict[str, Any]:
         return {"name": "unet", "plan": self.to_dict()}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> UNetPlan:
-        """Rebuild a plan from `to_dict`'s answer; one without a `stem_stride` or `residual` has none.
+        """Rebuild a plan from `to_dict`'s answer; a key that came later may be missing.
 
         Raises:
             InputError: a key is missing, or a value is not a channel count.
@@ -106,6 +114,7 @@ class UNetPlan:
                 decoder=tuple(tuple(level) for level in values["decoder"]),
                 upsample=values["upsample"],
                 stem_stride=values.get("stem_stride", 1),
+                affine=values.get("affine", False),
                 residual=values.get("residual", False),
             )
         except (KeyError, TypeError) as error:
@@ -115,8 +124,8 @@ class UNetPlan:
 def _bad_plan(got: str) -> InputError:
     hint = (
         "a plan has encoder levels of one or more, and fewer decoder levels of two or more, positive channel counts, "
-        f"upsample one of: {', '.join(UPSAMPLERS)}, stem_stride one of: {', '.join(map(str, STEM_STRIDES))}, and equal "
-        "channel counts in each level of a residual one"
+        f"upsample one of: {', '.join(UPSAMPLERS)}, stem_stride one of: {', '.join(map(str, STEM_STRIDES))}, equal "
+        "channel counts in each level where residual is true, and affine false at output stride 1"
     )
     return InputError("channel plan", None, f"got {got}", hint)
 
@@ -148,12 +157,13 @@ class ConvBlock(nn.Sequential):
 
 
 class UNet(ColorNetwork):
-    """The network of a channel plan; its answer is in [-1, 1]."""
+    """The network of a channel plan; its answer is in [-1, 1], that of an affine one perhaps a little beyond."""
 
     def __init__(self, plan: UNetPlan) -> None:
         super().__init__()
         self.size_multiple, self.output_stride = plan.size_multiple, plan.output_stride
-        self.stem_stride, self.upsample, self.residual = plan.stem_stride, plan.upsample, plan.residual
+        self.stem_stride, self.upsample = plan.stem_stride, plan.upsample
+        self.affine, self.residual = plan.affine, plan.residual
         skips = [level[-1] for level in plan.encoder]
         self.encoder = nn.ModuleList(
             ConvBlock(below, level, patch=plan.stem_stride if position == 0 else 1, residual=plan.residual)
@@ -169,7 +179,7 @@ class UNet(ColorNetwork):
             self.up.append(_upsampler(below, up, plan.upsample))
             self.decoder.append(ConvBlock(skips.pop() + up, widths, residual=plan.residual))
             below = widths[-1]
-        self.head = nn.Conv2d(below, 2, 1)
+        self.head = nn.Conv2d(below, _PLAIN_CHANNELS * (2 if plan.affine else 1), 1)
 
     @property
     def architecture(self) -> UNetPlan:
@@ -184,6 +194,7 @@ class UNet(ColorNetwork):
             decoder=tuple(map(widths, self.up, self.decoder)),
             upsample=self.upsample,
             stem_stride=self.stem_stride,
+            affine=self.affine,
             residual=self.residual,
         )
 
@@ -207,7 +218,11 @@ class UNet(ColorNetwork):
             # up: twice the height and width; with the skip connection of that size in front of it.
             features = block(torch.cat([skips.pop(), up(features)], dim=1))
             levels.append(features)
-        return torch.tanh(self.head(features)), levels  # (N, 2, H/output_stride, W/output_stride)
+        answer = self.head(features)  # (N, 2 or 4, H/output_stride, W/output_stride)
+        if not self.affine:
+            return torch.tanh(answer), levels
+        base, slope = answer[:, :_PLAIN_CHANNELS], answer[:, _PLAIN_CHANNELS:]
+        return torch.cat([torch.tanh(base), slope], dim=1), levels
 
 
 def empty_unet(plan: UNetPlan) -> UNet:
@@ -259,6 +274,7 @@ def plan_of_weights(weights: Mapping[str, Tensor], upsample: str) -> UNetPlan:
             ),
             upsample=upsample,
             stem_stride=1 if kernel == 3 else kernel,
+            affine=len(weights["head.weight"]) > _PLAIN_CHANNELS,
         )
     except (KeyError, IndexError) as error:
         raise _bad_plan(f"weights without {error}") from error

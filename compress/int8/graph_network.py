@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
+from export.affine_field import is_affine
 from training.network import ColorNetwork, GraphArchitecture
 
 _COARSE_INPUT, _COARSE_OUTPUT = "pad", "ab.padded"
@@ -33,7 +34,7 @@ _CANNOT = "leave out what needs it: --equalize off --correct-bias off --qat-crop
 
 
 class GraphNetwork(ColorNetwork):
-    """The part of an exported graph between padding and up-sampling or cropping.
+    """The part of an exported graph between padding and up-sampling or cropping; of an affine one it answers B and A.
 
     Its parameters are the weights and biases of the convolutions and, where values are rounded, the bounds of their
     ranges. Parameter names are those of the graph with "/" for ".".
@@ -64,6 +65,7 @@ class GraphNetwork(ColorNetwork):
         self._target = _COARSE_OUTPUT if padded else model.graph.output[0].name
         self.size_multiple = int(constants["size.multiple"][0]) if padded else 1
         self.output_stride = round(1 / float(constants["up.step"])) if "up.step" in constants else 1
+        self.affine = is_affine(model.graph)
         self._source_sha256 = metadata.get("source_sha256", "")
         self._nodes = _nodes_between(model.graph, self._source, self._target)
         self._attributes = {
@@ -237,12 +239,22 @@ def _resize(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
     return F.interpolate(inputs[0], scale_factor=factors, mode="bilinear", align_corners=False)
 
 
+def _slice(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+    value, starts, ends, axes, steps = (*inputs, [1] * len(inputs[1]))[:5]
+    parts = [slice(None)] * value.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        parts[int(axis)] = slice(int(start), int(end), int(step))
+    answer: Tensor = value[tuple(parts)]
+    return answer
+
+
 _OPERATORS: dict[str, _Operator] = {
     "Conv": _convolve,
     "ConvTranspose": _convolve_transposed,
     "MaxPool": _pool,
     "DepthToSpace": _shuffle,
     "Resize": _resize,
+    "Slice": _slice,
     "Concat": lambda inputs, attributes: torch.cat(inputs, dim=attributes["axis"]),
     "Relu": lambda inputs, _: F.relu(inputs[0]),
     "LeakyRelu": lambda inputs, attributes: F.leaky_relu(inputs[0], attributes["alpha"]),

@@ -13,6 +13,7 @@ from optuna.samplers import RandomSampler
 
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
+from compress.distillation import DistilLoss
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
@@ -134,6 +135,7 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     batch = settings.distil.student_batch_size
     padded = -(-_crop_side(job) // network.size_multiple) * network.size_multiple
     lightness = torch.rand(batch, 1, padded, padded, device=device)
+    criterion = DistilLoss(network, settings.distil.student_teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
     with torch_threads(settings.machine.threads):
@@ -141,9 +143,9 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
             if step == 1:  # the first one prepares what the others use
                 started = time.monotonic()
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = network.forward_coarse(lightness).abs().mean()
+                loss = criterion(lightness).abs().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             loss.item()  # waits for a GPU
     return (time.monotonic() - started) / _STEPS / batch

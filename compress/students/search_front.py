@@ -33,7 +33,8 @@ CONFIRMED = ("confirmed_kept", "confirmed_low", "confirmed_high", "confirmed_l1_
 COLUMNS = (
     "name", "stage", "on_front", "file", "precision", "params", "macs", "size_bytes", "times_smaller", "latency_ms",
     "measure", "l1_delta_pct", *(name for each in MEASURES.values() for name in (each.name, each.low, each.high)),
-    *CONFIRMED, "output_stride", "stem_stride", "deepest_stride", "widths", "decoder_share", "convolutions", "crops",
+    *CONFIRMED, "output_stride", "stem_stride", "deepest_stride", "widths", "decoder_share", "convolutions", "affine",
+    "crops",
 )  # fmt: skip
 
 

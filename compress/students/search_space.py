@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from colorpress.core.errors import InputError
 from compress.budgets import Limit, fits
+from compress.students.student_plan import FINEST_AFFINE_STRIDE
 from training.unet import UNetPlan
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class StudentPoint:
         decoder_share: channels of a decoder level in those of the encoder level of the same size; 0.5 to 1.
         convolutions: 3x3 convolutions of each level, 1 or 2.
         crops: that the network learns from.
+        affine: whether the answer is an affine field of lightness; false at output stride 1.
     """
 
     output_stride: int
@@ -55,6 +57,7 @@ class StudentPoint:
     decoder_share: float
     convolutions: int
     crops: int
+    affine: bool = False
 
     def widths(self) -> tuple[int, ...]:
         """Channels of each encoder level, finest first: multiples of 4 from 4 to 512."""
@@ -72,6 +75,7 @@ class StudentPoint:
             decoder=tuple((width,) * (1 + self.convolutions) for width in mirrored),
             upsample="nearest",
             stem_stride=self.stem_stride,
+            affine=self.affine,
             residual=True,
         )
 
@@ -84,6 +88,7 @@ class StudentPoint:
             "base_blocks": self.base // CHANNEL_BLOCK,
             "decoder_share": self.decoder_share,
             "convolutions": self.convolutions,
+            **({"affine": self.affine} if self.output_stride > 1 else {}),
             **{f"growth_{level}": growth for level, growth in enumerate(self.growth, 1)},
         }
 
@@ -126,6 +131,8 @@ def _whole_blocks(width: float) -> int:
 # tell within 0.4 %: of the file, of the up-sampling of a coarse answer, of a convolution, of packing its weights, of an
 # up-sampling inside, and of a level.
 _FILE_BYTES, _COARSE_BYTES, _CONVOLUTION_BYTES, _PACKING_BYTES, _UP_BYTES, _LEVEL_BYTES = 1004, 2433, 339, 153, 269, 172
+# And of an affine answer, within 10 bytes of 7 files.
+_AFFINE_BYTES = 658
 # Weights of fewer elements stay in float, as `compress.packing` has it.
 _SMALLEST_PACKED = 64
 
@@ -171,7 +178,8 @@ def predict_cost(plan: UNetPlan, *, side: int) -> dict[str, int]:
         for width in behind:
             add(below, width, 3, stride, bias=False)
             below = width
-    add(below, 2, 1, stride, bias=True)
+    add(below, 4 if plan.affine else 2, 1, stride, bias=True)
+    size_bytes += _AFFINE_BYTES if plan.affine else 0
     size_bytes += _UP_BYTES * len(plan.decoder) + _LEVEL_BYTES * (len(plan.encoder) - 1)
     return {"params": params, "macs": macs, "size_bytes": size_bytes}
 
@@ -202,6 +210,7 @@ class SearchSpace:
             "growth from level to level": f"{_LEAST_GROWTH:g} to {_MOST_GROWTH:g} in steps of {_GROWTH_STEP:g}, each",
             "channels of the decoder": f"{_LEAST_SHARE:g} to 1 of the encoder's in steps of {_SHARE_STEP:g}",
             "convolutions of a level": f"1 to {_MOST_CONVOLUTIONS}",
+            "affine field of lightness": "no or yes; no at output stride 1",
         }
 
     def structures(self) -> Iterator[tuple[int, int, int]]:
@@ -216,7 +225,10 @@ class SearchSpace:
         growths = round((_MOST_GROWTH - _LEAST_GROWTH) / _GROWTH_STEP) + 1
         shares = round((1 - _LEAST_SHARE) / _SHARE_STEP) + 1
         of_a_structure = self.largest_base // CHANNEL_BLOCK * shares * _MOST_CONVOLUTIONS
-        return sum(of_a_structure * growths ** _halvings(stem, deepest) for _, stem, deepest in self.structures())
+        return sum(
+            of_a_structure * (2 if output_stride > 1 else 1) * growths ** _halvings(stem, deepest)
+            for output_stride, stem, deepest in self.structures()
+        )
 
     def narrow_points(self) -> Iterator[StudentPoint]:
         """The narrowest point of every structure: nothing with its strides costs less."""
@@ -268,6 +280,8 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
         decoder_share=trial.suggest_float("decoder_share", _LEAST_SHARE, 1.0, step=_SHARE_STEP),
         convolutions=trial.suggest_int("convolutions", 1, _MOST_CONVOLUTIONS),
         crops=space.crops,
+        # Between the pixels of an answer, of which the finest one has none.
+        affine=output_stride > 1 and bool(trial.suggest_categorical("affine", (False, True))),
     )
 
 
@@ -276,7 +290,8 @@ def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tu
 
     A sampler that knows nothing yet would start at random; these cover the range of sizes from the first trial on. They
     take the output strides in turn, coarsest first, and have what earlier searches found best at every size: the finest
-    patches that go with their stride, one convolution a level, and no decoder where the answer is at 1/8 or coarser.
+    patches that go with their stride, one convolution a level, no decoder where the answer is at 1/8 or coarser, and
+    there an affine field of lightness.
     """
     narrow = space.fitting(space.narrow_points(), limits)
     if not narrow:
@@ -287,7 +302,8 @@ def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tu
     for stride in reversed(space.output_strides):
         stem, deepest = _stem_at(stride, _MOST_STEM_STEPS), max(stride, _DEEPEST_STRIDES[0])
         growth = (1.0,) * _halvings(stem, deepest)
-        points = (StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops) for base in bases)
+        affine = stride >= FINEST_AFFINE_STRIDE
+        points = (StudentPoint(stride, stem, deepest, base, growth, 1.0, 1, space.crops, affine) for base in bases)
         flat.append(space.fitting(points, limits))
     sizes = {point: math.log(space.cost(point)["size_bytes"]) for point in (smallest, *itertools.chain(*flat))}
     step = (max(sizes.values()) - sizes[smallest]) / max(1, count - 1)

@@ -12,12 +12,15 @@ from colorpress.core.errors import InputError
 from colorpress.core.files import read_json, without_nan, write_json
 from training.unet import UNetPlan
 
+# The finest output stride of students whose answer is an affine field of lightness: at finer ones it was not measured.
+FINEST_AFFINE_STRIDE = 8
 FORMAT = "colorpress student plan"
 FORMAT_VERSION = 1
 _HINT = "make a plan with `colorpress student`, or edit the channel counts in one"
 _NOTE = (
     "To train another student, edit 'network': channels of each level, encoder fine to deep, decoder deep to fine, "
-    "each decoder level starting with its up-sampling convolution. The rest says how it was chosen and is not read."
+    "each decoder level starting with its up-sampling convolution; 'affine' true: colours follow lightness between the "
+    "pixels of a coarse answer. The rest says how it was chosen and is not read."
 )
 
 

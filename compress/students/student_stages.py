@@ -28,7 +28,13 @@ from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
 from compress.students.student_job import Oracle, StudentJob
-from compress.students.student_plan import Candidate, StudentPlan, read_student_network, write_student_plan
+from compress.students.student_plan import (
+    FINEST_AFFINE_STRIDE,
+    Candidate,
+    StudentPlan,
+    read_student_network,
+    write_student_plan,
+)
 from training.fitting import forget_fit
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
@@ -260,7 +266,7 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
 
     All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
     (Lean UNet, 2025). Patches as coarse as the answer, up to 8 pixels, replace the levels above; levels go down to
-    1/32 of the size for context, and up again to the output stride.
+    1/32 of the size for context, and up again to the output stride. Coarse answers are affine fields of lightness.
     """
     stem = min(output_stride, _LARGEST_STEM)
     levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
@@ -272,6 +278,7 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
             upsample="nearest",
             stem_stride=stem,
             residual=True,
+            affine=output_stride >= FINEST_AFFINE_STRIDE,
         )
         for width in LADDER_WIDTHS
     )

@@ -24,7 +24,7 @@ _PLAIN_CHANNELS = 2  # of an answer that is ab itself
 class UNetPlan:
     """Channel counts of every convolution: enough to rebuild the network that a state_dict fits.
 
-    Beside the channels it holds two structural moves that make a network cheap where pictures are large. With a
+    Beside the channels it holds two choices that make a network cheap where pictures are large. With a
     `stem_stride` of s the first convolution reads patches of s x s pixels, which is a 1x1 convolution of the
     pixel-unshuffled picture (Shi et al. 2016), so all work happens at 1/s of the size. With a decoder of fewer levels
     than the encoder goes down, the answer stays at `output_stride` and is up-sampled: chroma is smooth. Where such an

@@ -140,9 +140,14 @@ class Lesson:
         return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}")
 
     @property
+    def judging(self) -> AnswerFolder:
+        """The same that judge, which are not rounded: a photograph of another split may have been learned from."""
+        return AnswerFolder(self.answers.folder.with_name(f"{self.answers.folder.name}-fp32"))
+
+    @property
     def target(self) -> AnswerFolder | None:
         """What tells which epoch is best: the teacher's answers to the photographs that choose; None: the truth."""
-        return self.answers if self.scale is not None and self.scale.to_best else None
+        return self.judging if self.scale is not None and self.scale.to_best else None
 
     def validate(self, network: nn.Module, device: torch.device) -> float:
         """The mean L1 (ab/128) of a network on `device` to the target, on the photographs that choose."""
@@ -176,7 +181,9 @@ def distil_network(
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, scale, 0, (destination,))
-        _ask_teacher(best, lesson, lesson.photos.train, device, choose_precision(lesson.recipe.precision, device))
+        # fp16 would overflow in networks that were not made for it.
+        is_rounded = choose_precision(lesson.recipe.precision, device) == torch.bfloat16
+        _ask_teacher(best, lesson, lesson.answers, lesson.photos.train, torch.bfloat16 if is_rounded else torch.float32)
         fitted = _fit(network, lesson, destination, label)
     files: tuple[Path, ...] = ()
     if is_main_process():
@@ -234,32 +241,28 @@ def _settle_scale(best: ColorNetwork, lesson: Lesson, device: torch.device, labe
         return lesson, scale
     if lesson.teacher_weight < 1.0:
         say(f"{label}: best.pt is no truer than grey, so it learns from best.pt's answers alone")
-    _ask_teacher(best, lesson, lesson.photos.choosing, device)
+    _ask_teacher(best, lesson, lesson.judging, lesson.photos.choosing, torch.float32)
     # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
     scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
     return replace(lesson, scale=scale, teacher_weight=1.0), scale
 
 
 def _ask_teacher(
-    best: ColorNetwork,
-    lesson: Lesson,
-    photos: Sequence[Photo],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    best: ColorNetwork, lesson: Lesson, answers: AnswerFolder, photos: Sequence[Photo], dtype: torch.dtype
 ) -> None:
-    """Ask `best` (on `device`) about each photograph that has no answer of it at this size yet.
+    """Ask `best` about each photograph that has no answer of it in `answers` yet.
 
     A teacher is needed thousands of times for the same photographs, and costs more than the student it teaches. So it
     answers once, to the whole photograph, which also shows it more than a crop would. Processes of torchrun share the
     work; one that does not see what the others wrote does it all.
 
     Args:
-        dtype: that it computes in: what is learned from may be rounded, what judges may not.
+        dtype: that it computes in.
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
-    answers = lesson.answers
     limits = {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
+    device = choose_device(lesson.machine.device)
 
     def find_missing() -> list[Photo]:
         return [photo for photo in photos if not answers.path_of(photo).is_file()]
@@ -307,10 +310,11 @@ def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.dev
 def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     """L (N, 1, S, S) of a few batches of training crops."""
     recipe = lesson.recipe
-    plain = Recipe(imgsz=recipe.imgsz, batch_size=recipe.batch_size, crop_share=recipe.crop_share)
+    plain = replace(recipe, tone_jitter=0.0, start_imgsz=0, epoch_crops=Recipe().epoch_crops)
     loader = CropLoader(lesson.photos.train, plain, lesson.data, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
-        yield prepare_batch(crops, device).lightness
+        # Batch norm has no variance of one value, which is what one crop may be at the deepest level.
+        yield prepare_batch(crops.twice() if len(crops) == 1 else crops, device).lightness
 
 
 def write_distillation_curve(folder: Path, history: Sequence[Mapping[str, float]], scale: Scale) -> tuple[Path, Path]:

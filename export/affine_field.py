@@ -45,5 +45,9 @@ def take_field(network: onnx.ModelProto) -> onnx.ModelProto:
     left = [node for node in copy.graph.node if not {_SHIFTED, _PRODUCT, answer.name}.intersection(node.output)]
     del copy.graph.node[:]
     copy.graph.node.extend([*left, helper.make_node("Concat", [BASE_NAME, SLOPE_NAME], [answer.name], "field", axis=1)])
+    read = {name for node in copy.graph.node for name in node.input}
+    constants = [tensor for tensor in copy.graph.initializer if tensor.name in read]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(constants)
     answer.type.tensor_type.shape.dim[1].dim_value = 4
     return copy

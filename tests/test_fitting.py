@@ -25,7 +25,7 @@ from training.network import GraphArchitecture
 from training.original import train_unet
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
-from training.unet import UNet
+from training.unet import UNet, UNetPlan
 
 RECIPE = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32")
 STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
@@ -352,6 +352,22 @@ def test_a_training_goes_on_from_a_unet_and_keeps_it_where_no_epoch_is_better(
         assert found.epoch == 0
         assert all(torch.equal(found.state_dict[name], tensor) for name, tensor in first.state_dict.items())
     assert "no epoch is better than the start" in capsys.readouterr().err
+
+
+def test_a_student_without_a_decoder_is_trained_further_too(split: PhotoSplit, tmp_path: Path) -> None:
+    student = UNet(UNetPlan(((4, 4),), (), "nearest", stem_stride=8))
+    save_checkpoint(tmp_path / "student.pt", Checkpoint(student.architecture, student.state_dict()))
+    recipe = Recipe(epochs=1, batch_size=8, imgsz=16, val_size=24, class_weight=0.05)
+    job = FitJob(split.train, split.val, recipe, DataConfig(), MACHINE)
+    further = train_unet(job, UNetConfig(start_from=tmp_path / "student.pt"), tmp_path / "further").best
+    assert further.architecture == student.architecture
+
+
+def test_one_crop_that_leaves_one_value_at_the_deepest_level_is_learned_from(split: PhotoSplit, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1, batch_size=1, imgsz=16, size_jitter=0.0)
+    job = FitJob(split.train, split.val, recipe, DataConfig(), MACHINE)
+    best = train_unet(job, UNetConfig(base=4, depth=4), tmp_path).best  # 16 pixels are one at the deepest level
+    assert math.isfinite(best.val_l1)
 
 
 def test_a_training_that_starts_from_something_else_is_refused(split: PhotoSplit, tmp_path: Path) -> None:

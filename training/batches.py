@@ -61,6 +61,11 @@ class Crops:
     def __len__(self) -> int:
         return len(self.rgb)
 
+    def twice(self) -> Crops:
+        """Each crop two times."""
+        tones, answers = (None if each is None else torch.cat([each, each]) for each in (self.tones, self.answers))
+        return Crops(torch.cat([self.rgb, self.rgb]), tones, answers)
+
     def blank(self) -> Crops:
         """One black crop of the same size, with a grey answer where there are answers."""
         answers = None if self.answers is None else self.answers.new_zeros((1, *self.answers.shape[1:]))
@@ -114,9 +119,9 @@ class CropLoader:
     """Shuffled batches of random crops, epoch by epoch, decoded by worker processes that live as long as the loader.
 
     An epoch takes each photograph once; of fewer than `epoch_crops` photographs it takes several crops each, so that
-    a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. The pixels of a
-    crop depend on (seed, epoch, photograph, crop number) alone, and the order on (seed, epoch): neither depends on
-    `workers` nor on what was read before, so a run resumed at an epoch repeats it exactly.
+    a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. Where a
+    crop lies depends on (seed, epoch, photograph, crop number), its side on (seed, epoch, batch), and the order on
+    (seed, epoch): none depends on `workers` nor on what was read before, so a run resumed repeats it exactly.
 
     A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
     Decoded photographs are kept in memory, no larger than crops need them, as far as a quarter of it lasts; the others
@@ -143,7 +148,7 @@ class CropLoader:
         part: tuple[int, int] = (0, 1),
     ) -> None:
         sides = CropSides.of(photos, recipe)
-        kept = KeptPhotos(sides, data.max_pixels, workers)
+        kept = KeptPhotos(sides, data.max_pixels, max(1, workers) * part[1])
         self._order = _CropOrder(len(photos), recipe, sides, data.seed, part)
         self._loader: DataLoader[_Loaded] = DataLoader(
             _CropDataset(photos, recipe, data, answers, kept),

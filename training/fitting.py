@@ -324,6 +324,8 @@ class _Fit:
         share = len(crops) * process_count() / count
         if not len(crops):
             crops = crops.blank()  # its part was lost, but the others wait for its sums
+        if count == 1 and crops.rgb.shape[-1] <= self.criterion.network.size_multiple:
+            crops = crops.twice()  # batch norm has no variance of the one value that is left at the deepest level
         done = len(self.history) * len(self.loader) + self.step
         if recipe.dropout:
             _seed_dropout(self.job.data.seed, done)

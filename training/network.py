@@ -56,7 +56,7 @@ class ColorNetwork(nn.Module, ABC):
         return type(self).__name__
 
     def forward(self, lightness: Tensor) -> Tensor:
-        return self.complete(self.forward_coarse(pad_to_multiple(lightness, self.size_multiple)), lightness)
+        return apply_field(self.forward_field(lightness), lightness)
 
     @abstractmethod
     def forward_coarse(self, lightness: Tensor) -> Tensor:

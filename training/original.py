@@ -45,6 +45,9 @@ def train(run: Run, photos: PhotoSplit) -> StageRecord:
         return files, {"epoch": best.epoch, "val_l1": best.val_l1, "params": params}
 
     start = settings.unet.start_from
+    if start and start.resolve() == run.best_path.resolve():
+        hint = "choose another --output-dir: what is started from would be overwritten"
+        raise ConfigError("option", "--start-from", f"names the best.pt of '{run.folder}' itself", hint)
     used = {**vars(settings.unet), **vars(settings.train), **vars(settings.fit), **run.data_key(photos)}
     return run.do("train", action, inputs=[start] if start else [], settings={**used, "start_from": bool(start)})
 
@@ -66,7 +69,8 @@ def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = F
         start = copy_weights(network)
         network.dropout.p = job.recipe.dropout
         weight = job.recipe.class_weight
-        criterion = ChromaClassLoss(network, weight) if weight else L1Loss(network)
+        # Classes are named from what a decoder makes; a student may have none.
+        criterion = ChromaClassLoss(network, weight) if weight and len(network.decoder) else L1Loss(network)
         fitted = fit_network(criterion, job, FitFiles(folder / "best.pt", extra, restart), label="train")
     best_l1 = fitted.best.val_l1
     if started_l1 is not None and best_l1 is not None and started_l1 < best_l1:

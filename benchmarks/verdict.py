@@ -133,7 +133,7 @@ def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, n
         return f"keeps {kept:.2f} of {_noun(measure)}{confidently} (at least {measure.enough:g} passes)"
     parent = _find_parent(row, others)
     # Speedups are paired by round, so their ratio is too.
-    if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + SAME_SPEED:
+    if parent and parent.speedup and parent.speedup / row.speedup > 1.0 + max(SAME_SPEED, noise):
         slower = format_number(parent.speedup / row.speedup)
         since = f", since {row.caution}" if row.caution else ""
         return f"is {slower} times as slow as its float32 parent {parent.model}{since}"

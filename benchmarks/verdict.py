@@ -42,11 +42,11 @@ def judge_rows(rows: Sequence[Row], aa_ratios: Mapping[str, Ratio], strength: St
     """Choose the variant with the largest product of size and speed ratio among those that keep the colours.
 
     The first row is best.pt and the yardstick; rows of another condition than its are not compared with it, and what
-    another tool made is never chosen, nor a control, nor best.pt itself in another runtime, since nothing was
-    compressed. A variant qualifies when it keeps enough by the measure that decides, `strength.measure` (see
+    another tool made is never chosen, nor a control, nor the checkpoint itself in another runtime, since nothing was
+    made of it. A variant qualifies when it keeps enough by the measure that decides, `strength.measure` (see
     `Measure.enough`), when it is slower neither than best.pt nor than its own float32 parent, and when it is smaller or
-    faster beyond the noise. One half of the photographs chooses, by what is kept elsewhere with 80 % confidence, and
-    what is said of the chosen one is what it keeps on the other half.
+    faster, all beyond the noise. One half of the photographs chooses, by what is kept elsewhere with 80 % confidence,
+    and what is said of the chosen one is what it keeps on the other half.
 
     Args:
         aa_ratios: best.pt to itself, by device and condition; none where it was not timed twice.

@@ -10,7 +10,7 @@ from conftest import make_photo
 from PIL import Image
 
 from colorpress.core.config import Recipe
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from training import crops, photos
 from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
 from training.photos import Photo
@@ -79,7 +79,8 @@ def test_growing_crops_reach_their_size_before_the_last_fifth() -> None:
     sides = CropSides(recipe, usual=480)
     assert [sides.draw(0, epoch, 0) for epoch in range(11)] == [48, 48, 52, 60, 64, 72, 76, 84, 88, 96, 96]
     assert CropSides(recipe, usual=64).draw(0, 10, 0) == 64
-    assert CropSides(Recipe(imgsz=32, start_imgsz=48, size_jitter=0.0), usual=480).draw(0, 1, 0) == 32
+    with pytest.raises(ConfigError, match="--start-imgsz"):
+        Recipe(imgsz=32, start_imgsz=48)
 
 
 def sides_at(imgsz: int, crop_share: float, usual: int = 10_000) -> CropSides:
@@ -130,10 +131,13 @@ def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monk
         assert np.array_equal(after, photos.load_rgb(photo.path, max_pixels=LIMIT))
 
 
-def test_there_is_room_for_a_quarter_of_the_free_memory() -> None:
+def test_there_is_room_for_a_quarter_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
+    monkeypatch.setattr(crops, "memory_limit_bytes", lambda: None)
     assert 0.1 < crops._free_bytes() / psutil.virtual_memory().available < 0.4
+    monkeypatch.setattr(crops, "memory_limit_bytes", lambda: 4_000)  # of a container
+    assert crops._free_bytes() == 1_000
 
 
 def test_a_photograph_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from colorpress.core.config import Recipe
+from colorpress.core.machine import memory_limit_bytes
 from training.photos import Photo, load_rgb
 
 # Random-resized crop (Szegedy et al. 2015): width over height.
 _ASPECT = (3 / 4, 4 / 3)
-# How much larger than in its photograph things in a crop may be. Enlarged further they are not what the network will
-# be shown: of photographs of 100 pixels, crops enlarged up to 3.7 times taught a student C 0.66, such ones C 0.83.
+# How much larger than in its photograph things in a crop of the middle side may be. Enlarged further they are not what
+# the network will be shown: of photographs of 100 pixels, crops enlarged up to 3.7 times taught a student C 0.66, such
+# ones C 0.83.
 _MOST_ENLARGED = 1.25
 # Sides of crops are whole multiples of this.
 _SIDE_STEP = 4
@@ -155,7 +157,8 @@ class KeptPhotos:
 def _free_bytes() -> int:
     import psutil
 
-    return int(_MEMORY_SHARE * psutil.virtual_memory().available)
+    available = psutil.virtual_memory().available
+    return int(_MEMORY_SHARE * min(available, memory_limit_bytes() or available))
 
 
 def cut_crop(pixels: NDArray[np.uint8], draw: CropDraw, imgsz: int) -> NDArray[np.uint8]:

@@ -236,6 +236,12 @@ class TrainConfig(Config):
         0.05, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_imgsz > self.imgsz:
+            why = f"got {self.start_imgsz}, and crops grow to {self.imgsz}"
+            raise ConfigError("option", "--start-imgsz", why, "give less than --imgsz, or 0")
+
     def recipe(self, fit: FitConfig) -> Recipe:
         """How the original is fitted."""
         return Recipe(**vars(self), **vars(fit))

@@ -37,7 +37,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": [flag for flag in _FLAGS if flag in flags],
         "governor": _read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_bytes": psutil.virtual_memory().total,
-        "memory_limit_bytes": _memory_limit(),
+        "memory_limit_bytes": memory_limit_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "libraries": _library_versions(),
@@ -45,7 +45,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _memory_limit() -> int | None:
+def memory_limit_bytes() -> int | None:
+    """What the container of this process may use; None where nothing limits it."""
     limit = _read_text("/sys/fs/cgroup/memory.max") or _read_text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     # Version 1 of cgroups says "no limit" with a number near 2^63.
     return int(limit) if limit and limit.isdigit() and int(limit) < 2**60 else None

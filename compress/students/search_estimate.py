@@ -132,9 +132,8 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     settings = job.run.settings
     device = choose_device(settings.machine.device)
     network = build_student(point.network(), settings.data.seed).to(device).train()
-    batch = settings.distil.student_batch_size
-    padded = -(-_crop_side(job) // network.size_multiple) * network.size_multiple
-    lightness = torch.rand(batch, 1, padded, padded, device=device)
+    batch, side = settings.distil.student_batch_size, _crop_side(job)
+    lightness = torch.rand(batch, 1, side, side, device=device)
     criterion = DistilLoss(network, settings.distil.student_teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)

@@ -12,7 +12,8 @@ from colorpress.core.errors import InputError
 from colorpress.core.files import read_json, without_nan, write_json
 from training.unet import UNetPlan
 
-# The finest output stride of students whose answer is an affine field of lightness: at finer ones it was not measured.
+# The finest output stride of students whose answer is an affine field of lightness: at 4 it gained C 0.01, which may be
+# chance, at 8 0.04.
 FINEST_AFFINE_STRIDE = 8
 FORMAT = "colorpress student plan"
 FORMAT_VERSION = 1

@@ -37,7 +37,8 @@ from export.runtimes import open_predictor
 from export.timing import run_worker
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.foreign import AdaptedNetwork, adapt_network, parse_arguments
+from training.foreign import AdaptedNetwork, adapt_network
+from training.foreign_source import parse_arguments
 from training.network import ColorNetwork
 from training.photo_scan import scan_photos
 from training.unet import UNet, UNetPlan, count_parameters

@@ -14,7 +14,7 @@ from colorpress.core.files import write_text
 from colorpress.core.processes import share_answer
 from colorpress.core.stages import Action, StageRecord, make_key, run_stage
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.foreign import load_source
+from training.foreign_source import load_source
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
 from training.photos import hash_photos

@@ -22,6 +22,7 @@ from export.layer_latency import (
     warn_when_busy,
 )
 from tests.conftest import make_network
+from training.conventions import Conventions
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.unet import UPSAMPLERS, UNetPlan
 
@@ -44,7 +45,7 @@ class Theirs(nn.Module):
 
 @pytest.fixture(scope="module")
 def theirs() -> AdaptedNetwork:
-    return AdaptedNetwork(Theirs(), ForeignArchitecture("net.py:Theirs", {}, 128.0, 1, "0" * 64), Theirs).eval()
+    return AdaptedNetwork(Theirs(), ForeignArchitecture("net.py:Theirs", {}, Conventions(), 1, "0" * 64), Theirs).eval()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from export.graph import build_graph
 from export.layer_latency import find_convolutions
 from tests.conftest import make_network
 from tests.test_layer_latency import Theirs
+from training.conventions import Conventions
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.network import ColorNetwork
 from training.unet import UNet, UNetPlan
@@ -124,7 +125,7 @@ def test_pruned_graphs_answer_as_the_network_with_silent_channels(upsample: str)
 
 
 def test_a_layer_of_another_author_that_is_called_twice_is_silent_in_both_calls() -> None:
-    architecture = ForeignArchitecture("net.py:Theirs", {}, 128.0, 1, "0" * 64)
+    architecture = ForeignArchitecture("net.py:Theirs", {}, Conventions(), 1, "0" * 64)
     network = AdaptedNetwork(Theirs(), architecture, Theirs).eval()
     layer = network.get_submodule("net.again")
     model = build_graph(network, opset=18)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from colorpress.core.config import ArchConfig
+from colorpress.core.config import ArchConfig, option_name
+from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError
-from training.cie import AB_SCALE
+from training.conventions import Conventions
 from training.foreign_source import construct_network, load_source, parse_arguments
-from training.input_sizes import MULTIPLES, find_size_multiple
+from training.input_sizes import MULTIPLES, ONE_SIZES, InputSizes, find_sizes, resize
 from training.network import ColorNetwork
 from training.resizing import resize_layers_
 
@@ -26,35 +30,46 @@ class ForeignArchitecture:
     Attributes:
         source: file name and class or function, such as "foreign_unet.py:UNet"; no folder.
         args: keyword arguments of the class, primitives.
-        ab_scale: the network answers a*b* divided by this.
+        conventions: what the network reads and answers.
         size_multiple: height and width inside the network are multiples of this power of two.
         source_sha256: of the file.
+        fixed_size: the only height and width that the network takes; None where it takes all multiples.
     """
 
     source: str
     args: Mapping[str, Any]
-    ab_scale: float
+    conventions: Conventions
     size_multiple: int
     source_sha256: str
+    fixed_size: tuple[int, int] | None = None
+
+    @property
+    def sizes(self) -> InputSizes:
+        """The sizes that the network takes."""
+        return InputSizes(self.size_multiple, self.fixed_size)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "foreign", **vars(self), "args": dict(self.args)}
+        return {"name": "foreign", **vars(self), "args": dict(self.args), "conventions": dict(vars(self.conventions))}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ForeignArchitecture:
-        """Rebuild from `describe`'s answer.
+        """Rebuild from `describe`'s answer; from that of an older version too, which knew --ab-scale alone.
 
         Raises:
             ValueError: a value is of another kind than `describe` writes.
         """
-        found = ForeignArchitecture(**{field.name: values[field.name] for field in fields(ForeignArchitecture)})
-        args, scale, multiple = found.args, found.ab_scale, found.size_multiple
+        fixed = values.get("fixed_size")  # files of earlier versions say nothing of it
+        recorded = values["conventions"] if "conventions" in values else {"ab_scale": values["ab_scale"]}
+        fixed_size = tuple(fixed) if isinstance(fixed, list | tuple) else fixed
+        known = {**values, "conventions": Conventions.of(recorded), "fixed_size": fixed_size}
+        found = ForeignArchitecture(**{field.name: known[field.name] for field in fields(ForeignArchitecture)})
+        args, multiple = found.args, found.size_multiple
         good = {
             "source": isinstance(found.source, str),
             "source_sha256": isinstance(found.source_sha256, str),
             "args": isinstance(args, dict) and all(isinstance(name, str) for name in args),
-            "ab_scale": type(scale) in (int, float) and 0 < scale < 1e6,
             "size_multiple": type(multiple) is int and multiple in MULTIPLES,
+            "fixed_size": found.fixed_size is None or found.fixed_size in ONE_SIZES,
         }
         for name, is_good in good.items():
             if not is_good:
@@ -64,14 +79,26 @@ class ForeignArchitecture:
     def as_arguments(self) -> str:
         """The options that name this network, but for the folder of its file."""
         args = tuple(f"{name}={json.dumps(value)}" for name, value in self.args.items())
-        return ArchConfig(arch=self.source, arch_arg=args, ab_scale=self.ab_scale).as_arguments()
+        return ArchConfig(arch=self.source, arch_arg=args, **self.conventions.telling_options()).as_arguments()
+
+
+class AskedNetwork(nn.Module):
+    """A network of another author from our L (N, 1, H, W) to ab/128 (N, 2, H, W), of the sizes that it takes."""
+
+    def __init__(self, net: nn.Module, conventions: Conventions) -> None:
+        super().__init__()
+        self.net, self.conventions = net, conventions
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        return self.conventions.ask(self.net, lightness)
 
 
 class AdaptedNetwork(ColorNetwork):
-    """A network of another author behind the interface of `ColorNetwork`: its answer scaled to ab/128.
+    """A network of another author behind the interface of `ColorNetwork`.
 
     Args:
-        net: L (N, 1, H, W) in [0, 1] to ab / ab_scale (N, 2, H, W), for H and W that are multiples.
+        net: what the architecture's conventions say it reads (N, C, H, W), to what they say it answers, for H and W
+            that are multiples, or of one size: L is then resized to it, and ab back.
         construct: makes a network like `net` as its author's code does.
     """
 
@@ -80,7 +107,6 @@ class AdaptedNetwork(ColorNetwork):
         self.net = net
         self.size_multiple = architecture.size_multiple
         self._architecture, self._construct = architecture, construct
-        self._factor = architecture.ab_scale / AB_SCALE
 
     @property
     def architecture(self) -> ForeignArchitecture:
@@ -92,8 +118,23 @@ class AdaptedNetwork(ColorNetwork):
         return self._architecture.source
 
     def forward_coarse(self, lightness: Tensor) -> Tensor:
-        answer: Tensor = self.net(lightness)
-        return answer if self._factor == 1.0 else answer * self._factor
+        fixed = self._architecture.fixed_size
+        if fixed is None:
+            return self._ask(lightness)
+        return resize(self._ask(resize(lightness, fixed)), (lightness.shape[-2], lightness.shape[-1]))
+
+    def _ask(self, lightness: Tensor) -> Tensor:
+        return self._architecture.conventions.ask(self.net, lightness)
+
+    @property
+    def asked(self) -> AskedNetwork:
+        """The network by its conventions, weights shared, for the sizes that it takes itself."""
+        return AskedNetwork(self.net, self._architecture.conventions)
+
+    def with_sizes(self, sizes: InputSizes) -> AdaptedNetwork:
+        """The same network, weights shared, asked for these sizes alone; in eval mode."""
+        architecture = replace(self._architecture, size_multiple=sizes.multiple, fixed_size=sizes.fixed)
+        return AdaptedNetwork(self.net, architecture, self._construct).eval()
 
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> AdaptedNetwork:
         """A new network with these weights, in eval mode: made by its author's code, then resized to their shapes.
@@ -111,23 +152,65 @@ def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None)
     """The network that `arch` names, with the weights its author's code starts with, in eval mode.
 
     Args:
-        arch: names the file to run. Arguments and scale that it leaves open are those of `recorded`.
-        recorded: what the checkpoint says; None for a checkpoint that is not of this project.
+        arch: names the file to run. Arguments and conventions that it leaves open are those of `recorded`.
+        recorded: what the checkpoint says; None for a checkpoint that is not of this project: how many channels the
+            network reads and answers is then found by asking it, and all else that is left open is `Conventions`'
+            default.
     Raises:
-        ConfigError: no such file or name, or it does not give a network, or another scale than the recorded one.
-        InputError: the network does not answer as a colorizer must, at any multiple up to 256.
+        ConfigError: no such file or name, or it does not give a network, or other conventions than the recorded ones.
+        InputError: the network does not answer as a colorizer must, at any multiple up to 256 nor at one size.
     """
     assert arch.arch is not None
     loaded = load_source(arch.arch)
     args = {**(recorded.args if recorded else {}), **parse_arguments(arch.arch_arg)}
-    if recorded and arch.ab_scale not in (None, recorded.ab_scale):
-        raise ConfigError(
-            "option", "--ab-scale", f"got {arch.ab_scale:g}, but the checkpoint says {recorded.ab_scale:g}",
-            "leave it out, or start again from the original weights with `colorpress run --force`",
-        )  # fmt: skip
-    scale = recorded.ab_scale if recorded else AB_SCALE if arch.ab_scale is None else arch.ab_scale
+    if recorded:
+        _refuse_others(arch, recorded.conventions)
     construct = partial(construct_network, loaded, args)
     net = construct()
-    multiple = recorded.size_multiple if recorded else find_size_multiple(net, loaded.name)
-    source = ForeignArchitecture(loaded.name, args, float(scale), multiple, loaded.sha256)
+    conventions = recorded.conventions if recorded else _assume_conventions(net, arch)
+    sizes = recorded.sizes if recorded else find_sizes(AskedNetwork(net, conventions), loaded.name)
+    source = ForeignArchitecture(loaded.name, args, conventions, sizes.multiple, loaded.sha256, sizes.fixed)
     return AdaptedNetwork(net, source, construct).eval()
+
+
+def warn_of_assumed(architecture: ForeignArchitecture, arch: ArchConfig) -> None:
+    """Say what is taken for true of a network of which `arch` does not say all."""
+    if arch.left_open:
+        names = ", ".join(f"--{option_name(name)}" for name in arch.left_open)
+        taken = f"{architecture.source} is taken for one that {architecture.conventions.describe()}"
+        warn(f"{names}: not given, so {taken}; `colorpress adopt` tries on photographs what fits")
+
+
+def _refuse_others(arch: ArchConfig, recorded: Conventions) -> None:
+    """Refuse conventions that the weights were not converted with."""
+    for name, value in arch.conventions.items():
+        if value != (known := getattr(recorded, name)):
+            raise ConfigError(
+                "option", f"--{option_name(name)}", f"got {_plain(value)}, but the checkpoint says {_plain(known)}",
+                "leave it out, or start again from the original weights with `colorpress run --force`",
+            )  # fmt: skip
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _assume_conventions(net: nn.Module, arch: ArchConfig) -> Conventions:
+    """What `arch` says; of the rest the channels that the network takes and answers, and defaults."""
+    given = arch.conventions
+    found = find_channels(net, (given["input_channels"],) if "input_channels" in given else (1, 3))
+    read, answered = found or (1, 2)
+    if given.get("input_norm") == "imagenet":
+        read = 3
+    return Conventions(**{"input_channels": read, "output": "rgb" if answered == 3 else "ab", **given})
+
+
+def find_channels(net: nn.Module, tried: Sequence[int]) -> tuple[int, int] | None:
+    """How many channels the network takes, of those tried, and answers; None where it takes no picture at all."""
+    weight = next(net.parameters(), torch.empty(0))
+    for (height, width), channels in itertools.product(ONE_SIZES, tried):
+        with torch.no_grad(), suppress(Exception):  # a network of any kind fails in any way
+            answer = net(weight.new_zeros(1, channels, height, width))
+            if isinstance(answer, Tensor) and answer.ndim == 4:
+                return channels, answer.shape[1]
+    return None

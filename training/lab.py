@@ -28,11 +28,22 @@ def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
         linear = _linear_from_srgb(rgb)
     matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]  # (3, 3), relative to white
     xyz = torch.matmul(matrix, linear.flatten(2)).view(linear.shape)  # (N, 3, H, W)
-    f = torch.where(xyz > LAB_EPSILON, xyz.pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
-    fx, fy, fz = f.unbind(dim=1)  # (N, H, W) each
-    lightness = (1.16 * fy - 0.16).unsqueeze(1)  # (N, 1, H, W)
-    ab = torch.stack((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE  # (N, 2, H, W)
-    return lightness, ab
+    fx, fy, fz = _lab_curve(xyz).split(1, dim=1)  # (N, 1, H, W) each
+    return 1.16 * fy - 0.16, torch.cat((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
+
+
+def srgb_to_ab(rgb: Tensor) -> Tensor:
+    """ab (N, 2, H, W) in ab/128 of sRGB (N, 3, H, W), clipped to [0, 1]; gradients are finite everywhere.
+
+    As `rgb_to_l_ab`, of products with single numbers: a matrix product would be one that autocast computes in bf16, and
+    that quantization takes for a layer.
+    """
+    linear = _linear_from_srgb(rgb.clamp(0.0, 1.0)).split(1, dim=1)
+    fx, fy, fz = (
+        _lab_curve(sum((weight / white) * channel for weight, channel in zip(row, linear, strict=True)))
+        for row, white in zip(RGB_TO_XYZ, WHITE, strict=True)
+    )
+    return torch.cat((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
 
 
 def l_ab_to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
@@ -42,12 +53,29 @@ def l_ab_to_rgb(lightness: Tensor, ab: Tensor) -> Tensor:
     fz = fy - ab[:, 1] * (AB_SCALE / 200.0)
     # Clipped as Z is by scikit-image: there is no colour beyond.
     f = torch.stack((fx, fy, fz), dim=1).clamp(min=0.0)  # (N, 3, H, W)
-    xyz = torch.where(f > LAB_KNEE, f**3, (f - LAB_OFFSET) / LAB_SLOPE)
+    xyz = _undo_lab_curve(f)
     xyz = xyz * xyz.new_tensor(WHITE)[None, :, None, None]
     matrix = torch.linalg.inv(xyz.new_tensor(RGB_TO_XYZ, dtype=torch.float64)).to(xyz.dtype)
     linear = torch.einsum("ij,njhw->nihw", matrix, xyz)
-    srgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055, 12.92 * linear)
-    return srgb.clamp(0.0, 1.0)
+    return _srgb_from_linear(linear).clamp(0.0, 1.0)
+
+
+def lightness_to_grey(lightness: Tensor) -> Tensor:
+    """The sRGB value in [0, 1] of the grey that has lightness L in [0, 1], of any shape."""
+    return _srgb_from_linear(_undo_lab_curve((lightness + 0.16) / 1.16)).clamp(0.0, 1.0)
+
+
+def _lab_curve(xyz: Tensor) -> Tensor:
+    """f(X / Xn) of Lab; the root of what is too dark for it is never taken, since its slope at 0 is infinite."""
+    return torch.where(xyz > LAB_EPSILON, xyz.clamp(min=LAB_EPSILON).pow(1.0 / 3.0), LAB_SLOPE * xyz + LAB_OFFSET)
+
+
+def _undo_lab_curve(f: Tensor) -> Tensor:
+    return torch.where(f > LAB_KNEE, f**3, (f - LAB_OFFSET) / LAB_SLOPE)
+
+
+def _srgb_from_linear(linear: Tensor) -> Tensor:
+    return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def _linear_from_srgb(srgb: Tensor) -> Tensor:

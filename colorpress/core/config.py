@@ -252,9 +252,21 @@ class Recipe(FitConfig, TrainConfig):
     """All that decides how one network is fitted: the options of a stage, and what the stage itself says."""
 
 
+# What colorizers of other authors read and answer; the first of each is what is taken where nothing tells.
+INPUTS = ("l", "grey")
+L_RANGES = ("0,1", "-1,1", "-50,50", "0,100", "-0.5,0.5")
+INPUT_NORMS = ("none", "imagenet")
+OUTPUTS = ("ab", "rgb", "lab")
+RGB_RANGES = ("0,1", "-1,1", "imagenet")
+
+
 @dataclass(frozen=True)
 class ArchConfig(Config):
-    """A network that colorpress did not make. It names code to run, so it is never read from a run folder."""
+    """A network that colorpress did not make. It names code to run, so it is never read from a run folder.
+
+    How it is asked and what it answers, from `input` on, is by the names of `Conventions`; None is the checkpoint's, or
+    what fits the photographs.
+    """
 
     arch: str | None = option(
         None,
@@ -266,28 +278,87 @@ class ArchConfig(Config):
         "NAME=VALUE for what --arch names; repeatable; default: as in the checkpoint.",
         common=True,
     )
-    ab_scale: float | None = option(
-        None,
-        "The network of --arch answers a*b* divided by this; default: the checkpoint's, else 128.",
-        low=1e-3,
-        high=1e4,
-    )
     state_key: str | None = option(
         None, "Where the weights are in a foreign checkpoint, such as state_dict; default: found where there is one."
+    )
+    input: str | None = option(
+        None,
+        "The network of --arch reads lightness L* or the grey photograph in sRGB; default: found on photographs.",
+        choices=INPUTS,
+    )
+    l_range: str | None = option(
+        None, "What its input goes from black to white in; default: found on photographs.", choices=L_RANGES
+    )
+    input_channels: int | None = option(
+        None, "1, or 3 that are the same; default: what the network takes.", low=1, high=3
+    )
+    input_norm: str | None = option(
+        None,
+        "imagenet: less the mean and over the spread of ImageNet's channels; default: found on photographs.",
+        choices=INPUT_NORMS,
+    )
+    output: str | None = option(
+        None,
+        "It answers a* and b*, sRGB, or all three channels of Lab; default: found on photographs.",
+        choices=OUTPUTS,
+    )
+    ab_scale: float | None = option(
+        None, "a*b* = its answer x this (+ --ab-offset); default: found on photographs, else 128.", low=1e-3, high=1e4
+    )
+    ab_offset: float | None = option(
+        None, "See --ab-scale: -128 where it answers (a*b* + 128) / 255; default: as there, else 0.", low=-1e4, high=1e4
+    )
+    rgb_range: str | None = option(
+        None, "What its sRGB goes from black to white in; default: found on photographs.", choices=RGB_RANGES
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch is None and (self.arch_arg or self.ab_scale is not None):
-            name = "--arch-arg" if self.arch_arg else "--ab-scale"
+        given = [*(["arch_arg"] if self.arch_arg else []), *self.conventions]
+        if self.arch is None and given:
+            name = f"--{option_name(given[0])}"
             raise ConfigError("option", name, "says nothing without --arch", "give --arch FILE.py:NAME too")
+        self._check_conventions()
+
+    def _check_conventions(self) -> None:
+        three, grey, norm = self.input_channels in (None, 3), self.input == "grey", self.input_norm == "imagenet"
+        ab, rgb = self.output != "rgb", self.output in (None, "rgb")
+        rules = (
+            ("input_channels", self.input_channels != 2, "give 1, or 3"),
+            ("input_norm", three or not norm, "ImageNet's mean and spread are of three channels: --input-channels 3"),
+            ("input_norm", self.l_range in (None, "0,1") or not norm, "they are of values in 0,1: leave --l-range out"),
+            ("l_range", not grey or self.l_range in (None, "0,1", "-1,1"), "a grey photograph is in 0,1 or -1,1"),
+            ("ab_scale", self.ab_scale is None or ab, "--output rgb has none: see --rgb-range"),
+            ("ab_offset", self.ab_offset is None or ab, "--output rgb has none: see --rgb-range"),
+            ("rgb_range", self.rgb_range is None or rgb, "it goes with --output rgb alone"),
+        )
+        for name, holds, hint in rules:
+            if not holds:
+                raise ConfigError("option", f"--{option_name(name)}", f"got {getattr(self, name)}", hint)
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        """What is given of `CONVENTION_OPTIONS`, by name."""
+        return {name: getattr(self, name) for name in CONVENTION_OPTIONS if getattr(self, name) is not None}
+
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """Those of `CONVENTION_OPTIONS` that count and are not given."""
+        idle = ("ab_scale", "ab_offset") if self.output == "rgb" else ("rgb_range",)
+        return tuple(name for name in CONVENTION_OPTIONS if name not in idle and getattr(self, name) is None)
 
     def as_arguments(self) -> str:
         """The options as one would type them."""
         values: list[tuple[str, Any]] = [("--arch", self.arch), *(("--arch-arg", each) for each in self.arch_arg)]
-        scale = None if self.ab_scale is None else f"{self.ab_scale:g}"
-        values += [("--ab-scale", scale), ("--state-key", self.state_key)]
+        values += [("--state-key", self.state_key)]
+        for name, value in self.conventions.items():
+            values.append((f"--{option_name(name)}", f"{value:g}" if isinstance(value, float) else value))
         return shlex.join(str(word) for name, value in values if value is not None for word in (name, value))
+
+
+CONVENTION_OPTIONS = tuple(
+    each.name for each in fields(ArchConfig) if each.name not in ("arch", "arch_arg", "state_key")
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from export.timing import Ratio
 FORMAT_VERSION = 3
 # Calls that vary by more than this are on a machine that does something else as well.
 NOISY_CV_PCT = 2.5
+# The status of a row whose file could not be made, so that there was nothing to measure.
+NOT_MADE = "not made"
 # No figure is as large: beyond it arithmetic would overflow.
 ENDLESS = 1e100
 
@@ -129,6 +131,11 @@ class Row:
     def is_ok(self) -> bool:
         """Whether it was measured to the end."""
         return self.status == "ok"
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether its file is there and could not be measured."""
+        return self.status not in ("ok", NOT_MADE)
 
     @property
     def is_noisy(self) -> bool:

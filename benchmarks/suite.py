@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.accuracy import AccuracyResult, measure_accuracy
 from benchmarks.also import AlsoFolder, describe_also, key_of
 from benchmarks.latency import LatencyResult, time_variants
+from benchmarks.left_out import LeftOut
 from benchmarks.report.pareto import draw_pareto
 from benchmarks.report.pictures import write_picture_set
 from benchmarks.roof import Roof, measure_roof
@@ -34,21 +35,26 @@ _RAW = ("status", "error", "load_ms", "first_ms", "times_ns", "compute_ms")
 
 
 def benchmark(
-    run: Run, variants: Sequence[Variant], photos: PhotoSplit | None, also: Sequence[AlsoFolder] = ()
+    run: Run,
+    variants: Sequence[Variant],
+    photos: PhotoSplit | None,
+    also: Sequence[AlsoFolder] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> StageRecord:
     """`run_benchmark` as a stage.
 
     Args:
         photos: None measures time and size alone.
         also: further folders, see `find_also`.
+        left_out: what could not be made.
     """
     settings = run.settings
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if photos and variants[0].path.suffix in CHECKPOINT_SUFFIXES:
             warn_of_other_split(load_checkpoint(variants[0].path, variants[0].arch), photos)
-        rows, paths = run_benchmark(run, variants, photos, also)
-        return paths, {"rows": len(rows), "failed": [row.model for row in rows if not row.is_ok]}
+        rows, paths = run_benchmark(run, variants, photos, also, left_out)
+        return paths, {"rows": len(rows), "failed": [row.model for row in rows if row.is_failed]}
 
     used = {
         **vars(settings.benchmark_plan),
@@ -59,6 +65,7 @@ def benchmark(
         "also": key_of(also),
         "names": [variant.name for variant in variants],
         "cautions": [variant.caution for variant in variants],
+        "left_out": [[each.name, each.why] for each in left_out],
         "machine": machine_key(),
     }
     return run.do("benchmark", action, inputs=[variant.path for variant in variants], settings=used)
@@ -73,7 +80,11 @@ def require_measured(run: Run, measured: StageRecord) -> None:
 
 
 def run_benchmark(
-    run: Run, variants: Sequence[Variant], photos: PhotoSplit | None, also: Sequence[AlsoFolder] = ()
+    run: Run,
+    variants: Sequence[Variant],
+    photos: PhotoSplit | None,
+    also: Sequence[AlsoFolder] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> tuple[list[Row], list[Path]]:
     """Time and score every variant, and write benchmark.csv, benchmark.json, pareto.png and the sample pictures.
 
@@ -88,6 +99,7 @@ def run_benchmark(
         photos: the test ones are scored on, at least one, and the controls are fitted on the training ones; None, or
             eval-photos 0: time alone.
         also: further photographs to score on.
+        left_out: what could not be made; each is a row that says why.
     Returns:
         The rows, best.pt first, and the files.
     Raises:
@@ -110,6 +122,7 @@ def run_benchmark(
     accuracy = score(photos=test)
     elsewhere = {folder.name: score(photos=folder.photos) for folder in also if plan.eval_photos}
     rows = make_rows(latency, accuracy, roof, controls=controls, also=elsewhere)
+    rows += [each.as_row(rows[0]) for each in left_out]
     measure = measure_of(accuracy.strength)
     recommended = judge_rows(rows, latency.aa_ratios, accuracy.strength).recommended
     described = describe_also(also, elsewhere, rows, recommended, measure) if elsewhere else {}

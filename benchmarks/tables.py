@@ -99,7 +99,7 @@ def write_benchmark_csv(path: Path, rows: Sequence[Row]) -> Path:
     values = [
         {**{name: getattr(row, name) for name in COLUMNS}, **more} for row, more in zip(rows, further, strict=True)
     ]
-    return write_csv(path, columns, [{name: _csv_value(each[name]) for name in columns} for each in values])
+    return write_csv(path, columns, [{name: _csv_value(each.get(name)) for name in columns} for each in values])
 
 
 def _csv_value(value: object) -> object:

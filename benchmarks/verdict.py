@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.rows import Benchmark, Row, base_rows, find_control, own_rows
+from benchmarks.rows import NOT_MADE, Benchmark, Row, base_rows, find_control, own_rows
 from colorpress.core.text import format_bytes, format_interval, format_number
 from compress.measures import CONFIDENTLY, CONTENT, FIDELITY, Measure, Strength
 from compress.precisions import origin_of
@@ -120,7 +120,7 @@ def merit(row: Row, best: Row) -> float:
 def why_rejected(row: Row, best: Row, others: Sequence[Row], measure: Measure, noise: float = 0.0) -> str:
     """Why a variant does not qualify, as the rest of a sentence about it; empty when nothing speaks against it."""
     if not row.is_ok:
-        return f"did not finish ({row.status})"
+        return f"did not finish ({row.status})" if row.is_failed else f"was not made ({row.error})"
     kept, confidently = row.kept(measure), ""
     if row.l1_delta_pct is None or kept is None or not row.speedup:
         return "could not be compared with best.pt"
@@ -251,6 +251,7 @@ def _note_limits(rows: Sequence[Row], noise: float, strength: Strength | None) -
     if noise > 0.03:
         twice = f"best.pt timed twice differs by {100 * noise:.0f} %"
         notes.append(f"The machine is noisy: {twice}, so differences below {300 * noise:.0f} % mean nothing.")
-    if failed := [f"{row.model} ({row.status})" for row in rows if not row.is_ok]:
+    if failed := [f"{row.model} ({row.status})" for row in rows if row.is_failed]:
         notes.append(f"Not finished: {', '.join(failed)}.")
+    notes += [f"Not made: {row.model}, since: {row.error}." for row in rows if row.status == NOT_MADE]
     return tuple(notes)

@@ -165,7 +165,7 @@ def _make_line(row: Row, recommended: str | None, columns: Sequence[Column], con
 
 def _name_runtime(row: Row) -> str:
     title = RUNTIMES[row.runtime].title if row.runtime in RUNTIMES else row.runtime
-    return f"{title} {row.precision}"
+    return f"{title} {row.precision}".strip()
 
 
 def _kind_of(row: Row, recommended: str | None) -> str:
@@ -268,7 +268,7 @@ _L1_DELTA = Column("l1_delta_pct", "ΔL1", _figure("l1_delta_pct", format_percen
 _EDGE_L1 = Column("edge_l1", "L1 near edges", _figure("edge_l1", "{:.4f}".format), "of colour")
 # Key, title, text; then what stands below the title and below the text.
 _COLUMNS = (
-    Column("size_bytes", "Size", _figure("size_bytes", format_bytes), "", _fair_size),
+    Column("size_bytes", "Size", lambda row: format_bytes(row.size_bytes) if row.size_bytes else "-", "", _fair_size),
     Column("p50_ms", "Latency p50", _figure("p50_ms", _ms), "p90", _figure("p90_ms", _ms)),
     Column("compute_ms", "GPU alone", _figure("compute_ms", _ms), "without transfer"),
     Column("images_per_s", "Throughput", _figure("images_per_s", format_number), "pictures per s", is_more_better=True),

@@ -52,14 +52,17 @@ _DEEPEST_STRIDE = 32
 
 def distil_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:
     """One student of best.pt, ready to ship: chosen, trained, exported, in int8 and with packed weights."""
-    stages = make_student(run, photos, name)
-    source = run.folder / name / "model.onnx"
-    stages += [export(run, run.folder / name / "model.pt", name), *quantize_each(run, [source], photos)]
-    packed = pack(run, source, variant_name(name, "w8"))
+    stages = [*make_student(run, photos, name), export(run, run.folder / name / "model.pt", name)]
+    return [*stages, *quantize_each(run, [run.folder / name / "model.onnx"], photos), pack_student(run, name)]
+
+
+def pack_student(run: Run, name: str) -> StageRecord:
+    """An exported student with its weights in 8 bits; warns where it misses a given size."""
+    packed = pack(run, run.folder / name / "model.onnx", variant_name(name, "w8"))
     limits = read_limits(run.settings.budget, whole={})
     if not fits([limit for limit in limits if limit.figure == "size_bytes"], packed.result):
         warn(f"{name}-w8 has {packed.result['size_bytes']:,} bytes, more than the --target-size")
-    return [*stages, packed]
+    return packed
 
 
 def make_student(run: Run, photos: PhotoSplit, name: str = STUDENT) -> list[StageRecord]:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -35,8 +36,17 @@ from colorpress.command_options import (
     quiet_option,
 )
 from colorpress.core.config import CONFIGS, OPTION_NAMES, RUNTIME_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
+from colorpress.core.console import settle_streams
 from colorpress.core.cores import let_waiting_threads_sleep
-from colorpress.core.errors import ColorpressError, ConfigError, GateError, InputError, Interrupted, printable
+from colorpress.core.errors import (
+    ColorpressError,
+    ConfigError,
+    GateError,
+    InputError,
+    Interrupted,
+    find_fault,
+    printable,
+)
 from colorpress.next_steps import describe_start
 from compress.precisions import PRECISIONS
 
@@ -68,31 +78,42 @@ def run_command(arguments: Sequence[str], command: click.Command | None = None, 
     Args:
         command: another one than colorpress itself. `name`: what it is called.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    settle_streams()
     debug = "--debug" in arguments
     try:
-        # Not cli.main: it would turn our signals into its own Abort.
-        with (command or cli).make_context(name, list(arguments)) as context:
-            context.command.invoke(context)
+        try:
+            _set_signals(_stop)
+            return _invoke(command or cli, name, arguments)
+        finally:
+            # Nothing is left to be kept: from here on a signal ends the process as it ends any.
+            _set_signals(signal.SIG_DFL)
     except ColorpressError as error:
-        return _fail(f"{error}", error.hint, error.exit_code, debug)
+        known = find_fault(error) or error
+        return _fail(f"{known}", known.hint, known.exit_code, debug)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
         return _fail(error.format_message(), f"see `{path} --help`", 2, debug)
-    except click.exceptions.Exit as done:
-        return done.exit_code
     except Interrupted as stopped:
         hint = "finished work is kept: the same command (without --force) goes on from there"
         return _fail(f"{stopped}", hint, stopped.exit_code, debug)
     except BrokenPipeError:
         # The reader of our output has gone, as in `colorpress doctor | head`: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if fault := find_fault(error):
+            return _fail(f"{fault}", fault.hint, fault.exit_code, debug)
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return _fail(f"internal: {type(error).__name__} at {place}: {error}", "run again with --debug", 1, debug)
+
+
+def _invoke(command: click.Command, name: str, arguments: Sequence[str]) -> int:
+    try:
+        # Not cli.main: it would turn our signals into its own Abort.
+        with command.make_context(name, list(arguments)) as context:
+            context.command.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
     return 0
 
 
@@ -105,10 +126,14 @@ def _fail(message: str, hint: str, exit_code: int, debug: bool) -> int:
     return exit_code
 
 
+def _set_signals(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def _stop(number: int, frame: object) -> NoReturn:
     # A second signal ends the process at once.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+    _set_signals(signal.SIG_DFL)
     raise Interrupted(number)
 
 
@@ -203,7 +228,7 @@ def run(
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
         raise ConfigError("option", "--arch", why, "give the trained --checkpoint of that network")
-    from colorpress.core.files import locked_folder
+    from colorpress.core.locks import locked_folder
     from colorpress.pipeline import run_pipeline
     from training.run_folder import Run
 
@@ -219,6 +244,7 @@ def run(
         click.echo("\n".join(describe_outcome(current, argv=sys.argv[1:], has_trained=has_trained)))
     if open_report:
         _show(finished.report_path)
+    finished.raise_faults()
 
 
 @stage_command("data", "unet", "train", "fit", "machine")
@@ -540,7 +566,7 @@ def bundle(
     from dataclasses import asdict
 
     from colorpress import deploy_stages
-    from colorpress.core.files import locked_folder
+    from colorpress.core.locks import locked_folder
     from training.run_folder import find_photos
 
     with locked_folder(output_dir):
@@ -697,7 +723,7 @@ def doctor(as_json: bool) -> None:
 def _one_writer(folder: Path) -> Iterator[None]:
     """Of the processes that torchrun started the main one alone locks the folder and speaks."""
     from colorpress.core.console import set_quiet
-    from colorpress.core.files import locked_folder
+    from colorpress.core.locks import locked_folder
     from colorpress.core.processes import is_main_process, joined_processes
 
     with joined_processes():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -11,6 +10,7 @@ from typing import Any
 
 from colorpress.core.config import DATA_DRIVEN
 from colorpress.core.console import say, warn
+from colorpress.core.locks import scratch_folder
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
@@ -67,8 +67,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             return distil(network, folder / f"step{step}" / "model.pt", epochs[step - 1]).checkpoint.build_network()
 
         network = teacher.build_network()
-        with tempfile.TemporaryDirectory(prefix="colorpress-prune-") as trials:
-            limits = prune_limits(run, teacher, Path(trials))
+        with scratch_folder() as trials:
+            limits = prune_limits(run, teacher, trials)
             if given is None:
                 plan, smaller = _choose_and_prune(run, network, photos, limits, tune)
             else:

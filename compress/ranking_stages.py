@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import onnx
 
 from colorpress.core.console import say
 from colorpress.core.errors import InputError
+from colorpress.core.locks import scratch_folder
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord, make_key
 from compress.int8.int8_choice import has_vnni
@@ -129,8 +129,8 @@ def _measure(
     cache_path = run.folder / ".sensitivity.json"
     if run.force:
         cache_path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="colorpress-sensitivity-") as folder:
-        trial = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        trial = folder / "model.onnx"
 
         def score(content: bytes) -> Score:
             trial.write_bytes(content)

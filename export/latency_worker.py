@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from colorpress.core.config import ArchConfig
+from colorpress.core.errors import is_out_of_memory
 from export.runtimes import RUNTIMES, Opening
 
 _MIN_WARMUP_SECONDS = 0.2
@@ -92,9 +93,8 @@ def _read_memory_mb(field: str) -> float:
 
 def _describe_failure(error: Exception) -> dict[str, Any]:
     message = " ".join(str(error).split())[:500] or type(error).__name__
-    signs = ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc")
-    is_memory = isinstance(error, MemoryError) or any(sign in message.lower() for sign in signs)
-    return {"status": "oom" if is_memory else "error", "error": f"{type(error).__name__}: {message}"}
+    status = "oom" if is_out_of_memory(error) else "error"
+    return {"status": status, "error": f"{type(error).__name__}: {message}"}
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from colorpress.core.console import warn
+from colorpress.core.locks import scratch_folder
 from export.predictors import OnnxPredictor
 from training.device import torch_threads
 from training.network import ColorNetwork
@@ -126,8 +126,8 @@ def time_onnx_layers(
     Raises:
         InputError: ONNX Runtime refuses the graph.
     """
-    with tempfile.TemporaryDirectory(prefix="colorpress-layers-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(model.SerializeToString())
         events = profile_calls(path, side=side, calls=1 + runs, threads=threads)
     return sum_layer_events(events, assign_names(model.graph, layers), runs=runs)
@@ -140,8 +140,8 @@ def profile_calls(path: Path, *, side: int, calls: int, threads: int = 0) -> lis
         ConfigError, InputError: as `OnnxPredictor`.
     """
     picture = np.linspace(0.0, 1.0, side * side, dtype=np.float32).reshape(1, 1, side, side)
-    with tempfile.TemporaryDirectory(prefix="colorpress-profile-") as folder:
-        predictor = OnnxPredictor(path, threads=threads, profile_prefix=Path(folder) / "run")
+    with scratch_folder() as folder:
+        predictor = OnnxPredictor(path, threads=threads, profile_prefix=folder / "run")
         for _ in range(calls):
             predictor(picture)
         events: list[Mapping[str, Any]] = json.loads(Path(predictor.session.end_profiling()).read_bytes())

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from colorpress.core import child
 from colorpress.core.config import ArchConfig
 from colorpress.core.cores import given_environment, usable_cores
-from colorpress.core.errors import GateError
+from colorpress.core.errors import GateError, MachineError
 from export import latency_worker
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -123,10 +124,15 @@ def time_quickly(path: Path, *, size: int, threads: int = 0) -> float:
         threads: CPU threads; 0: one per usable core.
     Raises:
         GateError: it cannot be timed.
+        MachineError: there is too little memory for it.
     """
     condition = Condition(1, size, threads or usable_cores())
     job = make_job(path, "onnxruntime", condition, warmup=_QUICK_WARMUP, runs=_QUICK_RUNS, min_seconds=_QUICK_SECONDS)
     timing = summarize_rounds([run_worker(job, threads=condition.threads)], condition.batch)
+    if timing.status == "oom":
+        raise MachineError(
+            "candidate", None, "not enough memory to time it", "close other programs, or lower --workers"
+        )
     if timing.statistics is None:
         raise GateError("candidate", None, f"could not be timed: {timing.error}", "try again")
     return timing.statistics.p50_ms
@@ -161,7 +167,7 @@ def run_worker(
     Args:
         module: what `python -m` runs.
     """
-    command = (sys.executable, "-m", module.__name__)
+    command = (sys.executable, "-m", child.__name__, str(os.getpid()), module.__name__)
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     environment = {**given_environment(), **dict.fromkeys(pools, str(threads))}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))

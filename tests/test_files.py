@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from colorpress.core import files
+from colorpress.core import files, locks
 from colorpress.core.errors import MachineError
 
 
@@ -91,15 +91,15 @@ def test_names_with_lone_surrogates_can_be_written(tmp_path: Path) -> None:
 
 
 def test_a_locked_folder_refuses_a_second_process_and_sweeps_temporaries(tmp_path: Path) -> None:
-    stale = tmp_path / f".x.abcd{files._TEMPORARY}.png"
+    stale = tmp_path / f".x.abcd{files.TEMPORARY}.png"
     stale.write_bytes(b"half")
     attempt = (
-        "import sys; from pathlib import Path; from colorpress.core.files import locked_folder\n"
+        "import sys; from pathlib import Path; from colorpress.core.locks import locked_folder\n"
         "from colorpress.core.errors import MachineError\n"
         "try:\n with locked_folder(Path(sys.argv[1])): print('entered')\n"
         "except MachineError as error: print(error)"
     )
-    with files.locked_folder(tmp_path):
+    with locks.locked_folder(tmp_path):
         assert not stale.exists()
         second = subprocess.run([sys.executable, "-c", attempt, str(tmp_path)], capture_output=True, text=True)
         assert f"locked by pid {os.getpid()}" in second.stdout, second.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from colorpress.core.child import end_with_parent
 from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
@@ -156,7 +158,7 @@ class CropLoader:
             batch_size=None,  # the sampler hands out whole batches of keys
             num_workers=workers,
             collate_fn=_as_loaded,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # its own, so that the loader draws nothing from the global one
         )
@@ -285,7 +287,9 @@ def _as_loaded(batch: Any) -> Any:
     return batch  # the data set makes whole batches; nothing is left to collate
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
+    # A process that loads for nobody would hold the lock of the output folder, which it inherited.
+    end_with_parent(parent)
     # Ctrl-C reaches the whole process group; the main process decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -63,7 +63,8 @@ def compare_peers(
     from benchmarks.rows import Row
     from benchmarks.suite import run_benchmark
     from benchmarks.variants import describe_models
-    from colorpress.core.files import locked_folder, write_text
+    from colorpress.core.files import write_text
+    from colorpress.core.locks import locked_folder
     from training.original import adopt_checkpoint
     from training.run_folder import Run, find_photos, warn_of_other_split
 

@@ -191,7 +191,7 @@ def measure_coverage(
     **options: Any,
 ) -> None:
     """Choose among MODELS, .pt or .onnx files made of CHECKPOINT, on re-drawn photographs: coverage.csv."""
-    from colorpress.core.files import locked_folder
+    from colorpress.core.locks import locked_folder
     from training.original import adopt_checkpoint
     from training.run_folder import Run
 

@@ -31,7 +31,9 @@ from colorpress.cli import run_command
 from colorpress.command_options import PATH, config_options, debug_option, quiet_option
 from colorpress.core.config import PruneConfig, Settings
 from colorpress.core.errors import ConfigError
-from colorpress.core.files import locked_folder, read_json, with_nan, without_nan, write_json
+from colorpress.core.files import with_nan, without_nan, write_json
+from colorpress.core.locks import locked_folder
+from colorpress.core.reading import read_json
 from colorpress.core.source_code import hash_code
 from compress.distillation import DistilLoss, Lesson, distil_network
 from compress.measures import MEASURES, Score

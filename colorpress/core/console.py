@@ -14,10 +14,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TextIO
 
-from colorpress.core.errors import printable
+from colorpress.core.errors import MachineError, printable
 
 _quiet = False
 
@@ -53,11 +52,60 @@ def warn(message: str) -> None:
 def _print_line(message: str) -> None:
     line = printable(message)
     encoding = sys.stderr.encoding or "ascii"
-    try:
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        # Nobody reads the messages any more; the work goes on all the same.
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+
+
+def settle_streams() -> None:
+    """Make the standard streams of this process safe to write to, wherever they lead and whatever they are told.
+
+    Nobody may read the messages any more, or their disk be full: the work goes on all the same. Results that cannot be
+    written are an error, once. What an encoding does not have is escaped. Streams that others put in the place of
+    the standard ones are left alone.
+    """
+    # A closed one would be the next file that is opened, and what a library prints would go into that.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _open_stream(_Results(1, "wb", closefd=False), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _open_stream(_Messages(2, "wb", closefd=False), sys.stderr)
+
+
+class _Messages(io.FileIO):
+    """Standard error: what cannot be written is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            return len(data)
+
+
+class _Results(io.FileIO):
+    """Standard output: the first failure raises, and what is left in buffers after it is lost."""
+
+    failed = False
+
+    def write(self, data: Any) -> int:
+        if self.failed:
+            return len(data)
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.failed = True
+            raise
+        except OSError as error:
+            self.failed = True
+            why = f"cannot be written: {error.strerror}"
+            raise MachineError("output", "standard output", why, "free some space, or send it elsewhere") from error
+
+
+def _open_stream(raw: io.FileIO, before: TextIO | None) -> TextIO:
+    encoding = before.encoding if before is not None else "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty())
 
 
 class Progress(Protocol):

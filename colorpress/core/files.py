@@ -1,21 +1,21 @@
-"""Files that are never half written, their hashes, and the lock of an output folder."""
+"""Files that are never half written, what they hold, and their hashes."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.errors import ConfigError, InputError, MachineError
+from colorpress.core.errors import as_machine_error
+from colorpress.core.locks import TEMPORARY, claim_path, remove_abandoned, require_still_locked
 
-_TEMPORARY = ".colorpress-tmp"
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -23,40 +23,59 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
     The reader of `path` sees the old file or the complete new one, never a mix: the temporary file is in the
-    same folder, it is fsynced before the rename and the folder after it. The mode follows the umask.
+    same folder, it is fsynced before the rename and the folder after it. The mode follows the umask. The first write
+    to a folder removes the temporary files of killed processes there.
 
     Args:
         path: the file to publish; its folder is made where it is missing.
     Raises:
-        MachineError: the folder cannot be written or the disk is full. `path` is as it was.
+        MachineError: the folder cannot be written or the disk is full, or the locked folder that it is in was removed
+            or replaced meanwhile. `path` is as it was.
     """
     path = Path(path)
-    # The suffix stays, since torch, onnx and matplotlib choose a format by it. The name is cut so that a
-    # target of 255 bytes still has a temporary name that a file system takes.
-    stem = os.fsencode(path.name)[:150].decode("utf-8", "ignore")
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
+    temporary, claim = None, -1
     try:
+        require_still_locked(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(path.parent)
+        temporary, claim = _make_temporary(path)
         yield temporary
-        _fsync(temporary)
+        os.fsync(claim)
+        require_still_locked(path)
         temporary.replace(path)
-        _fsync(path.parent)
+        _fsync_folder(path.parent)
     except OSError as error:
         raise as_machine_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        if temporary is not None:
+            # What cannot be removed must not hide why; the next write to the folder removes it.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(claim)
 
 
-def as_machine_error(error: OSError, path: Path) -> MachineError:
-    """The two-line error for an operating-system error met while writing `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return MachineError("file", path, "disk full", "free some space, or choose another --output-dir")
-    why = error.strerror or str(error)
-    return MachineError("file", path, f"cannot write: {why}", "choose a folder you can write to with --output-dir")
+def _make_temporary(path: Path) -> tuple[Path, int]:
+    """An empty file beside `path`, and the open descriptor that says that a living process writes it."""
+    # The suffix stays, since torch, onnx and matplotlib choose a format by it. The name is cut so that a
+    # target of 255 bytes still has a temporary name that a file system takes.
+    stem = os.fsdecode(os.fsencode(path.name)[:150].decode("utf-8", "ignore").encode())
+    while True:
+        temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+        claim = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if claim_path(claim, temporary):
+            return temporary, claim
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sweep_once(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder, the first time that this process writes there."""
+    if folder not in _swept:
+        _swept.add(folder)
+        for stale in folder.glob(f".*{TEMPORARY}*"):
+            remove_abandoned(stale)
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -88,28 +107,6 @@ def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
 def with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """What `without_nan` was given, where nothing in it was None."""
     return {name: math.nan if value is None else value for name, value in values.items()}
-
-
-def read_json(path: Path, what: str, hint: str) -> Any:
-    """The value in a JSON file that somebody may have edited.
-
-    Args:
-        what: the kind of file, for the error. `hint`: what to do about a bad one.
-    Raises:
-        ConfigError: there is no such file.
-        InputError: it is not a regular file, or not JSON; the message says where.
-    """
-    if not path.exists():
-        raise ConfigError(what, path, "no such file", hint)
-    if not path.is_file():
-        raise InputError(what, path, "not a regular file", hint)
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        why = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise InputError(what, path, why, hint) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError(what, path, "is not JSON text", hint) from error
 
 
 def find_impostor(start: bytes) -> str:
@@ -155,36 +152,3 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's content in hexadecimal, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the one-writer lock of an output folder; makes the folder, and sweeps temporaries of killed runs.
-
-    Raises:
-        MachineError: another process holds the lock, or the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock_path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path)
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = lock_path.read_text(errors="replace").strip() or "another process"
-        raise MachineError(
-            "folder", folder, f"locked by {holder}", "wait for that run to end, or choose another --output-dir"
-        ) from None
-    except OSError as error:
-        raise as_machine_error(error, folder) from error
-    try:
-        lock_path.write_text(f"pid {os.getpid()}")
-        for stale in folder.rglob(f".*{_TEMPORARY}*"):
-            # A run folder may hold others, whose own runs may be writing just now.
-            inner = stale.relative_to(folder).parents
-            if not any((folder / parent / ".lock").exists() for parent in inner if parent != Path()):
-                stale.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()

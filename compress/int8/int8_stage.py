@@ -7,7 +7,6 @@ those that chose, and every node with its share of time and the reason why it co
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from colorpress.core.config import Recipe
 from colorpress.core.console import say
 from colorpress.core.errors import GateError
 from colorpress.core.files import write_bytes, write_json
+from colorpress.core.locks import scratch_folder
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_goals
@@ -91,12 +91,12 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     calibrating, judging = photos.train[: config.calibration_photos], photos.limit_halves(config.choosing_photos)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        with tempfile.TemporaryDirectory(prefix="colorpress-quantize-") as folder:
-            trial = Path(folder) / "model.onnx"
+        with scratch_folder() as folder:
+            trial = folder / "model.onnx"
             seen = load_pictures(calibrating, short_side=config.calibration_size, data=settings.data)
             pictures = [lightness.numpy() for lightness, _ in seen]
             jury = Jury(run, run.load(run.best_path), judging) if judged else None
-            judge = _make_judge(jury, source, Path(folder)) if jury else None
+            judge = _make_judge(jury, source, folder) if jury else None
             quantized = quantize_onnx(source, trial, pictures, config, judge, threads=settings.machine.threads)
             compared = _Compared.of(jury, source, trial, threads=settings.machine.threads) if jury else None
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.

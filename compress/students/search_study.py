@@ -29,8 +29,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from colorpress.core.console import warn
-from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError
-from colorpress.core.files import as_machine_error
+from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError, as_machine_error
 
 Objective = Callable[[optuna.Trial], Sequence[float]]
 # Directions of every study here: bytes, milliseconds and lost colour all have to fall.

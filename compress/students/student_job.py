@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from colorpress.core.config import Recipe, Settings
 from colorpress.core.console import say, warn
 from colorpress.core.files import with_nan, without_nan
+from colorpress.core.locks import measuring_alone, scratch_folder
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
 from compress.distillation import DistillResult, Lesson, distil_network
@@ -67,8 +65,8 @@ def measure_stand_in(
     generator = torch.Generator().manual_seed(settings.data.seed)
     for parameter in stand_in.parameters():
         parameter.data.normal_(0.0, 0.1, generator=generator)
-    with tempfile.TemporaryDirectory(prefix="colorpress-candidate-") as folder:
-        source, packed = Path(folder) / "model.onnx", Path(folder) / "packed.onnx"
+    with scratch_folder() as folder:
+        source, packed = folder / "model.onnx", folder / "packed.onnx"
         # As long a description as the published file's, so that it is not larger.
         trial = Checkpoint(network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
         export_onnx(trial, source, settings.export)
@@ -129,10 +127,8 @@ class StudentJob:
 
     def time_alone(self, path: Path) -> float:
         """The p50 of a file in milliseconds, while no other process of this user measures here."""
-        from filelock import FileLock
-
-        settings, owner = self.run.settings, os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-        with FileLock(Path(tempfile.gettempdir()) / f"colorpress-latency-{owner}.lock"):
+        settings = self.run.settings
+        with measuring_alone():
             return time_quickly(path, size=settings.time.bench_size[0], threads=settings.machine.threads)
 
     def recipe(self, crops: int) -> Recipe:

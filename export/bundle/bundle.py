@@ -21,8 +21,8 @@ import onnx
 from jinja2 import Environment, StrictUndefined
 from onnx import numpy_helper
 
-from colorpress.core.errors import ConfigError, InputError, printable
-from colorpress.core.files import as_machine_error, sha256_bytes, write_bytes
+from colorpress.core.errors import ConfigError, InputError, as_machine_error, printable
+from colorpress.core.files import sha256_bytes, write_bytes
 from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer, opset_of

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_photo
 from PIL import Image
 
+from colorpress.core import machine
 from colorpress.core.config import Recipe
 from colorpress.core.errors import ConfigError, InputError
 from training import crops, photos
@@ -134,9 +135,9 @@ def test_photographs_stay_in_memory_as_far_as_there_is_room(tmp_path: Path, monk
 def test_there_is_room_for_a_quarter_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
-    monkeypatch.setattr(crops, "memory_limit_bytes", lambda: None)
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: None)
     assert 0.1 < crops._free_bytes() / psutil.virtual_memory().available < 0.4
-    monkeypatch.setattr(crops, "memory_limit_bytes", lambda: 4_000)  # of a container
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: 4_000)  # of a container
     assert crops._free_bytes() == 1_000
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,16 +19,20 @@ from colorpress.core.config import ArchConfig
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, write_bytes
+from colorpress.core.reading import is_plain, read_file
 from training.adoption import read_foreign, require_fit
 from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network
+from training.history import MOST_EPOCHS
 from training.input_sizes import find_fault
 from training.network import Architecture, ColorNetwork, GraphArchitecture
+from training.pickled_weights import COPY_AGAIN
 from training.resizing import resize_layers_
 from training.unet import UNetPlan, build_unet, empty_unet
-from training.weights_file import NO_CHECKPOINT, as_float32, read_weights_file, unusable_checkpoint
+from training.weights_file import NO_CHECKPOINT, as_float32, match_kinds, read_weights_file, unusable_checkpoint
 
 FORMAT_VERSION = 2
+_LARGEST_MULTIPLE = 1024
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class Checkpoint:
             warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
         resize_layers_(network, self.state_dict)
         require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
-        network.load_state_dict(dict(self.state_dict))
-        if why := find_fault(network.net, network.architecture.size_multiple):
+        network.load_state_dict(match_kinds(self.path, network.state_dict(), self.state_dict))
+        if why := find_fault(network.asked, network.architecture.sizes):
             raise unusable_checkpoint(self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
 
@@ -132,55 +136,98 @@ def load_checkpoint(path: Path, arch: ArchConfig | None = None) -> Checkpoint:
             are not finite or do not fit its network.
     """
     arch = arch or ArchConfig()
-    if not path.exists():
-        raise ConfigError("checkpoint", path, "no such file", NO_CHECKPOINT)
-    if not path.is_file():
-        raise unusable_checkpoint(path, "not a regular file")
-    raw = path.read_bytes()
+    raw = read_file(path, "checkpoint", NO_CHECKPOINT)
     content = read_weights_file(path, raw)
     if content.get("format") == "colorpress":
         checkpoint = _read_own(path, content)
-        if isinstance(checkpoint.architecture, UNetPlan):
-            expected = empty_unet(checkpoint.architecture).state_dict()
-            require_fit(path, expected, checkpoint.state_dict, "the weights do not fit the channel plan")
     else:
         architecture, weights = read_foreign(path, content, arch)
         checkpoint = Checkpoint(architecture, weights, converted=True)
+    if isinstance(checkpoint.architecture, UNetPlan):
+        # Each weight takes a byte of the file at least, even where tensors of the file share theirs.
+        if sum(tensor.numel() for tensor in checkpoint.state_dict.values()) > len(raw):
+            raise unusable_checkpoint(path, "holds fewer numbers than its weights", COPY_AGAIN)
+        expected = empty_unet(checkpoint.architecture).state_dict()
+        require_fit(path, expected, checkpoint.state_dict, "the weights do not fit the channel plan")
+        checkpoint = replace(checkpoint, state_dict=match_kinds(path, expected, checkpoint.state_dict))
     for name, tensor in checkpoint.state_dict.items():
         if not bool(torch.isfinite(tensor).all()):
             raise unusable_checkpoint(path, f"{name} holds NaN or Inf", "train again, or use an older checkpoint")
-    if checkpoint.val_l1 is not None and not math.isfinite(checkpoint.val_l1):
-        raise unusable_checkpoint(path, "its validation L1 is not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise unusable_checkpoint(
+                path, f"{name} holds a negative variance", "train again, or use an older checkpoint"
+            )
     return replace(checkpoint, sha256=sha256_bytes(raw), path=path, arch=arch)
 
 
 def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     version = content.get("format_version")
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise unusable_checkpoint(path, "holds no colorpress network")
     if version > FORMAT_VERSION:
         raise unusable_checkpoint(path, f"format {version} is newer than {FORMAT_VERSION}", "update colorpress")
     try:
-        state_dict = dict(content["state_dict"])
-        if wrong := [name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)]:
-            raise TypeError(f"{wrong[0]} is no tensor")
+        state_dict, notes = _expect(content, "state_dict", dict), _expect(content, "extra", dict)
+        for name, tensor in state_dict.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise ValueError(f"one of its weights is a {type(tensor).__name__}")
+        if not is_plain(notes) or not isinstance(notes.get("fit", {}), dict):
+            raise ValueError("its notes are of another kind")
         found = Checkpoint(
-            architecture=_read_architecture(content["architecture"]),
-            state_dict=state_dict,
-            epoch=int(content["epoch"]),
-            val_l1=content["val_l1"],
-            history=tuple(content["history"]),
-            extra=dict(content["extra"]),
-            training_state=content["training_state"],
+            architecture=_read_architecture(_expect(content, "architecture", dict)),
+            state_dict=as_float32(path, state_dict),
+            epoch=_expect(content, "epoch", int),
+            val_l1=_read_l1(content["val_l1"]),
+            history=tuple(map(_read_row, _expect(content, "history", list | tuple))),
+            extra=notes,
+            training_state=None if content["training_state"] is None else _expect(content, "training_state", dict),
         )
-    except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
-        raise unusable_checkpoint(path, f"is incomplete ({error})") from error
-    return replace(found, state_dict=as_float32(path, state_dict))
+        if not 0 <= found.epoch <= MOST_EPOCHS:
+            raise ValueError("its epoch is no number of one")
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise unusable_checkpoint(path, f"is incomplete or damaged ({str(error)[:200]})") from error
+    return found
+
+
+def _expect(content: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """The value of this name, which has to be of this kind."""
+    value = content[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"its {name} is a {type(value).__name__}")
+    return value
+
+
+def _read_l1(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float):
+        raise ValueError(f"its validation L1 is a {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError("its validation L1 is not finite, or below 0")
+    return float(value)
+
+
+def _read_row(row: Any) -> Mapping[str, float]:
+    """A row of the history."""
+    is_row = isinstance(row, dict) and all(
+        isinstance(name, str) and type(value) in (int, float) and math.isfinite(value) for name, value in row.items()
+    )
+    if not is_row:
+        raise ValueError("its history holds something else than finite numbers by their names")
+    return cast(Mapping[str, float], row)
 
 
 def _read_architecture(described: Mapping[str, Any]) -> Architecture:
-    if described.get("name") == "foreign":
-        return ForeignArchitecture.from_dict(described)
-    if described.get("name") == "graph":
-        return GraphArchitecture(str(described["source_sha256"]), int(described["size_multiple"]))
-    return UNetPlan.from_dict(described["plan"])
+    if not is_plain(described):
+        raise ValueError("its architecture is of another kind")
+    try:
+        if described.get("name") == "foreign":
+            return ForeignArchitecture.from_dict(described)
+        if described.get("name") == "graph":
+            multiple = described["size_multiple"]
+            if type(multiple) is not int or not 1 <= multiple <= _LARGEST_MULTIPLE:
+                raise ValueError("its size_multiple is no size")
+            return GraphArchitecture(str(described["source_sha256"]), multiple)
+        return UNetPlan.from_dict(_expect(described, "plan", dict))
+    except InputError as error:
+        raise ValueError(str(error)) from error

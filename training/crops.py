@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from colorpress.core.config import Recipe
-from colorpress.core.machine import memory_limit_bytes
+from colorpress.core.machine import free_memory_bytes
 from training.photos import Photo, load_rgb
 
 # Random-resized crop (Szegedy et al. 2015): width over height.
@@ -155,10 +155,7 @@ class KeptPhotos:
 
 
 def _free_bytes() -> int:
-    import psutil
-
-    available = psutil.virtual_memory().available
-    return int(_MEMORY_SHARE * min(available, memory_limit_bytes() or available))
+    return int(_MEMORY_SHARE * free_memory_bytes())
 
 
 def cut_crop(pixels: NDArray[np.uint8], draw: CropDraw, imgsz: int) -> NDArray[np.uint8]:

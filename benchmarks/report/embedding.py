@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json
+from colorpress.core.reading import read_json
 
 _BENCHMARK_AGAIN = "delete it, and run the benchmark again"
 # JPEG bytes of all pictures and of all difference maps; a page writes them a third longer. The first quality that

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.report.embedding import embed_drawing
 from benchmarks.rows import read_strength
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json
+from colorpress.core.reading import read_json
 from colorpress.core.text import format_interval
 from compress.measures import MEASURES, RETAINED
 from compress.students.student_plan import is_student_plan

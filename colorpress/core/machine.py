@@ -52,6 +52,14 @@ def memory_limit_bytes() -> int | None:
     return int(limit) if limit and limit.isdigit() and int(limit) < 2**60 else None
 
 
+def free_memory_bytes() -> int:
+    """What this process may still take: what is free on the machine, or the limit of its container if less."""
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    return min(available, memory_limit_bytes() or available)
+
+
 def _cpu_name() -> str:
     pairs = (line.partition(":") for line in (_read_text("/proc/cpuinfo") or "").splitlines())
     return next((value.strip() for key, _, value in pairs if key.strip() == "model name"), "")

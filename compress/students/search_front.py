@@ -16,7 +16,8 @@ from typing import Any
 from colorpress.core.charts import drawn, format_cost, number_log_axis
 from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json, without_nan, write_csv, write_json
+from colorpress.core.files import without_nan, write_csv, write_json
+from colorpress.core.reading import read_json
 from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json, without_nan, write_json
+from colorpress.core.files import without_nan, write_json
+from colorpress.core.reading import read_json
 from training.unet import UNetPlan
 
 # The finest output stride of students whose answer is an affine field of lightness: at 4 it gained C 0.01, which may be

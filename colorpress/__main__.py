@@ -5,29 +5,11 @@ Imports take a quarter of a second, and what a signal raises inside one would be
 
 from __future__ import annotations
 
-import os
-import signal
-from types import FrameType
-from typing import NoReturn
+from colorpress.core.signals import obey_at_once
 
+obey_at_once()
 
-def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Nothing has begun, so nothing is to be kept."""
-    name = signal.Signals(number).name
-    try:
-        os.write(2, f"error: stopped by {name}\nhint: nothing was begun\n".encode())
-    finally:
-        os._exit(128 + number)
-
-
-def main() -> NoReturn:
-    """Run the command line, whose end is this process's."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop_at_once)
-    from colorpress.cli import main as run_command_line
-
-    run_command_line()
-
+from colorpress.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -47,6 +45,7 @@ from colorpress.core.errors import (
     find_fault,
     printable,
 )
+from colorpress.core.signals import GO_ON, obey_as_any_process, obey_by_raising
 from colorpress.next_steps import describe_start
 from compress.precisions import PRECISIONS
 
@@ -81,12 +80,11 @@ def run_command(arguments: Sequence[str], command: click.Command | None = None, 
     settle_streams()
     debug = "--debug" in arguments
     try:
+        obey_by_raising()
         try:
-            _set_signals(_stop)
             return _invoke(command or cli, name, arguments)
         finally:
-            # Nothing is left to be kept: from here on a signal ends the process as it ends any.
-            _set_signals(signal.SIG_DFL)
+            obey_as_any_process()
     except ColorpressError as error:
         known = find_fault(error) or error
         return _fail(f"{known}", known.hint, known.exit_code, debug)
@@ -94,8 +92,7 @@ def run_command(arguments: Sequence[str], command: click.Command | None = None, 
         path = error.ctx.command_path if error.ctx else name
         return _fail(error.format_message(), f"see `{path} --help`", 2, debug)
     except Interrupted as stopped:
-        hint = "finished work is kept: the same command (without --force) goes on from there"
-        return _fail(f"{stopped}", hint, stopped.exit_code, debug)
+        return _fail(f"{stopped}", GO_ON, stopped.exit_code, debug)
     except BrokenPipeError:
         # The reader of our output has gone, as in `colorpress doctor | head`: nothing is wrong.
         return 0
@@ -124,17 +121,6 @@ def _fail(message: str, hint: str, exit_code: int, debug: bool) -> int:
     encoding = sys.stderr.encoding or "ascii"
     print(lines.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
     return exit_code
-
-
-def _set_signals(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    # A second signal ends the process at once.
-    _set_signals(signal.SIG_DFL)
-    raise Interrupted(number)
 
 
 @click.group(
@@ -647,6 +633,7 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
               help="Threads of each worker; 0: the cores shared out among them.")  # fmt: skip
 @json_option
+@quiet_option
 @debug_option
 def colorize(
     photos: tuple[Path, ...],
@@ -678,7 +665,7 @@ def colorize(
     # Several photographs at a time on one thread each are faster than one after another on all.
     threads = threads or max(1, usable_cores() // workers)
     model = model or DEMONSTRATION_MODEL
-    refuse_hostile(model)
+    refuse_hostile(model, runtime=runtime or "")
     colorizer = open_colorizer(
         model,
         work_size=work_size,
@@ -700,9 +687,10 @@ def colorize(
             click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
         noun = "photograph" if len(result.colorized) == 1 else "photographs"
         click.echo(f"{len(result.colorized)} {noun} in {printable(str(output_dir))}")
-    total = len(result.colorized) + len(result.kept) + len(result.skipped)
-    if len(result.skipped) > DataConfig().max_bad_share * total:
-        why = f"{len(result.skipped)} of {total} could not be read; the others are coloured"
+    bad = sum(each.is_photo for each in result.skipped)
+    total = len(result.colorized) + len(result.kept) + bad
+    if bad > DataConfig().max_bad_share * total:
+        why = f"{bad} of {total} could not be read; the others are coloured"
         raise GateError("photographs", None, why, "see the reasons above")
 
 

@@ -29,6 +29,7 @@ from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.core.files import sha256_bytes
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
+from colorpress.core.signals import STOPPING
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -42,7 +43,6 @@ from training.shared_batch_norm import share_batch_norm_
 from training.unet import hash_weights
 
 _FINITE_CHECK_STEPS = 20
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 # What `_Fit` knows of the epoch under way.
 _COUNTERS = ("step", "seconds", "crops", "l1_sum")
 
@@ -162,10 +162,10 @@ def _held_signals() -> Iterator[Callable[[], int]]:
     def note(number: int, frame: object) -> None:
         nonlocal received
         received = number
-        for each in _STOPPING:
+        for each in STOPPING:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {each: signal.signal(each, note) for each in _STOPPING}
+    before = {each: signal.signal(each, note) for each in STOPPING}
     try:
         yield lambda: received
     finally:

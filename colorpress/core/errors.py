@@ -31,7 +31,8 @@ _SYSTEM_ERRORS = {
 _NEVER_THE_FILE = {*_FULL, errno.EMFILE, errno.ENFILE, errno.EROFS}
 # What a machine short of memory says through PyTorch, ONNX Runtime, C++, the loader of libraries and threads.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|(can't|cannot|failed to|unable to) allocate|bad_alloc|failed to map segment|can't start new thread",
+    r"out of memory|(can't|cannot|failed to|unable to) allocate|bad_alloc|failed to map segment|can't start new thread"
+    r"|could not create a (primitive|memory)",
     re.IGNORECASE,
 )
 

@@ -8,23 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, InputError
-from colorpress.core.files import atomic_write
 from export.colorizers import Colorizer
+from export.deep_lightness import keep_deep_lightness
+from export.photo_files import ColoredPage, can_be_deep, choose_suffix, has_pages, save_pages
 from export.predictors import Pixels
-from training.decoding import DecodedPhoto, decode_photo, open_regular_file
-from training.photos import SkippedPhoto, walk_photos
-
-# Formats that are written; any other photograph becomes a PNG. JPEG chroma is not subsampled: it is the product.
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "WEBP": {"quality": 95}}
-_LONGEST_EXIF = 65_000
+from training.decoding import DecodedPhoto, count_frames, decode_pages, open_regular_file
+from training.photos import SkippedPhoto, say_white, walk_photos
+from training.picture_types import names_of_read_types
 
 # For demonstration; its card lies beside it.
 DEMONSTRATION_MODEL = Path(__file__).with_name("pretrained") / "colorizer.onnx"
@@ -37,7 +33,7 @@ class ColorizeResult:
     Attributes:
         colorized: files written.
         kept: files that were there already and were left alone.
-        skipped: photographs that could not be read, and why.
+        skipped: what could not be read, or is no photograph, and why.
     """
 
     colorized: tuple[Path, ...]
@@ -56,10 +52,11 @@ def colorize_photos(
 ) -> ColorizeResult:
     """Colour photographs, and folders of them with all below, into `output_dir`.
 
-    A photograph keeps its size, luminance, name, place below its folder, EXIF (without orientation: the pixels are
-    upright) and, as PNG or WebP, its transparency. One with a colour profile becomes sRGB and says so. JPEG, PNG and
-    WebP stay what they are by their suffix; the others become PNG. Names that would clash are told apart: a.tif beside
-    a.png becomes a.tif.png.
+    A photograph keeps its size, luminance, name, place below its folder, resolution, EXIF (without orientation: the
+    pixels are upright) and, but as JPEG, its transparency. One with a colour profile becomes sRGB and says so. It
+    stays of the type that its suffix says where that is one that is written, and becomes PNG else; as TIFF and PNG it
+    keeps the precision of more than 8 bits a channel, and as TIFF all its pages. Names that would clash are told
+    apart: a.bmp beside a.png becomes a.bmp.png.
 
     Args:
         photos: files and folders; hidden files of folders are passed over.
@@ -72,25 +69,22 @@ def colorize_photos(
         InputError: none of the photographs can be read, or the colorizer's answer is no picture.
         MachineError: a result cannot be written.
     """
-    planned = _plan_outputs(photos, output_dir)
+    planned, passed_over = _plan_outputs(photos, output_dir)
     kept = [output for _, output in planned if output.exists() and not overwrite]
     due = [(source, output) for source, output in planned if output not in set(kept)]
     colorized: list[Path] = []
-    skipped: list[SkippedPhoto] = []
+    skipped: list[SkippedPhoto] = passed_over
     failures: list[Exception] = []  # ends the other threads too, however fast they are
 
     def color(source: Path, output: Path) -> SkippedPhoto | Path:
         if failures:
             raise failures[0]
         try:
-            with open_regular_file(source) as stream:
-                decoded = decode_photo(stream, source, max_pixels=max_pixels)
-        except InputError as error:
+            _color_photo(source, output, colorizer, max_pixels)
+        except _Unreadable as unreadable:
             if len(planned) == 1:
-                raise
-            return SkippedPhoto(source, error.why)
-        try:
-            _save(decoded, colorizer(_read_pixels(decoded.rgb)), output)
+                raise unreadable.error from unreadable
+            return SkippedPhoto(source, unreadable.error.why)
         except Exception as error:
             failures.append(error)
             raise
@@ -109,8 +103,48 @@ def colorize_photos(
     if not colorized and not kept:
         examples = "; ".join(f"{each.path.name}: {each.reason}" for each in skipped[:3])
         why = f"none of {len(planned)} files can be read ({examples})" if planned else "no photographs in it"
-        raise InputError("photographs", photos[0] if photos else None, why, "give JPEG, PNG, WebP, TIFF or BMP files")
+        hint = f"give photographs: {names_of_read_types()}"
+        raise InputError("photographs", photos[0] if photos else None, why, hint)
     return ColorizeResult(tuple(colorized), tuple(kept), tuple(skipped))
+
+
+class _Unreadable(Exception):
+    """A photograph cannot be read, which is no reason to leave the others."""
+
+    def __init__(self, error: InputError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _color_photo(source: Path, output: Path, colorizer: Colorizer, max_pixels: int) -> None:
+    pages = _read_pages(source, max_pixels, alone=not has_pages(output))
+    is_deep = can_be_deep(output)
+    first, count = next(pages)
+    say_white(source, first)
+    if count > 1 and not has_pages(output):
+        warn(f"'{source}' has {count} pages or frames, of which the first alone is coloured")
+
+    def color(page: DecodedPhoto) -> ColoredPage:
+        pixels = colorizer(_read_pixels(page.rgb))
+        if page.deep is None or not is_deep:
+            return ColoredPage(page, pixels)
+        return ColoredPage(page, keep_deep_lightness(pixels, page.deep))
+
+    save_pages(color(first), (color(page) for page, _ in pages), output, count=count)
+
+
+def _read_pages(source: Path, max_pixels: int, *, alone: bool) -> Iterator[tuple[DecodedPhoto, int]]:
+    """The pages of a photograph, or the first one alone, each with how many there are."""
+    try:
+        with open_regular_file(source) as stream:
+            count = count_frames(stream)
+            stream.seek(0)
+            for page in decode_pages(stream, source, max_pixels=max_pixels):
+                yield page, count
+                if alone:
+                    return
+    except InputError as error:
+        raise _Unreadable(error) from error
 
 
 def _read_pixels(picture: Image.Image) -> Pixels:
@@ -123,14 +157,18 @@ def _read_pixels(picture: Image.Image) -> Pixels:
     return np.ascontiguousarray(pixels[..., :1])
 
 
-def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> list[tuple[Path, Path]]:
-    """Each photograph with the file it becomes; the same arguments give the same plan."""
+def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> tuple[list[tuple[Path, Path]], list[SkippedPhoto]]:
+    """Each photograph with the file it becomes, and what is none; the same arguments give the same plan."""
     planned: list[tuple[Path, Path]] = []
+    passed_over: list[SkippedPhoto] = []
     taken: set[str] = set()
     for source, place in _list_sources(photos, output_dir):
-        suffix = place.suffix if place.suffix.lower() in _FORMATS else ".png"
+        if isinstance(source, SkippedPhoto):
+            passed_over.append(source)
+            continue
+        suffix = choose_suffix(source, place)
         whole = place.name.removesuffix(suffix)
-        # "a.png" for a.tif, else "a.tif.png", else "a.tif-2.png"; compared as file systems without case would.
+        # "a.png" for a.bmp, else "a.bmp.png", else "a.bmp-2.png"; compared as file systems without case would.
         stems = chain((place.stem, whole), (f"{whole}-{number}" for number in count(2)))
         outputs = (output_dir / place.with_name(stem + suffix) for stem in stems)
         output = next(each for each in outputs if each.as_posix().casefold() not in taken)
@@ -142,33 +180,17 @@ def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> list[tuple[Path, 
         if os.path.realpath(output) in inputs:
             why = f"would overwrite the photograph '{output.name}'"
             raise ConfigError("option --output-dir", output_dir, why, "choose another folder")
-    return planned
+    return planned, passed_over
 
 
-def _list_sources(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Path, Path]]:
+def _list_sources(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Path | SkippedPhoto, Path]]:
     """Each photograph once, with its place relative to the output folder."""
     seen: set[Path] = set()
     for each in photos:
         # Results of an earlier call may lie below a folder of photographs; they are none of them.
         inside = walk_photos(each, leave_out=output_dir) if each.is_dir() else [each]
-        for path in inside:
+        for found in inside:
+            path = found.path if isinstance(found, SkippedPhoto) else found
             if (absolute := path.absolute()) not in seen:
                 seen.add(absolute)
-                yield path, path.relative_to(each) if each.is_dir() else Path(path.name)
-
-
-def _save(source: DecodedPhoto, pixels: Pixels, output: Path) -> None:
-    kind = _FORMATS[output.suffix.lower()]
-    picture = Image.fromarray(pixels)
-    if source.alpha is not None:
-        if kind == "JPEG":
-            warn(f"'{output}' loses its transparency: JPEG has none")
-        else:
-            picture.putalpha(source.alpha)
-    options = dict(_SAVE_OPTIONS.get(kind, {}))
-    if source.exif and len(source.exif) <= _LONGEST_EXIF:
-        options["exif"] = source.exif
-    if source.profile:
-        options["icc_profile"] = source.profile
-    with atomic_write(output) as temporary:
-        picture.save(temporary, format=kind, **options)
+                yield found, path.relative_to(each) if path != each else Path(path.name)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import make_photo
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from skimage.color import rgb2lab
 
 from colorpress.core.errors import ConfigError, InputError, MachineError
 from export.colorize_folder import colorize_photos
 from export.runtimes import open_colorizer
+from training.decoding import decode_photo
 
 Pixels = NDArray[np.uint8]
 
@@ -39,25 +42,41 @@ def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_pa
     photo.convert("L").save(folder / "sub" / "c.bmp")
     photo.quantize(8).save(folder / "d.gif")
     photo.convert("CMYK").save(folder / "sub" / "a.jpeg")
+    photo.save(folder / "e.avif")
+    photo.save(folder / "f.jp2")
+    photo.save(folder / "scan", "JPEG")
     (folder / "notes.txt").write_text("no picture")
+    (folder / "README").write_text("no picture")
+    (folder / "loop").symlink_to(folder / "loop")
     (folder / "broken.jpg").write_bytes(b"<html>")
     os.mkfifo(folder / "pipe.png")
-    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    before = sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))
     output = tmp_path / "out"
     colorizer = open_colorizer(tiny_checkpoint, work_size=32, threads=1)
     result = colorize_photos([folder], output, colorizer, workers=3)
-    expected = ["a.jpg", "a.png", "a.tif.png", "b.WEBP", "d.png", "sub/a.jpeg", "sub/c.png"]
+    expected = [
+        *("a.jpg", "a.png", "a.tif", "b.WEBP", "d.png", "e.avif", "f.jp2"),
+        "scan.jpg",
+        "sub/a.jpeg",
+        "sub/c.png",
+    ]
     assert names_in(output) == sorted(expected)
     assert sorted(path.relative_to(output).as_posix() for path in result.colorized) == sorted(expected)
     assert {each.path.name: each.reason for each in result.skipped} == {
+        "README": "no suffix, and no picture by its content",
         "broken.jpg": "is an HTML page",
+        "loop": "not a regular file",
         "pipe.png": "not a regular file",
     }
-    kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+    kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".jp2": "JPEG2000"}
     for path in result.colorized:
         with Image.open(path) as picture:
-            assert (picture.size, picture.mode, picture.format) == (photo.size, "RGB", kinds[path.suffix.lower()])
-    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+            assert (picture.size, picture.mode, picture.format) == (
+                photo.size,
+                "RGB",
+                kinds.get(path.suffix, path.suffix[1:].upper()),
+            )
+    assert sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 
 def test_exif_is_kept_upright_and_transparency_where_the_format_has_it(
@@ -85,6 +104,96 @@ def test_exif_is_kept_upright_and_transparency_where_the_format_has_it(
     with Image.open(tmp_path / "out" / "wrong.jpg") as picture:
         assert (picture.format, picture.mode) == ("JPEG", "RGB")
     assert "wrong.jpg' loses its transparency" in capsys.readouterr().err
+
+
+def ramp(bits: int) -> NDArray[np.uint16]:
+    """A grey ramp with more steps than 8 bits have, of so many bits in 16."""
+    return np.rint(np.linspace(0.0, 1.0, 2000).reshape(2, 1000) * ((1 << bits) - 1)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["tif", "png"])
+def test_more_than_eight_bits_a_channel_are_kept(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.photos._said_whites", set())
+    exif = Image.Exif()
+    exif[0x010F] = "a scanner"
+    for bits in (12, 16):
+        picture = Image.fromarray(ramp(bits))
+        picture.save(tmp_path / f"{bits}.{kind}", dpi=(300, 300), exif=exif)
+
+    def tint(pixels: Pixels) -> Pixels:
+        # Of what is grey, on the left half it gives itself and on the right one something blue.
+        colored = np.repeat(pixels, 3, axis=2)
+        colored[:, 500:, 2] |= 63
+        return colored
+
+    result = colorize_photos([tmp_path], tmp_path / "out", tint)
+    assert [path.name for path in result.colorized] == [f"12.{kind}", f"16.{kind}"]
+    for bits, path in zip((12, 16), result.colorized, strict=True):
+        with path.open("rb") as stream:
+            page = decode_photo(stream, path, max_pixels=10_000)
+        assert page.deep is not None
+        deep = page.deep.astype(int)
+        expected = np.rint(ramp(bits).astype(float) * (65535 / ((1 << bits) - 1)))
+        assert np.abs(deep[:, :500] - expected[:, :500, None]).max() <= 1
+        assert (deep[:, 510:, 2] - deep[:, 510:, 1]).mean() > 500
+        # L* of what has colour is that of the ramp too, far closer than 8 bits would have it.
+        lightness, original = (rgb2lab(each / 65535.0)[..., 0] for each in (deep, np.stack([expected] * 3, axis=2)))
+        assert np.abs(lightness - original).max() < 0.02  # 8 bits: 0.2
+        assert page.dots_per_inch == pytest.approx((300, 300), abs=0.1)
+        assert _make_of(page.exif) == "a scanner"
+    said = capsys.readouterr().err
+    assert said.count("do not use all of 16 bits: 4095 is taken for white") == 1
+
+
+def _make_of(block: bytes) -> object:
+    exif = Image.Exif()
+    exif.load(block)
+    return exif[0x010F]
+
+
+def test_every_page_of_a_tiff_is_coloured_and_of_others_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clear = make_photo(2, 40, 24)
+    clear.putalpha(Image.linear_gradient("L").resize((40, 24)))
+    with tifffile.TiffWriter(tmp_path / "book.tif") as writer:
+        writer.write(np.asarray(make_photo(0)), compression="zlib")
+        writer.write(np.asarray(make_photo(0, 16, 12)), subfiletype=1)  # a smaller copy
+        writer.write(ramp(12))
+        writer.write(np.asarray(clear), extrasamples=["unassalpha"])
+    frames = [make_photo(number) for number in range(3)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    colorize_photos([tmp_path], tmp_path / "out", lambda pixels: np.repeat(pixels[..., :1], 3, axis=2))
+    with tifffile.TiffFile(tmp_path / "out" / "book.tif") as book:
+        found = [(page.shape, str(page.dtype), page.compression.name) for page in book.pages]
+        alpha = book.pages[2].asarray()[..., 3]
+    assert found == [
+        ((40, 48, 3), "uint8", "ADOBE_DEFLATE"),
+        ((2, 1000, 3), "uint16", "NONE"),
+        ((24, 40, 4), "uint8", "NONE"),
+    ]
+    assert np.array_equal(alpha, np.asarray(clear.getchannel("A")))
+    assert "film.gif' has 3 pages or frames, of which the first alone is coloured" in capsys.readouterr().err
+    # A page that is damaged leaves nothing half written, and the others are coloured.
+    content = bytearray((tmp_path / "book.tif").read_bytes())
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "a.tif").write_bytes(content[:-2000])
+    make_photo(3).save(tmp_path / "cut" / "b.png")
+    result = colorize_photos([tmp_path / "cut"], tmp_path / "out2", blue)
+    assert names_in(tmp_path / "out2") == ["b.png"]
+    assert result.skipped[0].reason.startswith("after 2 pages: ")
+
+
+def test_a_photograph_that_vanishes_is_named_and_the_others_are_coloured(photo_folder: Path, tmp_path: Path) -> None:
+    def remove_next(pixels: Pixels) -> Pixels:
+        (photo_folder / "photo5.jpg").unlink(missing_ok=True)
+        return blue(pixels)
+
+    result = colorize_photos([photo_folder], tmp_path / "out", remove_next)
+    assert [(each.path.name, each.reason) for each in result.skipped] == [("photo5.jpg", "no such file")]
+    assert len(result.colorized) == 9
 
 
 def test_finished_photographs_are_kept_unless_overwritten(photo_folder: Path, tmp_path: Path) -> None:
@@ -118,12 +227,12 @@ def test_equal_names_are_told_apart_and_a_photograph_given_twice_is_coloured_onc
     for place in ("x", "y", "z"):
         (tmp_path / place).mkdir()
         make_photo(len(place)).save(tmp_path / place / "a.png")
-    make_photo(8).save(tmp_path / "z" / "A.tif")
+    make_photo(8).save(tmp_path / "z" / "A.bmp")
     result = colorize_photos(
         [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "x", tmp_path / "z"], tmp_path / "out", blue
     )
-    # A.tif would be A.png: a file system without case would take it for a.png.
-    assert names_in(tmp_path / "out") == ["A.tif.png", "a-2.png", "a-3.png", "a.png"]
+    # A.bmp would be A.png: a file system without case would take it for a.png.
+    assert names_in(tmp_path / "out") == ["A.bmp.png", "a-2.png", "a-3.png", "a.png"]
     assert len(result.colorized) == 4
 
 

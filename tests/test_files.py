@@ -79,6 +79,21 @@ def test_csv_cells_are_no_formulas_and_none_is_empty(tmp_path: Path) -> None:
     assert path.read_text() == 'a,b\n\'=1+1,\n-1.5,"x,y"\n'
 
 
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("a\x1b[2Jb\r\n=1", r"a\x1b[2Jb\r\n=1"),
+        ("\t=1+1", r"'\t=1+1"),
+        (" @SUM(A1)", "' @SUM(A1)"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("\u2066a\u2069", r"\u2066a\u2069"),
+    ],
+)
+def test_csv_cells_neither_turn_the_line_nor_end_it(tmp_path: Path, text: str, cell: str) -> None:
+    assert files.write_csv(tmp_path / "a.csv", ["a"], [{"a": text}]).read_text() == f"a\n{cell}\n"
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})

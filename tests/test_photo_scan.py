@@ -14,12 +14,13 @@ from conftest import make_photo
 from PIL import Image
 
 from colorpress.core.config import DataConfig
-from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.errors import ConfigError, GateError, InputError, printable
 from colorpress.core.source_code import ROOT
 from training import photos
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
 from training.photos import NO_COLOUR, embedded_photos, inspect_photo, walk_photos
+from training.picture_types import names_of_read_types
 
 PARTS = ("train", "choosing", "confirming", "test")
 
@@ -38,20 +39,27 @@ def test_a_scan_checks_splits_and_names_what_it_skips(
     make_photo(0).save(photo_folder / "zz copy.png")
     Image.new("RGB", (32, 32), (90, 92, 91)).save(photo_folder / "grey.jpg")
     (photo_folder / "broken.jpg").write_bytes(b"no")
-    (photo_folder / "=phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photo_folder / "=phone.cr3").write_bytes(b"\0\0\0\x18ftypcrx ")
+    (photo_folder / "gpj.\u202eexe.\x1b[2J.jpg").write_bytes(b"")
+    (photo_folder / "README").write_text("no suffix")
     before = sorted((path, path.stat().st_mtime_ns) for path in photo_folder.rglob("*"))
     split = scan_photos(data(photo_folder), workers=0, skipped_path=tmp_path / "skipped_images.csv")
     assert (len(split.train), len(split.val), len(split.test)) == (8, 1, 1)
     assert {each.path.name: each.reason for each in split.skipped} == {
-        "=phone.heic": "format HEIC not accepted (jpeg, png, webp, tiff, bmp, gif)",
+        "=phone.cr3": f"format raw CR3 not accepted ({names_of_read_types()})",
+        "README": "no suffix, and no picture by its content",
+        "gpj.\u202eexe.\x1b[2J.jpg": "is empty",
         "broken.jpg": "not an image (cannot identify)",
         "grey.jpg": NO_COLOUR,
         "zz copy.png": "same content as photo0.png",
     }
     with (tmp_path / "skipped_images.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["path"] for row in rows] == [str(each.path) for each in split.skipped]
-    assert "1 files have the same content" in capsys.readouterr().err
+    assert [row["path"] for row in rows] == [printable(str(each.path)) for each in split.skipped]
+    assert str(photo_folder / r"gpj.\u202eexe.\x1b[2J.jpg") in [row["path"] for row in rows]
+    said = capsys.readouterr().err
+    assert "1 files have the same content" in said
+    assert "passed over as no photographs: README: no suffix" in said
     assert sorted((path, path.stat().st_mtime_ns) for path in photo_folder.rglob("*")) == before
     photo = next(each for each in (*split.train, *split.val, *split.test) if each.path.name == "photo9.jpg")
     assert (photo.width, photo.height) == (48, 40)

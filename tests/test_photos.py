@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
+import socket
 import struct
 import subprocess
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import make_photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +23,7 @@ from PIL import Image, ImageCms
 
 from colorpress.core.errors import InputError
 from training.decoding import decode_photo
-from training.photos import load_rgb, walk_photos
+from training.photos import SkippedPhoto, load_rgb, walk_photos
 
 LIMIT = 1_000_000
 EXACT, JPEG_LOSS = 1, 12
@@ -40,12 +45,13 @@ def reason(path: Path, max_pixels: int = LIMIT) -> str:
 
 
 def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(900))), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(900))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 # What is refused, and how that is said.
@@ -67,8 +73,10 @@ def png_header(width: int, height: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "format EPS not accepted"),
         (b"8BPS\0\1", "format PSD not accepted"),
         (b"SIMPLE  =                    T", "format FITS not accepted"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "format HEIC not accepted"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0", "format AVIF not accepted"),
+        (b"II*\0\x10\0\0\0CR\2\0", "format raw CR2 not accepted"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0", "format raw CR3 not accepted"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "format JPEG XL not accepted"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "truncated or damaged (header)"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "format SVG not accepted"),
         (b"<svg/>", "format SVG not accepted"),
         (b"\xff\xd8\xff", "truncated or damaged (header)"),
@@ -81,6 +89,38 @@ def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, content: bytes
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     assert reason(path).startswith(expected)
+
+
+HEIC, AVIF = b"\0\0\0\x18ftypheic\0\0\0\0", b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"
+
+
+def test_what_the_installed_pillow_does_not_read_is_refused_with_what_would_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in (("a.heic", HEIC), ("b.avif", AVIF)):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr("training.picture_types.features.check", lambda name: name != "avif")
+    with pytest.raises(InputError, match=r"format HEIC needs the extra colorpress\[heif\]") as caught:
+        load_rgb(tmp_path / "a.heic", max_pixels=LIMIT)
+    assert caught.value.hint == 'pip install "colorpress[heif]", or save it as JPEG or PNG'
+    refusal = "format AVIF not accepted (JPEG, PNG, WebP, TIFF, BMP, GIF, JPEG 2000)"
+    assert reason(tmp_path / "b.avif") == refusal
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("AVIF", 3), ("JPEG2000", 0), ("HEIF", 12)])
+def test_newer_and_archival_types_are_read_upright(tmp_path: Path, kind: str, loss: int) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    path = tmp_path / "no suffix"
+    path.write_bytes(encoded(make_photo(2, 48, 32), kind, exif=exif.tobytes()))
+    assert list(walk_photos(tmp_path)) == [path]
+    shown = load_rgb(path, max_pixels=LIMIT)
+    assert np.abs(shown.astype(int) - np.asarray(make_photo(2, 48, 32))).mean() <= loss
+    path.write_bytes(path.read_bytes()[:-150])
+    assert reason(path).startswith(("truncated", "damaged"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -118,6 +158,61 @@ def test_errors_that_pillow_lets_through_as_they_are_become_reasons(tmp_path: Pa
     assert reason(path).startswith(("truncated", "damaged"))
 
 
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times."""
+    content = encoded(make_photo(1, 48, 40), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * scans + content[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(many_scans(3000))
+    assert reason(tmp_path / "x.jpg") == "has 3009 scans, and at most 100 are read"
+    # Such bytes mean nothing in metadata, nor in the film that a telephone puts behind the picture.
+    plain = many_scans(60)
+    hidden = b"\xff\xda" * 500
+    comment = b"\xff\xfe" + (len(hidden) + 2).to_bytes(2, "big") + hidden
+    (tmp_path / "x.jpg").write_bytes(plain[:2] + comment + plain[2:] + hidden)
+    assert load_rgb(tmp_path / "x.jpg", max_pixels=LIMIT).shape == (40, 48, 3)
+
+
+def with_chunks(chunks: bytes) -> bytes:
+    content = encoded(make_photo(1), "PNG")
+    return content[:33] + chunks + content[33:]
+
+
+BLANKS = zlib.compress(bytes(60 << 20), 9)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_chunks(png_chunk(b"zTXt", b"Comment\0\0" + BLANKS)),
+        with_chunks(png_chunk(b"iCCP", b"profile\0\0" + BLANKS)),
+        with_chunks(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BLANKS)),
+    ],
+    ids=["zTXt", "iCCP", "iTXt"],
+)
+def test_metadata_that_swells_is_refused_or_passed_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    tracemalloc.start()
+    with contextlib.suppress(InputError):
+        load_rgb(tmp_path / "x.png", max_pixels=LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_tiles_far_larger_than_their_tiff_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", np.asarray(make_photo(1, 48, 40)), tile=(64, 64), compression="zlib")
+    content = (tmp_path / "x.tif").read_bytes()
+    assert load_rgb(tmp_path / "x.tif", max_pixels=LIMIT).shape == (40, 48, 3)
+    for tag in (322, 323):
+        place = content.index(struct.pack("<HHII", tag, 4, 1, 64))
+        changed = content[:place] + struct.pack("<HHII", tag, 4, 1, 1 << 20) + content[place + 12 :]
+        (tmp_path / "x.tif").write_bytes(changed)
+        assert reason(tmp_path / "x.tif") == "damaged (tiles larger than the picture)"
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -140,7 +235,10 @@ def test_max_pixels_counts_exactly_and_may_exceed_pillows_own_limit(
     assert "--max-pixels" in reason(tmp_path / "x.png", max_pixels=19)
 
 
-MUTANTS = {kind: encoded(make_photo(3, 24, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")}
+MUTANTS = {
+    kind: encoded(make_photo(3, 24, 16), kind)
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000")
+}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as training.decoding does, which pytest undoes
@@ -301,10 +399,10 @@ def test_an_embedded_profile_is_converted_to_srgb(tmp_path: Path) -> None:
     assert np.abs(swapped.astype(int) - plain[..., [1, 0, 2]]).max() <= 2
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", swapped_profile()[:200]])
-def test_a_broken_profile_is_ignored(tmp_path: Path, profile: bytes) -> None:
-    make_photo(1).save(tmp_path / "x.png", icc_profile=profile)
-    assert np.array_equal(load_rgb(tmp_path / "x.png", max_pixels=LIMIT), np.asarray(make_photo(1)))
+@pytest.mark.parametrize("profile", [b"nonsense", swapped_profile()[:200], swapped_profile() + bytes(9 << 20)])
+def test_a_broken_or_huge_profile_is_ignored(tmp_path: Path, profile: bytes) -> None:
+    make_photo(1).save(tmp_path / "x.tif", icc_profile=profile)
+    assert np.array_equal(load_rgb(tmp_path / "x.tif", max_pixels=LIMIT), np.asarray(make_photo(1)))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
@@ -350,12 +448,42 @@ def test_any_file_name_works(tmp_path: Path, name: str) -> None:
 
 def test_finding_ignores_other_files_and_does_not_loop(photo_folder: Path) -> None:
     (photo_folder / "notes.txt").write_text("no picture")
-    (photo_folder / "jpg").write_text("no suffix")
     (photo_folder / ".hidden.jpg").write_text("hidden")
     (photo_folder / "more" / "again").symlink_to(photo_folder)
     found = list(walk_photos(photo_folder))
     assert [path.name for path in found] == [f"photo{i}.{'jpg' if i % 2 else 'png'}" for i in range(10)]
     assert list(walk_photos(photo_folder, leave_out=photo_folder / "more")) == found[:9]
+
+
+def test_finding_survives_every_kind_of_entry_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_photo(1).save(tmp_path / "scan", "JPEG")
+    (tmp_path / "jpg").write_text("no suffix")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "there").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "there")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(os.fsencode(tmp_path / "socket"))
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse_locked(folder: Path) -> object:
+        if folder.name == "locked":  # permissions do not stop the superuser
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse_locked)
+    found = list(walk_photos(tmp_path))
+    assert [each for each in found if isinstance(each, Path)] == [tmp_path / "scan"]
+    skipped = {each.path.name: each.reason for each in found if isinstance(each, SkippedPhoto)}
+    special = ("back", "device", "itself", "nowhere", "pipe", "socket", "there")
+    assert skipped == dict.fromkeys(special, "not a regular file") | {
+        "jpg": "no suffix, and no picture by its content",
+        "locked": "folder cannot be read: Permission denied",
+    }
+    assert not any(each.is_photo for each in found if isinstance(each, SkippedPhoto))
 
 
 def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

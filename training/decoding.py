@@ -1,4 +1,4 @@
-"""One picture file of any origin to 8-bit sRGB, or one plain reason why not.
+"""One picture file of any origin to sRGB, page by page, or one plain reason why not.
 
 Files are foreign: the type is told by content and taken from a short list, sizes are checked in the header before
 a pixel is decoded, and everything that a decoder may throw ends as InputError.
@@ -13,45 +13,52 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from colorpress.core.errors import InputError
 from colorpress.core.files import find_impostor
+from training.decoder_limits import (
+    LARGEST_PROFILE_BYTES,
+    MOST_PAGES,
+    MOST_SCANS,
+    count_scans,
+    has_oversized_tiles,
+)
+from training.deep_pixels import (
+    Deep,
+    DeepPixels,
+    DeepRefusal,
+    deep_rawmode,
+    describe_excess,
+    first_number,
+    is_misread,
+    read_deep_colors,
+    read_deep_grey,
+    read_deep_tiff,
+)
+from training.picture_types import HEAD_BYTES, PictureType, find_type, names_of_read_types
 
-# MPO, a JPEG with more pictures behind it, comes with JPEG.
-ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-
-_ACCEPTED = ", ".join(ACCEPTED_FORMATS).lower()
 # Of a TIFF, whose EXIF block is the file's own directory: description, make, model, software, date, artist, copyright.
-_TIFF_TEXT_TAGS = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298}
-# First bytes of formats that people do keep among photographs but that are not decoded here.
-_REFUSED = {
-    "PDF": rb"%PDF-",
-    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "PSD": rb"8BPS",
-    "FITS": rb"SIMPLE  =",
-    "AVIF": rb".{4}ftypavi[fs]",
-    "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
-    "raw CR3": rb".{4}ftypcrx",
-    "JPEG 2000": rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51",
-    "JPEG XL": rb"\x00\x00\x00\x0cJXL |\xff\x0a",
-    "SVG": rb"\s*(<\?xml.*)?<svg",
-}
-_KNOWN_START = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF.{4}WEBP|II\*\x00|MM\x00\*|BM|GIF8[79]a", re.DOTALL)
+TIFF_TEXT_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+_SUBFILE_TAG, _SUB_IFDS_TAG, _DNG_TAG, _PROFILE_TAG = 254, 330, 50706, 34675
+_COMPRESSION_TAG, _ACROSS_TAG, _DOWN_TAG, _UNIT_TAG = 259, 282, 283, 296
+_REDUCED, _UNPACKED, _INCH, _CENTIMETRE = 1, 1, 2, 3
 
 # Thread-safe, unlike warnings.catch_warnings: over Pillow's own limit a picture fails before it is decoded.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # Remarks about odd metadata that name no file; whether the file can be used is said by us.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Registers every plugin now, since first use may be in several threads at once.
-Image.init()
+
+
+# Pillow refuses a PNG with more than a megabyte in one of its texts or in its profile, which programs do write.
+PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_PROFILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,18 @@ class DecodedPhoto:
     height: int
     exif: bytes  # without the orientation tag; empty where there is none
     profile: bytes  # an ICC profile of sRGB, where the file has one of any colour space; else empty
+    deep: Deep | None = None  # 16-bit sRGB (H, W, 1 or 3), of a file of more than 8 bits a channel
+    white: int = 0  # what was taken for white in such a file of 16 bits
+    dots_per_inch: tuple[float, float] | None = None  # across and down, as the file says
+    is_packed: bool = True  # a TIFF may say no
 
 
 class _Refusal(Exception):
-    """Why a picture cannot be used, in a few words."""
+    """Why a picture cannot be used, in a few words, and what to do about it where there is something else to do."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 @contextmanager
@@ -92,8 +107,10 @@ def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
         raise _unusable(path, reason) from error
 
 
-def _unusable(path: Path, reason: str) -> InputError:
-    hint = "run `git lfs pull`" if "Git LFS" in reason else "leave it out, or save it again as JPEG or PNG"
+def _unusable(path: Path, reason: str, hint: str = "") -> InputError:
+    hint = hint or "leave it out, or save it again as JPEG or PNG"
+    if "Git LFS" in reason:
+        hint = "run `git lfs pull`"
     if reason == "no such file":
         hint = "check the path"
     if "--max-pixels" in reason:
@@ -102,10 +119,10 @@ def _unusable(path: Path, reason: str) -> InputError:
 
 
 def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int | None = None) -> DecodedPhoto:
-    """Decode all of a picture file: its first frame, upright, as 8-bit sRGB.
+    """Decode all of a picture file: its first page or frame, upright, as 8-bit sRGB.
 
-    Deeper grey pictures are scaled, not clipped; CMYK, Lab and embedded ICC profiles are converted to sRGB; the
-    colours under transparent pixels are kept as they are.
+    Deeper pictures are scaled, not clipped, with what counts as white as `find_white` says; CMYK, Lab and embedded
+    ICC profiles are converted to sRGB; the colours under transparent pixels are kept as they are.
 
     Args:
         stream: the file's content, at its start; `path` only names it in errors.
@@ -115,61 +132,253 @@ def decode_photo(stream: BinaryIO, path: Path, *, max_pixels: int, at_least: int
     Raises:
         InputError: the file is no picture, damaged, truncated, too large, or of a format that is not accepted.
     """
-    head = stream.read(512)
+    return next(_decode_file(stream, path, max_pixels, at_least))
+
+
+def decode_pages(stream: BinaryIO, path: Path, *, max_pixels: int) -> Iterator[DecodedPhoto]:
+    """Decode every page of a TIFF in turn, but those that are smaller copies of others; of other types the first frame.
+
+    Args and errors are those of `decode_photo`; an error of a later page says its number.
+    """
+    return _decode_file(stream, path, max_pixels, None)
+
+
+def count_frames(stream: BinaryIO) -> int:
+    """How many pages or frames a picture at the start of `stream` has that can be read; 1 where it does not say.
+
+    Of a JPEG it is always 1: what its maker put behind it are copies or parts of the same photograph.
+    """
+    try:
+        stream.seek(0)
+        kind = find_type(stream.read(HEAD_BYTES))
+        stream.seek(0)
+        if kind is None or not kind.is_read or kind.pillow == "JPEG":
+            return 1
+        picture = Image.open(stream, formats=[kind.pillow])
+        return int(getattr(picture, "n_frames", 1)) if getattr(picture, "is_animated", False) else 1
+    except Exception:  # as `_decode_file`, which says what is wrong
+        return 1
+
+
+def _decode_file(stream: BinaryIO, path: Path, max_pixels: int, at_least: int | None) -> Iterator[DecodedPhoto]:
+    head, done = stream.read(HEAD_BYTES), 0
     stream.seek(0)
     try:
-        _check_head(head)
-        picture = _open_header(stream, max_pixels)
-        full = picture.size
-        if picture.format == "JPEG" and at_least is not None:
-            ratio = min(1.0, at_least / min(full))
-            picture.draft(None, (math.ceil(full[0] * ratio), math.ceil(full[1] * ratio)))
-        picture.load()
-        # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
-        width, height = full[::-1] if _turn_upright_(picture) else full
-        exif = _read_exif(picture)
-        rgb, alpha, icc = _to_srgb(picture)
+        kind = _check_type(head)
+        if kind.pillow == "JPEG" and (scans := count_scans(stream)) > MOST_SCANS:
+            raise _Refusal(f"has {scans} scans, and at most {MOST_SCANS} are read")
+        if kind.pillow != "TIFF":
+            yield _decode_frame(stream, kind, max_pixels, at_least)
+            return
+        for page in _decode_tiff(stream, kind, max_pixels):
+            yield page
+            done += 1
     except Exception as error:
         # Decoders of damaged files throw nearly anything: OSError, SyntaxError, struct.error, KeyError ...
-        raise _unusable(path, _decoding_reason(head, error)) from error
-    return DecodedPhoto(rgb, alpha, width, height, exif, icc)
+        place = f"after {done} pages: " if done else ""
+        hint = error.hint if isinstance(error, _Refusal) else ""
+        raise _unusable(path, place + _decoding_reason(head, error), hint) from error
 
 
-def _check_head(head: bytes) -> None:
+def _check_type(head: bytes) -> PictureType:
     if reason := find_impostor(head):
         raise _Refusal(reason)
-    name = next((name for name, start in _REFUSED.items() if re.match(start, head, re.DOTALL)), None)
-    if name is not None and not _KNOWN_START.match(head):
-        raise _Refusal(f"format {name} not accepted ({_ACCEPTED})")
+    kind = find_type(head)
+    if kind is None:
+        raise _Refusal("not an image (cannot identify)")
+    if kind.is_read:
+        return kind
+    if kind.extra:
+        hint = f'pip install "colorpress[{kind.extra}]", or save it as JPEG or PNG'
+        raise _Refusal(f"format {kind.name} needs the extra colorpress[{kind.extra}]", hint)
+    raise _Refusal(f"format {kind.name} not accepted ({names_of_read_types()})")
 
 
-def _open_header(stream: BinaryIO, max_pixels: int) -> Image.Image:
+def _decode_frame(stream: BinaryIO, kind: PictureType, max_pixels: int, at_least: int | None) -> DecodedPhoto:
+    """The first frame of what is no TIFF."""
+    picture = _open_header(stream, kind, max_pixels)
+    full = picture.size
+    if picture.format == "JPEG" and at_least is not None:
+        ratio = min(1.0, at_least / min(full))
+        picture.draft(None, (math.ceil(full[0] * ratio), math.ceil(full[1] * ratio)))
+    return _decode(picture, full, lambda: _open_header(stream, kind, max_pixels), {})
+
+
+def _decode_tiff(stream: BinaryIO, kind: PictureType, max_pixels: int) -> Iterator[DecodedPhoto]:
+    """The pages of a TIFF without smaller copies of them, each decoded when its turn comes."""
+    try:
+        file = _open_header(stream, kind, max_pixels)
+    except UnidentifiedImageError as error:
+        # Its first page has pixels that Pillow has no mode for; those of the others are no more usual.
+        yield from _decode_odd_pages(stream, max_pixels, error)
+        return
+    twin = cache(lambda: _open_header(stream, kind, max_pixels))  # at the same page whenever it is asked for
+    shown = 0
+    for number in range(MOST_PAGES + 1):
+        try:
+            file.seek(number)
+        except EOFError:
+            break
+        if number == MOST_PAGES:
+            raise _Refusal(f"has more than {MOST_PAGES} pages")
+        if not first_number(_tags_of(file), _SUBFILE_TAG) & _REDUCED:
+            shown += 1
+            yield _decode_page(stream, file, twin, max_pixels)
+    if not shown:
+        file.seek(0)
+        if _DNG_TAG in _tags_of(file) or _SUB_IFDS_TAG in _tags_of(file):
+            raise _Refusal("raw photograph, of which only a preview can be read")
+        yield _decode_page(stream, file, twin, max_pixels)
+
+
+def _tags_of(file: Image.Image) -> Mapping[int, Any]:
+    return getattr(file, "tag_v2", {})
+
+
+def _decode_page(stream: BinaryIO, file: Image.Image, twin: Callable[[], Image.Image], max_pixels: int) -> DecodedPhoto:
+    """The page of a TIFF at which `file` stands; `twin` opens the same file again."""
+    tags, number = _tags_of(file), file.tell()
+    if has_oversized_tiles(tags):
+        raise _Refusal("damaged (tiles larger than the picture)")
+    if is_misread(tags):
+        return _decode_odd_page(stream, number, max_pixels)
+    _check_size(file, max_pixels)
+
+    def reopen() -> Image.Image:
+        again = twin()
+        again.seek(number)
+        return again
+
+    return _decode(file, file.size, reopen, tags)
+
+
+def _decode_odd_pages(stream: BinaryIO, max_pixels: int, error: Exception) -> Iterator[DecodedPhoto]:
+    """The pages of a TIFF that Pillow does not read; `error` says so, where nothing else reads them either."""
+    for number in range(MOST_PAGES + 1):
+        try:
+            page = _decode_odd_page(stream, number, max_pixels)
+        except IndexError:
+            if number == 0:
+                raise error from None
+            return
+        except (DeepRefusal, MemoryError):
+            raise
+        except Exception:
+            raise error from None
+        yield page
+
+
+def _decode_odd_page(stream: BinaryIO, number: int, max_pixels: int) -> DecodedPhoto:
+    deep, tags = read_deep_tiff(stream, number, max_pixels)
+    profile = tags.get(_PROFILE_TAG)
+    try:
+        exif = _text_exif(tags)
+    except Exception:  # broken metadata counts as none
+        exif = b""
+    return _as_photo(deep, exif, profile if isinstance(profile, bytes) else b"", _read_dots(tags), tags)
+
+
+def _open_header(stream: BinaryIO, kind: PictureType, max_pixels: int) -> Image.Image:
     # Pillow's limit is one number for the process; a larger one of ours must get past it.
     Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
+    stream.seek(0)
     try:
-        picture = Image.open(stream, formats=ACCEPTED_FORMATS)
-        pixels = picture.width * picture.height
+        picture = Image.open(stream, formats=[kind.pillow])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         found = re.search(r"(\d+) pixels", str(error))
-        pixels = int(found[1]) if found else max_pixels + 1
-    if pixels > max_pixels:
-        raise _Refusal(f"{pixels / 1e6:.4g} Mpx > limit {max_pixels / 1e6:.4g} Mpx (--max-pixels)")
+        raise _Refusal(describe_excess(int(found[1]) if found else max_pixels + 1, max_pixels)) from error
+    _check_size(picture, max_pixels)
+    return picture
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise _Refusal(describe_excess(picture.width * picture.height, max_pixels))
     if picture.width < 1 or picture.height < 1:
         raise _Refusal("damaged (no pixels)")
-    return picture
 
 
 def _decoding_reason(head: bytes, error: Exception) -> str:
     text = str(error)
-    if isinstance(error, _Refusal):
+    if isinstance(error, _Refusal | DeepRefusal):
         return text
     if isinstance(error, UnidentifiedImageError):
-        return "truncated or damaged (header)" if _KNOWN_START.match(head) else "not an image (cannot identify)"
+        return "truncated or damaged (header)"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated"
     return f"damaged ({text.lower().partition(chr(10))[0][:80] or type(error).__name__})"
+
+
+def _decode(
+    picture: Image.Image, full: tuple[int, int], reopen: Callable[[], Image.Image], tags: Mapping[int, Any]
+) -> DecodedPhoto:
+    """Load a picture that was opened.
+
+    Args:
+        full: width and height in the file; a JPEG may be loaded smaller.
+        reopen: opens it again, for a picture of 16 bits a channel.
+        tags: of a TIFF page.
+    """
+    dots = _read_dots(picture.info)
+    if rawmode := deep_rawmode(picture):
+        sources = iter((picture, None))
+        deep = read_deep_colors(rawmode, lambda change: _load_changed(next(sources) or reopen(), change), tags)
+        return _as_photo(deep, _read_exif(picture), picture.info.get("icc_profile") or b"", dots, tags)
+    picture.load()
+    # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
+    on_its_side = _turn_upright_(picture)
+    exif, icc = _read_exif(picture), picture.info.get("icc_profile") or b""
+    if picture.mode[0] == "I" or picture.mode == "F":
+        return _as_photo(read_deep_grey(picture, tags), exif, icc, dots, tags)
+    width, height = full[::-1] if on_its_side else full
+    rgb, alpha, profile = _to_srgb(picture, icc)
+    return DecodedPhoto(rgb, alpha, width, height, exif, profile, dots_per_inch=dots, is_packed=_is_packed(tags))
+
+
+def _load_changed(picture: Image.Image, change: Callable[[str], str]) -> Image.Image:
+    """Load a picture with its raw mode changed, and turn it upright."""
+    file: Any = picture
+    file.tile = [
+        tile._replace(args=change(tile.args) if isinstance(tile.args, str) else (change(tile.args[0]), *tile.args[1:]))
+        for tile in file.tile
+    ]
+    picture.load()
+    _turn_upright_(picture)
+    return picture
+
+
+def _as_photo(
+    deep: DeepPixels, exif: bytes, icc: bytes, dots: tuple[float, float] | None, tags: Mapping[int, Any]
+) -> DecodedPhoto:
+    eight = deep.to_8_bits()
+    plain = Image.fromarray(eight if eight.shape[2] == 3 else eight[..., 0])
+    rgb, profile = _apply_profile(plain, icc)
+    # A profile of another colour space is applied in 8 bits: Pillow's colour management has no more.
+    kept = deep.to_16_bits() if rgb is plain else None
+    alpha = None if deep.alpha is None else Image.fromarray(deep.alpha)
+    return DecodedPhoto(
+        rgb if rgb.mode == "RGB" else rgb.convert("RGB"), alpha, *rgb.size, exif, profile,
+        deep=kept, white=deep.white, dots_per_inch=dots, is_packed=_is_packed(tags),
+    )  # fmt: skip
+
+
+def _is_packed(tags: Mapping[int, Any]) -> bool:
+    return first_number(tags, _COMPRESSION_TAG) != _UNPACKED
+
+
+def _read_dots(info: Mapping[Any, Any]) -> tuple[float, float] | None:
+    """Dots an inch, across and down, of Pillow's information or of TIFF tags; None where they make no sense."""
+    try:
+        if "dpi" in info:
+            across, down = (float(each) for each in info["dpi"])
+        else:
+            unit = {_INCH: 1.0, _CENTIMETRE: 2.54}[first_number(info, _UNIT_TAG)]
+            across, down = (unit * info[tag][0] / info[tag][1] for tag in (_ACROSS_TAG, _DOWN_TAG))
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
+        return None
+    return (across, down) if 1.0 <= across <= 1e5 and 1.0 <= down <= 1e5 else None
 
 
 def _turn_upright_(picture: Image.Image) -> bool:
@@ -189,44 +398,36 @@ def _read_exif(picture: Image.Image) -> bytes:
     """The EXIF block without the orientation; empty where there is none or it is broken."""
     try:
         exif = picture.getexif()
-        kept = _TIFF_TEXT_TAGS if picture.format == "TIFF" else set(exif) - {ExifTags.Base.Orientation}
-        for tag in set(exif) - kept:
-            del exif[tag]
+        if picture.format == "TIFF":
+            return _text_exif(exif)
+        exif.pop(ExifTags.Base.Orientation, None)
         return exif.tobytes() if len(exif) else b""
     except Exception:  # as above
         return b""
 
 
-def _to_srgb(picture: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes]:
-    """The picture in mode RGB, its transparency, and the profile of sRGB where it had one."""
-    if picture.mode[0] == "I" or picture.mode == "F":
-        return _scale_deep_grey(picture).convert("RGB"), None, b""
+def _text_exif(tags: Mapping[int, Any]) -> bytes:
+    """An EXIF block of the texts in the tags of a TIFF page."""
+    exif = Image.Exif()
+    exif.update({tag: tags[tag] for tag in TIFF_TEXT_TAGS if tag in tags})
+    return exif.tobytes() if len(exif) else b""
+
+
+def _to_srgb(picture: Image.Image, icc: bytes) -> tuple[Image.Image, Image.Image | None, bytes]:
+    """A picture of 8 bits a channel in mode RGB, its transparency, and the profile of sRGB where it had one."""
     alpha = None
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         alpha, plain = rgba.getchannel("A"), rgba.convert("RGB")
     else:
         plain = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
-    converted, profile = _apply_profile(plain, picture.info.get("icc_profile") or b"")
+    converted, profile = _apply_profile(plain, icc)
     return converted if converted.mode == "RGB" else converted.convert("RGB"), alpha, profile
-
-
-def _scale_deep_grey(picture: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point grey to 8 bits, where Pillow's own conversion would clip at 255."""
-    values = np.asarray(picture)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise _Refusal("damaged (NaN or infinite pixels)")
-    low, high = min(float(values.min()), 0.0), float(values.max())
-    # What counts as white: all of 16 bits; else the smallest usual range that holds the brightest pixel.
-    usual = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
-    white = next((full for full in usual if high - low <= full), high - low)
-    scaled = (values.astype(np.float32) - low) * (255.0 / white)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
 def _apply_profile(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
     """`picture` (L, RGB or CMYK) converted to sRGB, and a profile that says so; as it is where there is none."""
-    if not profile:
+    if not profile or len(profile) > LARGEST_PROFILE_BYTES:
         return picture, b""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -13,9 +13,11 @@ import PIL
 from colorpress.core.config import DataConfig
 from colorpress.core.console import progress, warn
 from colorpress.core.errors import ConfigError, GateError, InputError
-from colorpress.core.files import read_json, write_csv, write_json
+from colorpress.core.files import write_csv, write_json
+from colorpress.core.reading import read_json
 from training.photo_split import PhotoSplit, group_by_folder, split_photos
 from training.photos import NO_COLOUR, Photo, SkippedPhoto, embedded_photos, inspect_photo, walk_photos
+from training.picture_types import names_of_read_types
 
 _INDEX_FORMAT = 1
 
@@ -49,6 +51,7 @@ def scan_photos(
     root, paths = _list_files(config.data)
     found = _PhotoIndex(index_path, root, config.max_pixels).inspect_all(paths, workers)
     photos, skipped = _drop_copies(found)
+    _name_passed_over(skipped)
     if skipped_path is not None:
         rows = ({"path": str(each.path), "reason": each.reason} for each in skipped)
         write_csv(skipped_path, ("path", "reason"), rows)
@@ -79,6 +82,7 @@ def scan_folder(
         list(walk_photos(folder, leave_out=leave_out)), workers
     )
     photos, skipped = _drop_copies(found)
+    _name_passed_over(skipped)
     if not photos:
         why = f"holds no colour photograph that can be used; {len(found)} picture files"
         why += f" ({skipped[0].path.name}: {skipped[0].reason})" if skipped else ""
@@ -86,7 +90,16 @@ def scan_folder(
     return tuple(sorted(photos, key=lambda photo: photo.sha256)), tuple(skipped)
 
 
-def _list_files(data: Path | None) -> tuple[Path, list[Path]]:
+def _name_passed_over(skipped: Sequence[SkippedPhoto]) -> None:
+    """Warn of what is in a folder of photographs and says nowhere that it is one."""
+    others = [each for each in skipped if not each.is_photo]
+    if others:
+        examples = "; ".join(f"{each.path.name}: {each.reason}" for each in others[:3])
+        more = f"; and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"passed over as no photographs: {examples}{more}")
+
+
+def _list_files(data: Path | None) -> tuple[Path, list[Path | SkippedPhoto]]:
     if data is None:
         paths = embedded_photos()
         return paths[0].parent, list(paths)
@@ -126,7 +139,7 @@ class _PhotoIndex:
         except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError):
             warn(f"index '{path}' cannot be used; every photograph is checked again")
 
-    def inspect_all(self, paths: Sequence[Path], workers: int) -> list[Photo | SkippedPhoto]:
+    def inspect_all(self, paths: Sequence[Path | SkippedPhoto], workers: int) -> list[Photo | SkippedPhoto]:
         found: list[Photo | SkippedPhoto] = []
         # In portions, so that a signal does not wait for a queue of a million files.
         portion = 32 * max(1, workers)
@@ -141,7 +154,9 @@ class _PhotoIndex:
                 write_json(self.path, {**self.header, "files": dict(sorted(self.current.items()))})
         return found
 
-    def inspect(self, path: Path) -> Photo | SkippedPhoto:
+    def inspect(self, path: Path | SkippedPhoto) -> Photo | SkippedPhoto:
+        if isinstance(path, SkippedPhoto):
+            return path
         try:
             status = path.stat()
         except OSError:
@@ -179,6 +194,7 @@ def _drop_copies(found: Sequence[Photo | SkippedPhoto]) -> tuple[list[Photo], li
 
 
 def _check_counts(root: Path, found: Sequence[Photo | SkippedPhoto], photos: int, config: DataConfig) -> None:
+    found = [each for each in found if isinstance(each, Photo) or each.is_photo]
     refused = [each for each in found if isinstance(each, SkippedPhoto)]
     bad = [each for each in refused if each.reason != NO_COLOUR]
     if copies := len(found) - len(refused) - photos:
@@ -190,7 +206,7 @@ def _check_counts(root: Path, found: Sequence[Photo | SkippedPhoto], photos: int
         why = f"at least 3 colour photographs are needed; {counts}" + (f" ({examples})" if bad else "")
         if not found:
             why = "holds no photographs, and at least 3 colour photographs are needed"
-        raise InputError("folder", root, why, "give a folder of JPEG, PNG, WebP, TIFF or BMP files with --data")
+        raise InputError("folder", root, why, f"give a folder of photographs ({names_of_read_types()}) with --data")
     share = len(bad) / len(found)
     if share > config.max_bad_share:
         shares = f"{share:.1%}, allowed {config.max_bad_share:.1%}"

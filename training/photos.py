@@ -13,23 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.core.console import warn
+from colorpress.core.console import say
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
+from training.deep_pixels import FULL
+from training.picture_types import HEAD_BYTES, find_type, type_of_suffix
 
 NO_COLOUR = "no colour (grey photograph)"
 
-_SUFFIXES = {
-    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif", "mpo"),
-    # Pictures that are not decoded here: named in skipped_images.csv rather than passed over in silence.
-    *("heic", "heif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "fits", "dng", "cr2", "cr3", "nef"),
-}
 # Who made them, and under which licences: NOTICE.md in it.
 _EMBEDDED = Path(__file__).parent / "photographs"
 _CHECK_SIDE = 64
 _LARGEST_ASPECT = 8
 _GREY_DIFFERENCE = 6
+_said_whites: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +42,15 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class SkippedPhoto:
-    """A file that is not used, and why in a few words."""
+    """A file or folder that is not used, and why in a few words.
+
+    Attributes:
+        is_photo: whether its name or content says that it is a photograph. What is none is named, and no more.
+    """
 
     path: Path
     reason: str
+    is_photo: bool = True
 
 
 def embedded_photos() -> tuple[Path, ...]:
@@ -67,7 +70,7 @@ def load_rgb(path: Path, *, max_pixels: int, short_side: int | None = None) -> N
     """A photograph as 8-bit sRGB (H, W, 3), upright by its EXIF orientation.
 
     Args:
-        path: a JPEG, PNG, WebP, TIFF, BMP, GIF or MPO file; its first frame is taken.
+        path: a file of one of `training.picture_types`; its first page or frame is taken.
         max_pixels: more pixels than this are refused before decoding.
         short_side: the answer's short side is at most this many pixels; pictures are never enlarged.
     Raises:
@@ -89,41 +92,69 @@ def _shrink(picture: DecodedPhoto, short_side: int) -> Image.Image:
     return picture.rgb if picture.rgb.size == size else picture.rgb.resize(size, Image.Resampling.LANCZOS)
 
 
-def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path]:
-    """Every file below `folder` whose suffix is one of a picture, in an order that does not depend on the disk.
+def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path | SkippedPhoto]:
+    """Every file below `folder` that may be a photograph, in an order that does not depend on the disk.
 
-    Hidden files and folders are passed over, links to folders are followed once. `leave_out` is a folder not to
-    enter. Nothing is opened: what a file really is shows when it is decoded.
+    Those are files whose suffix is one of a picture, whatever they hold, and files without a suffix that begin as a
+    picture does. What else has no suffix, what cannot be followed and what cannot be listed come as skipped. Files of
+    other suffixes, hidden files and hidden folders are passed over, and links to folders are followed once.
+
+    Args:
+        leave_out: a folder not to enter.
     """
     seen = {_identity(leave_out)} if leave_out and leave_out.is_dir() else set()
     pending = [folder]  # os.walk calls itself for each level, and folders may be nested deeply
     while pending:
         current = pending.pop()
-        identity = _identity(current)
-        if identity in seen:
-            continue
-        seen.add(identity)
         try:
+            identity = _identity(current)
+            if identity in seen:
+                continue
+            seen.add(identity)
             with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            warn(f"folder '{current}' cannot be read: {error.strerror or error}")
+            yield SkippedPhoto(current, f"folder cannot be read: {error.strerror or error}", is_photo=False)
             continue
         folders = []
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            path, dot = Path(entry.path), "." in entry.name
             # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
-            if entry.name.rpartition(".")[2].lower() in _SUFFIXES and "." in entry.name:
-                yield Path(entry.path)
-            elif entry.is_dir():
-                folders.append(Path(entry.path))
+            if dot and type_of_suffix(f".{entry.name.rpartition('.')[2]}") is not None:
+                yield path
+            elif _is_folder(entry):
+                folders.append(path)
+            elif not dot:
+                yield _sniff(path)
         pending.extend(reversed(folders))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _sniff(path: Path) -> Path | SkippedPhoto:
+    """A file without a suffix, if it begins as a picture."""
+    try:
+        with open_regular_file(path) as stream:
+            kind = find_type(stream.read(HEAD_BYTES))
+    except InputError as error:
+        return SkippedPhoto(path, error.why, is_photo=False)
+    return (
+        path
+        if kind is not None and kind.suffixes
+        else SkippedPhoto(path, "no suffix, and no picture by its content", is_photo=False)
+    )
 
 
 def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
@@ -135,10 +166,19 @@ def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
             picture = decode_photo(stream, path, max_pixels=max_pixels, at_least=_CHECK_SIDE)
     except InputError as error:
         return SkippedPhoto(path, error.why)
+    say_white(path, picture)
     pixels = np.asarray(_shrink(picture, _CHECK_SIDE))
     if np.ptp(pixels, axis=2).max() <= _GREY_DIFFERENCE:
         return SkippedPhoto(path, NO_COLOUR)
     return Photo(path, sha256, picture.width, picture.height)
+
+
+def say_white(path: Path, picture: DecodedPhoto) -> None:
+    """Say what was taken for white in a photograph of 16 bits that uses fewer, once for all that are like it."""
+    if picture.white in (0, FULL) or picture.white in _said_whites:
+        return
+    _said_whites.add(picture.white)
+    say(f"'{path.name}' and others like it do not use all of 16 bits: {picture.white} is taken for white")
 
 
 def hash_photos(*parts: Sequence[Photo]) -> str:

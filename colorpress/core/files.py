@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.errors import as_machine_error
+from colorpress.core.errors import as_machine_error, printable
 from colorpress.core.locks import TEMPORARY, claim_path, remove_abandoned, require_still_locked
 
 _swept: set[Path] = set()
@@ -126,7 +126,8 @@ def find_impostor(start: bytes) -> str:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write `rows` under the header `columns`, atomically; None becomes an empty cell.
 
-    Text cells that a spreadsheet would run as a formula are prefixed with an apostrophe.
+    Control characters, and those that turn the direction of writing, are escaped; text cells that a spreadsheet would
+    run as a formula are prefixed with an apostrophe.
     """
     import pandas
 
@@ -139,8 +140,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 def _csv_cell(value: Any) -> Any:
     if value is None:
         return ""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    # Some spreadsheets take the wide forms of these signs for the signs.
+    is_formula = value.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"))
+    return f"'{printable(value)}" if is_formula else printable(value)
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -1,0 +1,159 @@
+"""More than eight bits a channel: every way to store them gives the same picture, and white is where it belongs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import make_photo
+from numpy.typing import NDArray
+
+from colorpress.core.errors import InputError
+from training.decoding import decode_pages, decode_photo
+from training.deep_pixels import find_white
+
+Values = NDArray[Any]
+PHOTO = np.asarray(make_photo(3, 48, 40))
+GREY = PHOTO[..., 1]
+
+
+def of_bits(bits: int, values: Values = PHOTO) -> NDArray[np.uint16]:
+    return np.rint(values / 255.0 * ((1 << bits) - 1)).astype(np.uint16)
+
+
+def with_alpha(values: Values) -> Values:
+    return np.concatenate([values, np.full_like(values[..., :1], np.iinfo(values.dtype).max // 2)], axis=2)
+
+
+def premultiplied() -> Values:
+    values = with_alpha(of_bits(16)).astype(float)
+    values[..., :3] *= values[..., 3:] / 65535.0
+    return np.rint(values).astype(np.uint16)
+
+
+def written(values: Values, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, metadata=None, **{"photometric": "rgb" if values.ndim == 3 else None, **options})
+    return buffer.getvalue()
+
+
+APART = {"planarconfig": "separate"}
+ALPHA, TIMES_ALPHA = {"extrasamples": ["unassalpha"]}, {"extrasamples": ["assocalpha"]}
+DEFLATED: dict[str, Any] = {"compression": "zlib", "predictor": True, "tile": (16, 16)}
+TURNED = {"extratags": [(274, "H", 1, 6, True)]}
+
+KINDS: dict[str, tuple[Callable[[], bytes], Values]] = {
+    "12 bits": (lambda: written(of_bits(12)), PHOTO),
+    "12 bits, other byte order": (lambda: written(of_bits(12), byteorder=">"), PHOTO),
+    "12 bits, deflated tiles": (lambda: written(of_bits(12), **DEFLATED), PHOTO),
+    "12 bits, BigTIFF": (lambda: written(of_bits(12), bigtiff=True), PHOTO),
+    "12 bits, channels apart": (lambda: written(np.moveaxis(of_bits(12), 2, 0), **APART), PHOTO),
+    "12 bits, apart, turned": (lambda: written(np.moveaxis(np.rot90(of_bits(12)), 2, 0), **APART, **TURNED), PHOTO),
+    "12 bits, turned": (lambda: written(np.rot90(of_bits(12)), **TURNED), PHOTO),
+    "14 bits with alpha": (lambda: written(with_alpha(of_bits(14)), **ALPHA), PHOTO),
+    "16 bits times alpha": (lambda: written(premultiplied(), **TIMES_ALPHA), PHOTO),
+    "16 bits, deflated, apart": (
+        lambda: written(np.moveaxis(of_bits(16), 2, 0), compression="zlib", **APART),
+        PHOTO,
+    ),
+    "10 bits of grey": (lambda: written(of_bits(10, GREY)), GREY),
+    "12 bits, white is 0": (lambda: written(4095 - of_bits(12, GREY), photometric="miniswhite"), GREY),
+    "16 bits, white is 0, other byte order": (
+        lambda: written(65535 - of_bits(16, GREY), photometric="miniswhite", byteorder=">"),
+        GREY,
+    ),
+    "grey with alpha": (
+        lambda: written(with_alpha(of_bits(16, GREY)[..., None]), photometric="minisblack", **ALPHA),
+        GREY,
+    ),
+    "floating point": (lambda: written((PHOTO / 255.0).astype(np.float32)), PHOTO),
+    "double precision": (lambda: written(GREY / 255.0), GREY),
+    "half precision": (lambda: written((GREY / 255.0).astype(np.float16)), GREY),
+    "32 bits": (lambda: written((PHOTO / 255.0 * (2**32 - 1)).astype(np.uint32)), PHOTO),
+    "signed": (lambda: written(of_bits(12).astype(np.int16)), PHOTO),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_store_them_gives_the_same_picture(tmp_path: Path, kind: str) -> None:
+    make, expected = KINDS[kind]
+    path = tmp_path / "x.tif"
+    path.write_bytes(make())
+    with path.open("rb") as stream:
+        picture = decode_photo(stream, path, max_pixels=10_000)
+    assert (picture.width, picture.height) == (48, 40)
+    assert picture.deep is not None
+    shown = expected[..., None] if expected.ndim == 2 else expected
+    assert picture.deep.shape == shown.shape
+    assert np.abs(picture.deep / 257.0 - shown).max() <= (0.6 if "10" in kind or "half" in kind else 0.13)
+    assert np.abs(np.asarray(picture.rgb).astype(int) - shown).max() <= 1
+    assert (picture.alpha is not None) == ("alpha" in kind)
+    if picture.alpha is not None:
+        assert set(np.unique(np.asarray(picture.alpha))) == {127}
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "white"),
+    [
+        (of_bits(8), {}, 255),
+        (of_bits(10), {}, 1023),
+        (of_bits(12), {}, 4095),
+        (of_bits(12, PHOTO // 2), {}, 4095),  # dark, but not as dark as 16 bits would make it
+        (of_bits(14), {}, 16383),
+        (of_bits(16), {}, 65535),
+        # Dark photographs of 16 bits.
+        (of_bits(16, PHOTO // 5), {}, 65535),
+        (of_bits(16) // 5, {}, 65535),
+        (of_bits(8).astype(np.uint16) // 16 * 257, {}, 65535),  # scaled from 8 bits
+        (of_bits(10) // 16 << 4, {}, 65535),  # 12 bits in the upper part of 16
+        (np.where(np.arange(4000) < 10, 3900, 90).astype(np.uint16), {}, 65535),  # a dark frame with hot pixels
+        (np.zeros(100, np.uint16), {}, 65535),
+        # What tags say wins, where the values do not belie it.
+        (of_bits(12, PHOTO // 8), {281: (4095,)}, 4095),
+        (of_bits(12, PHOTO // 8), {258: (12,)}, 4095),
+        (of_bits(12), {281: (65535,)}, 65535),
+        (of_bits(12), {258: (16, 16, 16), 50717: (15000,)}, 15000),
+        (of_bits(14), {281: 4095}, 16383),
+        (of_bits(16), {281: (30000,)}, 65535),  # the largest value of this picture alone
+        (of_bits(16), {281: "nonsense", 258: (), 50717: float("nan")}, 65535),
+    ],
+)
+def test_white_is_what_the_file_says_or_what_its_values_fill(values: Values, tags: dict[int, Any], white: int) -> None:
+    assert find_white(values.astype(np.uint16), tags) == white
+
+
+def test_other_tiffs_of_many_bits_are_refused_by_kind_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    cases = {
+        written(np.zeros((8, 8, 6), np.uint16), photometric="separated"): "not read (6 channels of 16 bits)",
+        written(np.moveaxis(of_bits(16), 2, 0), **APART): "Mpx > limit",
+        written(np.full((8, 8, 3), np.nan, np.float32)): "NaN or infinite",
+        written(np.full((8, 8), np.inf)): "NaN or infinite",
+    }
+    for content, expected in cases.items():
+        path.write_bytes(content)
+        with path.open("rb") as stream, pytest.raises(InputError, match=r".") as caught:
+            decode_photo(stream, path, max_pixels=1000)
+        assert expected in caught.value.why
+
+
+def test_pages_come_one_by_one_and_raw_photographs_are_not_taken_for_their_previews(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    small = {"subfiletype": 1}
+    with tifffile.TiffWriter(path) as writer:
+        for values, options in ((PHOTO[:8], small), (PHOTO, {}), (of_bits(12), {}), (PHOTO[:9], small), (GREY, {})):
+            writer.write(values, metadata=None, **options)
+    with path.open("rb") as stream:
+        pages = list(decode_pages(stream, path, max_pixels=10_000))
+    assert [(page.height, page.white) for page in pages] == [(40, 0), (40, 4095), (40, 0)]
+    path.write_bytes(written(PHOTO, subfiletype=1))
+    with path.open("rb") as stream:
+        assert decode_photo(stream, path, max_pixels=10_000).height == 40
+    path.write_bytes(written(PHOTO, subfiletype=1, extratags=[(50706, "B", 4, b"\1\4\0\0", True)]))
+    with path.open("rb") as stream, pytest.raises(InputError, match="raw photograph, of which only a preview"):
+        decode_photo(stream, path, max_pixels=10_000)

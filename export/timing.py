@@ -24,6 +24,7 @@ from colorpress.core.config import ArchConfig
 from colorpress.core.cores import given_environment, usable_cores
 from colorpress.core.errors import GateError, MachineError
 from export import latency_worker
+from training.foreign_source import absolute_spec
 
 _ROOT = Path(__file__).resolve().parent.parent
 _QUICK_WARMUP, _QUICK_RUNS, _QUICK_SECONDS = 10, 50, 0.3
@@ -153,7 +154,7 @@ def make_job(
     """What `latency_worker` is told: a model file, what runs it where, and how often it is called."""
     arch = arch or ArchConfig()
     if arch.arch:  # the worker runs in another folder
-        arch = replace(arch, arch=str(Path(arch.arch).absolute()))
+        arch = replace(arch, arch=absolute_spec(arch.arch))
     calls = {"seed": seed, "warmup": warmup, "runs": runs, "min_seconds": min_seconds}
     target = {"path": str(path.resolve()), "arch": asdict(arch), "runtime": runtime, "device": device}
     return {**target, **asdict(condition), **calls}

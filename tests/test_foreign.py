@@ -422,8 +422,9 @@ def test_weights_that_cannot_be_used_are_refused_with_what_is_there(source: Path
     assert "holds no colorpress network (keys inc.0.weight, inc.1.weight," in message
     assert "| name its network: --arch FILE.py:CLASS [--arch-arg NAME=VALUE]" in message
 
-    both = saved(source, {"model": state, "ema": state})
-    assert "holds weights at model, ema | choose: --state-key model" in refused(both, named(source), ConfigError)
+    both = saved(source, {"model": state, "ema": {**state, "out.bias": state["out.bias"] + 1}})
+    message = refused(both, named(source), ConfigError)
+    assert "holds weights at model, ema, and both fit | choose: --state-key model" in message
     assert load_checkpoint(both, named(source, state_key="ema")).state_dict
     message = refused(both, named(source, state_key="net"), ConfigError)
     assert "got 'net', no weights there | weights are at: model, ema" in message

@@ -17,9 +17,10 @@ from colorpress.core.config import ArchConfig, option_name
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError
 from training.conventions import Conventions
-from training.foreign_source import construct_network, load_source, parse_arguments
+from training.foreign_source import LoadedSource, construct_network, load_source, parse_arguments
 from training.input_sizes import MULTIPLES, ONE_SIZES, InputSizes, find_sizes, resize
 from training.network import ColorNetwork
+from training.plain_weights import make_plain_
 from training.resizing import resize_layers_
 
 
@@ -165,12 +166,17 @@ def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None)
     args = {**(recorded.args if recorded else {}), **parse_arguments(arch.arch_arg)}
     if recorded:
         _refuse_others(arch, recorded.conventions)
-    construct = partial(construct_network, loaded, args)
+    construct = partial(_construct_plain, loaded, args)
     net = construct()
     conventions = recorded.conventions if recorded else _assume_conventions(net, arch)
     sizes = recorded.sizes if recorded else find_sizes(AskedNetwork(net, conventions), loaded.name)
     source = ForeignArchitecture(loaded.name, args, conventions, sizes.multiple, loaded.sha256, sizes.fixed)
     return AdaptedNetwork(net, source, construct).eval()
+
+
+def _construct_plain(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
+    """The network with plain weights where its code has weight norm and the like, as those of checkpoints are."""
+    return make_plain_(construct_network(source, args))
 
 
 def warn_of_assumed(architecture: ForeignArchitecture, arch: ArchConfig) -> None:

@@ -243,6 +243,30 @@ def train(current: Run) -> Iterable[StageRecord]:
     return [train(current, find_photos(current)), *explain(current)]
 
 
+@click.argument("original", metavar="BEST.PT", type=PATH)
+def adopt(output_dir: Path, force: bool, as_json: bool, original: Path, **options: Any) -> None:
+    """Take a trained network of another project as best.pt.
+
+    BEST.PT are its weights, and --arch names its code. What it reads and answers, where that is not given, is tried on
+    photographs: the table says how near to the truth each way of asking comes, and what is taken.
+    """
+    current = _open_run(output_dir, force, options)
+    from training.original import adopt_checkpoint
+    from training.run_folder import find_photos
+
+    with _one_writer(output_dir):
+        adopted = adopt_checkpoint(current, original, find_photos(current), anew=True)
+        current.write_settings()
+    assert adopted is not None
+    if as_json:
+        click.echo(json.dumps({"best": str(current.best_path), **adopted.to_dict()}, indent=2))
+    else:
+        click.echo("\n".join(map(printable, (*adopted.to_lines(), f"it is {current.best_path} now"))))
+
+
+_as_stage(adopt, "arch", "data", "machine")
+
+
 @stage_command("arch", "rank", "count", "data", "machine", checkpoint=_THE_CHECKPOINT)
 def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Rank layers by parameters, work, time and sensitivity.
@@ -250,11 +274,14 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     Sensitivity is the colour that is lost when a layer is changed.
     """
     from compress.ranking_stages import rank, rank_views
+    from training.original import settle_conventions
     from training.run_folder import find_photos
 
     path = checkpoint or current.best_path
+    photos = find_photos(current) if current.settings.rank.rank_photos else None
+    current = settle_conventions(current, path, photos)
     yield rank(current, path)
-    yield rank_views(current, path, find_photos(current) if current.settings.rank.rank_photos else None)
+    yield rank_views(current, path, photos)
 
 
 @stage_command(
@@ -267,9 +294,11 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     Writes pruned/plan.json, which can be edited and given back, and pruned/model.pt.
     """
     from compress.prune_stage import prune
+    from training.original import settle_conventions
     from training.run_folder import find_photos
 
-    return [prune(current, checkpoint or current.best_path, find_photos(current))]
+    path, photos = checkpoint or current.best_path, find_photos(current)
+    return [prune(settle_conventions(current, path, photos), path, photos)]
 
 
 @stage_command(
@@ -288,8 +317,9 @@ def student(current: Run, checkpoint: Path | None, name: str) -> Iterable[StageR
     from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
-    adopt_checkpoint(current, checkpoint)
-    return distil_student(current, find_photos(current), name)
+    photos = find_photos(current)
+    adopt_checkpoint(current, checkpoint, photos)
+    return distil_student(current, photos, name)
 
 
 _study_help = "Shared storage: a journal file in a shared folder, or a URL such as postgresql+psycopg://user@host/name"
@@ -331,8 +361,8 @@ def compress(
         click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(map(printable, lines)))
 
     with _one_writer(output_dir):
-        adopt_checkpoint(current, original or checkpoint)
         photos = find_photos(current)
+        adopt_checkpoint(current, original or checkpoint, photos)
         lead_or_assist(current, photos, study, lead)
 
 
@@ -368,8 +398,8 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
 
     with _one_writer(output_dir):
-        adopt_checkpoint(current, checkpoint)
         photos = find_photos(current)
+        adopt_checkpoint(current, checkpoint, photos)
         lead_or_assist(current, photos, study, lead)
 
 
@@ -441,10 +471,10 @@ def benchmark(
     from training.original import adopt_checkpoint
     from training.run_folder import find_photos
 
-    adopt_checkpoint(current, checkpoint)
+    photos = find_photos(current) if current.settings.benchmark.eval_photos else None
+    adopt_checkpoint(current, checkpoint, photos)
     given = describe_models(models, size=current.settings.time.bench_size[0], arch=current.settings.arch)
     variants = given or list_variants(current)
-    photos = find_photos(current) if current.settings.benchmark.eval_photos else None
     measured = benchmark(current, variants, photos, find_also(current, photos) if photos else ())
     require_measured(current, measured)
     yield measured

@@ -76,7 +76,7 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     # What cannot be used is nothing that other stages should take from this folder.
     run.write_settings()
     stages = [train(run, photos)] if checkpoint is None else []
-    adopt_checkpoint(run, checkpoint)
+    adopt_checkpoint(run, checkpoint, photos)
     left_out: list[LeftOut] = []
     with going_on(left_out, "ranking"):
         stages += [rank(run, run.best_path), rank_views(run, run.best_path, photos)]

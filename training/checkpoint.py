@@ -22,7 +22,7 @@ from colorpress.core.files import sha256_bytes, write_bytes
 from colorpress.core.reading import is_plain, read_file
 from training.adoption import read_foreign, require_fit
 from training.cie import AB_SCALE
-from training.foreign import ForeignArchitecture, adapt_network
+from training.foreign import ForeignArchitecture, adapt_network, warn_of_assumed
 from training.history import MOST_EPOCHS
 from training.input_sizes import find_fault
 from training.network import Architecture, ColorNetwork, GraphArchitecture
@@ -84,6 +84,8 @@ class Checkpoint:
             hint = f"name the file: {self.architecture.as_arguments()}"
             raise ConfigError("checkpoint", self.path, why, hint)
         network = adapt_network(self.arch, self.architecture)
+        if self.converted:
+            warn_of_assumed(self.architecture, self.arch)
         if network.architecture.source_sha256 != self.architecture.source_sha256:
             warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
         resize_layers_(network, self.state_dict)

@@ -80,7 +80,7 @@ class Conventions:
     def decode_rgb(self, answer: Tensor) -> Tensor:
         """sRGB in [0, 1], perhaps a little beyond, of an answer (N, 3, H, W) in sRGB."""
         if self.rgb_range == "imagenet":
-            channels = zip(answer.split(1, 1), _IMAGENET_MEAN, _IMAGENET_SPREAD, strict=True)
+            channels = zip(torch.split(answer, 1, 1), _IMAGENET_MEAN, _IMAGENET_SPREAD, strict=True)
             return torch.cat([channel * spread + mean for channel, mean, spread in channels], 1)
         return answer if self.rgb_range == "0,1" else (answer + 1.0) / 2.0
 
@@ -88,6 +88,11 @@ class Conventions:
         """What counts, by the names of `ArchConfig`."""
         idle = ("ab_scale", "ab_offset") if self.output == "rgb" else ("rgb_range",)
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in idle}
+
+    def agrees(self, given: Mapping[str, Any]) -> bool:
+        """Whether they say nothing else than what is given, by the names of `options`."""
+        counts = self.options()
+        return all(name in counts and counts[name] == value for name, value in given.items())
 
     def telling_options(self) -> dict[str, Any]:
         """Of `options` those that are not the default, and what the colours are multiplied by."""

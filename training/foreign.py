@@ -182,9 +182,8 @@ def _construct_plain(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module
 def warn_of_assumed(architecture: ForeignArchitecture, arch: ArchConfig) -> None:
     """Say what is taken for true of a network of which `arch` does not say all."""
     if arch.left_open:
-        names = ", ".join(f"--{option_name(name)}" for name in arch.left_open)
         taken = f"{architecture.source} is taken for one that {architecture.conventions.describe()}"
-        warn(f"{names}: not given, so {taken}; `colorpress adopt` tries on photographs what fits")
+        warn(f"{taken}: not all of that is given, and `colorpress adopt` tries on photographs what fits")
 
 
 def _refuse_others(arch: ArchConfig, recorded: Conventions) -> None:
@@ -208,7 +207,8 @@ def _assume_conventions(net: nn.Module, arch: ArchConfig) -> Conventions:
     read, answered = found or (1, 2)
     if given.get("input_norm") == "imagenet":
         read = 3
-    return Conventions(**{"input_channels": read, "output": "rgb" if answered == 3 else "ab", **given})
+    three = "lab" if {"ab_scale", "ab_offset"} & given.keys() else "rgb"
+    return Conventions(**{"input_channels": read, "output": three if answered == 3 else "ab", **given})
 
 
 def find_channels(net: nn.Module, tried: Sequence[int]) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ def rgb_to_l_ab(rgb: Tensor) -> tuple[Tensor, Tensor]:
         linear = _linear_from_srgb(rgb)
     matrix = linear.new_tensor(RGB_TO_XYZ) / linear.new_tensor(WHITE)[:, None]  # (3, 3), relative to white
     xyz = torch.matmul(matrix, linear.flatten(2)).view(linear.shape)  # (N, 3, H, W)
-    fx, fy, fz = _lab_curve(xyz).split(1, dim=1)  # (N, 1, H, W) each
+    fx, fy, fz = torch.split(_lab_curve(xyz), 1, dim=1)  # (N, 1, H, W) each
     return 1.16 * fy - 0.16, torch.cat((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
 
 
@@ -38,10 +38,10 @@ def srgb_to_ab(rgb: Tensor) -> Tensor:
     As `rgb_to_l_ab`, of products with single numbers: a matrix product would be one that autocast computes in bf16, and
     that quantization takes for a layer.
     """
-    linear = _linear_from_srgb(rgb.clamp(0.0, 1.0)).split(1, dim=1)
+    red, green, blue = torch.split(_linear_from_srgb(rgb.clamp(0.0, 1.0)), 1, dim=1)  # (N, 1, H, W) each
     fx, fy, fz = (
-        _lab_curve(sum((weight / white) * channel for weight, channel in zip(row, linear, strict=True)))
-        for row, white in zip(RGB_TO_XYZ, WHITE, strict=True)
+        _lab_curve((of_red / white) * red + (of_green / white) * green + (of_blue / white) * blue)
+        for (of_red, of_green, of_blue), white in zip(RGB_TO_XYZ, WHITE, strict=True)
     )
     return torch.cat((500.0 * (fx - fy), 200.0 * (fy - fz)), dim=1) / AB_SCALE
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from colorpress.core.config import UNetConfig
-from colorpress.core.console import say
+from colorpress.core.config import UNetConfig, option_name
+from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord, forget_stage
-from training.checkpoint import dump_checkpoint, load_checkpoint, save_checkpoint
+from colorpress.core.text import align_cells
+from training.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint, save_checkpoint
+from training.cie import AB_SCALE
+from training.convention_search import Finding, cut_squares, find_conventions
+from training.conventions import Conventions
 from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
+from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.history import EXPLANATION_NAME, plot_history, write_history
 from training.losses import ChromaClassLoss, L1Loss
 from training.metrics import validate_l1
@@ -107,27 +112,124 @@ def _validate(network: UNet, job: FitJob) -> float:
     return validate_l1(network.to(device), job.val, short_side=short_side, max_pixels=max_pixels, device=device)
 
 
-def adopt_checkpoint(run: Run, checkpoint: Path | None) -> None:
+@dataclass(frozen=True)
+class Adopted:
+    """A checkpoint to be the original, by what conventions its network is asked if it is foreign, and what says so.
+
+    Attributes:
+        finding: what was tried on photographs; None where nothing had to be.
+    """
+
+    checkpoint: Checkpoint
+    finding: Finding | None = None
+
+    def to_lines(self) -> list[str]:
+        """What was tried, and what the network is, for people."""
+        architecture = self.checkpoint.architecture
+        if not isinstance(architecture, ForeignArchitecture):
+            return ["a network of colorpress' own"]
+        table = align_cells(self.finding.to_rows()) if self.finding else []
+        return [*table, f"{architecture.source} {architecture.conventions.describe()}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready primitives."""
+        architecture = self.checkpoint.architecture
+        taken = architecture.conventions.options() if isinstance(architecture, ForeignArchitecture) else None
+        tried = [each.to_dict() for each in self.finding.trials] if self.finding else []
+        doubt = self.finding.doubt if self.finding else ""
+        return {"network": architecture.describe()["name"], "conventions": taken, "doubt": doubt, "tried": tried}
+
+
+def adopt_checkpoint(
+    run: Run, checkpoint: Path | None, photos: PhotoSplit | None = None, *, anew: bool = False
+) -> Adopted | None:
     """Copy a trained model into the run folder as its best.pt; one of another program in the format of this one.
 
     None leaves the folder as it is.
 
+    Args:
+        photos: on those to train on the conventions of a foreign network are tried that the options leave open.
+        anew: try them although the folder's best.pt says what was found for the same file, or nothing is left open.
     Raises:
         ConfigError: the folder holds another best.pt, which would be lost; or a foreign network is not named.
         InputError: the checkpoint cannot be used.
     """
-    if checkpoint is not None:
-        share_answer(lambda: _adopt(run, checkpoint))
+    return None if checkpoint is None else share_answer(lambda: _adopt(run, checkpoint, photos, anew))
 
 
-def _adopt(run: Run, checkpoint: Path) -> None:
-    found = run.load(checkpoint)
+def settle_conventions(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> Run:
+    """The run with the conventions of a foreign checkpoint as if they were given: for stages that read it as it is.
+
+    Raises: as `adopt_checkpoint`.
+    """
+    if photos is None or not run.settings.arch.left_open or run.settings.arch.arch is None:
+        return run
+    found = share_answer(lambda: _settle(run, run.load(checkpoint), photos, anew=False).checkpoint)
+    return replace(run, settings=replace(run.settings, arch=found.arch)) if found.converted else run
+
+
+def _settle(run: Run, found: Checkpoint, photos: PhotoSplit | None, *, anew: bool) -> Adopted:
+    """Find the conventions that are left open of a foreign network that another program saved."""
+    architecture, arch = found.architecture, found.arch
+    if not found.converted or not isinstance(architecture, ForeignArchitecture):
+        return Adopted(found)
+    known = None if anew or run.force else _find_recorded(run, found)
+    finding = None
+    if known is None and photos is not None and (anew or arch.left_open):
+        squares = cut_squares(photos.train, architecture.sizes, max_pixels=run.settings.data.max_pixels)
+        network = _with_conventions(found, architecture.conventions).build_network()
+        assert isinstance(network, AdaptedNetwork)
+        finding = find_conventions(network, arch.conventions, squares)
+        _say_found(found, finding)
+        known = finding.taken
+    return Adopted(found if known is None else _with_conventions(found, known), finding)
+
+
+def _with_conventions(found: Checkpoint, known: Conventions) -> Checkpoint:
+    assert isinstance(found.architecture, ForeignArchitecture)
+    architecture = replace(found.architecture, conventions=known)
+    return replace(found, architecture=architecture, arch=replace(found.arch, **known.options()))
+
+
+def _find_recorded(run: Run, found: Checkpoint) -> Conventions | None:
+    """What the folder's best.pt says of the same file, where the options say nothing else."""
+    if not run.best_path.is_file():
+        return None
+    try:
+        best = load_checkpoint(run.best_path)
+    except InputError:
+        return None
+    if best.extra.get("converted_sha256") != found.sha256 or not isinstance(best.architecture, ForeignArchitecture):
+        return None
+    known = best.architecture.conventions
+    return known if known.agrees(found.arch.conventions) else None
+
+
+def _say_found(found: Checkpoint, finding: Finding) -> None:
+    name = "the checkpoint" if found.path is None else found.path.name
+    if not finding.doubt:
+        say(f"{name}: {finding.describe()}")
+    else:
+        known, unknown = (_list_options(each) for each in (found.arch.conventions, found.arch.left_open))
+        advice = " or ".join([*([f"give {unknown}"] if unknown else []), *([f"leave out {known}"] if known else [])])
+        warn(f"{name}: {finding.doubt}. It is taken for one that {finding.taken.describe()}: if it is not, {advice}")
+    if "ab_scale" in found.arch.left_open and finding.taken.output != "rgb" and finding.taken.ab_scale == AB_SCALE:
+        warn(f"--ab-scale is not given: {name} is taken to answer a*b* / {AB_SCALE:g}; photographs hardly tell")
+
+
+def _list_options(names: Iterable[str]) -> str:
+    return ", ".join(f"--{option_name(each)}" for each in names)
+
+
+def _adopt(run: Run, checkpoint: Path, photos: PhotoSplit | None, anew: bool) -> Adopted:
+    adopted = _settle(run, run.load(checkpoint), photos, anew=anew)
+    found = adopted.checkpoint
     found.build_network()
     content = checkpoint.read_bytes()
     if found.converted:
         content = dump_checkpoint(replace(found, extra={"stage": "convert", "converted_sha256": found.sha256}))
     if run.best_path.exists() and sha256_file(run.best_path) == sha256_bytes(content):
-        return
+        return adopted
     if run.best_path.exists() and not run.force:
         hint = "choose another --output-dir, or replace it with --force"
         raise ConfigError("folder", run.folder, "holds another best.pt", hint)
@@ -137,3 +239,4 @@ def _adopt(run: Run, checkpoint: Path) -> None:
         (run.folder / name).unlink(missing_ok=True)
     forget_stage(run.folder, "train")
     write_bytes(run.best_path, content)
+    return adopted

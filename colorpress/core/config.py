@@ -255,6 +255,7 @@ class Recipe(FitConfig, TrainConfig):
 # What colorizers of other authors read and answer; the first of each is what is taken where nothing tells.
 INPUTS = ("l", "grey")
 L_RANGES = ("0,1", "-1,1", "-50,50", "0,100", "-0.5,0.5")
+GREY_RANGES = L_RANGES[:2]
 INPUT_NORMS = ("none", "imagenet")
 OUTPUTS = ("ab", "rgb", "lab")
 RGB_RANGES = ("0,1", "-1,1", "imagenet")
@@ -327,7 +328,7 @@ class ArchConfig(Config):
             ("input_channels", self.input_channels != 2, "give 1, or 3"),
             ("input_norm", three or not norm, "ImageNet's mean and spread are of three channels: --input-channels 3"),
             ("input_norm", self.l_range in (None, "0,1") or not norm, "they are of values in 0,1: leave --l-range out"),
-            ("l_range", not grey or self.l_range in (None, "0,1", "-1,1"), "a grey photograph is in 0,1 or -1,1"),
+            ("l_range", not grey or self.l_range in (None, *GREY_RANGES), "a grey photograph is in 0,1 or -1,1"),
             ("ab_scale", self.ab_scale is None or ab, "--output rgb has none: see --rgb-range"),
             ("ab_offset", self.ab_offset is None or ab, "--output rgb has none: see --rgb-range"),
             ("rgb_range", self.rgb_range is None or rgb, "it goes with --output rgb alone"),

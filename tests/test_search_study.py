@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError
 from compress.students.search_study import (
     NumberedSampler,
+    check_trials,
     create_study,
     hide_password,
     join_study,
@@ -161,7 +162,7 @@ def test_passwords_are_not_shown() -> None:
     assert hide_password("shared/me@home.log") == "shared/me@home.log"
 
 
-def test_a_torn_last_line_is_cut_off_and_a_foreign_file_refused(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
     work_through(make_study(str(path)), toy, wanted=3)
     whole = path.read_bytes()
@@ -169,9 +170,67 @@ def test_a_torn_last_line_is_cut_off_and_a_foreign_file_refused(tmp_path: Path) 
     study = make_study(str(path))
     work_through(study, toy, wanted=4)
     assert [trial.state for trial in study.trials].count(TrialState.COMPLETE) == 4
-    (tmp_path / "other.log").write_text("no journal\nat all\n")
-    with pytest.raises(InputError, match="no journal"):
-        open_storage(str(tmp_path / "other.log"), timeout_s=2, create=True)
+
+
+OTHER_RECORD = b'{"op_code":0,"worker_id":"w","study_name":"another program\'s","directions":[1]}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a letter without a last newline",
+        b"two lines\nand half",
+        os.urandom(300),
+        b"[" * 5000,
+        b'{"op_code":0,"wor',
+        b"null\n{}",
+        OTHER_RECORD + b"half",
+    ],
+)
+def test_a_file_that_is_no_journal_of_ours_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no journal of a study, and is left as it is"):
+        open_storage(str(path), timeout_s=2, create=True)
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_file_in_the_place_of_the_lock_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "poetry.lock").write_text("somebody else's")
+    with pytest.raises(ConfigError, match=r"would be locked by 'poetry\.lock'"):
+        open_storage(str(tmp_path / "poetry"), timeout_s=2, create=True)
+    assert (tmp_path / "poetry.lock").read_text() == "somebody else's"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"null",
+        b"[" * 5000,
+        b"\0" * 40,
+        b'{"op_code":99,"worker_id":"w"}',
+        b'{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":7}',
+        b'{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":null,"state":1,"values":[1,"2",3],'
+        b'"datetime_complete":"2026-01-01T00:00:00"}',
+        b'{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":null,"state":4,"system_attrs":7}',
+    ],
+)
+def test_a_journal_that_was_edited_is_refused_as_damaged(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "journal.log"
+    make_study(str(path))
+    content = path.read_bytes() + line + b"\n" + path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        open_storage(str(path), timeout_s=2, create=True)
+    assert path.read_bytes() == content
+
+
+def test_a_finished_trial_that_was_edited_is_refused(tmp_path: Path) -> None:
+    study = make_study(str(tmp_path / "journal.log"))
+    work_through(study, toy, wanted=1)
+    with pytest.raises(InputError, match="is damaged: no 'point'"):
+        check_trials(study, lambda trial: trial.user_attrs["point"])
 
 
 def test_what_a_killed_process_of_this_folder_left_is_begun_again_at_once(tmp_path: Path) -> None:

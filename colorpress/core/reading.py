@@ -102,7 +102,7 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
 
 
 @contextmanager
-def as_damaged(what: str, path: Path, hint: str) -> Iterator[None]:
+def as_damaged(what: str, path: Path | str, hint: str) -> Iterator[None]:
     """Around what makes sense of the values in a file: whatever does not fit there is the fault of the file.
 
     Raises:

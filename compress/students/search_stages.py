@@ -27,6 +27,7 @@ from colorpress.core.console import live_table, muted, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, GateError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
+from colorpress.core.reading import as_damaged
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
 from compress.export_stages import export, pack
@@ -219,11 +220,13 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
 def _try_short(job: SearchJob, candidates: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
     """Work through the first study, by the terms of whoever began it."""
     terms = _wait_for(candidates, "terms", job.run.settings.worker.worker_timeout)
-    factor = search_trial.find_latency_factor(job, terms["speed"])
+    with as_damaged("study", candidates.study_name, "begin another one by another --study"):
+        wanted, speed = int(terms["wanted"]), {name: terms["speed"][name] for name in ("machine", "reference_ms")}
+    factor = search_trial.find_latency_factor(job, speed)
     search_study.work_through(
         candidates,
         lambda trial: search_trial.try_short(job, trial, factor),
-        wanted=terms["wanted"],
+        wanted=wanted,
         catch=_what_fails_a_trial(),
         after=after,
     )
@@ -276,6 +279,7 @@ def _open_search(job: SearchJob, oracle: Oracle, study: str | None) -> _Search:
     sampler = _make_sampler(run)
     candidates, full = (search_study.create_study(storage, name, sampler, identity) for name in (CANDIDATES, FULL))
     for each in (candidates, full):
+        search_study.check_trials(each, _read_trial)
         if count := search_study.retire_own_trials(each, job.worker):
             say(f"begun again: {count} of the {each.study_name} that an earlier process of this folder left")
     return _Search(job, oracle, candidates, full, time.monotonic())
@@ -301,6 +305,12 @@ def _begin(job: SearchJob, candidates: Study) -> None:
         "wanted": 0 if sampler == "ladder" else trials,
     }
     candidates.set_user_attr("terms", terms)
+
+
+def _read_trial(trial: FrozenTrial) -> None:
+    """What every later use of a finished trial reads."""
+    make_row(trial).describe()
+    str(trial.user_attrs["weights"])
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -455,11 +465,15 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     sampler = _make_sampler(run)
     candidates, full = (search_study.join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
     # The oracle's answer is the study's: rounding differs between machines.
-    asked = candidates.user_attrs["identity"]
-    job = _make_job(run, photos, study, asked["space"]["output_strides"], asked.get("measure", ""))
+    with as_damaged("study", candidates.study_name, "begin another one by another --study"):
+        asked = candidates.user_attrs["identity"]
+        output_strides = [int(stride) for stride in asked["space"]["output_strides"]]
+        measure = str(asked.get("measure", ""))
+    job = _make_job(run, photos, study, output_strides, measure)
     identity = search_trial.make_identity(job)
     for each in (candidates, full):
         search_study.require_same(each, identity)
+        search_study.check_trials(each, _read_trial)
         search_study.retire_own_trials(each, job.worker)
 
     def show(joined: Study, trial: FrozenTrial) -> None:
@@ -493,9 +507,10 @@ def read_worker_options(study: str, timeout_s: int) -> dict[str, Any]:
     """
     storage = search_study.open_storage(study, timeout_s=timeout_s, create=False)
     joined = search_study.join_study(storage, CANDIDATES, search_study.NumberedSampler(0))
-    options: dict[str, Any] = _wait_for(joined, "terms", timeout_s)["options"]
-    # Checked as options are, and without what names files or code.
-    return {name: value for name, value in options.items() if name not in PATH_OPTIONS}
+    terms = _wait_for(joined, "terms", timeout_s)
+    with as_damaged("study", joined.study_name, "begin another one by another --study"):
+        # Checked as options are, and without what names files or code.
+        return {name: value for name, value in terms["options"].items() if name not in PATH_OPTIONS}
 
 
 def summarize(found: SearchResult) -> dict[str, Any]:

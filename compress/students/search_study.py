@@ -25,11 +25,14 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat  # no public name; made for storages to inherit from
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import LOCK_FILE_SUFFIX
+from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError, as_machine_error
+from colorpress.core.reading import as_damaged, is_plain
 
 Objective = Callable[[optuna.Trial], Sequence[float]]
 # Directions of every study here: bytes, milliseconds and lost colour all have to fall.
@@ -41,6 +44,9 @@ STARTUP_TRIALS = 8
 _MOST_REFUSED = 200
 _POLL_SECONDS = 0.5
 _REPEATS = "repeats"
+# A study begins with its name and its directions: some 150 bytes.
+_LONGEST_FIRST_LINE = 10_000
+_BEGIN_ANOTHER = "begin another one by another --study, or without it by --force"
 _BEGIN_IT = "begin it by `colorpress compress --study`"
 
 
@@ -126,28 +132,90 @@ def _open_journal(path: Path, timeout_s: int, create: bool) -> BaseStorage:
     path = path.expanduser().absolute()
     if not create and not path.is_file():
         raise ConfigError("study", path, "no such file", _BEGIN_IT)
+    _require_own_lock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
-        return JournalWithHeartbeat(path, timeout_s)
+        if path.exists() and path.stat().st_size:
+            _check_journal(path)
+        storage = JournalWithHeartbeat(path, timeout_s)
+        for study in storage.get_all_studies():
+            for trial in storage.get_all_trials(study._study_id, deepcopy=False):
+                _check_trial(trial)
+        return storage
     except OSError as error:
         raise as_machine_error(error, path) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("study", path, f"is no journal of a study: {error}", "give another path") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"is damaged: {str(error)[:200] or type(error).__name__}"
+        raise InputError("study", path, why, _BEGIN_ANOTHER) from error
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off the half line of a machine that lost power while it wrote: whatever follows it could not be read."""
-    if not path.is_file():
-        return
+def _require_own_lock(path: Path) -> None:
+    """Refuse a journal whose lock would take the place of another file: Optuna removes one that stays for long.
+
+    Raises:
+        ConfigError: there is such a file.
+    """
+    lock = path.with_name(f"{path.name}{LOCK_FILE_SUFFIX}")
+    # Another machine may see the folder under another path.
+    if os.path.lexists(lock) and not (lock.is_symlink() and lock.readlink().name == path.name):
+        why = f"would be locked by '{lock.name}' beside it, which is another file"
+        raise ConfigError("study", path, why, "give another path")
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse what is no journal of a study, and cut off the half line of a machine that lost power while it wrote.
+
+    Nothing is changed before the first record says that the file is ours.
+
+    Raises:
+        InputError: it is something else, or damaged in front of its last line.
+    """
+    if not _is_ours(path):
+        raise InputError("study", path, "is no journal of a study, and is left as it is", "give another path")
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
         content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError) as error:
+                hint = f"keep the {number - 1} lines in front of it, or {_BEGIN_ANOTHER}"
+                raise InputError("study", path, f"is damaged in line {number}", hint) from error
+        if whole < len(content):
+            os.truncate(path, whole)
     finally:
         lock.release()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the first record of a file begins a study of our objectives."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        line = stream.readline(_LONGEST_FIRST_LINE)
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return False
+    begun = {"op_code": int(JournalOperation.CREATE_STUDY), "directions": [1] * len(OBJECTIVES)}
+    return isinstance(record, dict) and begun.items() <= record.items() and {"worker_id", "study_name"} <= record.keys()
+
+
+def _check_trial(trial: FrozenTrial) -> None:
+    """Refuse a trial that no search wrote.
+
+    Raises:
+        ValueError: its values are not as many finite numbers as there are objectives, or its parameters do not fit.
+    """
+    trial._validate()
+    values = trial.values if trial.state == TrialState.COMPLETE else [0.0] * len(OBJECTIVES)
+    if len(values) != len(OBJECTIVES) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"trial {trial.number} has other values than a search has")
+    attributes = (trial.user_attrs, trial.system_attrs, trial.system_attrs.get("fixed_params", {}))
+    if not all(isinstance(each, dict) and is_plain(each) for each in attributes):
+        raise ValueError(f"trial {trial.number} has other attributes than a search has")
 
 
 def _open_database(url: str, timeout_s: int) -> BaseStorage:
@@ -253,7 +321,9 @@ def require_same(study: Study, identity: Mapping[str, Any]) -> None:
     """
     # As it comes back from JSON.
     own = json.loads(json.dumps(identity))
-    if different := list(_differences(study.user_attrs["identity"], own)):
+    with as_damaged("study", study.study_name, _BEGIN_ANOTHER):
+        different = list(_differences(study.user_attrs["identity"], own))
+    if different:
         why = f"was begun with something else: {'; '.join(different)}"
         hint = "give what it was begun with, or begin another one by another --study"
         raise ConfigError("study", study.study_name, why, hint)
@@ -271,6 +341,19 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def check_trials(study: Study, read: Callable[[FrozenTrial], object]) -> None:
+    """Refuse a study that somebody edited so that a finished trial cannot be read.
+
+    Args:
+        read: what makes sense of a finished trial.
+    Raises:
+        InputError: it cannot.
+    """
+    with as_damaged("study", study.study_name, _BEGIN_ANOTHER):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            read(trial)
 
 
 def retire_own_trials(study: Study, worker: str) -> int:

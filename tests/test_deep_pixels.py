@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import make_photo
 from numpy.typing import NDArray
 
 from colorpress.core.errors import InputError
-from training.decoding import decode_pages, decode_photo
+from training.decoding import count_frames, decode_pages, decode_photo
 from training.deep_pixels import find_white
 
 Values = NDArray[Any]
@@ -127,6 +128,9 @@ def test_white_is_what_the_file_says_or_what_its_values_fill(values: Values, tag
     assert find_white(values.astype(np.uint16), tags) == white
 
 
+WIDTH_8, WIDTH_0 = (struct.pack("<HHII", 256, 4, 1, width) for width in (8, 0))
+
+
 def test_other_tiffs_of_many_bits_are_refused_by_kind_and_size(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     cases = {
@@ -134,12 +138,38 @@ def test_other_tiffs_of_many_bits_are_refused_by_kind_and_size(tmp_path: Path) -
         written(np.moveaxis(of_bits(16), 2, 0), **APART): "Mpx > limit",
         written(np.full((8, 8, 3), np.nan, np.float32)): "NaN or infinite",
         written(np.full((8, 8), np.inf)): "NaN or infinite",
+        written(of_bits(16)[:8, :8].astype(np.int16)).replace(WIDTH_8, WIDTH_0): "no pixels",
     }
     for content, expected in cases.items():
         path.write_bytes(content)
         with path.open("rb") as stream, pytest.raises(InputError, match=r".") as caught:
             decode_photo(stream, path, max_pixels=1000)
         assert expected in caught.value.why
+
+
+def test_thousands_of_pages_are_refused_and_the_first_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(5):
+            writer.write(PHOTO[:2, :2], metadata=None)
+    monkeypatch.setattr("training.decoding.MOST_PAGES", 4)
+    with path.open("rb") as stream:
+        assert count_frames(stream) == 5
+        stream.seek(0)
+        with pytest.raises(InputError, match="after 4 pages: has more than 4 pages"):
+            list(decode_pages(stream, path, max_pixels=100))
+        stream.seek(0)
+        assert decode_photo(stream, path, max_pixels=100).height == 2
+    # A last page that names the first as the next one ends there.
+    content = bytearray(path.read_bytes())
+    first = content[4:8]
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[4].offset
+    end = last + 2 + 12 * int.from_bytes(content[last : last + 2], "little")
+    content[end : end + 4] = first
+    assert count_frames(io.BytesIO(content)) == 5
 
 
 def test_pages_come_one_by_one_and_raw_photographs_are_not_taken_for_their_previews(tmp_path: Path) -> None:

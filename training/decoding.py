@@ -155,9 +155,21 @@ def count_frames(stream: BinaryIO) -> int:
         if kind is None or not kind.is_read or kind.pillow == "JPEG":
             return 1
         picture = Image.open(stream, formats=[kind.pillow])
+        if kind.pillow == "TIFF":
+            return _count_pages(picture)
         return int(getattr(picture, "n_frames", 1)) if getattr(picture, "is_animated", False) else 1
     except Exception:  # as `_decode_file`, which says what is wrong
         return 1
+
+
+def _count_pages(file: Image.Image) -> int:
+    """Pages of a TIFF, no more of them counted than are read: Pillow would take minutes for a hundred thousand."""
+    for number in range(1, MOST_PAGES + 1):
+        try:
+            file.seek(number)
+        except EOFError:
+            return number
+    return MOST_PAGES + 1
 
 
 def _decode_file(stream: BinaryIO, path: Path, max_pixels: int, at_least: int | None) -> Iterator[DecodedPhoto]:
@@ -197,8 +209,9 @@ def _check_type(head: bytes) -> PictureType:
 def _decode_frame(stream: BinaryIO, kind: PictureType, max_pixels: int, at_least: int | None) -> DecodedPhoto:
     """The first frame of what is no TIFF."""
     picture = _open_header(stream, kind, max_pixels)
-    full = picture.size
+    full = None
     if picture.format == "JPEG" and at_least is not None:
+        full = picture.size
         ratio = min(1.0, at_least / min(full))
         picture.draft(None, (math.ceil(full[0] * ratio), math.ceil(full[1] * ratio)))
     return _decode(picture, full, lambda: _open_header(stream, kind, max_pixels), {})
@@ -249,7 +262,7 @@ def _decode_page(stream: BinaryIO, file: Image.Image, twin: Callable[[], Image.I
         again.seek(number)
         return again
 
-    return _decode(file, file.size, reopen, tags)
+    return _decode(file, None, reopen, tags)
 
 
 def _decode_odd_pages(stream: BinaryIO, max_pixels: int, error: Exception) -> Iterator[DecodedPhoto]:
@@ -312,12 +325,12 @@ def _decoding_reason(head: bytes, error: Exception) -> str:
 
 
 def _decode(
-    picture: Image.Image, full: tuple[int, int], reopen: Callable[[], Image.Image], tags: Mapping[int, Any]
+    picture: Image.Image, full: tuple[int, int] | None, reopen: Callable[[], Image.Image], tags: Mapping[int, Any]
 ) -> DecodedPhoto:
     """Load a picture that was opened.
 
     Args:
-        full: width and height in the file; a JPEG may be loaded smaller.
+        full: width and height in the file, of a JPEG that is perhaps loaded smaller.
         reopen: opens it again, for a picture of 16 bits a channel.
         tags: of a TIFF page.
     """
@@ -332,8 +345,8 @@ def _decode(
     exif, icc = _read_exif(picture), picture.info.get("icc_profile") or b""
     if picture.mode[0] == "I" or picture.mode == "F":
         return _as_photo(read_deep_grey(picture, tags), exif, icc, dots, tags)
-    width, height = full[::-1] if on_its_side else full
     rgb, alpha, profile = _to_srgb(picture, icc)
+    width, height = rgb.size if full is None else full[::-1] if on_its_side else full
     return DecodedPhoto(rgb, alpha, width, height, exif, profile, dots_per_inch=dots, is_packed=_is_packed(tags))
 
 

@@ -217,6 +217,8 @@ def read_deep_tiff(stream: BinaryIO, number: int, max_pixels: int) -> tuple[Deep
         assert isinstance(page, tifffile.TiffPage)
         tags = {tag.code: tag.value for tag in page.tags}
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+        if min(height, width) < 1:
+            raise DeepRefusal("damaged (no pixels)")
         if height * width > max_pixels:
             raise DeepRefusal(describe_excess(height * width, max_pixels))
         colors = _CHANNELS.get(int(page.photometric), 0)

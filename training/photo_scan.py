@@ -19,7 +19,7 @@ from training.photo_split import PhotoSplit, group_by_folder, split_photos
 from training.photos import NO_COLOUR, Photo, SkippedPhoto, embedded_photos, inspect_photo, walk_photos
 from training.picture_types import names_of_read_types
 
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 
 
 def scan_photos(
@@ -127,7 +127,8 @@ class _PhotoIndex:
     def __init__(self, path: Path | None, root: Path, max_pixels: int) -> None:
         self.path, self.root, self.max_pixels = path, root, max_pixels
         folder = str(root.resolve())
-        self.header = {"format": _INDEX_FORMAT, "folder": folder, "max_pixels": max_pixels, "pillow": PIL.__version__}
+        decoders = {"pillow": PIL.__version__, "types": names_of_read_types()}
+        self.header = {"format": _INDEX_FORMAT, "folder": folder, "max_pixels": max_pixels, **decoders}
         self.known: dict[str, _Entry] = {}
         self.current: dict[str, _Entry] = {}
         if path is None or not path.exists():

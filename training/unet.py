@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
+from colorpress.core.machine import total_memory_bytes
 from training.network import ColorNetwork
 
 UPSAMPLERS = ("transpose", "bilinear", "nearest")
 STEM_STRIDES = (1, 2, 4, 8, 16)
 _LARGEST_CHANNELS, _LARGEST_DEPTH = 65_536, 8
+_MOST_CONVOLUTIONS = 1_000
+# In training a parameter is its value, its gradient and AdamW's two averages, of 4 bytes each.
+_PARAMETER_BYTES = 16
+# Of a picture of this side: what a training keeps of every layer, before its norm, behind it and behind its ReLU.
+_PICTURE_SIDE, _ACTIVATION_BYTES = 256, 12
 _PLAIN_CHANNELS = 2  # of an answer that is ab itself
 
 
@@ -52,22 +59,52 @@ class UNetPlan:
 
     def __post_init__(self) -> None:
         counts = [count for level in (*self.encoder, *self.decoder) for count in level]
+        if len(counts) > _MOST_CONVOLUTIONS:
+            raise _bad_plan(f"{len(counts):,} convolutions")
         shapes_fit = all(self.encoder) and all(len(level) >= 2 for level in self.decoder)
         if not (shapes_fit and len(self.decoder) < len(self.encoder) <= _LARGEST_DEPTH + 1):
             raise _bad_plan(f"{len(self.encoder)} encoder and {len(self.decoder)} decoder levels")
         if not all(type(count) is int and 1 <= count <= _LARGEST_CHANNELS for count in counts):
-            raise _bad_plan(f"channel counts {counts}")
-        if self.upsample not in UPSAMPLERS:
-            raise _bad_plan(f"up-sampling {self.upsample!r}")
+            raise _bad_plan(f"channel counts {_short(counts)}")
+        if type(self.upsample) is not str or self.upsample not in UPSAMPLERS:
+            raise _bad_plan(f"up-sampling {_short(self.upsample)}")
         if type(self.stem_stride) is not int or self.stem_stride not in STEM_STRIDES:
-            raise _bad_plan(f"stem stride {self.stem_stride!r}")
+            raise _bad_plan(f"stem stride {_short(self.stem_stride)}")
         if type(self.affine) is not bool or (self.affine and self.output_stride == 1):
-            raise _bad_plan(f"affine {self.affine!r} at output stride {self.output_stride}")
+            raise _bad_plan(f"affine {_short(self.affine)} at output stride {self.output_stride}")
         if type(self.residual) is not bool:
-            raise _bad_plan(f"residual {self.residual!r}")
+            raise _bad_plan(f"residual {_short(self.residual)}")
         blocks = (*self.encoder, *(level[1:] for level in self.decoder))
         if self.residual and any(len(set(widths)) > 1 for widths in blocks):
-            raise _bad_plan(f"residual blocks of channel counts {counts}")
+            raise _bad_plan(f"residual blocks of channel counts {_short(counts)}")
+        needed, machine = self._training_bytes(), total_memory_bytes()
+        if needed > machine:
+            why = (
+                f"needs {needed / 1e9:.1f} GB to be trained on one picture, and the machine has {machine / 1e9:.1f} GB"
+            )
+            raise InputError("channel plan", None, why, "give smaller channel counts")
+
+    def _training_bytes(self) -> int:
+        """Memory that training takes at least: of the parameters, and of the answers of all layers to one picture."""
+        parameters = activations = 0
+        below, skips, side = 1, list[int](), _PICTURE_SIDE // self.stem_stride
+        for level, widths in enumerate(self.encoder):
+            for place, width in enumerate(widths):
+                patch = self.stem_stride if level == place == 0 and self.stem_stride > 1 else 3
+                parameters += below * width * patch**2
+                activations += width * max(1, side >> level) ** 2
+                below = width
+            skips.append(below)
+        below = skips.pop()
+        for level, (up, *behind) in zip(reversed(range(len(skips))), self.decoder, strict=False):
+            parameters += below * up * (4 if self.upsample == "transpose" else 1)
+            activations += (skips[-1] + up) * max(1, side >> level) ** 2
+            below = skips.pop() + up
+            for width in behind:
+                parameters += below * width * 9
+                activations += width * max(1, side >> level) ** 2
+                below = width
+        return _PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations
 
     @staticmethod
     def classic(base: int = 32, depth: int = 4, upsample: str = "transpose") -> UNetPlan:
@@ -109,9 +146,12 @@ class UNetPlan:
             InputError: a key is missing, or a value is not a channel count.
         """
         try:
+            levels = [*values["encoder"], *values["decoder"]]
+            if not all(isinstance(level, list | tuple) for level in levels):
+                raise TypeError("a level that is no list of channel counts")
             return UNetPlan(
-                encoder=tuple(tuple(level) for level in values["encoder"]),
-                decoder=tuple(tuple(level) for level in values["decoder"]),
+                encoder=tuple(map(tuple, values["encoder"])),
+                decoder=tuple(map(tuple, values["decoder"])),
                 upsample=values["upsample"],
                 stem_stride=values.get("stem_stride", 1),
                 affine=values.get("affine", False),
@@ -119,6 +159,11 @@ class UNetPlan:
             )
         except (KeyError, TypeError) as error:
             raise _bad_plan(f"{error}") from error
+
+
+def _short(value: object) -> str:
+    """A value that may be anything, of any length, for an error."""
+    return reprlib.repr(value)
 
 
 def _bad_plan(got: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def memory_limit_bytes() -> int | None:
     limit = _read_text("/sys/fs/cgroup/memory.max") or _read_text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     # Version 1 of cgroups says "no limit" with a number near 2^63.
     return int(limit) if limit and limit.isdigit() and int(limit) < 2**60 else None
+
+
+@cache
+def total_memory_bytes() -> int:
+    """What a process may use on this machine, were it alone: all that there is, or the limit of its container."""
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    return min(total, memory_limit_bytes() or total)
 
 
 def free_memory_bytes() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import tempfile
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -21,20 +21,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from colorpress import __version__
 from colorpress.core.config import ExportConfig
-from colorpress.core.console import silence_libraries
-from colorpress.core.errors import InputError
+from colorpress.core.console import say, silence_libraries, warn
+from colorpress.core.errors import GateError, InputError
 from colorpress.core.files import sha256_bytes, write_bytes
+from colorpress.core.locks import scratch_folder
 from export.affine_field import BASE_NAME, SLOPE_NAME, field_nodes
-from export.parity import ParityResult, check_parity, require_parity
+from export.autocast import without_autocast
+from export.onnx_probe import note_made_here
+from export.parity import DEFAULT_SHAPES, ParityResult, check_parity, require_parity
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint
 from training.cie import AB_SCALE
+from training.foreign import AdaptedNetwork, ForeignArchitecture
+from training.input_sizes import MULTIPLES, ONE_SIZES, InputSizes
 from training.network import ColorNetwork
+from training.user_code import describe_failure, find_place, first_cause
 
 # Of ab/128; beyond it a rewrite was no rewrite. Rounding is a hundredth of it.
 _SIMPLIFIED_ATOL = 1e-4
 Parity = TypeVar("Parity")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,14 @@ def export_onnx(
 ) -> ExportResult:
     """Write a checkpoint's network as one ONNX file, after its answers were compared with PyTorch's.
 
+    What Python decides inside the code of another author, such as an `if` on sizes, is not in the graph. So where the
+    file and PyTorch differ at some size, both are asked for larger multiples instead, which pads the others, until
+    they agree; where that helps nowhere, both are asked for one size, which pictures are resized to. What became of
+    it is said, and is `size_multiple` and `fixed_size` of the file, see `as_exported`. The reference is always the
+    network so asked, in float32: what the network itself would answer to pictures that were padded less differs from
+    both by no more than padding does. `torch.autocast` inside the network is left out on both sides, and what that
+    changes is said.
+
     The graph reads `L` (N, 1, H, W) float32 in [0, 1] and answers `ab` (N, 2, H, W) for any N, H, W >= 1: in [-1, 1],
     or perhaps a little beyond where the network is affine.
     Batch norm is folded and transposed convolutions are 1x1 convolutions and DepthToSpace, both exact rewrites; in a
@@ -64,17 +79,73 @@ def export_onnx(
         metadata: further entries of the file's metadata_props; they win over the standard ones.
     Raises:
         GateError: an answer differs from PyTorch's by more than `config.atol`; nothing is published.
-        InputError: PyTorch cannot trace the network.
+        InputError: the network cannot be traced or has no ONNX operators; names the line where it can.
         MachineError: the file cannot be written.
     """
     network = checkpoint.build_network()
 
-    def check(trial: Path) -> ParityResult:
-        parity = check_parity(TorchPredictor(network), OnnxPredictor(trial), atol=config.atol)
-        return require_parity(parity, destination.name)
+    def export(sized: ColorNetwork) -> ExportResult:
+        def check(trial: Path) -> ParityResult:
+            # More than one of the multiples each way, and another shape than the one that is traced.
+            shapes = (*DEFAULT_SHAPES, (1, 2 * sized.size_multiple + 1, sized.size_multiple + 1))
+            parity = check_parity(TorchPredictor(sized), OnnxPredictor(trial), shapes=shapes, atol=config.atol)
+            return require_parity(parity, destination.name)
 
-    entries = {**_describe_file(checkpoint, network, config), **(metadata or {})}
-    return publish_model(build_graph(network, opset=config.opset), entries, destination, check)
+        entries = {**_describe_file(checkpoint, sized, config), **(metadata or {})}
+        return publish_model(build_graph(sized, opset=config.opset), entries, destination, check)
+
+    with without_autocast() as half:
+        exported = at_exportable_sizes(network, export)
+        answer = _answer(network)
+    if half:
+        changed = float((_answer(network) - answer).abs().max())
+        why = f"computes in {', '.join(sorted(half))} by torch.autocast, and its file in float32"
+        say(f"{network.title} {why}, which moves its answers by up to {changed:.1g}")
+    return exported
+
+
+def at_exportable_sizes(network: ColorNetwork, export: Callable[[ColorNetwork], Answer]) -> Answer:
+    """What `export` makes of the network, asked for the smallest multiple at which that can be made; of one size else.
+
+    Only networks of other authors are asked again. Where one size does not help, no multiple does; and where the
+    largest multiple does not, none between does, since its multiples are among theirs.
+
+    Raises:
+        GateError, InputError: what `export` raised of the network as it is; it can be made at no sizes.
+    """
+    try:
+        return export(network)
+    except (GateError, InputError) as error:
+        if not isinstance(network, AdaptedNetwork) or network.architecture.fixed_size:
+            raise
+        first = error
+    sizes = InputSizes(fixed=ONE_SIZES[0])
+    if (exported := _try(export, network, sizes)) is None:
+        raise first
+    larger = [InputSizes(multiple) for multiple in MULTIPLES if multiple > network.size_multiple]
+    if larger and _try(export, network, larger[-1]) is not None:
+        every = ((each, _try(export, network, each)) for each in larger)
+        sizes, exported = next((each, made) for each, made in every if made is not None)
+    warn(f"the file of {network.title} takes {sizes}; others are fitted to that, since otherwise it {first.why}")
+    return exported
+
+
+def _try(export: Callable[[ColorNetwork], Answer], network: AdaptedNetwork, sizes: InputSizes) -> Answer | None:
+    with suppress(GateError, InputError):
+        return export(network.with_sizes(sizes))
+    return None
+
+
+def as_exported(network: ColorNetwork, metadata: Mapping[str, str]) -> ColorNetwork:
+    """The network asked for the sizes that a file of it was exported for, which is what the file's answers are.
+
+    Args:
+        metadata: of the file, see `read_metadata`.
+    """
+    described = json.loads(metadata.get("architecture", "{}"))
+    if not isinstance(network, AdaptedNetwork) or described.get("name") != "foreign":
+        return network
+    return network.with_sizes(ForeignArchitecture.from_dict(described).sizes)
 
 
 def publish_model(
@@ -87,12 +158,13 @@ def publish_model(
     """
     helper.set_model_props(model, {key: entries[key] for key in sorted(entries)})
     content = model.SerializeToString(deterministic=True)
-    with tempfile.TemporaryDirectory(prefix="colorpress-export-") as folder:
-        trial = Path(folder) / destination.name
+    with scratch_folder() as folder:
+        trial = folder / destination.name
         trial.write_bytes(content)
         onnx.checker.check_model(str(trial), full_check=True)
         parity = check(trial)
     write_bytes(destination, content)
+    note_made_here(content)
     return Published(destination, len(content), sha256_bytes(content), parity)
 
 
@@ -126,13 +198,8 @@ def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes=shapes,
             )
-    except torch.onnx.OnnxExporterError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        why = f"cannot be traced by torch.export: {' '.join(str(cause).split())[:200]}"
-        hint = "its forward must not depend on values or on sizes other than by its layers"
-        raise InputError("network", network.title, why, hint) from error
+    except Exception as error:  # a network of any kind fails in any way
+        raise _untraceable(network, error) from error
     assert program is not None
     model = program.model_proto
     _tidy_names_(model.graph)
@@ -153,25 +220,51 @@ def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
     )
-    return onnx.shape_inference.infer_shapes(clean, check_type=True, strict_mode=True)
+    try:
+        return onnx.shape_inference.infer_shapes(clean, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise _untraceable(network, error) from error
+
+
+def _untraceable(network: ColorNetwork, error: Exception) -> InputError:
+    """What the errors of torch.export and of its translation to ONNX come to, in terms of the network."""
+    text, place = str(first_cause(error)), find_place(error)
+    compiled = [name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if compiled:
+        why, hint = f"holds TorchScript, at {compiled[0]}", "make that part of it as Python code, without torch.jit"
+    elif "data-dependent" in text:
+        why = f"decides by the values of the picture{f', at {place}' if place else ''}: a graph has no `if`"
+        hint = "write it with torch.where"
+    elif missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
+        why, hint = f"calls {missing[1]}, which ONNX has no operator for", "compute it by other operators"
+    else:
+        why = f"cannot be traced by torch.export: {describe_failure(error)}"
+        hint = "its forward must be PyTorch alone, on the device of its input, and decide by sizes at most"
+    return InputError("network", network.title, why, f"{hint}; students need no file of it: `colorpress student`")
 
 
 def simplify_for_export(network: ColorNetwork) -> ColorNetwork:
     """A copy in eval mode with batch norm folded into the convolutions and no transposed convolution.
 
-    A batch norm stays where no convolution feeds it, a transposed convolution where it is not 2x2 of stride 2. Where
-    the simplified network answers otherwise all stay: code of another author may read a layer in several ways.
+    A batch norm stays where no convolution feeds it, a transposed convolution where it is not 2x2 of stride 2, and both
+    where their author has hooked them. Where the simplified network answers otherwise all stay: code of another author
+    may read a layer in several ways.
     """
-    simple = copy.deepcopy(network).eval()
+    simple = _copy(network)
     names = {module: name for name, module in simple.named_modules()}
     for convolution, norm in _find_foldable(simple):
         simple.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
         simple.set_submodule(names[norm], nn.Identity())
     for name, module in list(simple.named_modules()):
-        if isinstance(module, nn.ConvTranspose2d) and _is_shuffle(module):
+        if isinstance(module, nn.ConvTranspose2d) and _is_shuffle(module) and not _is_hooked(module):
             simple.set_submodule(name, shuffle_from_transpose(module))
     is_same = torch.allclose(_answer(simple), _answer(network), rtol=0.0, atol=_SIMPLIFIED_ATOL)
-    return simple if is_same else copy.deepcopy(network).eval()
+    return simple if is_same else _copy(network)
+
+
+def _copy(network: ColorNetwork) -> ColorNetwork:
+    """A copy in eval mode, made as the network was: in a deep copy hooks of its author would write into the network."""
+    return network.with_weights(network.state_dict())
 
 
 def _find_foldable(network: ColorNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -195,7 +288,12 @@ def _find_foldable(network: ColorNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2
     finally:
         for handle in handles:
             handle.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    # What an author has hooked is read elsewhere, and the hook would be gone.
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1 and not _is_hooked(conv, norm)]
+
+
+def _is_hooked(*modules: nn.Module) -> bool:
+    return any(each._forward_hooks or each._forward_pre_hooks for each in modules)
 
 
 def _answer(network: ColorNetwork) -> Tensor:

@@ -55,51 +55,64 @@ def find_sizes(net: nn.Module, name: str) -> InputSizes:
     Raises:
         InputError: it takes none of all these sizes.
     """
-    why, least = "", 0
+    fault, least = None, 0
     for multiple in MULTIPLES:
         if least and multiple > _LARGEST_OF_SAME_CALLS:
             break
-        why, calls = _ask(net, [(multiple * rows, multiple * columns) for rows, columns in _ROWS_AND_COLUMNS])
-        if not why:
+        fault, calls = _ask(net, InputSizes(multiple))
+        if not fault:
             least = least or multiple
             if all(each == calls[0] for each in calls):
                 return InputSizes(multiple)
     if least:
         return InputSizes(least)
-    for size in ONE_SIZES:
+    assert fault is not None
+    for size in ONE_SIZES if fault.is_of_size else ():
         if not find_fault(net, InputSizes(fixed=size)):
             return InputSizes(fixed=size)
-    raise InputError("network", name, why, ADAPTER_HINT)
+    raise InputError("network", name, fault.why, ADAPTER_HINT)
 
 
 def find_fault(net: nn.Module, sizes: InputSizes) -> str:
     """What is wrong with the network's answers to these sizes; empty when nothing is."""
-    multiple = sizes.multiple
-    every = [(multiple * rows, multiple * columns) for rows, columns in _ROWS_AND_COLUMNS]
-    return _ask(net, [sizes.fixed] if sizes.fixed else every)[0]
+    fault, _ = _ask(net, sizes)
+    return fault.why if fault else ""
 
 
-def _ask(net: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[str, list[list[str]]]:
-    """What is wrong with the answers to pictures of these heights and widths, empty where nothing is; and all calls."""
+@dataclass(frozen=True)
+class _Fault:
+    """What is wrong with an answer, and whether another size of picture may help."""
+
+    why: str
+    is_of_size: bool = True
+
+
+def _ask(net: nn.Module, sizes: InputSizes) -> tuple[_Fault | None, list[list[str]]]:
+    """What is wrong with the answers to pictures of some of these sizes; and what is called for each."""
     weight = next(net.parameters(), torch.empty(0))
+    several = [(sizes.multiple * rows, sizes.multiple * columns) for rows, columns in _ROWS_AND_COLUMNS]
     calls: list[list[str]] = []
-    for height, width in sizes:
+    for height, width in [sizes.fixed] if sizes.fixed else several:
         size = f"an input of 1x1x{height}x{width}"
         try:
             with torch.no_grad(), _Calls() as recorded:
                 answer = net(weight.new_zeros(1, 1, height, width))
         except Exception as error:  # a network of any kind fails in any way
-            return f"fails on {size}: {describe_failure(error)}", []
+            return _Fault(f"fails on {size}: {describe_failure(error)}"), []
         if not isinstance(answer, Tensor):
-            return f"answers a {type(answer).__name__} to {size}, not a tensor", []
+            return _Fault(f"answers a {type(answer).__name__} to {size}, not a tensor", is_of_size=False), []
         if answer.shape != (1, 2, height, width):
-            return f"answers {'x'.join(map(str, answer.shape))} to {size}, not 1x2x{height}x{width}", []
+            why = f"answers {'x'.join(map(str, answer.shape))} to {size}, not 1x2x{height}x{width}"
+            return _Fault(why, is_of_size=answer.shape[1:2] == (2,)), []
         calls.append(recorded.names)
-    return "", calls
+    return None, calls
 
 
 class _Calls(TorchFunctionMode):
-    """The names of the functions of PyTorch that are called, in their order; what these call is not seen."""
+    """The functions of PyTorch that are called, in their order; what these call is not seen.
+
+    By how much is padded is a decision too; other arguments follow the sizes in what can be traced.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,8 +125,10 @@ class _Calls(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        self.names.append(str(resolve_name(func) or func))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        amounts = (kwargs["pad"] if "pad" in kwargs else args[1]) if func is nn.functional.pad else ""
+        self.names.append(f"{resolve_name(func) or func}{amounts}")
+        return func(*args, **kwargs)
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:

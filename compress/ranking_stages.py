@@ -20,7 +20,7 @@ from compress.ranking import convolution_channels, rank_layers, write_ranking
 from compress.ranking_views import describe_views, join_views, write_views
 from compress.sensitivity import Sensitivity, measure_sensitivities
 from compress.yardstick import make_yardstick, score_onnx
-from export.graph import build_graph
+from export.graph import at_exportable_sizes, build_graph
 from export.layer_latency import LayerTimes, time_onnx_layers, time_torch_layers, warn_when_busy
 from training.checkpoint import Checkpoint
 from training.network import ColorNetwork
@@ -103,7 +103,7 @@ def rank_views(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> StageRe
 def _export(run: Run, network: ColorNetwork) -> onnx.ModelProto | None:
     """The float graph; None, said in a line, for a network that cannot be exported."""
     try:
-        return build_graph(network, opset=run.settings.export.opset)
+        return at_exportable_sizes(network, lambda sized: build_graph(sized, opset=run.settings.export.opset))
     except InputError as error:
         say(f"no time in ONNX Runtime and no sensitivities: {error}")
         return None

@@ -126,7 +126,9 @@ def at_exportable_sizes(network: ColorNetwork, export: Callable[[ColorNetwork], 
     if larger and _try(export, network, larger[-1]) is not None:
         every = ((each, _try(export, network, each)) for each in larger)
         sizes, exported = next((each, made) for each, made in every if made is not None)
-    warn(f"the file of {network.title} takes {sizes}; others are fitted to that, since otherwise it {first.why}")
+    fitted = "others are resized to it" if sizes.fixed else "others are padded"
+    why = first.why.removesuffix("; not published")
+    warn(f"the file of {network.title} takes {sizes}, {fitted}; for {network.architecture.sizes} there is none: {why}")
     return exported
 
 
@@ -142,10 +144,11 @@ def as_exported(network: ColorNetwork, metadata: Mapping[str, str]) -> ColorNetw
     Args:
         metadata: of the file, see `read_metadata`.
     """
-    described = json.loads(metadata.get("architecture", "{}"))
-    if not isinstance(network, AdaptedNetwork) or described.get("name") != "foreign":
-        return network
-    return network.with_sizes(ForeignArchitecture.from_dict(described).sizes)
+    if isinstance(network, AdaptedNetwork):
+        # Files of earlier versions may say less; such a file is of the sizes that its checkpoint says.
+        with suppress(KeyError, TypeError, ValueError):
+            return network.with_sizes(ForeignArchitecture.from_dict(json.loads(metadata["architecture"])).sizes)
+    return network
 
 
 def publish_model(
@@ -173,6 +176,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
 
 
+@without_autocast()
 def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
     """The ONNX model of a network in eval mode, clean and without metadata; the network itself is unchanged."""
     inner = _CoarseNetwork(simplify_for_export(network)).eval()
@@ -355,7 +359,8 @@ def _tidy_names_(graph: onnx.GraphProto) -> None:
         node.doc_string = ""
         del node.metadata_props[:]
         node.input[:] = [renamed[each] for each in node.input]
-        outputs = [each if each == OUTPUT_NAME else name for each in node.output]
+        parts = [name, *(f"{name}.{number}" for number in range(1, len(node.output)))]
+        outputs = [each if each == OUTPUT_NAME else part for each, part in zip(node.output, parts, strict=True)]
         renamed.update(zip(node.output, outputs, strict=True))
         node.output[:] = outputs
     for holder in (graph, *graph.input, *graph.output, *graph.initializer):
@@ -474,8 +479,16 @@ def _describe_file(checkpoint: Checkpoint, network: ColorNetwork, config: Export
         "size_multiple": network.size_multiple,
         "opset": config.opset,
         "precision": "fp32",
+        "conventions": _describe_conventions(network),
         "architecture": json.dumps(network.architecture.describe(), separators=(",", ":")),
         "checkpoint_sha256": checkpoint.sha256 or None,
         "val_l1": None if checkpoint.val_l1 is None or "to_best" in checkpoint.extra else f"{checkpoint.val_l1:.9g}",
     }
     return {key: str(value) for key, value in described.items() if value is not None}
+
+
+def _describe_conventions(network: ColorNetwork) -> str | None:
+    """How the original of another author is asked, inside the file; None of a network of our own."""
+    if not isinstance(network, AdaptedNetwork):
+        return None
+    return f"{network.title} {network.architecture.conventions.describe()}; this file reads L and answers ab"

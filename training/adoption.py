@@ -31,6 +31,7 @@ _NAME_ITS_NETWORK = "name its network: --arch FILE.py:CLASS [--arch-arg NAME=VAL
 # Counts that are no weights: of batch norm, and of a profiler that leaves them in every layer.
 _COUNTERS = {"num_batches_tracked", "total_ops", "total_params"}
 _STATISTICS = {"running_mean", "running_var"}
+_NEARLY_ALL = 0.8
 _OWN_HEAD = "head.weight"
 
 
@@ -250,7 +251,7 @@ class _Target:
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor in weights.items():
                 first = next(twin for twin in self._twins[name] if twin in weights)
-                if not _is_same(weights[first], tensor):
+                if first != name and not _is_same(weights[first], tensor):
                     why = f"{fit.names[first]} and {fit.names[name]} differ, which are one tensor in the network"
                     raise unusable_checkpoint(found.path, why, "give the network that they were saved from")
                 self.tensors[name].copy_(tensor)
@@ -320,7 +321,8 @@ def _choose(fits: Sequence[_Fit], found: FileTensors) -> _Fit:
     chosen = (named or different)[0]
     used = {there for fit in fits if _holds_the_same(fit, chosen, found) for there in fit.names.values()}
     if ignored := _name_parts(found.tensors.keys() - used, chosen.prefix):
-        say(f"'{found.path.name}': the weights are taken from {chosen.label}; ignored: {some(ignored, 8)}")
+        where = "its top level" if chosen.label == TOP else chosen.label
+        say(f"'{found.path.name}': the weights are taken from {where}; ignored: {some(ignored, 8)}")
     return chosen
 
 
@@ -344,31 +346,34 @@ def _name_parts(names: Iterable[str], prefix: str) -> list[str]:
 
 def _describe_misfit(target: _Target, found: FileTensors, title: str) -> InputError:
     """What the nearest part of a file differs in from the network."""
+    # What an adapter wraps is nearly all of it: the file lacks the rest.
+    children = [f"{name}." for name, _ in target.net.named_children()]
+    children = [outer for outer in children if len(target.wanted(outer)) > _NEARLY_ALL * len(target.tensors)]
     candidates = [
         (outer, prefix, got)
-        for outer in shared_prefixes(target.tensors)
+        for outer in dict.fromkeys((*shared_prefixes(target.tensors), *children))
         for prefix, got in found.find_parts(target.wanted(outer)).items()
     ]
 
     def count_fitting(candidate: tuple[str, str, set[str]]) -> tuple[int, int]:
         outer, prefix, got = candidate
         same = (found.tensors[prefix + each].shape == target.tensors[outer + each].shape for each in got)
-        return sum(same), len(got)
+        return len(got), sum(same)
 
     hint = f"these are not the weights of {title}: check --arch-arg"
-    if not candidates:
+    if candidates:
+        outer, prefix, got = max(candidates, key=count_fitting)
+        held = {outer + name: found.tensors[prefix + name] for name in got}
+        held |= {outer + name: tensor for name, tensor in target.find_surplus(found, outer, prefix).items()}
+    else:
         prefix = f"{found.largest}." if found.largest else ""
-        wanted, held = target.tensors, found.inside(prefix)
-        if [each.shape for each in wanted.values()] == [each.shape for each in held.values()]:
+        held = found.inside(prefix)
+        if [each.shape for each in target.tensors.values()] == [each.shape for each in held.values()]:
             hint = "shapes agree, names do not: load it by your own code, and save network.state_dict()"
         else:
             hint += ", or name its own class with --arch"
-    else:
-        outer, prefix, got = max(candidates, key=count_fitting)
-        wanted = target.wanted(outer)
-        held = {name: found.tensors[prefix + name] for name in got} | target.find_surplus(found, outer, prefix)
     where = f"nearest is {prefix.rstrip('.')}: " if prefix else ""
-    wanted = {name: tensor for name, tensor in wanted.items() if name in held or not _is_counter(name)}
+    wanted = {name: tensor for name, tensor in target.tensors.items() if name in held or not _is_counter(name)}
     return unusable_checkpoint(found.path, where + compare_shapes(wanted, held), hint)
 
 

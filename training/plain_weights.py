@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 
@@ -53,7 +53,7 @@ def _wrappers(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
         if isinstance(hook, WeightNorm):
             yield hook.name, partial(remove_weight_norm, module, hook.name)
         elif isinstance(hook, SpectralNorm):
-            yield hook.name, partial(remove_spectral_norm, module, hook.name)
+            yield hook.name, partial(_remove_spectral_norm, module, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
             yield hook._tensor_name, partial(prune.remove, module, hook._tensor_name)
 
@@ -65,6 +65,14 @@ def _remove_parametrizations(module: nn.Module, name: str) -> None:
     if is_learned and isinstance(tensor := module._buffers.get(name), Tensor):
         del module._buffers[name]
         module.register_parameter(name, nn.Parameter(tensor))
+
+
+def _remove_spectral_norm(module: nn.Module, name: str) -> None:
+    remove_spectral_norm(module, name)
+    # PyTorch leaves what asks for the old names in a file; it does not know it behind a wrapper of its own.
+    for key, hook in list(module._load_state_dict_pre_hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del module._load_state_dict_pre_hooks[key]
 
 
 def wrap_as_(network: nn.Module, look: Callable[[str], Tensor | None]) -> nn.Module:
@@ -94,8 +102,9 @@ def _find_wrapper(
     form = f"{layer}parametrizations.{name}."
     size, direction = look(f"{form}original0"), look(f"{form}original1")
     if size is not None and direction is not None:
-        # One length for each channel; a single number is the length of the whole weight.
-        dim = next((axis for axis, length in enumerate(size.shape) if length > 1), 0) if size.ndim else None
+        # A length for each channel of one side, whose number is that of the weight; else one for the whole weight.
+        sides = zip(size.shape, direction.shape, strict=False)
+        dim = next((axis for axis, (one, other) in enumerate(sides) if one == other), 0) if size.ndim else None
         return partial(parametrizations.weight_norm, dim=dim)  # type: ignore[arg-type]
     if look(f"{form}original") is not None and look(f"{form}0._u") is not None:
         return parametrizations.spectral_norm

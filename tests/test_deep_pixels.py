@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from colorpress.core.errors import InputError
 from training.decoding import count_frames, decode_pages, decode_photo
 from training.deep_pixels import find_white
+from training.matrix_profile import convert_deep
 
 Values = NDArray[Any]
 PHOTO = np.asarray(make_photo(3, 48, 40))
@@ -147,6 +148,64 @@ def test_other_tiffs_of_many_bits_are_refused_by_kind_and_size(tmp_path: Path) -
         assert expected in caught.value.why
 
 
+def make_profile(curve: bytes, *, space: bytes = b"RGB ", more: bytes = b"") -> bytes:
+    """A profile of Adobe RGB's primaries, or of grey, with one curve for all channels."""
+    primaries = ((b"rXYZ", (0.60974, 0.31111, 0.01947)), (b"gXYZ", (0.20528, 0.62567, 0.06087)))
+    primaries = (*primaries, (b"bXYZ", (0.14919, 0.06322, 0.74457)), (b"wtpt", (0.9642, 1.0, 0.8249)))
+    points = [(name, b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * x) for x in xyz))) for name, xyz in primaries]
+    names = (b"rTRC", b"gTRC", b"bTRC") if space == b"RGB " else (b"kTRC",)
+    tags = [*points, *((name, curve + bytes(-len(curve) % 4)) for name in names)]
+    tags += [(more, b"mft2" + bytes(60))] if more else []
+    place, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags:
+        table += struct.pack(">4sII", name, place + len(body), len(content))
+        body += content
+    content = b"lcms\2\x40\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    content += struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + table + body
+    return struct.pack(">I", len(content) + 4) + content
+
+
+CURVES = {
+    "gamma": b"curv\0\0\0\0" + struct.pack(">IH", 1, 563),
+    "linear": b"curv\0\0\0\0" + struct.pack(">I", 0),
+    "table": b"curv\0\0\0\0" + struct.pack(">I9H", 9, *(round(65535 * (x / 8) ** 1.8) for x in range(9))),
+    "power": b"para\0\0\0\0" + struct.pack(">HHi", 0, 0, round(1.8 * 65536)),
+    "flat foot": b"para\0\0\0\0" + struct.pack(">HH3i", 1, 0, 2 * 65536, 72090, -6554),
+    "flat foot, lifted": b"para\0\0\0\0" + struct.pack(">HH4i", 2, 0, 2 * 65536, 72090, -6554, 0),
+    "line and power": b"para\0\0\0\0" + struct.pack(">HH5i", 3, 0, 157286, 62119, 3417, 5072, 2651),
+    "all of it": b"para\0\0\0\0" + struct.pack(">HH7i", 4, 0, 157286, 62119, 3417, 5072, 2651, -50, 0),
+}
+
+
+@pytest.mark.parametrize("space", [b"RGB ", b"GRAY"])
+@pytest.mark.parametrize("curve", CURVES)
+def test_profiles_are_applied_in_16_bits_as_in_8(tmp_path: Path, curve: str, space: bytes) -> None:
+    profile = make_profile(CURVES[curve], space=space)
+    for eight in (PHOTO, np.arange(1920, dtype=np.uint32).reshape(40, 48, 1).repeat(3, 2) * 255 // 1919):
+        shown = eight if space == b"RGB " else eight[..., 1]
+        pictures = []
+        for name, stored in (("8.tif", shown.astype(np.uint8)), ("16.tif", of_bits(16, shown))):
+            (tmp_path / name).write_bytes(written(stored, iccprofile=profile))
+            with (tmp_path / name).open("rb") as stream:
+                pictures.append(decode_photo(stream, tmp_path / name, max_pixels=10_000))
+        deep = pictures[1].deep
+        assert deep is not None
+        # In the mean, for in 8 bits the steps of dark pixels are coarse.
+        assert np.abs(deep / 257.0 - np.asarray(pictures[0].rgb)).mean() <= 0.5
+        assert b"" not in (pictures[0].profile, pictures[1].profile)
+    # Between two steps of 8 bits lie others.
+    ramp = np.linspace(0, 65535, 1920).round().astype(np.uint16).reshape(40, 48, 1).repeat(deep.shape[2], 2)
+    converted = convert_deep(ramp, profile)
+    assert converted is not None
+    assert len(np.unique(converted)) > 1500
+
+
+def test_a_profile_with_tables_of_colours_is_applied_in_8_bits_or_not_at_all(tmp_path: Path) -> None:
+    profile = make_profile(CURVES["gamma"], more=b"A2B0")
+    assert convert_deep(of_bits(16), profile) is None
+    assert convert_deep(of_bits(16, GREY)[..., None], make_profile(CURVES["gamma"])) is None
+
+
 def test_thousands_of_pages_are_refused_and_the_first_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +217,7 @@ def test_thousands_of_pages_are_refused_and_the_first_is_read_all_the_same(
     with path.open("rb") as stream:
         assert count_frames(stream) == 5
         stream.seek(0)
-        with pytest.raises(InputError, match="after 4 pages: has more than 4 pages"):
+        with pytest.raises(InputError, match="has more than 4 pages"):
             list(decode_pages(stream, path, max_pixels=100))
         stream.seek(0)
         assert decode_photo(stream, path, max_pixels=100).height == 2

@@ -35,6 +35,7 @@ from training.deep_pixels import (
     Deep,
     DeepPixels,
     DeepRefusal,
+    count_deep_pages,
     deep_rawmode,
     describe_excess,
     first_number,
@@ -43,6 +44,7 @@ from training.deep_pixels import (
     read_deep_grey,
     read_deep_tiff,
 )
+from training.matrix_profile import convert_deep
 from training.picture_types import HEAD_BYTES, PictureType, find_type, names_of_read_types
 
 # Of a TIFF, whose EXIF block is the file's own directory: description, make, model, software, date, artist, copyright.
@@ -140,7 +142,10 @@ def decode_pages(stream: BinaryIO, path: Path, *, max_pixels: int) -> Iterator[D
 
     Args and errors are those of `decode_photo`; an error of a later page says its number.
     """
-    return _decode_file(stream, path, max_pixels, None)
+    if count_frames(stream) > MOST_PAGES:
+        raise _unusable(path, f"has more than {MOST_PAGES} pages")
+    stream.seek(0)
+    yield from _decode_file(stream, path, max_pixels, None)
 
 
 def count_frames(stream: BinaryIO) -> int:
@@ -154,16 +159,20 @@ def count_frames(stream: BinaryIO) -> int:
         stream.seek(0)
         if kind is None or not kind.is_read or kind.pillow == "JPEG":
             return 1
-        picture = Image.open(stream, formats=[kind.pillow])
         if kind.pillow == "TIFF":
-            return _count_pages(picture)
+            return _count_pages(stream)
+        picture = Image.open(stream, formats=[kind.pillow])
         return int(getattr(picture, "n_frames", 1)) if getattr(picture, "is_animated", False) else 1
     except Exception:  # as `_decode_file`, which says what is wrong
         return 1
 
 
-def _count_pages(file: Image.Image) -> int:
-    """Pages of a TIFF, no more of them counted than are read: Pillow would take minutes for a hundred thousand."""
+def _count_pages(stream: BinaryIO) -> int:
+    """Pages of a TIFF, one more than `MOST_PAGES` at most: Pillow would take minutes to count a hundred thousand."""
+    try:
+        file = Image.open(stream, formats=["TIFF"])
+    except UnidentifiedImageError:
+        return count_deep_pages(stream)
     for number in range(1, MOST_PAGES + 1):
         try:
             file.seek(number)
@@ -227,13 +236,11 @@ def _decode_tiff(stream: BinaryIO, kind: PictureType, max_pixels: int) -> Iterat
         return
     twin = cache(lambda: _open_header(stream, kind, max_pixels))  # at the same page whenever it is asked for
     shown = 0
-    for number in range(MOST_PAGES + 1):
+    for number in range(MOST_PAGES):
         try:
             file.seek(number)
         except EOFError:
             break
-        if number == MOST_PAGES:
-            raise _Refusal(f"has more than {MOST_PAGES} pages")
         if not first_number(_tags_of(file), _SUBFILE_TAG) & _REDUCED:
             shown += 1
             yield _decode_page(stream, file, twin, max_pixels)
@@ -267,7 +274,7 @@ def _decode_page(stream: BinaryIO, file: Image.Image, twin: Callable[[], Image.I
 
 def _decode_odd_pages(stream: BinaryIO, max_pixels: int, error: Exception) -> Iterator[DecodedPhoto]:
     """The pages of a TIFF that Pillow does not read; `error` says so, where nothing else reads them either."""
-    for number in range(MOST_PAGES + 1):
+    for number in range(MOST_PAGES):
         try:
             page = _decode_odd_page(stream, number, max_pixels)
         except IndexError:
@@ -368,13 +375,21 @@ def _as_photo(
     eight = deep.to_8_bits()
     plain = Image.fromarray(eight if eight.shape[2] == 3 else eight[..., 0])
     rgb, profile = _apply_profile(plain, icc)
-    # A profile of another colour space is applied in 8 bits: Pillow's colour management has no more.
-    kept = deep.to_16_bits() if rgb is plain else None
+    kept: Deep | None = deep.to_16_bits()
+    if rgb is not plain:  # converted, which Pillow's colour management does in 8 bits
+        kept = _convert_deep(deep.to_16_bits(), icc)
     alpha = None if deep.alpha is None else Image.fromarray(deep.alpha)
     return DecodedPhoto(
         rgb if rgb.mode == "RGB" else rgb.convert("RGB"), alpha, *rgb.size, exif, profile,
         deep=kept, white=deep.white, dots_per_inch=dots, is_packed=_is_packed(tags),
     )  # fmt: skip
+
+
+def _convert_deep(values: Deep, icc: bytes) -> Deep | None:
+    try:
+        return convert_deep(values, icc)
+    except Exception:  # a profile that one reader takes and the other does not
+        return None
 
 
 def _is_packed(tags: Mapping[int, Any]) -> bool:

@@ -239,6 +239,15 @@ def read_deep_tiff(stream: BinaryIO, number: int, max_pixels: int) -> tuple[Deep
     return _finish(shown, _as_8_bits(alpha), tags), tags
 
 
+def count_deep_pages(stream: BinaryIO) -> int:
+    """Pages of a TIFF that Pillow does not open."""
+    import tifffile
+
+    stream.seek(0)
+    with tifffile.TiffFile(stream, name="pages") as file:
+        return len(file.pages)
+
+
 def describe_excess(pixels: int, max_pixels: int) -> str:
     """Why a picture of so many pixels is refused."""
     return f"{pixels / 1e6:.4g} Mpx > limit {max_pixels / 1e6:.4g} Mpx (--max-pixels)"

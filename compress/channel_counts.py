@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
@@ -35,7 +36,7 @@ _LEAST_MS = 1e-6
 
 def keep_of_each_layer(groups: Sequence[ChannelGroup], ratio: float, round_to: int) -> Counts:
     """Every group loses the share `ratio` of its own channels, rounded to a multiple of `round_to`."""
-    return {group.root: round_channels(group.channels, ratio, round_to) for group in groups}
+    return {group.root: round_channels(group.channels, ratio, math.lcm(round_to, group.step)) for group in groups}
 
 
 def round_channels(before: int, ratio: float, round_to: int) -> int:
@@ -56,7 +57,8 @@ def keep_of_all_layers(
     blocks: list[tuple[float, int, int, int]] = []
     for position, group in enumerate(groups):
         mean = 0.0
-        for high, low, loss in steps_down(scores[group.root], multiples_down(group.channels, round_to)):
+        step = math.lcm(round_to, group.step)
+        for high, low, loss in steps_down(scores[group.root], multiples_down(group.channels, step)):
             # They rise as channels go, so that a group's blocks come in order; rounding must not change that.
             mean = max(mean, loss / (high - low))
             blocks.append((mean, position, low, high - low))
@@ -99,15 +101,17 @@ class Trade:
 class _Convolution:
     shape: ConvShape
     # Channels that go with one channel of a group, by the group's root.
-    inputs: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, Fraction] = field(default_factory=dict)
+    outputs: dict[str, Fraction] = field(default_factory=dict)
     depthwise: bool = False
 
     def at(self, lost: Mapping[str, int]) -> ConvShape:
-        inputs = self.shape.inputs - sum(lost[root] * each for root, each in self.inputs.items())
-        outputs = self.shape.outputs - sum(lost[root] * each for root, each in self.outputs.items())
+        # A count that no unit of the group divides is timed at the next smaller one.
+        inputs = self.shape.inputs - int(sum(lost[root] * each for root, each in self.inputs.items()))
+        outputs = self.shape.outputs - int(sum(lost[root] * each for root, each in self.outputs.items()))
         if self.depthwise:
-            return replace(self.shape, inputs=outputs, outputs=outputs, groups=outputs)
+            inputs = self.shape.inputs * outputs // self.shape.outputs
+            return replace(self.shape, inputs=inputs, outputs=outputs, groups=inputs)
         return replace(self.shape, inputs=inputs, outputs=outputs)
 
 
@@ -158,6 +162,7 @@ def trade_for_latency(
 
 def _steps(group: ChannelGroup, scores: ChannelScores, round_to: int) -> list[tuple[int, int, float]]:
     """Evenly at first, and from the last of the even counts by halves."""
+    round_to = math.lcm(round_to, group.step)
     multiples = -(-group.channels // (_EVEN_COUNTS * round_to))
     counts = multiples_down(group.channels, multiples * round_to)
     while half := counts[-1] // (2 * round_to) * round_to:
@@ -196,5 +201,5 @@ def _find_convolutions(
         for member in group.members:
             if member.layer in found:
                 side = found[member.layer].inputs if member.reads else found[member.layer].outputs
-                side[group.root] = len(member.own) // group.channels
+                side[group.root] = Fraction(len(member.own), group.channels)
     return list(found.values())

@@ -1,25 +1,22 @@
-"""What depends on a channel: the one door to torch-pruning's dependency graph, which leaves as plain data.
-
-It finds what goes with a channel: batch norm, the layers behind it, and behind skip connections. It changes modules in
-place, so it only ever sees a copy; and it is given every argument, since its mutable defaults leak from one call to
-the next.
-"""
+"""What depends on a channel: the groups of layers that lose channels together, and weights without these."""
 
 from __future__ import annotations
 
-import math
-import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
-from compress.ranking import convolution_channels, hooked
-from training.network import ColorNetwork
+from compress.channel_flow import ChannelFlow, Cut, follow_channels
+from training.network import ColorNetwork, copy_weights
 from training.unet import UNet
+from training.user_code import describe_failure
+
+_SUMMED = "its channels are added to a part of those of"
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,15 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Everything that goes with the output channels of one convolution.
+    """Everything that goes with the output channels of one layer.
 
     Attributes:
-        root: name of the convolution. `channels`: its output channels.
+        root: name of the layer, a convolution or a linear one. `channels`: its output channels.
         members: every layer that changes, the root first.
-        coupled: the other convolutions whose output channels go one for one with the root's.
+        coupled: the other layers that make channels which go with the root's, as those do that are added to them.
         obstacle: why none may go; empty where they may.
-        parts: how many equal parts of the channels have to stay equal: the groups of its group norms.
+        units: the root's channels that go together, all of one size: one by one, but by four where a pixel shuffle
+            makes one of four, and one of each part where parts have to stay equal, as those of a group norm.
     """
 
     root: str
@@ -61,49 +59,83 @@ class ChannelGroup:
     members: tuple[Member, ...]
     coupled: tuple[str, ...]
     obstacle: str
-    parts: int
+    units: tuple[tuple[int, ...], ...]
+
+    @property
+    def step(self) -> int:
+        """How many channels go at a time."""
+        return len(self.units[0])
 
 
 def layer_widths(network: ColorNetwork) -> dict[str, int]:
-    """Output channels of every convolution that may lose some: all but the output layer, which gives ab."""
-    output, channels = _output_layer(network), convolution_channels(network)
-    return {name: width for name, width in channels.items() if network.get_submodule(name) is not output}
+    """Output channels of every layer that may lose some: all that make channels, but those that make the answer.
+
+    Raises:
+        InputError: as `find_groups`.
+    """
+    if isinstance(network, UNet):  # known without asking
+        convolutions = nn.Conv2d | nn.ConvTranspose2d
+        named = [(name, each) for name, each in network.named_modules() if isinstance(each, convolutions)]
+        return {name: each.out_channels for name, each in named if each is not network.head}
+    flow = _flow(network)
+    found = {name: len(channels) for name, channels in flow.layers.items() if name not in flow.answers}
+    return {name: found[name] for name, _ in network.named_modules() if name in found}
 
 
 def find_groups(network: ColorNetwork, roots: Iterable[str]) -> tuple[ChannelGroup, ...]:
-    """The groups of these convolutions, in their order; one that goes with an earlier one has none of its own.
+    """The groups of these layers, in their order; one that goes with an earlier one has none of its own.
 
     Raises:
-        InputError: torch-pruning cannot follow the network, or no convolution gives its two output channels.
+        InputError: its channels cannot be followed.
     """
-    copy, widths = copy_network(network), layer_widths(network)
-    names = {module: name for name, module in copy.named_modules()}
+    flow = _flow(network)
+    modules = dict(network.named_modules())
     groups: list[ChannelGroup] = []
-    taken: dict[str, str] = {}
-    with torch.inference_mode(False), torch.enable_grad():
-        graph = _trace(copy)
-        for root in roots:
-            if root in taken:
-                continue
-            found = _find(graph, copy.get_submodule(root), range(widths[root]))
-            coupled, obstacle = _find_coupled(found, names, root, widths)
-            if not obstacle and (others := [name for name in coupled if name in taken]):
-                obstacle = f"its channels are added to those of {others[0]}, which go with {taken[others[0]]}"
-            if not obstacle:
-                taken |= dict.fromkeys((root, *coupled), root)
-            norms = [d.target.module.num_groups for d, _ in found if isinstance(d.target.module, nn.GroupNorm)]
-            groups.append(
-                ChannelGroup(root, widths[root], _members(found, names), coupled, obstacle, math.lcm(1, *norms))
-            )
+    taken: set[str] = set()
+    for root in roots:
+        if root not in taken:
+            coupled = _find_coupled(flow, root)
+            taken |= {root, *coupled}
+            groups.append(_make_group(flow, modules, root, coupled))
     return tuple(groups)
 
 
-def remove_channels_(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> None:
-    """Remove output channels of convolutions by name, and all that depends on them; changes `network`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        graph = _trace(network)
-        for root, channels in removed.items():
-            _find(graph, network.get_submodule(root), channels).prune(record_history=False)
+def remove_channels(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The weights of `network` without output channels of layers by name, and without all that depends on them.
+
+    Raises:
+        InputError: its channels cannot be followed, or some of these do not go without others.
+    """
+    weights = copy_weights(network)
+    for cut, gone in _cuts(network, removed):
+        kept = [place for place, channel in enumerate(cut.channels) if channel not in gone]
+        weights[cut.name] = weights[cut.name].index_select(cut.dimension, torch.tensor(kept)).contiguous()
+    return weights
+
+
+def silence_channels(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The weights of `network`, 0 where these channels are read: what `remove_channels` has to answer like.
+
+    Raises:
+        InputError: as `remove_channels`.
+    """
+    weights = copy_weights(network)
+    for cut, gone in _cuts(network, removed):
+        if cut.reads:
+            silent = [place for place, channel in enumerate(cut.channels) if channel in gone]
+            weights[cut.name].index_fill_(cut.dimension, torch.tensor(silent, dtype=torch.int64), 0.0)
+    return weights
+
+
+def widths_without(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """`layer_widths` of the network that `remove_channels` leaves.
+
+    Raises:
+        InputError: as `remove_channels`.
+    """
+    flow, gone = _flow(network), _numbers(network, removed)
+    widths = layer_widths(network)
+    return {name: width - sum(each in gone for each in flow.layers[name]) for name, width in widths.items()}
 
 
 def copy_network(network: ColorNetwork) -> ColorNetwork:
@@ -112,95 +144,109 @@ def copy_network(network: ColorNetwork) -> ColorNetwork:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether each channel of a convolution is made from its own input channel alone."""
-    return isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and 1 < module.groups == module.out_channels
+    """Whether each channel of a convolution is made from one input channel alone."""
+    return isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and 1 < module.groups == module.in_channels
 
 
-def _output_layer(network: ColorNetwork) -> nn.Module:
-    """The convolution that gives the two channels of ab: the last one of those with two that is executed."""
-    if isinstance(network, UNet):
-        return network.head
-    last: list[nn.Module] = []
-    convolutions = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.out_channels == 2
-    ]
-    with hooked(network, convolutions, lambda each, *_: last.append(each)), torch.no_grad():
-        network.forward_coarse(_example_input(network))
-    if not last:
-        why = "no convolution of it gives the two channels of ab"
-        raise InputError("network", network.title, why, "this network cannot be pruned; export it as it is")
-    return last[-1]
+# By the network and the shapes of its weights, since one pass answers for all that is asked of it.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[torch.Size, ...], ChannelFlow]] = WeakKeyDictionary()
+
+
+def _flow(network: ColorNetwork) -> ChannelFlow:
+    shapes = tuple(tensor.shape for tensor in network.state_dict().values())
+    if network not in _KNOWN or _KNOWN[network][0] != shapes:
+        try:
+            copy = copy_network(network).cpu()
+            found = follow_channels(copy, _example_input(copy))
+        except Exception as error:  # a network of any kind fails in any way
+            why = f"its channels cannot be followed: {describe_failure(error)}"
+            raise InputError("network", network.title, why, "export and quantize it unpruned") from error
+        _KNOWN[network] = shapes, found
+    return _KNOWN[network][1]
 
 
 def _example_input(network: ColorNetwork) -> Tensor:
-    # Not the smallest possible: at one by one a flattened picture would look like its channels.
+    # Not the smallest possible: at one by one a mean over places would look like one over nothing.
     side = max(2 * network.size_multiple, 32)
-    return next(network.parameters()).new_zeros(1, 1, side, side)
+    side += -side % network.size_multiple
+    return torch.linspace(0, 1, side * side).reshape(1, 1, side, side)
 
 
-def _trace(network: ColorNetwork) -> tp.DependencyGraph:
-    """The graph of one forward pass, of the part without padding and cropping, which change no channels."""
-    try:
-        with warnings.catch_warnings():
-            # It warns of parameters outside of layers; what they would break is found out by forward passes.
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
-                network,
-                example_inputs=_example_input(network),
-                forward_fn=lambda traced, lightness: traced.forward_coarse(lightness),
-                output_transform=None,
-                unwrapped_parameters=[],
-                customized_pruners={},
-                ignored_layers=[],
-                ignored_params=[],
-                verbose=False,
-            )
-    except Exception as error:  # a network of any kind fails in any way
-        why = f"torch-pruning cannot follow it: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError("network", network.title, why, "export and quantize it unpruned") from error
+def _find_coupled(flow: ChannelFlow, root: str) -> tuple[str, ...]:
+    """The other layers that share channels with `root`, or with one that does."""
+    found, channels = {root}, set(flow.layers[root])
+    while True:
+        more = {name for name, own in flow.layers.items() if name not in found and not channels.isdisjoint(own)}
+        if not more:
+            return tuple(name for name in flow.layers if name in found and name != root)
+        found |= more
+        channels |= {channel for name in more for channel in flow.layers[name]}
 
 
-def _find(graph: tp.DependencyGraph, module: nn.Module, channels: Iterable[int]) -> tp.dependency.Group:
-    return graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, list(channels))
-
-
-def _members(group: tp.dependency.Group, names: Mapping[nn.Module, str]) -> tuple[Member, ...]:
-    return tuple(
-        Member(
-            layer=names[item.dep.target.module],
-            kind=type(item.dep.target.module).__name__,
-            reads=_is_input(item.dep),
-            own=tuple(int(channel) for channel in item.idxs),
-            of=tuple(int(channel) for channel in item.root_idxs),
-        )
-        for item in group.items
-        if item.dep.target.module in names
+def _make_group(flow: ChannelFlow, modules: Mapping[str, nn.Module], root: str, coupled: Sequence[str]) -> ChannelGroup:
+    units: dict[int, list[int]] = {}
+    for place, channel in enumerate(flow.layers[root]):
+        units.setdefault(channel, []).append(place)
+    obstacle = _find_obstacle(flow, root, coupled)
+    members: dict[tuple[str, bool], Member] = {}
+    for cut in flow.cuts:
+        layer = cut.name.rpartition(".")[0]
+        if layer in modules and (layer, cut.reads) not in members:
+            own = [place for place, channel in enumerate(cut.channels) if channel in units]
+            if own:
+                kind = type(modules[layer]).__name__
+                members[layer, cut.reads] = Member(layer, kind, cut.reads, tuple(own), _partners(cut, own, units))
+    first = members.pop((root, False))
+    return ChannelGroup(
+        root=root,
+        channels=len(flow.layers[root]),
+        members=(first, *members.values()),
+        coupled=tuple(coupled),
+        obstacle=obstacle,
+        units=tuple(tuple(unit) for unit in units.values()),
     )
 
 
-def _find_coupled(
-    group: tp.dependency.Group, names: Mapping[nn.Module, str], root: str, widths: Mapping[str, int]
-) -> tuple[tuple[str, ...], str]:
-    """The other convolutions whose output channels go with those of `root`, one for one; and why none may go."""
-    coupled: dict[str, None] = {}
-    for dependency, channels in group:
-        module, name = dependency.target.module, names.get(dependency.target.module, "")
-        if isinstance(module, nn.Parameter) or (not name and any(True for _ in module.parameters(recurse=False))):
-            return (), "its channels reach a parameter of its own, outside of any layer"
-        if isinstance(module, nn.GroupNorm) and len(channels) != widths[root]:
-            return (), f"{name} normalizes groups that span several layers"
-        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or name == root:
-            continue
-        if not _is_input(dependency) or is_depthwise(module):
-            if name not in widths:
-                return (), "its answer is added to the network's"
-            if len(channels) != widths[root] or widths[name] != widths[root]:
-                return (), f"its channels are added to a part of those of {name}"
-            coupled[name] = None
-    return tuple(coupled), ""
+def _partners(cut: Cut, own: Sequence[int], units: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
+    """The root's channel that each place goes with: in order, where a unit is of several."""
+    counts = Counter(cut.channels)
+    seen: Counter[int] = Counter()
+    partners = []
+    for place in own:
+        channel = cut.channels[place]
+        unit = units[channel]
+        partners.append(unit[seen[channel] * len(unit) // counts[channel]])
+        seen[channel] += 1
+    return tuple(partners)
 
 
-def _is_input(dependency: tp.dependency.Dependency) -> bool:
-    return bool(dependency.handler.__name__ == "prune_in_channels")
+def _find_obstacle(flow: ChannelFlow, root: str, coupled: Sequence[str]) -> str:
+    """Why no channel of these layers may go, empty where some may."""
+    own = Counter(flow.layers[root])
+    for name in (root, *coupled):
+        counts = Counter(flow.layers[name])
+        if counts.keys() != own.keys() or len(set(counts.values())) > 1:
+            return f"{_SUMMED} {name}" if name != root else "its channels cannot go in equal parts"
+        if why := next((flow.fixed[channel] for channel in counts if channel in flow.fixed), ""):
+            return why if name == root else f"its channels go with those of {name}, of which {why}"
+    return "all of its channels go together" if len(own) == 1 and flow.layers[root][1:] else ""
+
+
+def _cuts(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> list[tuple[Cut, set[int]]]:
+    """Everything that changes, with the numbers of the channels that go."""
+    gone = _numbers(network, removed)
+    return [(cut, gone) for cut in _flow(network).cuts if not gone.isdisjoint(cut.channels)]
+
+
+def _numbers(network: ColorNetwork, removed: Mapping[str, Sequence[int]]) -> set[int]:
+    """The channels that go, as `ChannelFlow` numbers them."""
+    flow = _flow(network)
+    gone: set[int] = set()
+    for root, places in removed.items():
+        channels = flow.layers[root]
+        gone |= {channels[place] for place in places}
+        together = [place for place, channel in enumerate(channels) if channel in gone]
+        if missing := sorted(set(together) - set(places)):
+            why = f"channel {missing[0]} of {root!r} goes together with one that is removed, and is not"
+            raise InputError("prune plan", None, why, "remove all channels that go together, or none of them")
+    return gone

@@ -127,14 +127,19 @@ def _score_by_distance(case: _Case) -> dict[str, ChannelScores]:
     found = {}
     for group in case.groups:
         filters = []
+        place = {channel: number for number, unit in enumerate(group.units) for channel in unit}
         for member in group.members:
             layer = case.network.get_submodule(member.layer)
-            if isinstance(layer, _CONVOLUTIONS) and not member.reads:
+            makes = member.layer in (group.root, *group.coupled) and not member.reads
+            if makes and isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
                 rows = _by_channel(layer, layer.weight.detach(), member)
-                filters.append(rows[torch.tensor(member.of).argsort()])
-        joined = torch.cat(filters, 1).double().cpu()  # (channels, weights of a filter)
+                # Equally many for each unit, which go together and so are one filter.
+                unit_of = torch.tensor([place[channel] for channel in member.of])
+                filters.append(rows[unit_of.argsort(stable=True)].reshape(len(group.units), -1))
+        joined = torch.cat(filters, 1).double().cpu()  # (units, weights of a filter)
         distances = torch.cdist(joined, joined, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-        found[group.root] = ChannelScores(distances, "distance to other filters (fpgm)")
+        by_channel = torch.tensor([place[channel] for channel in range(group.channels)])
+        found[group.root] = ChannelScores(distances[by_channel], "distance to other filters (fpgm)")
     return found
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.errors import InputError
-from colorpress.core.files import read_json, write_text
+from colorpress.core.files import write_text
+from colorpress.core.reading import read_json
 
 FORMAT_VERSION = 2
 _HINT = "make a plan with `colorpress prune`, or edit one: delete groups, or change their `removed` channels"
@@ -26,15 +27,15 @@ _GROUP_KEYS = ("root", "channels_before", "channels_after", "reason", "layers", 
 
 @dataclass(frozen=True)
 class PrunedGroup:
-    """Channels that go together: the outputs of one convolution, and all that depends on them.
+    """Channels that go together: the outputs of one layer, and all that depends on them.
 
     Attributes:
-        root: name of the convolution that loses output channels.
+        root: name of the layer that loses output channels.
         layers: every layer that changes with it, and how, in words; for the reader.
         channels_before: output channels of `root` in the network that the plan is for.
         removed: the output channels of `root` that go, from 0, ascending; empty keeps the layer whole.
         reason: why this layer, and why these channels, or why it is left whole; for the reader.
-        coupled: other convolutions that lose the same output channels, since their answers are added to `root`'s.
+        coupled: other layers that lose the same share of their output channels with these, as those added to it.
     """
 
     root: str
@@ -88,7 +89,7 @@ class PrunePlan:
     """Everything that `apply_pruning` does, decided beforehand.
 
     Attributes:
-        source: output channels of every convolution that may lose some, in the network that the plan is for; no
+        source: output channels of every layer that may lose some, in the network that the plan is for; no
             other network is accepted.
         groups: what goes, largest layer first.
         settings: the options that led to the plan; for the reader.
@@ -113,19 +114,19 @@ class PrunePlan:
             if roots[group.root] > 1:
                 raise _bad_plan(f"group {group.root!r} is there twice")
             for name in group.coupled:
-                if self.source.get(name) != group.channels_before:
-                    raise _bad_plan(f"group {group.root!r}: no layer {name!r} has as many channels to lose")
+                if self.source.get(name, 0) * len(group.removed) % group.channels_before or name not in self.source:
+                    raise _bad_plan(f"group {group.root!r}: no layer {name!r} has such a part of its channels to lose")
         lost = Counter(name for group in self.groups if group.removed for name in (group.root, *group.coupled))
         if twice := [name for name, count in lost.items() if count > 1]:
             raise _bad_plan(f"layer {twice[0]!r} would lose channels with two groups")
 
     @property
     def result(self) -> dict[str, int]:
-        """Output channels of the same convolutions in the pruned network."""
+        """Output channels of the same layers in the pruned network."""
         after = dict(self.source)
         for group in self.groups:
             for name in (group.root, *group.coupled):
-                after[name] -= len(group.removed)
+                after[name] -= len(group.removed) * self.source[name] // group.channels_before
         return after
 
     def to_dict(self) -> dict[str, Any]:

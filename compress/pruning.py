@@ -9,8 +9,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from colorpress.core.config import PruneConfig
 from colorpress.core.console import warn
@@ -18,21 +20,33 @@ from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.budgets import Limit
 from compress.channel_counts import Counts, keep_of_all_layers, keep_of_each_layer, trade_for_latency
-from compress.dependency_graph import ChannelGroup, copy_network, find_groups, layer_widths, remove_channels_
+from compress.dependency_graph import (
+    ChannelGroup,
+    copy_network,
+    find_groups,
+    layer_widths,
+    remove_channels,
+    silence_channels,
+    widths_without,
+)
 from compress.importance import WEIGHTS_ALONE, ChannelScores, Evidence, score_groups
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
+from training.user_code import describe_failure
 
 # Fine-tunes the network of a step, numbered from 1, between two steps of pruning.
 Tuning = Callable[[ColorNetwork, int], ColorNetwork]
 # Budgets, each with what measures its figure of a pruned network; the quick ones first.
 MeasuredLimits = Mapping[Limit, Callable[[ColorNetwork], float]]
 
+# Sums in another order: of the largest answer, and of its standard deviation.
+_ROUNDING, _SPREAD_ROUNDING = 1e-5, 1e-3
 # With budgets the ratio is found to a thousandth.
 _FINEST = 1000
 _LARGEST_RATIO = 0.99
+_LEFT_WHOLE = "left whole: "
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class PruneResult:
 
     Attributes:
         network: the pruned network, in eval mode.
-        before, after: "channels", the output channels of all convolutions but the output layer; "params"; and "macs",
+        before, after: "channels", the output channels of all layers that can lose some; "params"; and "macs",
             multiply-accumulates for one picture of `height` x `width` pixels.
     """
 
@@ -67,7 +81,7 @@ class PruneResult:
         pruned = sum(1 + len(group.coupled) for group in self.plan.groups if group.removed)
         before, after = self.before, self.after
         return (
-            f"pruned {pruned} of {len(layer_widths(self.network))} convolutions: "
+            f"pruned {pruned} of {len(layer_widths(self.network))} layers: "
             f"{before['channels']:,} -> {after['channels']:,} channels (-{self.removed_pct('channels'):.1f} %), "
             f"{before['params']:,} -> {after['params']:,} parameters (-{self.removed_pct('params'):.1f} %), "
             f"{before['macs'] / 1e9:,.3f} -> {after['macs'] / 1e9:,.3f} G multiply-accumulates at "
@@ -138,22 +152,21 @@ def plan_pruning(
 ) -> PrunePlan:
     """Decide which output channels of which convolutions go; `network` stays as it is.
 
-    Strategy "largest": the largest layers that together hold `config.largest_share` of the parameters lose the share
-    `config.prune_ratio` of their channels, each of its own or all together (`config.scope`). Strategy "latency": any
-    layer loses channels until that share of the measured time of all convolutions is gone, always where the answer
-    moves least per millisecond. Those of least `config.importance` go, counted over the channel's whole dependency
-    group. A plan that removes nothing is warned about, unless budgets are met without.
+    Strategy "largest": of the layers that can lose channels the largest, which together hold `config.largest_share` of
+    their parameters, lose the share `config.prune_ratio`, each of its own or all together (`config.scope`). Strategy
+    "latency": any layer loses channels until that share of the measured time of all convolutions is gone, always where
+    the answer moves least per millisecond. Those of least `config.importance` go, counted over everything that goes
+    with the channel. A plan that removes nothing is warned about, unless budgets are met without.
 
-    The network's one input and two output channels always stay. A layer that cannot lose channels on its own is left
-    whole, with the reason in the plan: one whose answer is added to the network's, or that its author's code reads
-    by channel number.
+    The channels of the network's answer always stay. A layer that cannot lose channels is left whole, with the reason
+    in the plan: one that is read by what cannot be followed, or by code that counts on its number of channels.
 
     Args:
         limits: budgets; where there are any, the smallest prune ratio that meets them all replaces the config's, and
             the plan's settings say which.
     Raises:
         ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
-        InputError: torch-pruning cannot follow the network, or no convolution gives its two output channels.
+        InputError: the network's channels cannot be followed, or no layer of it can lose any.
     """
     prospect = _Prospect.of(network, config, evidence)
     groups, scores = prospect.free, prospect.scores
@@ -170,15 +183,27 @@ def plan_pruning(
 
     if not limits:
         plan = plan_at(config.prune_ratio)
+        _refuse_where_all_is_whole(network, plan)
         if not any(group.removed for group in plan.groups):
             warn(
                 f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
                 f"kept to multiples of --round-to {config.round_to}, leaves every channel"
             )
         return plan
+    _refuse_where_all_is_whole(network, plan_at(_LARGEST_RATIO))
     plan, ratio = _plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)
     found = {"prune_ratio": ratio, "budgets": {limit.option: f"{limit.bound:g} {limit.unit}" for limit in limits}}
     return replace(plan, settings={**plan.settings, **found})
+
+
+def _refuse_where_all_is_whole(network: ColorNetwork, plan: PrunePlan) -> None:
+    whole = [group for group in plan.groups if _LEFT_WHOLE in group.reason]
+    if len(whole) == len(plan.groups):
+        why = "none of its layers makes channels that another layer reads, as far as they can be followed"
+        if whole:
+            reason = whole[0].reason.partition(_LEFT_WHOLE)[2]
+            why = f"none of its {len(whole)} groups of layers can lose channels; {whole[0].root!r}: {reason}"
+        raise InputError("network", network.title, why, "export and quantize it unpruned")
 
 
 def _plan_within_limits(
@@ -222,25 +247,23 @@ def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
 
     Raises:
         InputError: the plan is for a network of other channel counts; they are listed.
-        GateError: the pruned network does not answer as it must.
+        GateError: the pruned network does not answer as `network` does where nothing reads these channels.
     """
     if wrong := _compare_widths(plan.source, layer_widths(network)):
         hint = "give the checkpoint that the plan was made from, or make a new plan"
         raise InputError("prune plan", None, f"is for another network ({wrong})", hint)
     if plan.weights_sha256 and plan.weights_sha256 != hash_weights(network):
         warn("the prune plan chose its channels by other weights than these; the channel counts fit, so it is applied")
-    copy = copy_network(network)
-    remove_channels_(copy, {group.root: group.removed for group in plan.groups if group.removed})
-    # A new module, so that nothing torch_pruning left behind stays with the network.
+    removed = {group.root: group.removed for group in plan.groups if group.removed}
+    if wrong := _compare_widths(plan.result, widths_without(network, removed)):
+        why = f"would have other channels than planned ({wrong})"
+        raise GateError("pruned network", None, why, "delete that group from the plan, or make a new plan")
     try:
-        pruned = network.with_weights(copy.state_dict())
+        pruned = network.with_weights(remove_channels(network, removed))
     except (RuntimeError, InputError) as error:
         why = f"cannot be made again from its weights ({' '.join(str(error).split())[:200]})"
         raise GateError("pruned network", None, why, "prune fewer layers: edit the plan") from error
-    _check_forward(pruned)
-    if wrong := _compare_widths(plan.result, layer_widths(pruned)):
-        why = f"has other channels than planned ({wrong})"
-        raise GateError("pruned network", None, why, "delete that group from the plan, or make a new plan")
+    _check_answers(pruned, network.with_weights(silence_channels(network, removed)))
     return pruned
 
 
@@ -269,13 +292,17 @@ class _Prospect:
     def of(
         network: ColorNetwork, config: PruneConfig, evidence: Evidence, roots: Sequence[str] | None = None
     ) -> _Prospect:
-        """Of the convolutions `roots`; None: of those that the config chooses by their size."""
+        """Of the layers `roots`; None: of those that the config chooses by their size, and of all that stay whole."""
         layers, widths = rank_layers(network), layer_widths(network)
+        # Batch norm goes with its convolution; the layers that make the answer stay.
+        prunable = [layer for layer in layers if layer.name in widths]
+        groups = find_groups(network, [layer.name for layer in prunable] if roots is None else roots)
         if roots is None:
+            whole = {name for group in groups if group.obstacle for name in (group.root, *group.coupled)}
             share = config.largest_share if config.prune_strategy == "largest" else 1.0
-            roots = [layer.name for layer in largest_layers(layers, share)]
-        # Batch norm goes with its convolution; the output layer stays.
-        groups = find_groups(network, [root for root in roots if root in widths])
+            able = [layer for layer in prunable if layer.name not in whole]
+            chosen = {layer.name for layer in largest_layers(able, share)}
+            groups = tuple(g for g in groups if g.obstacle or not chosen.isdisjoint((g.root, *g.coupled)))
         free = [group for group in groups if not group.obstacle]
         scores = score_groups(network, free, config.importance, evidence)
         return _Prospect(network, config, evidence, groups, {layer.name: layer for layer in layers}, scores)
@@ -302,7 +329,7 @@ class _Prospect:
         why = f"a multiple of {self.config.round_to} is kept" if each_its_own else "those of others are given up first"
         what = f"all {group.channels} channels stay, as {why}"
         if group.obstacle:
-            what = f"left whole: {group.obstacle}"
+            what = f"{_LEFT_WHOLE}{group.obstacle}"
         elif removed := _choose_channels(group, self.scores[group.root], group.channels - keep):
             measure = self.scores[group.root].measure
             what = f"the {len(removed)} of {group.channels} channels of least {measure} go"
@@ -348,17 +375,15 @@ def _measure_worth(prospect: _Prospect) -> dict[str, float]:
 
 
 def _choose_channels(group: ChannelGroup, scores: ChannelScores, count: int) -> tuple[int, ...]:
-    """The `count` least important channels, ascending; as many from each part of a group norm, so that those stay."""
-    parts = group.parts if group.channels % group.parts == 0 else 1
-    size = group.channels // parts
-    chosen = [[c for c in scores.order if c // size == part][: count // parts] for part in range(parts)]
-    return tuple(sorted(channel for part in chosen for channel in part))
+    """The `count` least important channels, ascending; fewer where only several go at a time."""
+    chosen = sorted(group.units, key=lambda unit: float(scores.values[list(unit)].mean()))[: count // group.step]
+    return tuple(sorted(channel for unit in chosen for channel in unit))
 
 
 def _leave_whole_what_breaks(network: ColorNetwork, plan: PrunePlan) -> PrunePlan:
-    """The plan without the groups that make the network fail, each with its reason.
+    """The plan without the groups that make the network fail or answer otherwise, each with its reason.
 
-    Code of other authors may count on channel numbers that no dependency graph sees, such as in a `chunk` or `view`.
+    Code of other authors may count on channel numbers that are seen nowhere, such as in a `chunk` or `view`.
     """
     if isinstance(network, UNet) or not _why_broken(network, plan):
         return plan
@@ -367,7 +392,7 @@ def _leave_whole_what_breaks(network: ColorNetwork, plan: PrunePlan) -> PrunePla
         alone = replace(plan, groups=(group,))
         if group.removed and (why := _why_broken(network, alone)):
             rank = group.reason.partition(";")[0]
-            group = replace(group, removed=(), coupled=(), reason=f"{rank}; left whole: without channels it {why}")
+            group = replace(group, removed=(), coupled=(), reason=f"{rank}; {_LEFT_WHOLE}without channels it {why}")
         groups.append(group)
     found = replace(plan, groups=tuple(groups))
     if why := _why_broken(network, found):
@@ -380,19 +405,51 @@ def _why_broken(network: ColorNetwork, plan: PrunePlan) -> str:
         apply_pruning(network, plan)
     except GateError as error:
         return error.why
-    except Exception as error:  # torch_pruning and code of other authors fail in any way
-        return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception as error:  # code of other authors fails in any way
+        return f"fails: {describe_failure(error)}"
     return ""
 
 
-def _check_forward(network: ColorNetwork) -> None:
-    """Run sizes that need no padding, padding on one side, and padding nearly everywhere."""
-    side = network.size_multiple
-    weight = next(network.parameters())
+def _check_answers(pruned: ColorNetwork, silenced: ColorNetwork) -> None:
+    """Compare with the network in which nothing reads the removed channels: a proof that all went that belongs to them.
+
+    At sizes that need no padding, padding on one side, and padding nearly everywhere.
+    """
+    side = pruned.size_multiple
+    weight = next(pruned.parameters())
+    generator = torch.Generator().manual_seed(0)
     for height, width in ((side, side), (side + 1, side - 1 or 1), (1, 1), (3 * side, 5 * side)):
-        ramp = torch.linspace(0, 1, height * width, device=weight.device, dtype=weight.dtype)
+        size = f"{height} x {width} pixels"
+        picture = torch.rand(1, 1, height, width, generator=generator).to(weight)
         with torch.no_grad():
-            answer = network(ramp.reshape(1, 1, height, width))
-        if answer.shape != (1, 2, height, width) or not bool(torch.isfinite(answer).all()):
-            why = f"answers {tuple(answer.shape)} to {height} x {width} pixels, or not finitely"
-            raise GateError("pruned network", None, why, "check the checkpoint; prune less")
+            answer = pruned(picture)
+            if answer.shape != (1, 2, height, width) or not bool(torch.isfinite(answer).all()):
+                why = f"answers {tuple(answer.shape)} to {size}, or not finitely"
+                raise GateError("pruned network", None, why, "check the checkpoint; prune less")
+            with _NormsOfEachValue():  # type: ignore[no-untyped-call]
+                difference = (pruned(picture) - (expected := silenced(picture))).abs().max()
+        allowed = _ROUNDING * float(expected.abs().max()) + _SPREAD_ROUNDING * float(expected.std(correction=0))
+        if not float(difference) <= allowed:
+            why = f"answers {size} otherwise than the original without these channels, by {float(difference):.2g}"
+            raise GateError("pruned network", None, why, "delete that group from the plan, or make a new plan")
+
+
+class _NormsOfEachValue(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Layer and group norms with something else in their place that computes each value alone.
+
+    What they compute of all channels changes with the number of these, as pruning means it to. Everything around them
+    has to stay as it was, and this shows whether it does.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func.overloadpacket)
+        if name not in ("aten.native_layer_norm", "aten.native_group_norm"):
+            return func(*args, **(kwargs or {}))
+        source, (weight, bias) = args[0], args[2:4] if name == "aten.native_layer_norm" else args[1:3]
+        answer = source / (1 + source.abs())
+        shape = [1, -1, *[1] * (source.ndim - 2)] if name == "aten.native_group_norm" else None
+        if weight is not None:
+            answer = answer * (weight.reshape(shape) if shape else weight)
+        if bias is not None:
+            answer = answer + (bias.reshape(shape) if shape else bias)
+        return answer, source.new_zeros(0), source.new_zeros(0)

@@ -33,7 +33,7 @@ from training.unet import UNet, UNetPlan
 
 
 def group_of(root: str, channels: int) -> ChannelGroup:
-    return ChannelGroup(root, channels, (), (), "", 1)
+    return ChannelGroup(root, channels, (), (), "", tuple((channel,) for channel in range(channels)))
 
 
 def scores(*values: float) -> ChannelScores:

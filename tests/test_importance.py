@@ -226,7 +226,7 @@ def test_a_measure_of_data_without_photographs_is_refused(network: UNet, measure
 
 def test_a_group_says_which_channel_of_each_layer_goes_with_which(network: UNet) -> None:
     group = next(iter(find_groups(network, ["up.0"])))
-    assert (group.channels, group.coupled, group.obstacle, group.parts) == (layer_widths(network)["up.0"], (), "", 1)
+    assert (group.channels, group.coupled, group.obstacle, group.step) == (layer_widths(network)["up.0"], (), "", 1)
     reader = next(member for member in group.members if member.layer == "decoder.0.0")
     assert reader == Member("decoder.0.0", "Conv2d", True, own=(4, 5, 6, 7), of=(0, 1, 2, 3))  # behind the skip
 

@@ -111,8 +111,7 @@ def test_each_outside_library_has_its_one_door() -> None:
             *(path.relative_to(ROOT).as_posix() for path in MODULES if path.parent == ROOT / studies),
         },
         "matplotlib": {"colorpress/core/charts.py"},
-        # The second one shows the tool as its README does, to be compared with.
-        "torch_pruning": {"compress/dependency_graph.py", f"{peers}/torch_pruning_recipe.py"},
+        "torch_pruning": {f"{peers}/torch_pruning_recipe.py"},
         # Templates of a page, and of what lies in a bundle.
         "jinja2": {"benchmarks/report/page.py", "export/bundle/bundle.py"},
         **{tool: {f"{peers}/{tool}_recipe.py"} for tool in ("nncf", "olive", "modelopt")},

@@ -312,7 +312,7 @@ def test_the_summary_names_channels_parameters_and_work() -> None:
     after = 9 * (2 + 4 + 8 + 16) + 2 * (2 + 2 + 4 + 4) + (4 * 2 * 4 + 2) + 9 * (8 + 4) + 2 * 4 + (4 + 2)
     assert (result.before["params"], result.after["params"]) == (before, after)
     assert f"36 -> 18 channels (-50.0 %), {before:,} -> {after:,} parameters" in text
-    assert "7 of 7 convolutions" in text
+    assert "7 of 7 layers" in text
     assert f"(-{result.removed_pct('macs'):.1f} %)" in text
     assert "\n" not in text
     figures = result.figures()
@@ -402,7 +402,8 @@ def test_removed_channels_can_be_edited_in_the_file(edit: Callable[..., Path]) -
         (lambda v: v.update(format_version=3), "newer than 2"),
         (lambda v: v.update(format_version=1), "older than 2"),
         (lambda v: v["source"].update(head="two"), "not an object of layers and their positive channel counts"),
-        (lambda v: v["groups"][0].update(coupled=["encoder.0.0"]), "no layer 'encoder.0.0' has as many channels"),
+        (lambda v: v["groups"][0].update(coupled=["encoder.0.9"]), "no layer 'encoder.0.9' has such a part"),
+        (lambda v: v["groups"][0].update(removed=[3], coupled=["encoder.0.0"]), "'encoder.0.0' has such a part of its"),
         (lambda v: v["groups"][1].update(coupled=["encoder.2.3"]), "'encoder.2.3' would lose channels with two groups"),
     ],
 )

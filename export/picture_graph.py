@@ -29,12 +29,19 @@ from export.predictors import INPUT_NAME, OUTPUT_NAME
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
 DEFAULT_WORK_SIZE = 256
-# At most so many squares of the working size are seen, or a long strip would fill the memory of a network.
-LARGEST_ASPECT = 8
+# At most so many squares of the working size are seen, or a long strip would fill the memory of a network; and of its
+# long side so many working sizes, since networks pad the short one to a multiple of theirs.
+LARGEST_ASPECT, LONGEST_STRIP = 8, 32
 IMAGE_NAME, COLORIZED_NAME = "image", "colorized"
 WORK_SIZE_NAME, SATURATION_NAME = "work_size", "saturation"
+# Of all names inside the network.
+NETWORK_PREFIX = "network."
 # Pixels of a stripe: a float plane of them fits a core's second-level cache.
 _STRIPE_PIXELS = 1 << 17
+# And its rows, since it is enlarged by a matrix of as many rows and, in a picture that is not shrunk, columns.
+_STRIPE_ROWS = 512
+# Values that triangles are laid over at a time.
+_GATHERED_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,9 @@ def build_picture_graph(
     Raises:
         InputError: the network has other inputs or outputs.
     """
-    inner = compose.add_prefix(take_field(network), "network.")
+    inner = compose.add_prefix(take_field(network), NETWORK_PREFIX)
     names = [[value.name for value in values] for values in (inner.graph.input, inner.graph.output)]
-    if names != [[f"network.{INPUT_NAME}"], [f"network.{OUTPUT_NAME}"]]:
+    if names != [[f"{NETWORK_PREFIX}{INPUT_NAME}"], [f"{NETWORK_PREFIX}{OUTPUT_NAME}"]]:
         raise InputError("model", None, f"has inputs and outputs {names}", "give a model that colorpress exported")
     g = _Graph("picture.")
     size = g("Shape", IMAGE_NAME)  # (4): N, H, W, C
@@ -176,10 +183,10 @@ def build_picture_graph(
     lightness = _measure_lightness(g, code)  # (N, 1, h, w)
     before = len(g.nodes)
     shape = (count, height, width, channels)
-    _put_under_luminance(g, rows, f"network.{OUTPUT_NAME}", shape, small, affine=is_affine(network.graph))
+    _put_under_luminance(g, rows, f"{NETWORK_PREFIX}{OUTPUT_NAME}", shape, small, affine=is_affine(network.graph))
     g.nodes[-1].output[0] = COLORIZED_NAME
     for node in inner.graph.node:
-        node.input[:] = [lightness if each == f"network.{INPUT_NAME}" else each for each in node.input]
+        node.input[:] = [lightness if each == f"{NETWORK_PREFIX}{INPUT_NAME}" else each for each in node.input]
     inputs = [
         make_value(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"]),
         make_value(WORK_SIZE_NAME, TensorProto.INT64, []),
@@ -206,8 +213,9 @@ def build_picture_graph(
 def _choose_sizes(g: _Graph, sides: str) -> tuple[str, str]:
     """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors."""
     double, work = (g("Cast", value, to=TensorProto.DOUBLE) for value in (sides, WORK_SIZE_NAME))
-    # No smaller than the working size, and no larger than its square times the longest aspect.
+    # No smaller than the working size, and neither larger nor longer than what a network may see.
     longest = g("Mul", g("Sqrt", g("ReduceProd", double)), np.float64(LARGEST_ASPECT**-0.5))
+    longest = g("Max", longest, g("Mul", g("ReduceMax", double), np.float64(1.0 / LONGEST_STRIP)))
     seen = g("Max", g("Max", g("ReduceMin", double), longest), work)
     ratio = g("Div", work, seen)
     small = g("Max", g("Round", g("Mul", double, ratio)), np.ones(1, np.float64))
@@ -216,10 +224,9 @@ def _choose_sizes(g: _Graph, sides: str) -> tuple[str, str]:
     return g("Cast", small, to=TensorProto.INT64), g("Cast", block, to=TensorProto.INT64)
 
 
-def _plan_stripes(g: _Graph, length: str, width: str, step: str | None = None) -> tuple[str, str]:
-    """Into what stripes `length` rows fall: the rows of a stripe, and the stripes; vectors of one."""
-    pixels = g("Mul", width, step) if step else width
-    high = g("Min", g("Max", g("Div", [_STRIPE_PIXELS], pixels), [1]), length)
+def _plan_stripes(g: _Graph, length: str, width: str, values: int = _STRIPE_PIXELS) -> tuple[str, str]:
+    """Into what stripes `length` rows of `width` values fall: the rows of a stripe, and the stripes; vectors of one."""
+    high = g("Min", g("Min", g("Max", g("Div", [values], width), [1]), [_STRIPE_ROWS]), length)
     return high, g("Div", g("Sub", g("Add", length, high), [1]), high)
 
 
@@ -245,7 +252,7 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     count, height, width, channels = shape
     blocks = g("Div", g("Sub", g("Add", g("Concat", height, width, axis=0), block), [1]), block)
     tall, wide = g.split(blocks)
-    high, stripes = _plan_stripes(g, tall, g("Mul", width, channels), block)
+    high, stripes = _plan_stripes(g, tall, g("Mul", g("Mul", width, channels), block))
     inner_rows = g.range(g("Mul", high, block))
     last_row = g("Sub", height, [1])
     extra = g("Sub", g("Mul", wide, block), width)
@@ -253,6 +260,7 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     row_shape = g("Concat", high, block, g("Mul", width, channels), axis=0)
     flat_shape = g("Concat", high, width, channels, axis=0)
     block_shape = g("Concat", high, wide, block, channels, axis=0)
+    area = g.as_float(g("Mul", block, block))
     b = _Graph("shrink.")
     picture, first = _start_stripe(b, high, stripes)
     at = b("Min", b("Add", inner_rows, b("Mul", first, block)), last_row)
@@ -262,27 +270,26 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)  # (rows, columns, block, C)
     # Turned, since ReduceSum is quick over the middle one of three axes only.
     turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), g("Concat", high, block, [-1], axis=0))
-    averages = b("ReduceSum", turned, [1], keepdims=0)  # (rows, columns * C)
+    averages = b("Div", b("ReduceSum", turned, [1], keepdims=0), area)  # (rows, columns * C)
     averaged = _loop(g, b, g("Mul", count, stripes), averages, TensorProto.FLOAT)
     # (N * stripes, rows, columns, C) -> (N, rows, columns * C)
     averaged = g("Reshape", averaged, g("Concat", count, g("Mul", stripes, high), g("Mul", wide, channels), axis=0))
-    averaged = g("Div", averaged, g.as_float(g("Mul", block, block)))
     step = g("Div", g.as_float(g("Concat", height, width, axis=0)), g.as_float(g("Mul", small, block)))
     small_high, small_wide = g.split(small)
     step_high, step_wide = g.split(step)
-    short = _lay_triangles(g, averaged, tall, small_high, step_high)  # (N, h, columns * C)
+    short = _lay_triangles(g, "rows.", averaged, tall, small_high, step_high)  # (N, h, columns * C)
     short = g("Reshape", short, g("Concat", count, small_high, wide, channels, axis=0))
     turned = g("Transpose", short, perm=[0, 2, 3, 1])  # (N, columns, C, h)
     turned = g("Reshape", turned, g("Concat", count, wide, g("Mul", channels, small_high), axis=0))
     shape_4d = g("Concat", count, small_wide, channels, small_high, axis=0)
-    narrow = g("Reshape", _lay_triangles(g, turned, wide, small_wide, step_wide), shape_4d)  # (N, w, C, h)
-    return str(g("Transpose", narrow, perm=[0, 2, 3, 1]))
+    narrow = _lay_triangles(g, "columns.", turned, wide, small_wide, step_wide)  # (N, w, C * h)
+    return str(g("Transpose", g("Reshape", narrow, shape_4d), perm=[0, 2, 3, 1]))
 
 
-def _lay_triangles(g: _Graph, values: str, used: str, small: str, step: str) -> str:
+def _lay_triangles(g: _Graph, prefix: str, values: str, used: str, small: str, step: str) -> str:
     """(N, length, M) to (N, small, M): output i is a triangle around (i + 1/2) step - 1/2, weights adding to 1.
 
-    Only the first `used` of the length count.
+    Only the first `used` of the length count. `prefix` is of names in the loop, which lays some of them at a time.
     """
     reach = g("Max", step, 1.0)
     center = g("Sub", g("Mul", g("Add", g.as_float(g.range(small)), 0.5), step), 0.5)
@@ -295,9 +302,18 @@ def _lay_triangles(g: _Graph, values: str, used: str, small: str, step: str) -> 
     near = g("Mul", near, g.as_float(inside))
     weights = g("Div", near, g("ReduceSum", near, [1], keepdims=1))
     index = g("Max", g("Min", index, g("Sub", used, [1])), 0)
-    # (N, small, taps, M)
-    gathered = g("Mul", g("Gather", values, index, axis=1), g("Unsqueeze", weights, [2]))
-    return str(g("ReduceSum", gathered, [2], keepdims=0))
+    weights = g("Unsqueeze", weights, [2])
+    count, _, across = g.split(g("Shape", values), 3)
+    width = g("Mul", g("Mul", count, across), g("Shape", taps))
+    high, stripes = _plan_stripes(g, small, width, _GATHERED_VALUES)
+    stripe_rows, last_row = g.range(high), g("Sub", small, [1])
+    b = _Graph(prefix)
+    at = b("Min", b("Add", stripe_rows, b("Mul", f"{prefix}number", high)), last_row)
+    # (N, rows, taps, M)
+    gathered = b("Mul", b("Gather", values, b("Gather", index, at, axis=0), axis=1), b("Gather", weights, at, axis=0))
+    laid = _loop(g, b, stripes, b("ReduceSum", gathered, [2], keepdims=0), TensorProto.FLOAT)  # (stripes, N, rows, M)
+    whole = g("Reshape", g("Transpose", laid, perm=[1, 0, 2, 3]), g("Concat", count, [-1], across, axis=0))
+    return str(g("Slice", whole, [0], small, [1]))
 
 
 def _measure_lightness(g: _Graph, code: str) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colorpress.core.errors import InputError
-from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT
+from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT, LONGEST_STRIP
 from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.network import apply_field
@@ -25,7 +25,8 @@ _STRIPE_PIXELS = 1 << 20
 
 def working_size(height: int, width: int, work_size: int) -> tuple[int, int, int]:
     """What the network sees of a picture: rows, columns, and the side of the squares that are averaged first."""
-    seen = max(min(height, width), math.sqrt(height * width) * LARGEST_ASPECT**-0.5, work_size)
+    longest = max(math.sqrt(height * width) * LARGEST_ASPECT**-0.5, max(height, width) / LONGEST_STRIP)
+    seen = max(min(height, width), longest, work_size)
     ratio = work_size / seen
     # At least two of the averages lie under a pixel of the working size.
     block = max(1, math.floor(seen / work_size * 0.5))

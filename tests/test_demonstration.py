@@ -15,6 +15,7 @@ from colorpress.cli import run_command
 from export.colorize_folder import DEMONSTRATION_MODEL
 from export.graph import read_metadata
 from export.metadata_figures import MEASURED
+from export.renewal import renew_colorizer
 from training.checkpoint import load_checkpoint
 from training.metrics import validate_l1
 from training.photos import embedded_photos, inspect_photo
@@ -63,3 +64,9 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert DEMONSTRATION_MODEL.stat().st_size < 500_000
     assert read_metadata(DEMONSTRATION_MODEL)["purpose"] == "demonstration"
     assert "for demonstration" in DEMONSTRATION_MODEL.with_name("MODEL_CARD.md").read_text()
+
+
+def test_its_picture_work_is_todays(tmp_path: Path) -> None:
+    made = renew_colorizer(DEMONSTRATION_MODEL, tmp_path / "renewed" / "colorizer.onnx")
+    assert made.parity.max_levels == 0
+    assert made.path.read_bytes() == DEMONSTRATION_MODEL.read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from colorpress.core.config import ExportConfig
 from colorpress.core.errors import InputError
 from compress.packing import pack_onnx
 from export import picture_graph
+from export.colorize_folder import DEMONSTRATION_MODEL
 from export.colorizers import OnnxColorizer, OpenVinoColorizer
 from export.graph import export_onnx
 from export.picture_graph import (
@@ -28,6 +31,7 @@ from export.picture_graph import (
 )
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
+from export.renewal import take_network
 from export.runtimes import open_colorizer
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.cie import LAB_EPSILON, LAB_OFFSET, LAB_SLOPE
@@ -61,7 +65,21 @@ def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
 
 @pytest.mark.parametrize(
     "size",
-    [(1, 1), (1, 40), (53, 1), (2, 3), (32, 32), (33, 61), (64, 257), (131, 97), (301, 40), (20, 700), (513, 511)],
+    [
+        (1, 1),
+        (1, 40),
+        (53, 1),
+        (2, 3),
+        (32, 32),
+        (33, 61),
+        (64, 257),
+        (131, 97),
+        (301, 40),
+        (20, 700),
+        (513, 511),
+        (3, 2100),
+        (2100, 1),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_within_one_level_of_the_definition(
@@ -139,12 +157,61 @@ def test_a_batch_is_its_pictures_and_grey_is_three_equal_channels(network: Path,
     assert np.abs(colorizer(grey) - same).max() <= 1
 
 
+def test_a_network_is_taken_out_of_a_picture_graph_as_it_went_in(network: Path, affine: Path) -> None:
+    for path in (network, affine):
+        whole = build_picture_graph(onnx.load(path), work_size=40)
+        again = build_picture_graph(take_network(whole), work_size=40)
+        assert again.graph == whole.graph
+    with pytest.raises(InputError, match="has no network in it"):
+        take_network(onnx.load(network))
+
+
 def test_stripes_make_no_difference(network: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = draw(95, 61)
     whole = OnnxColorizer(network, graph, work_size=32, threads=1)(pixels)
-    monkeypatch.setattr(picture_graph, "_STRIPE_PIXELS", 61 * 7)
-    striped = build_picture_graph(onnx.load(network)).SerializeToString()
-    np.testing.assert_array_equal(OnnxColorizer(network, striped, work_size=32, threads=1)(pixels), whole)
+    limits = {"_STRIPE_PIXELS": 61 * 7, "_STRIPE_ROWS": 5, "_GATHERED_VALUES": 3000}
+    for name, limit in limits.items():
+        monkeypatch.setattr(picture_graph, name, limit)
+        striped = build_picture_graph(onnx.load(network)).SerializeToString()
+        np.testing.assert_array_equal(OnnxColorizer(network, striped, work_size=32, threads=1)(pixels), whole)
+    feeds = {"image": np.stack([pixels, pixels[::-1]]), "work_size": np.array(32)}
+    both = OnnxColorizer(network, striped, threads=1).session.run(None, feeds)[0]
+    np.testing.assert_array_equal(both[0], whole)
+
+
+_MEASURE = """
+import re, sys
+import numpy as np
+from pathlib import Path
+from export.colorizers import OnnxColorizer
+from export.picture_reference import color_pixels
+
+def peak(name):
+    return int(re.search(rf"^{name}:\\s*(\\d+)", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
+
+graph = OnnxColorizer(Path(sys.argv[1]), threads=1)
+ways = [graph, lambda pixels: color_pixels(pixels, lambda l: np.zeros((1, 2, *l.shape[2:]), np.float32))]
+for way in ways:
+    way(np.zeros((300, 300, 3), np.uint8))
+for sides in ((1, 65_500), (65_500, 1), (30_000, 10), (700, 1_500)):
+    for way in ways:
+        pixels = np.full((*sides, 3), 99, np.uint8)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak("VmRSS")
+        way(pixels)
+        print(*sides, peak("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what a call took")
+def test_memory_is_bounded_for_any_aspect() -> None:
+    command = [sys.executable, "-c", _MEASURE, str(DEMONSTRATION_MODEL)]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        height, width, grown = map(int, line.split())
+        # What the network takes of the longest strip is the constant.
+        assert grown < 4 * (3 * height * width) + 200_000_000, line
 
 
 def test_what_is_not_given_has_defaults_in_the_file(network: Path) -> None:

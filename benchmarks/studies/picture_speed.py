@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from export.picture_graph import DEFAULT_WORK_SIZE, IMAGE_NAME
+from export.picture_graph import DEFAULT_WORK_SIZE, IMAGE_NAME, NETWORK_PREFIX
 from export.predictors import OUTPUT_NAME
 from export.sessions import open_session
 
@@ -108,12 +108,12 @@ def time_steps(steps: Steps) -> dict[str, float]:
 def cut_graph(model: Path) -> dict[str, bytes]:
     """The graph up to what the network sees, up to what it answers, and whole: their differences are its steps."""
     whole = onnx.load(str(model))
-    inside = [node for node in whole.graph.node if node.output[0].startswith("network.")]
+    inside = [node for node in whole.graph.node if node.output[0].startswith(NETWORK_PREFIX)]
     seen = next(name for node in inside for name in node.input if name.startswith("picture."))
     return {
         "whole, network included": whole.SerializeToString(),
         "average, lightness": _cut_at(whole, seen),
-        "and the network": _cut_at(whole, f"network.{OUTPUT_NAME}"),
+        "and the network": _cut_at(whole, f"{NETWORK_PREFIX}{OUTPUT_NAME}"),
     }
 
 

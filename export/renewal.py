@@ -1,0 +1,99 @@
+"""Today's picture work around the network of a colorizer.onnx that an earlier version wrote.
+
+    python -m export.renewal old/colorizer.onnx new/colorizer.onnx
+
+The network and the metadata stay; nothing is written where a pixel would change by more than a grey level.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from colorpress.core.errors import InputError
+from export.colorizers import OnnxColorizer
+from export.graph import Published, publish_model
+from export.onnx_probe import refuse_hostile
+from export.parity import PictureParity, check_picture_parity, require_picture_parity
+from export.picture_graph import (
+    DEFAULT_WORK_SIZE,
+    NETWORK_PREFIX,
+    SATURATION_NAME,
+    WORK_SIZE_NAME,
+    build_picture_graph,
+)
+from export.predictors import INPUT_NAME, OUTPUT_NAME
+
+
+def renew_colorizer(source: Path, destination: Path) -> Published[PictureParity]:
+    """Write the picture graph of `source` as `build_picture_graph` makes it today.
+
+    Raises:
+        ConfigError: no such source.
+        GateError: a pixel differs by more than a grey level; nothing is published.
+        InputError: the source is damaged, or no picture graph with a network of one answer.
+        MachineError: the file cannot be written.
+    """
+    refuse_hostile(source)
+    whole = onnx.load_model_from_string(source.read_bytes())
+    given = {each.name: numpy_helper.to_array(each).item() for each in whole.graph.initializer if not each.dims}
+    model = build_picture_graph(
+        take_network(whole, source),
+        work_size=given.get(WORK_SIZE_NAME, DEFAULT_WORK_SIZE),
+        saturation=given.get(SATURATION_NAME, 1.0),
+    )
+    before = OnnxColorizer(source, threads=1)
+
+    def check(trial: Path) -> PictureParity:
+        return require_picture_parity(check_picture_parity(before, OnnxColorizer(trial, threads=1)), destination.name)
+
+    return publish_model(model, {each.key: each.value for each in whole.metadata_props}, destination, check)
+
+
+def take_network(whole: onnx.ModelProto, path: Path | None = None) -> onnx.ModelProto:
+    """The network in a picture graph, L (N, 1, H, W) to ab or an affine field (N, 2 or 4, H, W), without metadata.
+
+    Args:
+        path: what an error calls it.
+    Raises:
+        InputError: there is none that could be taken out.
+    """
+    nodes = [node for node in whole.graph.node if node.output[0].startswith(NETWORK_PREFIX)]
+    constants = [tensor for tensor in whole.graph.initializer if tensor.name.startswith(NETWORK_PREFIX)]
+    known = {"", *(each.name for each in constants), *(name for node in nodes for name in node.output)}
+    read = {name for node in nodes for name in node.input} - known
+    has_bodies = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
+    if len(read) != 1 or f"{NETWORK_PREFIX}{OUTPUT_NAME}" not in known or has_bodies:
+        why, hint = "has no network in it that could be taken out", "write it again with `colorpress deploy`"
+        raise InputError("model", path, why, hint)
+    names = {read.pop(): INPUT_NAME, **{name: name.removeprefix(NETWORK_PREFIX) for name in known}}
+    network = onnx.ModelProto()
+    network.CopyFrom(whole)
+    del network.metadata_props[:]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, "H", "W"])
+        for name, channels in ((INPUT_NAME, 1), (OUTPUT_NAME, 2))
+    ]
+    network.graph.CopyFrom(helper.make_graph(nodes, "network", values[:1], values[1:], constants))
+    for node in network.graph.node:
+        node.name = node.name.removeprefix(NETWORK_PREFIX)
+        node.input[:], node.output[:] = ([names[each] for each in part] for part in (node.input, node.output))
+    for tensor in network.graph.initializer:
+        tensor.name = names[tensor.name]
+    return network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a colorizer.onnx")
+    parser.add_argument("destination", type=Path)
+    options = parser.parse_args()
+    made = renew_colorizer(options.source, options.destination)
+    print(f"{options.destination}: {made.size_bytes:,} bytes, within {made.parity.max_levels} level of the earlier one")
+
+
+if __name__ == "__main__":
+    main()

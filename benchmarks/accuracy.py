@@ -242,7 +242,7 @@ def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
         return _Tally(error=unfit)
     try:
         if not variant.control:  # which was made here
-            refuse_hostile(variant.path)
+            refuse_hostile(variant.path, runtime=variant.runtime)
         return _Tally(variant.open(threads), control=variant.control)
     except Exception as error:  # whatever a model does wrong is a row of the benchmark
         return _Tally(error=_one_line(error))

@@ -15,6 +15,7 @@ from benchmarks.variants import Variant
 from colorpress.core.config import BenchmarkPlan
 from colorpress.core.console import progress, warn
 from colorpress.core.cores import usable_cores
+from export.onnx_probe import refused_before
 from export.timing import Condition, Ratio, Timing, make_job, pair_ratio, run_worker, summarize_rounds
 
 _AA_SUFFIX = " (again)"
@@ -119,10 +120,15 @@ def _run_rounds(
             for arm in shuffled:
                 # What failed once fails again: a hanging model costs one timeout, not one per round.
                 if all(answer["status"] == "ok" for answer in answers[arm.name]):
-                    job = _make_job(arm, plan, seed)
-                    answers[arm.name].append(run_worker(job, threads=arm.condition.threads, timeout_s=timeout_s))
+                    answers[arm.name].append(_run_once(arm, plan, seed, timeout_s))
                 bar.advance(note=arm.name)
     return answers
+
+
+def _run_once(arm: Arm, plan: BenchmarkPlan, seed: int, timeout_s: float) -> dict[str, Any]:
+    if why := refused_before(arm.variant.path, runtime=arm.variant.runtime):
+        return {"status": "error", "error": why}
+    return run_worker(_make_job(arm, plan, seed), threads=arm.condition.threads, timeout_s=timeout_s)
 
 
 def _make_job(arm: Arm, plan: BenchmarkPlan, seed: int) -> dict[str, Any]:

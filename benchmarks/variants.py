@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,14 @@ import numpy as np
 from colorpress.core.config import ArchConfig
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, InputError, MachineError
+from colorpress.core.reading import read_json
 from compress.precisions import origin_of, recognize_precision, variant_names
 from compress.ranking import count_macs
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
 from export.controls import CONTROL_TITLES, control_path, make_controls
 from export.graph import read_metadata
+from export.onnx_probe import refuse_hostile, refuse_unreadable
 from export.predictors import TimedPredictor
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, open_predictor, runtimes_of
 from export.sessions import open_session
@@ -245,8 +246,8 @@ def _row_name(name: str, suffix: Sequence[str]) -> str:
 def _read_caution(path: Path) -> str:
     """What `colorpress quantize` wrote beside an int8 file; empty where there is nothing."""
     try:
-        return str(json.loads(path.read_bytes())["caution"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(path, "int8 record", "")["caution"])
+    except (ConfigError, InputError, KeyError, TypeError):
         return ""
 
 
@@ -278,6 +279,11 @@ def _read_ir(path: Path) -> dict[str, Any]:
 def _read_graph(path: Path, count_at: int | None) -> dict[str, Any]:
     import onnx
 
+    try:
+        refuse_hostile(path)
+    except InputError:  # which is told where it is timed; it can be described, but nothing runs it here
+        refuse_unreadable(path)
+        count_at = None
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf raises kinds of its own

@@ -20,11 +20,13 @@ from compress.measures import MEASURES, Strength
 from compress.precisions import find_precision, origin_of, variant_names
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
+from export.autocast import without_autocast
 from export.bundle.bundle import BundleResult, write_bundle
 from export.colorizers import OnnxColorizer
 from export.deployable import export_colorizer, write_ort
-from export.graph import read_metadata
+from export.graph import as_exported, read_metadata
 from export.metadata_figures import write_measured
+from export.onnx_probe import refuse_hostile
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
@@ -147,17 +149,21 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
     return write_bundle(graph, network, destination, web=web, figures=figures, force=run.force)
 
 
+@without_autocast()
 def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[ParityResult, dict[str, Any]]:
     """The parity of a bare network, and its summary with that of the picture graph, where there is one."""
     path, origin = run.folder / variant / "model.onnx", origin_of(variant)
-    precision = read_metadata(path).get("precision", "fp32")
+    refuse_hostile(path)
+    metadata = read_metadata(path)
+    precision = metadata.get("precision", "fp32")
     checkpoint = run.best_path if origin == "best" else run.folder / origin / "model.pt"
-    network = run.load(checkpoint).build_network()
+    network = as_exported(run.load(checkpoint).build_network(), metadata)
     reference, candidate = TorchPredictor(network), OnnxPredictor(path)
     atol = run.settings.export.atol if find_precision(precision).exact else None
     net = check_parity(reference, candidate, shapes=matrix_shapes(), atol=atol)
     colorizer, pictures = path.with_name("colorizer.onnx"), {}
     if colorizer.is_file():
+        refuse_hostile(colorizer)
         photographs = _load_pictures(run, photos)
         fields = {
             "own_network": OnnxPredictor(path, field=True),

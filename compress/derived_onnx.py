@@ -9,6 +9,7 @@ import onnx
 
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, write_bytes
+from export.onnx_probe import note_made_here, refuse_hostile
 
 _QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _GIVE_FP32 = "give the fp32 model written by `colorpress export`"
@@ -19,12 +20,13 @@ def load_float_model(source: Path) -> onnx.ModelProto:
 
     Raises:
         ConfigError: no such file.
-        InputError: it is damaged, quantized or packed already, or holds no convolution.
+        InputError: it is damaged or hostile, quantized or packed already, or holds no convolution.
     """
     if not source.exists():
         raise ConfigError("model", source, "no such file", _GIVE_FP32)
     if not source.is_file():
         raise InputError("model", source, "not a regular file", _GIVE_FP32)
+    refuse_hostile(source)
     try:
         model = onnx.load_model_from_string(source.read_bytes())
         onnx.checker.check_model(model, full_check=True)
@@ -56,6 +58,7 @@ def write_derived(
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_bytes(destination, content)
+    note_made_here(content)
     return len(content), sha256_bytes(content)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import onnx
 
-from colorpress.core.files import atomic_write, sha256_bytes
+from colorpress.core.files import sha256_bytes, write_bytes
+from colorpress.core.locks import scratch_folder
 from export.colorizers import OnnxColorizer
 from export.graph import Published, publish_model
+from export.onnx_probe import refuse_hostile
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
 from export.picture_graph import (
     COLORIZED_NAME,
@@ -44,9 +46,10 @@ def export_colorizer(
     Raises:
         ConfigError: no such source.
         GateError: a pixel differs by more than a grey level; nothing is published.
-        InputError: the source is damaged, or no bare network.
+        InputError: the source is damaged, hostile, or no bare network.
         MachineError: the file cannot be written.
     """
+    refuse_hostile(source)
     predictor = OnnxPredictor(source, field=True, threads=1)
     content = source.read_bytes()
     network = onnx.load_model_from_string(content)
@@ -79,6 +82,7 @@ def write_ort(source: Path, destination: Path) -> Path:
     Raises:
         ConfigError, InputError: as `open_session`.
     """
-    with atomic_write(destination) as temporary:
-        open_session(source, ort_path=temporary)
-    return destination
+    with scratch_folder() as folder:
+        made = folder / "model.ort"
+        open_session(source, ort_path=made)
+        return write_bytes(destination, made.read_bytes())

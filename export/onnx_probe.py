@@ -1,7 +1,8 @@
-"""What is inside an ONNX file, found out in a child process: a crafted file can crash ONNX Runtime (SIGFPE,
-SIGSEGV) or make it allocate without end, and then only the child dies.
+"""What is inside a model file, found out in a child process: a crafted file can crash ONNX Runtime or OpenVINO (SIGFPE,
+SIGSEGV), make them allocate without end or never answer, and then only the child dies.
 
-Run as `python -m export.onnx_probe`, it is that child: JSON on standard input and output.
+Every command has it look at a file before it reads that itself. What a sound file does at a size that nobody tried is
+left to `run_limits`. Run as `python -m export.onnx_probe`, it is that child: JSON on standard input and output.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ import json
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colorpress.core.errors import ColorpressError, InputError, printable
+import numpy as np
+
+from colorpress.core.errors import ColorpressError, InputError, MachineError, is_out_of_memory, printable
+from colorpress.core.files import sha256_bytes
 from colorpress.core.text import align_cells
-from export.colorizers import OnnxColorizer, opset_of
+from export.colorizers import Colorizer, OnnxColorizer, opset_of
 from export.metadata_figures import list_measured
 from export.picture_graph import IMAGE_NAME
-from export.predictors import OnnxPredictor
+from export.predictors import OnnxPredictor, Predictor
+from export.run_limits import BeyondLimitsError
 from export.sessions import check_model_file
 from export.timing import run_worker
 
 if TYPE_CHECKING:
     import onnx
 
+_TOO_MUCH = "needs too much memory; refused"
 _HINT = "give a model written by `colorpress export` or `colorpress quantize`"
+# Of address space, of which OpenVINO alone takes gigabytes that it does not use.
 _MEMORY_BYTES = 4 << 30
 _MEMORY_PER_FILE_BYTE = 8
+_CPU_SECONDS, _CPU_SECONDS_PER_MEGABYTE = 20.0, 0.5
+# Height and width of what is tried: the first has to be answered, the others to do no harm.
+_SIDES = ((8, 8), (37, 53), (256, 320))
 _QUANTIZED_OPS = frozenset({"DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"})
 _INTEGER_OPS = frozenset({"QLinearConv", "ConvInteger"})
 # Operators of layers, and which of their inputs the weights are.
@@ -37,20 +47,63 @@ _WEIGHTED_OPS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "QLinearConv": 3, "Co
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "uint8": "int8"}
 
 
-def refuse_hostile(path: Path) -> None:
-    """Let a child process open a user's .onnx file first, by `inspect_onnx`; other kinds of files cannot do harm.
+# By the SHA-256 of files, and the library that is to run them: what was found to be sound, or made here; and why not.
+_sound: set[tuple[str, str]] = set()
+_hostile: dict[tuple[str, str], BeyondLimitsError] = {}
+
+
+def refuse_hostile(path: Path, *, runtime: str = "") -> None:
+    """Let a child process open and run a model file first, unless it did so before, or this process made the file.
+
+    Checkpoints are read as data, and are not looked at here.
+
+    Args:
+        runtime: the key of `export.runtimes.RUNTIMES` that is to run it; empty: the file's own.
+    Raises:
+        ConfigError, InputError: as `inspect_onnx`.
+    """
+    if path.suffix not in (".onnx", ".xml"):
+        return
+    check_model_file(path)
+    key = _key_of(path, runtime)
+    if key in _hostile:
+        raise _hostile[key]
+    if key not in _sound:
+        try:
+            _ask_child(path, "run", key[1])
+        except BeyondLimitsError as error:
+            _hostile[key] = error
+            raise
+        _sound.add(key)
+
+
+def refused_before(path: Path, *, runtime: str = "") -> str:
+    """Why `refuse_hostile` refused a file for the harm it does, in this process; empty where it did not."""
+    known = _hostile.get(_key_of(path, runtime)) if _hostile else None
+    return known.why if known else ""
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Let a child process parse an .onnx file first, which need not be fit for anything.
 
     Raises:
         ConfigError, InputError: as `inspect_onnx`.
     """
-    if path.suffix == ".onnx":
-        inspect_onnx(path)
+    check_model_file(path)
+    if _key_of(path) not in _sound:
+        _ask_child(path, "parse")
+
+
+def note_made_here(content: bytes) -> None:
+    """Remember an .onnx file as one that this process made."""
+    _sound.add((sha256_bytes(content), ""))
 
 
 def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any]:
     """Check an ONNX file completely and describe it, in a child process with limits on time and memory.
 
-    The child runs the full checker, opens the file in ONNX Runtime, and colorizes a picture of 8x8 pixels.
+    The child runs the full checker, opens the file in ONNX Runtime, and has it answer a picture of 8x8 pixels, and
+    larger ones for which it has but to end.
 
     Returns:
         inputs and outputs (name to shape), opset, producer, metadata, nodes (operator to count), layers (name,
@@ -61,44 +114,99 @@ def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any
         InputError: damaged, hostile, of another task, in several files, or beyond the limits.
     """
     check_model_file(path)
-    job = {"path": str(path.resolve())}
+    return _ask_child(path, "run", timeout_seconds=timeout_seconds)
+
+
+def _key_of(path: Path, runtime: str = "") -> tuple[str, str]:
+    """The SHA-256 of a file, and of OpenVINO's weights beside it, and the library that is to run it."""
+    library = "openvino" if path.suffix == ".xml" or runtime == "openvino" else ""
+    beside = path.with_suffix(".bin")
+    parts = [path, beside] if path.suffix == ".xml" and beside.is_file() else [path]
+    return "".join(sha256_bytes(part.read_bytes()) for part in parts), library
+
+
+def _ask_child(path: Path, task: str, library: str = "", *, timeout_seconds: float = 120.0) -> dict[str, Any]:
+    job = {"path": str(path.resolve()), "task": task, "library": library}
     answer = run_worker(job, threads=1, timeout_s=timeout_seconds, module=sys.modules[__name__])
     status = answer.pop("status")
     if status == "ok":
         return answer
-    why = answer["error"]
-    if status == "timeout":
-        why = f"took more than {timeout_seconds:g} s to open; refused"
+    why, does_harm = answer["error"], status != "error" or answer.get("beyond_limits", False)
+    if (status != "error" or why == _TOO_MUCH or "without an answer" in why) and _is_short_of_memory(path, library):
+        hint = "raise the limit of memory that this process was started with (`ulimit -v`)"
+        raise MachineError("model", path, "not enough memory to open it", hint)
+    if status in ("timeout", "crashed(SIGXCPU)"):
+        limit = timeout_seconds if status == "timeout" else _cpu_seconds(path)
+        why = f"took more than {limit:g} s to open and run; refused"
     elif status.startswith("crashed"):
-        why = f"crashes ONNX Runtime {status.removeprefix('crashed')}; refused"
-    raise InputError("model", path, why, _HINT)
+        name = "OpenVINO" if library else "ONNX Runtime"
+        why = f"crashes {name} {status.removeprefix('crashed')}; refused"
+    elif "bad_alloc" in why or "MemoryError" in why:
+        why, does_harm = _TOO_MUCH, True
+    raise (BeyondLimitsError if does_harm else InputError)("model", path, why, _HINT)
+
+
+def _memory_bytes(path: Path, library: str) -> int:
+    return (_MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * path.stat().st_size) * (4 if library else 1)
+
+
+def _is_short_of_memory(path: Path, library: str) -> bool:
+    """Whether this process, and so its child, was allowed less memory than a sound model may need."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return allowed != resource.RLIM_INFINITY and allowed < _memory_bytes(path, library)
+
+
+def _cpu_seconds(path: Path) -> int:
+    return round(_CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * path.stat().st_size / 1e6)
 
 
 def main() -> None:
-    """Inspect the file that a job names in this process, which puts limits on itself first; prints the answer."""
-    path = Path(json.load(sys.stdin)["path"])
-    memory = _MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * path.stat().st_size
-    limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: 60, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    """Do the job that standard input names in this process, which puts limits on itself first; prints the answer."""
+    job = json.load(sys.stdin)
+    path = Path(job["path"])
+    memory, cpu = _memory_bytes(path, job["library"]), _cpu_seconds(path)
+    limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     for limit, value in limits.items():
+        _, most = resource.getrlimit(limit)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(limit, (value, value))
     try:
-        answer = {"status": "ok", **_inspect(path)}
+        answer = {"status": "ok", **_do(job["task"], path, job["library"])}
     except Exception as error:
-        answer = {"status": "error", "error": _describe_failure(error)}
+        beyond = isinstance(error, BeyondLimitsError) or is_out_of_memory(error)
+        answer = {"status": "error", "error": _describe_failure(error), "beyond_limits": beyond}
     print(json.dumps(answer))
 
 
+def _do(task: str, path: Path, library: str) -> dict[str, Any]:
+    import onnx
+
+    if task == "parse":
+        onnx.load(str(path), load_external_data=False)
+        return {}
+    found = {} if path.suffix == ".xml" else _inspect(path)
+    if library:
+        from export.predictors import OpenVinoPredictor
+
+        if IMAGE_NAME not in found.get("inputs", {}):
+            _try_network(OpenVinoPredictor(path, threads=1), path)
+        else:
+            from export.colorizers import OpenVinoColorizer
+
+            _try_pictures(OpenVinoColorizer(path, path.read_bytes(), threads=1), path)
+    return found
+
+
 def _describe_failure(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return _TOO_MUCH
     if isinstance(error, ColorpressError):
         return error.why
-    if isinstance(error, MemoryError):
-        return "needs too much memory; refused"
     lines = str(error).strip().splitlines()  # onnx and protobuf raise many kinds for damaged files
     return f"is no valid ONNX model ({lines[0][:200] if lines else type(error).__name__})"
 
 
 def _inspect(path: Path) -> dict[str, Any]:
-    import numpy as np
     import onnx
 
     content = path.read_bytes()
@@ -110,17 +218,51 @@ def _inspect(path: Path) -> dict[str, Any]:
     onnx.checker.check_model(content, full_check=True)
     # One thread: a pool's stacks count against the memory limit.
     if any(value.name == IMAGE_NAME for value in model.graph.input):
-        pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-        shape: tuple[int, ...] = OnnxColorizer(path, threads=1)(pixels).shape
-        expected: tuple[int, ...] = (8, 8, 3)
+        _try_pictures(OnnxColorizer(path, threads=1), path)
     else:
-        answer = OnnxPredictor(path, threads=1)(np.linspace(0.0, 1.0, 64, dtype=np.float32).reshape(1, 1, 8, 8))
+        _try_network(OnnxPredictor(path, threads=1), path)
+    return describe_graph(model)
+
+
+def _try_network(predictor: Predictor, path: Path) -> None:
+    """Have a network answer pictures of several sizes.
+
+    Raises:
+        InputError: it cannot at the first size, or took all memory at another.
+    """
+
+    def answer(height: int, width: int) -> tuple[int, ...]:
+        lightness = np.linspace(0.0, 1.0, height * width, dtype=np.float32).reshape(1, 1, height, width)
+        answer = predictor(lightness)
         if not np.isfinite(answer).all():
             raise InputError("model", path, "answers NaN or infinity instead of colours", _HINT)
-        shape, expected = answer.shape, (1, 2, 8, 8)
-    if shape != expected:
+        return answer.shape
+
+    _try_sizes(answer, lambda height, width: (1, 2, height, width), path)
+
+
+def _try_pictures(colorizer: Colorizer, path: Path) -> None:
+    """As `_try_network`, of a picture graph."""
+
+    def answer(height: int, width: int) -> tuple[int, ...]:
+        pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
+        return colorizer(pixels).shape
+
+    _try_sizes(answer, lambda height, width: (height, width, 3), path)
+
+
+def _try_sizes(
+    answer: Callable[[int, int], tuple[int, ...]], expected: Callable[[int, int], tuple[int, ...]], path: Path
+) -> None:
+    first, *others = _SIDES
+    if (shape := answer(*first)) != expected(*first):
         raise InputError("model", path, f"answers {shape} to a picture of 8x8 pixels", _HINT)
-    return describe_graph(model)
+    for sides in others:
+        try:
+            answer(*sides)
+        except Exception as error:  # some networks take multiples of 8 alone: what they say of it comes in its time
+            if isinstance(error, BeyondLimitsError) or is_out_of_memory(error):
+                raise
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

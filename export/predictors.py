@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import InputError, MachineError
+from colorpress.core.text import is_utf8
+from export.run_limits import LimitedRun
 from export.sessions import GIVE_A_MODEL, Signature, call_library, check_model_file, open_session, signature_of
 
 Floats = npt.NDArray[np.float32]
@@ -163,10 +166,19 @@ class OpenVinoPredictor(TimedPredictor):
         return answer
 
     def _infer(self, lightness: Floats) -> Any:
-        return self._request_for(lightness.shape).infer({0: lightness}, share_inputs=True)[0]
+        request = self._request_for(lightness.shape)
+        with LimitedRun(self.path, lightness.size, request.cancel):
+            return request.infer({0: lightness}, share_inputs=True)[0]
+
+    def _read(self) -> Any:
+        if is_utf8(self.path):
+            return self._core.read_model(self.path)
+        beside = self.path.with_suffix(".bin")  # of an .xml file
+        weights = {"weights": beside.read_bytes()} if beside.is_file() else {}
+        return self._core.read_model(self.path.read_bytes(), **weights)
 
     def _read_signature(self) -> list[Signature]:
-        model = self._core.read_model(self.path)
+        model = self._read()
         return [
             [(each.any_name, f"tensor({each.element_type.to_string().replace('f32', 'float')})",
               each.partial_shape.rank.get_length(), [each.partial_shape[1].get_length()])]
@@ -180,9 +192,10 @@ class OpenVinoPredictor(TimedPredictor):
         return {"f32": "fp32", "f16": "fp16"}.get(name, name)
 
     def _make_request(self, shape: tuple[int, ...]) -> Any:
-        model = self._core.read_model(self.path)
-        model.reshape(list(shape))
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        with LimitedRun(self.path, prod(shape)):
+            model = self._read()
+            model.reshape(list(shape))
+            return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 def import_openvino() -> Any:

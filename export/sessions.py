@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from colorpress.core.cores import usable_cores
-from colorpress.core.errors import ConfigError, InputError, MachineError
+from colorpress.core.errors import ColorpressError, ConfigError, InputError, MachineError
 from colorpress.core.files import find_impostor
+from colorpress.core.text import is_utf8
+from export.run_limits import BYTES_OF_ONE_VALUE, LimitedRun
 
 GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 # For each input or output: its name, type, rank and channels.
@@ -52,8 +55,8 @@ def open_session(
     threads: int | None = 0,
     profile_prefix: Path | None = None,
     ort_path: Path | None = None,
-) -> Any:
-    """An `onnxruntime.InferenceSession` with explicit threads and one device.
+) -> ModelSession:
+    """A `ModelSession` with explicit threads and one device.
 
     Args:
         path: the .onnx file; it names the model in errors where its `content` is given.
@@ -97,11 +100,44 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.save_model_format", "ORT")
         options.optimized_model_filepath = str(ort_path)
+    if content is None and not is_utf8(path):
+        content = path.read_bytes()
     model = str(path) if content is None else content
-    session = call_library(path, lambda: ort.InferenceSession(model, options, providers=providers))
+    size = path.stat().st_size if content is None else len(content)
+    with LimitedRun(path, size // BYTES_OF_ONE_VALUE, partial(options.set_load_cancellation_flag, True)):
+        session = call_library(path, lambda: ort.InferenceSession(model, options, providers=providers))
     if session.get_providers()[0] != wanted.name:
         raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", wanted.hint)
-    return session
+    return ModelSession(path, session)
+
+
+class ModelSession:
+    """An `onnxruntime.InferenceSession` each of whose runs has limits, and ends by a signal; else it is the same.
+
+    Args:
+        path: what errors call the model.
+    """
+
+    def __init__(self, path: Path, session: Any) -> None:
+        self._path, self._session = path, session
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        """The values of outputs (None: of all), from arrays by the names of inputs.
+
+        Raises:
+            InputError: it took more time or memory than a sound model.
+            Interrupted: a signal arrived meanwhile.
+        """
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        values = sum(each.size for each in feeds.values())
+        with LimitedRun(self._path, values, partial(setattr, options, "terminate", True)):
+            answers: list[Any] = self._session.run(names, feeds, options)
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def signature_of(session: Any) -> tuple[Signature, Signature]:
@@ -136,6 +172,8 @@ def call_library(path: Path, call: Callable[..., Answer], *arguments: Any) -> An
     """What `call` answers of the model at `path`; whatever it raises becomes an InputError of one line."""
     try:
         return call(*arguments)
+    except ColorpressError:
+        raise  # known already
     except Exception as error:  # the errors of ONNX Runtime share no base class, nor do OpenVINO's
         # Without its codes, and the path, which the error names already.
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", str(error).strip())

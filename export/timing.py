@@ -24,7 +24,6 @@ from colorpress.core.config import ArchConfig
 from colorpress.core.cores import given_environment, usable_cores
 from colorpress.core.errors import GateError, MachineError
 from export import latency_worker
-from training.foreign_source import absolute_spec
 
 _ROOT = Path(__file__).resolve().parent.parent
 _QUICK_WARMUP, _QUICK_RUNS, _QUICK_SECONDS = 10, 50, 0.3
@@ -154,6 +153,8 @@ def make_job(
     """What `latency_worker` is told: a model file, what runs it where, and how often it is called."""
     arch = arch or ArchConfig()
     if arch.arch:  # the worker runs in another folder
+        from training.foreign_source import absolute_spec  # which imports torch
+
         arch = replace(arch, arch=absolute_spec(arch.arch))
     calls = {"seed": seed, "warmup": warmup, "runs": runs, "min_seconds": min_seconds}
     target = {"path": str(path.resolve()), "arch": asdict(arch), "runtime": runtime, "device": device}

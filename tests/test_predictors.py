@@ -73,7 +73,7 @@ def test_inspection_of_a_picture_graph_of_packed_weights_in_words(models, tmp_pa
     assert found["inputs"] == {"image": ["N", "H", "W", "C"], "work_size": [], "saturation": []}
     assert not found["quantized"] and {"int8", "fp32"} == {layer["stored"] for layer in found["layers"]}
     assert {layer["computed"] for layer in found["layers"]} == {"fp32"}
-    assert found["nodes"]["Loop"] == 2 and found["nodes"]["If"] == 1 and found["nodes"]["QuantizeLinear"] == 1
+    assert found["nodes"]["Loop"] == 4 and found["nodes"]["If"] == 1 and found["nodes"]["QuantizeLinear"] == 1
     text = format_inspection(made.path, found)
     for line in ("reads   image (N, H, W, C)", "retained_colour: 0.9876", "precision: w8", "2 Loop"):
         assert line in text

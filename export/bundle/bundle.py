@@ -27,6 +27,7 @@ from colorpress.core.text import format_bytes
 from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
 from export.colorizers import OnnxColorizer, opset_of
 from export.metadata_figures import MEASURED, NOT_MEASURED
+from export.onnx_probe import refuse_hostile
 from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 
@@ -82,8 +83,7 @@ def write_bundle(
     """Write a folder that holds all that is needed to use a picture graph, and checksums of it.
 
     Args:
-        model: the picture graph, `image` uint8 (N, H, W, 1 or 3) to `colorized` uint8 (N, H, W, 3). A file of one's
-            own: it is opened and run in this process.
+        model: the picture graph, `image` uint8 (N, H, W, 1 or 3) to `colorized` uint8 (N, H, W, 3).
         bare: the network in it alone, L to ab, shipped as well; None: it is not.
         destination: the folder; it appears complete or not at all.
         web: a page that runs the model in a browser, with its runtime, in web/.
@@ -94,12 +94,14 @@ def write_bundle(
     Raises:
         ConfigError: no such model, or `destination` is a file, or a folder that holds something; with `force`, that
             holds anything but a bundle.
-        InputError: the model is no picture graph, or `bare` no network.
+        InputError: the model is hostile or no picture graph, or `bare` no network.
         MachineError: the runtime of the page cannot be had, or the folder cannot be written.
     """
+    refuse_hostile(model)
     graph = read_picture_graph(model)
     contents = {MODEL_NAME: graph.content, "colorize.py": (_TEMPLATES / "colorize.py").read_bytes()}
     if bare is not None:
+        refuse_hostile(bare)
         OnnxPredictor(bare, threads=1)  # refuses what is no network
         contents[BARE_NAME] = bare.read_bytes()
     folder = Path(os.path.realpath(destination))

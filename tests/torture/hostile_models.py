@@ -1,0 +1,404 @@
+"""Crafted models through every command that opens one: none may crash, hang, fill the memory or get past a signal.
+
+    python -m tests.torture.hostile_models [--only loop-elsewhere] [--command colorize]
+
+Each ends with a message and an exit code of `colorpress.core.errors` (0 where a command never runs the model, or makes
+a row of its failure), within the time and memory of `_MOST_SECONDS` and `_MOST_BYTES`. The last line is the sum, and
+the exit code 1 where anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+# Beyond what the same command takes with an innocent model.
+_MOST_SECONDS = 30.0
+_MOST_BYTES = 6 << 30
+_MOST_SECONDS_AFTER_SIGNAL = 5.0
+_ENDLESS = 1 << 62
+_PHOTOS = 12
+_VARIANT = "best"
+
+
+def _constant(name: str, value: Any) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(value), name)
+
+
+def _model(nodes: Sequence[onnx.NodeProto], *constants: onnx.TensorProto) -> onnx.ModelProto:
+    """A bare network, L to ab: a convolution of which `nodes` make `factor`, a number that its answer is scaled by."""
+    before = [
+        helper.make_node("Conv", ["L", "weight"], ["colours"]),
+        helper.make_node("Shape", ["L"], ["side"], start=3, end=4),
+        helper.make_node("Squeeze", ["side"], ["width"]),
+        helper.make_node("Equal", ["width", "usual"], ["is_usual"]),
+    ]
+    after = [helper.make_node("Mul", ["colours", "factor"], ["ab"])]
+    inputs = [helper.make_tensor_value_info("L", TensorProto.FLOAT, ["N", 1, "H", "W"])]
+    outputs = [helper.make_tensor_value_info("ab", TensorProto.FLOAT, ["N", 2, "H", "W"])]
+    usual = [_constant("weight", np.full((2, 1, 1, 1), 0.3, np.float32)), _constant("usual", np.int64(8))]
+    graph = helper.make_graph([*before, *nodes, *after], "network", inputs, outputs, [*usual, *constants])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {"precision": "fp32", "task": "colorize"})
+    return model
+
+
+def _body(*nodes: onnx.NodeProto) -> onnx.GraphProto:
+    """What a Loop repeats: x to y, for ever."""
+    given = [("i", TensorProto.INT64), ("on", TensorProto.BOOL), ("x", TensorProto.FLOAT)]
+    left = [("go_on", TensorProto.BOOL), ("y", TensorProto.FLOAT)]
+    inputs, outputs = ([helper.make_tensor_value_info(*each, []) for each in values] for values in (given, left))
+    return helper.make_graph([helper.make_node("Identity", ["on"], ["go_on"]), *nodes], "body", inputs, outputs)
+
+
+def _loop(trips: str) -> list[onnx.NodeProto]:
+    body = _body(helper.make_node("Mul", ["x", "x"], ["y"]))
+    return [helper.make_node("Loop", [trips, "true", "one"], ["factor"], body=body)]
+
+
+def _elsewhere(name: str, usual: str, other: str) -> onnx.NodeProto:
+    """`usual` where the picture is 8 pixels wide, else `other`."""
+    return helper.make_node("Where", ["is_usual", usual, other], [name])
+
+
+_ONE, _TRUE = _constant("one", np.float32(1.0)), _constant("true", True)
+_COUNTS = (_constant("once", np.int64(1)), _constant("endless", np.int64(_ENDLESS)))
+
+
+def _fill(shape: str) -> list[onnx.NodeProto]:
+    """The largest of as many values as `shape` says, which all have to be there at once."""
+    return [
+        helper.make_node("Expand", ["one", shape], ["many"]),
+        helper.make_node("Sqrt", ["many"], ["roots"]),
+        helper.make_node("ReduceMax", ["roots"], ["factor"], keepdims=0),
+    ]
+
+
+def loop_always() -> onnx.ModelProto:
+    return _model(_loop("endless"), _ONE, _TRUE, *_COUNTS)
+
+
+def loop_elsewhere() -> onnx.ModelProto:
+    """It never ends but at the size that a check may try."""
+    return _model([_elsewhere("trips", "once", "endless"), *_loop("trips")], _ONE, _TRUE, *_COUNTS)
+
+
+def loop_on_photographs() -> onnx.ModelProto:
+    """It never ends at one size alone, that of the photographs here."""
+    photo = _constant("photo", np.int64(_WIDTH))
+    nodes = [
+        helper.make_node("Equal", ["width", "photo"], ["is_photo"]),
+        helper.make_node("Where", ["is_photo", "endless", "once"], ["trips"]),
+    ]
+    return _model([*nodes, *_loop("trips")], _ONE, _TRUE, photo, *_COUNTS)
+
+
+def loop_in_loops() -> onnx.ModelProto:
+    """Each of three loops ends after a while, together they do not."""
+    body = _body(helper.make_node("Mul", ["x", "x"], ["y"]))
+    for depth in range(2):
+        inner = helper.make_node("Loop", ["long", "true", "x"], ["y"], body=body)
+        body = _body(inner)
+        for value in (*body.input, *body.output):
+            value.name += f".{depth}"
+        for node in body.node:
+            node.input[:] = [f"{each}.{depth}" if each in ("x", "on") else each for each in node.input]
+            node.output[:] = [f"{each}.{depth}" for each in node.output]
+    nodes = [helper.make_node("Loop", ["long", "true", "one"], ["factor"], body=body)]
+    return _model(nodes, _ONE, _TRUE, _constant("long", np.int64(100_000)))
+
+
+def memory_always() -> onnx.ModelProto:
+    return _model(_fill("shape"), _ONE, _constant("shape", np.array([1 << 17, 1 << 17], np.int64)))
+
+
+def memory_elsewhere() -> onnx.ModelProto:
+    shapes = [
+        _constant("small", np.array([1, 1], np.int64)),
+        _constant("large", np.array([1 << 16, 1 << 17], np.int64)),
+    ]
+    return _model([_elsewhere("shape", "small", "large"), *_fill("shape")], _ONE, *shapes)
+
+
+def memory_on_photographs() -> onnx.ModelProto:
+    shapes = [
+        _constant("small", np.array([1, 1], np.int64)),
+        _constant("large", np.array([1 << 16, 1 << 17], np.int64)),
+    ]
+    photo = _constant("photo", np.int64(_WIDTH))
+    nodes = [
+        helper.make_node("Equal", ["width", "photo"], ["is_photo"]),
+        helper.make_node("Where", ["is_photo", "large", "small"], ["shape"]),
+    ]
+    return _model([*nodes, *_fill("shape")], _ONE, photo, *shapes)
+
+
+def constant_of_gigabytes() -> onnx.ModelProto:
+    """What can be computed while the file is opened, before anything is run."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["many"], value=_constant("value", np.ones(1, np.float32))),
+        helper.make_node("ReduceMax", ["many"], ["factor"], keepdims=0),
+    ]
+    return _model(nodes, _constant("shape", np.array([1 << 20, 1 << 17], np.int64)))
+
+
+def long_product() -> onnx.ModelProto:
+    """One operator that takes minutes, and looks at nothing meanwhile."""
+    nodes = [
+        _elsewhere("shape", "small", "large"),
+        helper.make_node("Expand", ["one", "shape"], ["many"]),
+        helper.make_node("MatMul", ["many", "many"], ["product"]),
+        helper.make_node("ReduceMin", ["product"], ["least"], keepdims=0),
+        helper.make_node("Min", ["least", "one"], ["factor"]),
+    ]
+    shapes = [_constant("small", np.array([1, 1], np.int64)), _constant("large", np.array([14_000, 14_000], np.int64))]
+    return _model(nodes, _ONE, *shapes)
+
+
+def crash_always() -> onnx.ModelProto:
+    return _model(_divide("zero"), _constant("zero", np.int64(0)))
+
+
+def crash_elsewhere() -> onnx.ModelProto:
+    """Whole numbers divided by zero, SIGFPE, at all sizes but one."""
+    numbers = [_constant("zero", np.int64(0)), _constant("once", np.int64(1))]
+    return _model([_elsewhere("by", "once", "zero"), *_divide("by")], *numbers)
+
+
+def _divide(by: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Div", ["width", by], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Tanh", ["number"], ["factor"]),
+    ]
+
+
+def deep_branches() -> onnx.ModelProto:
+    """Branches in branches, deeper than a parser's stack."""
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["one"], ["value"])], "branch", [],
+        [helper.make_tensor_value_info("value", TensorProto.FLOAT, [])],
+    )  # fmt: skip
+    for depth in range(40):
+        node = helper.make_node("If", ["true"], [f"value{depth}"], then_branch=branch, else_branch=branch)
+        if depth > 10:  # twice the one below it: only one of them from here on, or the file would be gigabytes
+            del node.attribute[1].g.node[:]
+        branch = helper.make_graph(
+            [node], "branch", [], [helper.make_tensor_value_info(f"value{depth}", TensorProto.FLOAT, [])]
+        )
+    node = helper.make_node("If", ["true"], ["factor"], then_branch=branch, else_branch=branch)
+    return _model([node], _ONE, _TRUE)
+
+
+def names_of_markup() -> onnx.ModelProto:
+    """It does no harm when it runs: its names, which reach a card, a page and a terminal, are made to."""
+    text = "x` | <script>alert(1)</script>\n\n# [a](javascript:alert(1))\x1b[31m\u202e"
+    model = _model([helper.make_node("Identity", ["one"], ["factor"], name=text)], _ONE)
+    model.producer_name = text
+    helper.set_model_props(model, {"precision": "fp32", text: text})
+    return model
+
+
+HOSTILE: tuple[Callable[[], onnx.ModelProto], ...] = (
+    loop_always, loop_elsewhere, loop_on_photographs, loop_in_loops, memory_always, memory_elsewhere,
+    memory_on_photographs, constant_of_gigabytes, long_product, crash_always, crash_elsewhere, deep_branches,
+    names_of_markup,
+)  # fmt: skip
+_WIDTH, _HEIGHT = 96, 64
+
+
+def innocent() -> onnx.ModelProto:
+    return _model([helper.make_node("Identity", ["one"], ["factor"])], _ONE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        seconds: until it ended, or was killed.
+        peak_bytes: of it and all its children together.
+        wrong: what is wrong about it; empty where nothing is.
+    """
+
+    exit_code: int
+    seconds: float
+    peak_bytes: int
+    said: str
+    wrong: str = ""
+
+
+def run(arguments: Sequence[str], *, signal_after: float | None = None) -> Outcome:
+    """Run a command of colorpress, and judge how it ended.
+
+    Args:
+        signal_after: seconds after which it is sent SIGTERM.
+    """
+    command = [sys.executable, "-m", "colorpress", *arguments]
+    with tempfile.TemporaryFile() as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+        started, peak = time.monotonic(), 0
+        signalled = None
+        while process.poll() is None:
+            peak = max(peak, _resident_bytes(process.pid))
+            passed = time.monotonic() - started
+            if signal_after is not None and signalled is None and passed > signal_after:
+                process.send_signal(signal.SIGTERM)
+                signalled = passed
+            if passed > 240 or peak > 2 * _MOST_BYTES:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        seconds = time.monotonic() - started - (signalled or 0.0)
+        stream.seek(0)
+        said = stream.read().decode("utf-8", "replace")
+    code, wrong = process.returncode, ""
+    allowed = (143,) if signalled is not None else (0, 2, 3, 4, 5)
+    if code not in allowed:
+        wrong = f"exit {code}"
+    elif "Traceback" in said or "internal:" in said:
+        wrong = "traceback or internal"
+    elif "\x1b[31m" in said or "\u202e" in said:
+        wrong = "control characters reach the terminal"
+    elif peak > _MOST_BYTES:
+        wrong = f"{peak / 1e9:.1f} GB"
+    elif seconds > _MOST_SECONDS_AFTER_SIGNAL and signalled is not None:
+        wrong = f"{seconds:.0f} s after the signal"
+    return Outcome(code, seconds, peak, said, wrong)
+
+
+def _resident_bytes(number: int) -> int:
+    total = 0
+    try:
+        process = psutil.Process(number)
+        for each in (process, *process.children(recursive=True)):
+            try:
+                total += each.memory_info().rss
+            except psutil.Error:
+                continue
+    except psutil.Error:
+        pass
+    return total
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder with photographs and a run folder whose best.pt is real."""
+    with tempfile.TemporaryDirectory(prefix="hostile-models-") as name:
+        folder = Path(name)
+        (folder / "photos").mkdir()
+        generator = np.random.default_rng(0)
+        for number in range(_PHOTOS):
+            small = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+            picture = Image.fromarray(small).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+            picture.save(folder / "photos" / f"{number}.png")
+        _make_run(folder / "run")
+        yield folder
+
+
+def _make_run(run_folder: Path) -> None:
+    import torch
+
+    from colorpress.core.config import ExportConfig
+    from export.graph import export_onnx
+    from training.checkpoint import Checkpoint, save_checkpoint
+    from training.unet import UNet, UNetPlan
+
+    torch.manual_seed(0)
+    plan = UNetPlan(((4, 4), (8, 8)), ((4, 4),))
+    checkpoint = Checkpoint(plan, UNet(plan).state_dict())
+    save_checkpoint(run_folder / "best.pt", checkpoint)
+    export_onnx(checkpoint, run_folder / _VARIANT / "model.onnx", ExportConfig())
+
+
+def list_commands(folder: Path, model: Path, work: Path) -> dict[str, list[str]]:
+    """The commands that open a model file, as one of them is given `model`; all write into `work`."""
+    data, output = ["--data", str(folder / "photos")], ["-o", str(work / "out")]
+    copy = work / "run"
+    shutil.copytree(folder / "run", copy)
+    shutil.copy(model, copy / _VARIANT / "model.onnx")
+    inside = ["-o", str(copy), "-q"]
+    quick = ["--rounds", "1", "--runs", "3", "--warmup", "1", "--min-seconds", "0.01", "--no-roof"]
+    return {
+        "inspect": ["inspect", str(model)],
+        "colorize": ["colorize", str(folder / "photos" / "0.png"), "-m", str(model), "-o", str(work / "coloured")],
+        "colorize folder": ["colorize", str(folder / "photos"), "-m", str(model), "-o", str(work / "all")],
+        "colorize openvino": [
+            "colorize", str(folder / "photos" / "1.png"), "-m", str(model), "-o", str(work / "ov"),
+            "--runtime", "openvino",
+        ],
+        "benchmark": ["benchmark", str(folder / "run" / "best.pt"), str(model), *data, *output, *quick],
+        "quantize": ["quantize", "-c", str(model), *data, *output],
+        "pack": ["pack", "-c", str(model), *output],
+        "deploy": ["deploy", *data, *inside],
+        "verify": ["verify", *data, *inside],
+        "bundle": ["bundle", "--variant", _VARIANT, "--no-web", "--to", str(work / "bundle"), *data, *inside],
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one model, such as loop-elsewhere")
+    parser.add_argument("--command", help="one command, such as benchmark")
+    parser.add_argument("--verbose", action="store_true", help="show what every command said last")
+    options = parser.parse_args()
+    chosen = [each for each in HOSTILE if options.only in (None, each.__name__.replace("_", "-"))]
+    usual: dict[str, float] = {}
+    wrong, slowest, largest, count = 0, 0.0, 0, 0
+    with _folder() as folder:
+        for make in (innocent, *chosen):
+            model = folder / f"{make.__name__}.onnx"
+            onnx.save(make(), model)
+            with tempfile.TemporaryDirectory(prefix="hostile-work-", dir=folder) as name:
+                commands = list_commands(folder, model, Path(name))
+                for title, arguments in commands.items():
+                    if options.command not in (None, title):
+                        continue
+                    found = run(arguments)
+                    usual.setdefault(title, found.seconds)
+                    beyond = found.seconds - usual[title]
+                    bad = found.wrong or (f"hung {beyond:.0f} s" if beyond > _MOST_SECONDS else "")
+                    last = " ".join(line for line in found.said.splitlines()[-2:-1]) if options.verbose or bad else ""
+                    figures = f"exit {found.exit_code:4} {found.seconds:6.1f} s {found.peak_bytes / 1e6:6.0f} MB"
+                    print(f"{make.__name__:22} {title:18} {figures}  {bad and 'WRONG: ' + bad} {last!r}", flush=True)
+                    if make is not innocent:
+                        wrong, count = wrong + bool(bad), count + 1
+                        slowest, largest = max(slowest, beyond), max(largest, found.peak_bytes)
+        if options.command in (None, "signal"):
+            wrong += _send_signals(folder)
+    print(f"{count} commands on {len(chosen)} hostile models: {wrong} wrong")
+    print(f"the slowest took {slowest:.1f} s more than with the innocent model, the largest {largest / 1e9:.2f} GB")
+    return 1 if wrong else 0
+
+
+def _send_signals(folder: Path) -> int:
+    """SIGTERM while a model that never ends is running on a photograph; how many did not obey."""
+    wrong = 0
+    model = folder / "signal.onnx"
+    onnx.save(loop_on_photographs(), model)
+    for photos in (folder / "photos" / "0.png", folder / "photos"):
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            found = run(["colorize", str(photos), "-m", str(model), "-o", f"{work}/out"], signal_after=8.0)
+        print(f"SIGTERM, colorize {photos.name}: exit {found.exit_code} after {found.seconds:.1f} s {found.wrong}")
+        wrong += bool(found.wrong)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

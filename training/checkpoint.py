@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from colorpress.core.files import sha256_bytes, write_bytes
 from colorpress.core.reading import is_plain, read_file
 from training.adoption import read_foreign, require_fit
 from training.cie import AB_SCALE
-from training.foreign import ForeignArchitecture, adapt_network, warn_of_assumed
+from training.foreign import ForeignArchitecture, adapt_network
 from training.history import MOST_EPOCHS
 from training.input_sizes import find_fault
 from training.network import Architecture, ColorNetwork, GraphArchitecture
@@ -83,9 +84,10 @@ class Checkpoint:
             why = f"holds the network {self.architecture.source}, and no code is run that you do not name"
             hint = f"name the file: {self.architecture.as_arguments()}"
             raise ConfigError("checkpoint", self.path, why, hint)
+        conventions = self.architecture.conventions
         network = adapt_network(self.arch, self.architecture)
-        if self.converted:
-            warn_of_assumed(self.architecture, self.arch)
+        if self.converted and self.arch.left_open:
+            _warn_of_assumed(self.path, f"{self.architecture.source} is taken for one that {conventions.describe()}")
         if network.architecture.source_sha256 != self.architecture.source_sha256:
             warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
         resize_layers_(network, self.state_dict)
@@ -94,6 +96,12 @@ class Checkpoint:
         if why := find_fault(network.asked, network.architecture.sizes):
             raise unusable_checkpoint(self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
+
+
+@cache
+def _warn_of_assumed(path: Path | None, taken: str) -> None:
+    """Once for each file, which is opened several times in a command."""
+    warn(f"{taken}: not all of that is given, and `colorpress adopt` tries on photographs what fits")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:

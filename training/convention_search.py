@@ -53,6 +53,12 @@ class Squares:
         """L1 (ab/128) of the grey answer to each."""
         return _l1(torch.zeros_like(self.ab), self.ab)
 
+    @cached_property
+    def blind_l1(self) -> Floats:
+        """The same of the one colour for all that is nearest to the truth: what an answer is that sees nothing."""
+        colour = self.ab.transpose(0, 1).flatten(1).median(1).values.view(1, 2, 1, 1)
+        return _l1(colour.expand_as(self.ab), self.ab)
+
     def first(self, count: int) -> Squares:
         """The first so many."""
         return Squares(self.lightness[:count], self.ab[:count])
@@ -63,7 +69,7 @@ class Trial:
     """What a network answers to photographs when it is asked by some conventions.
 
     Attributes:
-        l1, grey_l1: L1 (ab/128) of its answer to each photograph, and of the grey one.
+        l1, grey_l1, blind_l1: L1 (ab/128) of its answer to each photograph, of grey and of one colour for all.
         tuned_l1: as `l1`, of all its colours halved or quartered where that is nearer to the truth.
         chroma_share: mean chroma over that of the truth.
         misfit: how far the size of its numbers is from what they are said to be; compared within a `family`.
@@ -73,6 +79,7 @@ class Trial:
     conventions: Conventions
     l1: Floats
     grey_l1: Floats
+    blind_l1: Floats
     tuned_l1: Floats
     chroma_share: float
     misfit: float
@@ -102,8 +109,8 @@ class Trial:
 
     @property
     def beats_grey(self) -> bool:
-        """Whether its colours are clearly nearer to the truth than none, at some strength."""
-        return _is_clearly_below(self.tuned_l1, self.grey_l1, self.grey_l1)
+        """Whether its colours are clearly nearer to the truth than grey and any other tint, at some strength."""
+        return all(_is_clearly_below(self.tuned_l1, each, self.grey_l1) for each in (self.grey_l1, self.blind_l1))
 
     def beats(self, other: Trial) -> bool:
         """Whether its colours are clearly nearer to the truth than another's."""
@@ -187,11 +194,11 @@ def _cut_middle(rgb: Tensor, size: tuple[int, int]) -> Tensor:
 def find_conventions(network: AdaptedNetwork, given: Mapping[str, Any], squares: Squares) -> Finding:
     """Try all conventions that `given` leaves open, and say which fit.
 
-    They fit clearly where the colours are nearer to the truth than grey, and than by any other conventions, with a
-    confidence of 95 % (paired bootstrap over photographs) and by 1 % of grey's L1 at least. Where answers hardly
-    differ, as to L* and to the grey photograph, the plainer one is taken unless the other is better beyond noise. How
-    vivid colours are decides nothing: L1 prefers pale ones, so all are also tried at a half and a quarter of their
-    chroma; and of scales alone that is taken whose chroma is nearest to the truth's.
+    They fit clearly where the colours are nearer to the truth than grey, than one tint for all, and than by any other
+    conventions, with a confidence of 95 % (paired bootstrap over photographs) and by 1 % of grey's L1 at least. Where
+    answers hardly differ, as to L* and to the grey photograph, the plainer one is taken unless the other is better
+    beyond noise. How vivid colours are decides nothing: L1 prefers pale ones, so all are also tried at a half and a
+    quarter of their chroma; and of scales alone that is taken whose chroma is nearest to the truth's.
 
     Args:
         network: with the conventions that are assumed where nothing fits clearly.
@@ -216,7 +223,7 @@ def _judge(
     best = ordered[0]
     if not best.beats_grey:
         nearest = f"the nearest, one that {best.conventions.describe()}, has an {_percent(best.above_grey_pct)} grey's"
-        why = f"it is not clearly better than grey by any of {len(tried)} conventions: {nearest}"
+        why = f"it is not clearly better than grey, or than a tint, by any of {len(tried)} conventions: {nearest}"
         return Finding(tuple(ordered), assumed, why)
     if other := next((each for each in may_be if not best.is_like(each)), None):
         why = f"nothing tells one that {best.conventions.describe()} from one that {other.conventions.describe()}"
@@ -283,6 +290,7 @@ def _try(known: Conventions, answers: Tensor, squares: Squares) -> Trial | None:
         conventions=known,
         l1=l1,
         grey_l1=squares.grey_l1,
+        blind_l1=squares.blind_l1,
         tuned_l1=min(l1, *paler, key=_mean),
         chroma_share=chroma_share,
         misfit=misfit,

@@ -55,7 +55,9 @@ class Conventions:
 
     def ask(self, net: nn.Module, lightness: Tensor) -> Tensor:
         """ab (N, 2, H, W) in ab/128 that a network of these conventions answers to L (N, 1, H, W) in [0, 1]."""
-        return self.interpret(net(self.present(lightness)))
+        answer: Tensor = net(self.present(lightness))
+        # What is no tensor is passed on, for whoever asks whether the network is a colorizer.
+        return self.interpret(answer) if isinstance(answer, Tensor) else answer
 
     def present(self, lightness: Tensor) -> Tensor:
         """L (N, 1, H, W) in [0, 1] as the network reads it: (N, `input_channels`, H, W)."""
@@ -69,7 +71,13 @@ class Conventions:
         return plane if self.input_channels == 1 else torch.cat([plane] * 3, 1)
 
     def interpret(self, answer: Tensor) -> Tensor:
-        """ab (N, 2, H, W) in ab/128 of what the network answered, (N, `output_channels`, H, W)."""
+        """ab (N, 2, H, W) in ab/128 of what the network answered, (N, `output_channels`, H, W).
+
+        Raises:
+            ValueError: it is said to answer three channels, and has other ones.
+        """
+        if self.output != "ab" and answer.shape[1] != self.output_channels:
+            raise ValueError(f"it answers {answer.shape[1]} channels, and --output {self.output} has three")
         if self.output == "rgb":
             # Roots of numbers near 0: nothing that 16 bits are enough for.
             return srgb_to_ab(self.decode_rgb(answer.float())).to(answer.dtype)
@@ -100,6 +108,10 @@ class Conventions:
         return {
             name: value for name, value in self.options().items() if name in always or value != getattr(_DEFAULTS, name)
         }
+
+    def as_arguments(self) -> str:
+        """The options that say so, as one would type them; those that are the default are left out."""
+        return ArchConfig(arch="-", **self.telling_options()).as_arguments().removeprefix("--arch - ")
 
     def describe(self) -> str:
         """In words, such as "reads L* in -1,1; answers a*b* / 110"."""

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.core.config import ArchConfig, option_name
-from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError
 from training.conventions import Conventions
 from training.foreign_source import LoadedSource, construct_network, load_source, parse_arguments
@@ -50,7 +49,9 @@ class ForeignArchitecture:
         return InputSizes(self.size_multiple, self.fixed_size)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "foreign", **vars(self), "args": dict(self.args), "conventions": dict(vars(self.conventions))}
+        described = {**vars(self), "args": dict(self.args), "conventions": vars(self.conventions)}
+        # New texts: a pickle tells whether two are the same object, and a checkpoint's bytes are compared.
+        return {"name": "foreign", **json.loads(json.dumps(described))}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ForeignArchitecture:
@@ -177,13 +178,6 @@ def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None)
 def _construct_plain(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
     """The network with plain weights where its code has weight norm and the like, as those of checkpoints are."""
     return make_plain_(construct_network(source, args))
-
-
-def warn_of_assumed(architecture: ForeignArchitecture, arch: ArchConfig) -> None:
-    """Say what is taken for true of a network of which `arch` does not say all."""
-    if arch.left_open:
-        taken = f"{architecture.source} is taken for one that {architecture.conventions.describe()}"
-        warn(f"{taken}: not all of that is given, and `colorpress adopt` tries on photographs what fits")
 
 
 def _refuse_others(arch: ArchConfig, recorded: Conventions) -> None:

@@ -212,7 +212,8 @@ def _say_found(found: Checkpoint, finding: Finding) -> None:
     else:
         known, unknown = (_list_options(each) for each in (found.arch.conventions, found.arch.left_open))
         advice = " or ".join([*([f"give {unknown}"] if unknown else []), *([f"leave out {known}"] if known else [])])
-        warn(f"{name}: {finding.doubt}. It is taken for one that {finding.taken.describe()}: if it is not, {advice}")
+        nearest = f" (nearest: {finding.trials[0].conventions.as_arguments()})" if finding.trials else ""
+        warn(f"{name}: {finding.doubt}. It is taken for one that {finding.taken.describe()}: else {advice}{nearest}")
     if "ab_scale" in found.arch.left_open and finding.taken.output != "rgb" and finding.taken.ab_scale == AB_SCALE:
         warn(f"--ab-scale is not given: {name} is taken to answer a*b* / {AB_SCALE:g}; photographs hardly tell")
 

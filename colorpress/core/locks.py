@@ -17,6 +17,7 @@ from pathlib import Path
 
 from colorpress.core.console import warn
 from colorpress.core.errors import MachineError, as_machine_error, is_disk_full
+from colorpress.core.text import is_utf8
 
 # In the name of a file that is being written, between its own and the suffix.
 TEMPORARY = ".colorpress-tmp"
@@ -94,7 +95,8 @@ def scratch_folder() -> Iterator[Path]:
     Raises:
         MachineError: it cannot be made, or the disk became full inside the block.
     """
-    locked = next(reversed(_held), None)
+    # Libraries write there, so it has to have a name that they can be told.
+    locked = next((folder for folder in reversed(_held) if is_utf8(folder)), None)
     base = Path(tempfile.gettempdir()) if locked is None else locked / _SCRATCH
     try:
         if locked is not None:

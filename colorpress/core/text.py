@@ -1,8 +1,9 @@
-"""Figures as people read them: bytes, counts, numbers, percents."""
+"""Figures as people read them: bytes, counts, numbers, percents; and names as libraries read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def format_bytes(count: int) -> str:
@@ -58,3 +59,15 @@ def align_cells(lines: Sequence[Sequence[str]], *, to_left: bool = False) -> lis
         table[column] = texts.ljust(width) if to_left or column == 0 else texts.rjust(width)
     whole = table.agg("  ".join, axis=1)
     return [(f"{name}  {remarks[n]}" if n in remarks else whole[n]).rstrip() for n, name in enumerate(table[0])]
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether libraries in C++ can be told a path: they take UTF-8, and a file system takes any bytes.
+
+    Nor can they where the locale is of another encoding than the names are, as C's is.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,8 +8,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import write_text
+from colorpress.core.reading import as_damaged, read_json
 from compress.measures import Measure, Strength
 from export.runtimes import RUNTIMES
 from export.timing import Ratio
@@ -336,20 +337,17 @@ def read_benchmark_json(path: Path) -> Benchmark:
     hint = "name a run folder or a benchmark.json: `colorpress benchmark` writes it"
     again = "run `colorpress benchmark` again"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise InputError("benchmark", path, why, hint) from error
+        record = read_json(path, "benchmark", hint)
+    except ConfigError as error:
+        raise InputError("benchmark", path, error.why, hint) from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or "rows" not in record:
         version = record.get("format_version") if isinstance(record, dict) else None
         if version in range(1, FORMAT_VERSION):
             why = f"is of format {version}, from before content colour, fidelity and controls were measured"
             raise InputError("benchmark", path, why, again)
         raise InputError("benchmark", path, f"is no benchmark of format {FORMAT_VERSION}", hint)
-    try:
+    with as_damaged("benchmark", path, again):
         return Benchmark.from_record(record)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError("benchmark", path, f"is damaged ({type(error).__name__}: {error})", again) from error
 
 
 def read_strength(record: Mapping[str, Any]) -> Strength | None:

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that help is quick.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
@@ -28,7 +27,8 @@ from colorpress.core.config import (
     option_name,
     parse_quantity,
 )
-from colorpress.core.errors import ConfigError
+from colorpress.core.errors import ConfigError, InputError
+from colorpress.core.reading import read_toml
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -210,11 +210,9 @@ def load_options(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not TOML, an unknown option, or a value outside its range.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("configuration", path, "no such file", "give a TOML file with --config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("configuration", path, f"is not TOML: {error}", "write lines such as `epochs = 15`") from None
+        values = read_toml(path, "configuration", "give a TOML file of lines such as `epochs = 15`")
+    except InputError as error:
+        raise ConfigError(error.what, error.subject, error.why, error.hint) from None
     options = {name.replace("-", "_"): value for name, value in values.items()}
     if path.name == RESOLVED_OPTIONS:
         # Part of a run folder, which may be somebody else's: it names no code to run.

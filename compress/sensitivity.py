@@ -7,7 +7,6 @@ have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from colorpress.core.console import progress, warn
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import write_json
+from colorpress.core.reading import read_json
 from compress.int8.calibration import Floats, observe_activations
 from compress.int8.int8_choice import has_vnni
 from compress.int8.int8_graph import (
@@ -192,13 +192,13 @@ def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, "sensitivities", "remove it")
         if content["key"] != key:
             return {}
         found = {str(name): Sensitivity(**values) for name, values in content["layers"].items()}
         if any(type(loss) not in (float, type(None)) for each in found.values() for loss in vars(each).values()):
             raise ValueError("a sensitivity of another kind")
         return found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ConfigError, InputError, ValueError, TypeError, KeyError, AttributeError):
         warn(f"sensitivities '{path}' cannot be used; every layer is measured again")
         return {}

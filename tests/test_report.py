@@ -485,7 +485,7 @@ def test_heavy_pictures_are_encoded_to_fit_a_page(run_folder: Path) -> None:
     ("change", "error"),
     [
         (lambda record: {**record, "format_version": 9}, "is not one of this version"),
-        (lambda record: {"format_version": 1}, "is not one of this version"),
+        (lambda record: {"format_version": 1}, "is damaged"),
         (lambda record: json.loads(json.dumps(record).replace("0-0.jpg", "../../x.jpg")), "is not in the folder"),
         (lambda record: json.loads(json.dumps(record).replace("0-0.jpg", "gone.jpg")), "gone.jpg"),
     ],

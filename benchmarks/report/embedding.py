@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.report.pictures import FOLDER, FORMAT_VERSION, encode_jpeg
 from colorpress.core.errors import InputError
-from colorpress.core.reading import read_json
+from colorpress.core.reading import as_damaged, read_json
 
 _BENCHMARK_AGAIN = "delete it, and run the benchmark again"
 # JPEG bytes of all pictures and of all difference maps; a page writes them a third longer. The first quality that
@@ -68,17 +68,15 @@ def read_picture_set(output_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = read_json(path, "picture list", _BENCHMARK_AGAIN)
-    try:
+    with as_damaged("picture list", path, _BENCHMARK_AGAIN):
         if record["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format {record['format_version']}")
+            raise ValueError("it is not one of this version")
         return {
             **{name: record[name] for name in ("variants", "judged", "bar")},
             "best": str(record["best"]),
             "scale": float(record["scale"]),
             "photos": _read_photos(record["photos"], str(record["best"]), path.parent),
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("picture list", path, f"is not one of this version ({error})", _BENCHMARK_AGAIN) from error
 
 
 def _read_photos(photos: Sequence[Mapping[str, Any]], best: str, folder: Path) -> list[dict[str, Any]]:

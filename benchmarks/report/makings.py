@@ -8,8 +8,7 @@ from typing import Any
 
 from benchmarks.report.embedding import embed_drawing
 from benchmarks.rows import read_strength
-from colorpress.core.errors import InputError
-from colorpress.core.reading import read_json
+from colorpress.core.reading import as_damaged, read_json
 from colorpress.core.text import format_interval
 from compress.measures import MEASURES, RETAINED
 from compress.students.student_plan import is_student_plan
@@ -23,7 +22,7 @@ def read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | 
     if not path.is_file():
         return None
     record: dict[str, Any] = read_json(path, "front", _AGAIN)
-    try:
+    with as_damaged("front", path, _AGAIN):
         files = [row["file"] for row in record["rows"] if row["on_front"] and row["file"]]
         shown = {"sentence": str(record["sentence"]), "candidates": dict(record["candidates"]), "files": len(files)}
         shown["strength"] = read_strength(record)
@@ -32,8 +31,6 @@ def read_front(output_dir: Path, measured: Collection[str]) -> dict[str, Any] | 
         )
         # Before there were other measures, nothing was confirmed.
         shown["taken"] = _read_taken(taken) if taken.get("confirmed_kept") is not None else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError("front", path, f"is damaged: {error!r}", _AGAIN) from error
     return shown if any(Path(file).parent.as_posix() in measured for file in files) else None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from benchmarks.rows import NOISY_CV_PCT, Benchmark, Row, base_rows, one_per_fil
 from benchmarks.verdict import judge_benchmark, measure_of
 from colorpress.core.errors import InputError, printable
 from colorpress.core.files import write_text
+from colorpress.core.reading import as_damaged, parse_toml, read_text
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_bytes, format_count, format_number, format_percent
 from compress.measures import CONFIDENTLY, CONTENT, Measure, Strength
@@ -64,6 +64,12 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         ConfigError: a budget among the options is outside its range.
         MachineError: the file cannot be written.
     """
+    with as_damaged("run folder", output_dir, "its records were edited: make them again, `colorpress benchmark` first"):
+        page = _make_page(output_dir, command)
+    return write_text(output_dir / "report.html", page)
+
+
+def _make_page(output_dir: Path, command: str | None) -> str:
     measured = read_benchmark_json(output_dir / "benchmark.json")
     plan_path, options_path = output_dir / "pruned" / "plan.json", output_dir / "config.resolved.toml"
     explanation = output_dir / "training_inference.md"
@@ -72,12 +78,12 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
     measure = strength.measure if strength else None
     verdict = judge_benchmark(measured)
     results, others = make_tables(rows, verdict.recommended, measure)
-    options = options_path.read_text(encoding="utf-8") if options_path.is_file() else ""
+    options = read_text(options_path, "options", _AGAIN) if options_path.is_file() else ""
     # A benchmark of time alone leaves the pictures of an earlier one where they are.
     scored = bool(rows and rows[0].photos)
     picture_set = read_picture_set(output_dir) if scored else None
     script = f"\n{(Path(__file__).parent / 'report.js').read_text(encoding='utf-8')}"
-    page = _open_template().render(
+    return _render(
         script=script,
         script_hash=hash_script(script),
         first=make_first_screen(rows, verdict, strength, output_dir, picture_set),
@@ -106,7 +112,7 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         picture_set=picture_set,
         # By what the worst photographs are the worst.
         by_truth=measure is CONTENT,
-        explanation=render_markdown(explanation.read_text(encoding="utf-8")) if explanation.is_file() else "",
+        explanation=render_markdown(read_text(explanation, "explanation", _AGAIN)) if explanation.is_file() else "",
         plan=read_plan(plan_path).groups if plan_path.is_file() else (),
         front=read_front(output_dir, files),
         students=read_students(output_dir, files),
@@ -117,10 +123,14 @@ def write_report(output_dir: Path, *, command: str | None = None) -> Path:
         noisy_cv_pct=NOISY_CV_PCT,
         noisy_mark=NOISY_MARK,
     )
-    return write_text(output_dir / "report.html", page)
 
 
-def _open_template() -> Any:
+def _render(**values: Any) -> str:
+    """The page with these values.
+
+    Raises:
+        ValueError and others: a value that a record holds is missing or of another kind.
+    """
     import jinja2
 
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -136,7 +146,10 @@ def _open_template() -> Any:
         "percent": format_percent,
         "printable": printable,
     }
-    return environment.get_template("report.html.j2")
+    try:
+        return environment.get_template("report.html.j2").render(values)
+    except jinja2.UndefinedError as error:
+        raise ValueError(str(error)) from error
 
 
 def hash_script(script: str) -> str:
@@ -181,10 +194,7 @@ def _show_also(measured: Benchmark) -> list[dict[str, Any]]:
 def _judge_options(
     text: str, path: Path, rows: Sequence[Row], recommended: str | None, measure: Measure
 ) -> list[BudgetLine]:
-    try:
-        options = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError("options", path, f"is not TOML ({error})", _AGAIN) from error
+    options = parse_toml(text, "options", path, _AGAIN)
     return judge_budgets(options, rows, recommended, measure)
 
 

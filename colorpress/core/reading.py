@@ -45,7 +45,7 @@ def read_file(path: Path, what: str, hint: str, *, most_bytes: int | None = None
         raise InputError(what, path, f"cannot be read: {error.strerror or error}", hint) from error
 
 
-def read_text(path: Path, what: str, hint: str) -> str:
+def read_text(path: Path, what: str, hint: str, *, kind: str = "text") -> str:
     """A file of text in UTF-8, with or without a byte order mark.
 
     Raises: as `read_file`; InputError also where it is no such text.
@@ -54,38 +54,27 @@ def read_text(path: Path, what: str, hint: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(what, path, f"is no text in UTF-8 (byte {error.start})", hint) from error
+        raise InputError(what, path, f"is not {kind}: byte {error.start} is none of UTF-8", hint) from error
     if "\0" in text:
-        raise InputError(what, path, "holds NUL characters", hint)
+        raise InputError(what, path, f"is not {kind}: it holds NUL characters", hint)
     return text
 
 
 def read_json(path: Path, what: str, hint: str) -> Any:
-    """The value in a JSON file; numbers in it are finite, and whole ones are of 64 bits.
+    """The value in a JSON file, whose whole numbers are of 64 bits; NaN and Infinity, which JSON has none of, are None.
 
     Raises: as `read_text`; InputError also where it is not such JSON; the message says where.
     """
-    text = read_text(path, what, hint)
+    text = read_text(path, what, hint, kind="JSON")
     try:
-        return parse_json(text)
+        if "\\u0000" in text:
+            raise ValueError("it holds NUL characters")
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_parse_float, parse_int=_parse_int)
     except json.JSONDecodeError as error:
         why = f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
         raise InputError(what, path, why, hint) from error
     except (ValueError, RecursionError) as error:
-        why = f"is not JSON: {error}" if isinstance(error, ValueError) else "is nested too deeply"
-        raise InputError(what, path, why, hint) from error
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text whose numbers are finite, and whole ones of 64 bits.
-
-    Raises:
-        ValueError: it is no such text.
-        RecursionError: it is nested too deeply.
-    """
-    if "\\u0000" in text:
-        raise ValueError("it holds NUL characters")
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int)
+        raise InputError(what, path, f"is not JSON: {_say_fault(error)}", hint) from error
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
@@ -93,12 +82,21 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
 
     Raises: as `read_text`; InputError also where it is not TOML.
     """
-    text = read_text(path, what, hint)
+    return parse_toml(read_text(path, what, hint, kind="TOML"), what, path, hint)
+
+
+def parse_toml(text: str, what: str, path: Path, hint: str) -> dict[str, Any]:
+    """The table of a TOML text, which is that of the file at `path`; whole numbers in it are of 64 bits.
+
+    Raises:
+        InputError: it is not TOML.
+    """
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
+        _refuse_long_numbers(table)
+        return table
     except (ValueError, RecursionError) as error:
-        why = f"is not TOML: {error}" if isinstance(error, ValueError) else "is nested too deeply"
-        raise InputError(what, path, why, hint) from error
+        raise InputError(what, path, f"is not TOML: {_say_fault(error)}", hint) from error
 
 
 @contextmanager
@@ -124,15 +122,21 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_long_numbers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_long_numbers(item)
+    elif isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
+        raise ValueError("a whole number is too large")
 
 
-def _parse_float(text: str) -> float:
+def _say_fault(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _parse_float(text: str) -> float | None:
     value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return value
+    return value if math.isfinite(value) else None
 
 
 def _parse_int(text: str) -> int:

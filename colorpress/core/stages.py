@@ -1,7 +1,7 @@
 """Stages that are done stay done: a stage runs only when its inputs, configuration or code have changed.
 
 Each finished stage leaves a record in `<folder>/.stages/<name>.json`: the key it ran under, the hashes of the files
-it wrote, and its result. Records are caches: a damaged one only means that the stage runs again.
+it wrote, and its result. Records are caches: a damaged or edited one only means that the stage runs again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.console import say
-from colorpress.core.errors import ConfigError
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_json
 from colorpress.core.processes import is_main_process, share_answer
+from colorpress.core.reading import as_damaged, read_json
 from colorpress.core.source_code import hash_code
 
 RUN_RECORD = "run.json"
@@ -82,7 +83,8 @@ def run_stage(folder: Path, name: str, key: str, action: Action, *, force: bool 
         seconds=round(time.monotonic() - started, 2),
     )
     if main:
-        write_json(_record_path(folder, name), {k: v for k, v in vars(record).items() if k != "skipped"})
+        values = {name: value for name, value in vars(record).items() if name != "skipped"}
+        write_json(_record_path(folder, name), {**values, "sha256": _hash_record(values)})
     say(f"{name}: done in {record.seconds:.1f} s")
     return record
 
@@ -98,10 +100,21 @@ def _record_path(folder: Path, name: str) -> Path:
 
 def _current_record(folder: Path, name: str, key: str) -> StageRecord | None:
     try:
-        record = StageRecord(**json.loads(_record_path(folder, name).read_bytes()), skipped=True)
+        values = read_json(_record_path(folder, name), "record", "remove it")
+        with as_damaged("record", _record_path(folder, name), "remove it"):
+            # What somebody edited is no answer of the stage any more.
+            if values.pop("sha256") != _hash_record(values):
+                return None
+            record = StageRecord(**values, skipped=True)
         current = record.key == key and all(
             sha256_file(folder / path) == digest for path, digest in record.outputs.items()
         )
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ConfigError, InputError, OSError):
         return None
     return record if current else None
+
+
+def _hash_record(values: Mapping[str, Any]) -> str:
+    # As they come back from JSON, where all keys are texts.
+    as_read = json.loads(json.dumps(values, allow_nan=False))
+    return sha256_bytes(json.dumps(as_read, sort_keys=True).encode())

@@ -17,7 +17,7 @@ from colorpress.core.charts import drawn, format_cost, number_log_axis
 from colorpress.core.config import GoalConfig
 from colorpress.core.errors import InputError
 from colorpress.core.files import without_nan, write_csv, write_json
-from colorpress.core.reading import read_json
+from colorpress.core.reading import as_damaged, read_json
 from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front
@@ -246,12 +246,10 @@ def list_front(folder: Path) -> list[str]:
         return []
     hint = "run `colorpress compress` again"
     record = read_json(source, "front", hint)
-    try:
+    with as_damaged("front", source, hint):
         rows = [row for row in record["rows"] if row["on_front"] and row["file"]]
         files = [str(row["file"]) for row in sorted(rows, key=lambda row: (row["size_bytes"], row["latency_ms"]))]
         shown = {str(record["recommended"])}
-    except (KeyError, TypeError) as error:
-        raise InputError("front", source, f"is damaged: {error!r}", hint) from error
     # The folder may be somebody else's, and what is named here is written beside.
     if odd := [file for file in files if not re.fullmatch(r"front/[\w-]+/model\.onnx", file)]:
         raise InputError("front", source, f"names {odd[0]!r}, which is no file of a front", hint)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import without_nan, write_json
 from colorpress.core.reading import read_json
 from training.unet import UNetPlan
@@ -113,8 +112,8 @@ def write_student_plan(path: Path, plan: StudentPlan) -> Path:
 def is_student_plan(path: Path) -> bool:
     """Whether a file says that it is a student plan."""
     try:
-        return bool(json.loads(path.read_bytes()).get("format") == FORMAT)
-    except (OSError, ValueError, RecursionError, AttributeError):
+        return bool(read_json(path, "plan", _HINT).get("format") == FORMAT)
+    except (ConfigError, InputError, AttributeError):
         return False
 
 

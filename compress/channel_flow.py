@@ -157,7 +157,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # All groups of a grouped convolution have the same ones.
             channels = channels[: self._tensors[name].shape[dimension]]
             if any(channel != _STAY for channel in channels):
-                cuts.extend(Cut(each, dimension, channels, reads) for each in self._aliases(name))
+                for each in self._aliases(name):  # a transposed convolution reads where another one of them makes
+                    turned = self._tensors[name].ndim > 1 and self._is_transposed(each) != self._is_transposed(name)
+                    cuts.append(Cut(each, dimension, channels, reads != turned))
 
         for name in self._order:
             if name in self._read:
@@ -575,7 +577,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._fix(read, f"{_layer_of(name)} is used in two ways")
             return None
         if name in self._read:  # a layer that is called again
-            self._unite(self._read[name][1], read)
+            known, inputs = self._read[name]
+            if known != dimension:  # from its outputs to its inputs, as a transposed one of the same weights
+                self._unite(self._made[name], read)
+                return self._labels.resolve(inputs)
+            self._unite(inputs, read)
         else:
             self._read[name] = dimension, read
             self._made[name] = self._labels.new(outputs)
@@ -644,10 +650,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._set(output, rows if columns is None else columns)
 
     def _output_dimension(self, name: str) -> int:
-        layer = self._layers[_layer_of(name)]
-        if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            return 1
-        return 0
+        return 1 if self._is_transposed(name) else 0
+
+    def _is_transposed(self, name: str) -> bool:
+        layer = self._layers.get(_layer_of(name))
+        return isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
 
 
 def _layer_of(name: str) -> str:

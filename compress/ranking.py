@@ -147,8 +147,13 @@ def _measure_costs(network: nn.Module, height: int, width: int) -> dict[nn.Modul
     channels = 1 if isinstance(network, ColorNetwork) else first
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     # The meta device carries shapes and no data: exact, free at any size, and buffers cannot change.
-    tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    # Each module by one of its names: what has been replaced twice does not come back.
+    state = {
+        f"{layer}.{name}".removeprefix("."): torch.empty_like(tensor, device="meta")
+        for layer, module in network.named_modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False, remove_duplicate=False)
+    }
     owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
     with hooked(network, owners, record), torch.no_grad():
         try:

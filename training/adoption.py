@@ -6,7 +6,6 @@ and the shapes are those of the network, or of the one module in it that holds a
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,9 +19,9 @@ from colorpress.core.config import ArchConfig
 from colorpress.core.console import say
 from colorpress.core.errors import ConfigError, InputError
 from training.file_tensors import TOP, FileTensors, common_names, ends, some, unwrapped
-from training.foreign import adapt_network
+from training.foreign import adapt_network, warn_of_assumed
 from training.foreign_source import construct_network, load_source, parse_arguments
-from training.network import Architecture
+from training.network import Architecture, shared_names
 from training.plain_weights import make_plain_, wrap_as_
 from training.unet import UNetPlan, empty_unet, plan_of_weights
 from training.weights_file import unusable_checkpoint
@@ -48,6 +47,7 @@ def read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> tu
     architecture = adapt_network(arch).architecture
     construct = partial(construct_network, load_source(arch.arch), parse_arguments(arch.arch_arg))
     weights = adopt_weights(found, construct, architecture.source)
+    warn_of_assumed(architecture, arch)
     return architecture, {f"net.{name}": tensor for name, tensor in weights.items()}
 
 
@@ -139,10 +139,9 @@ class _Target:
         # With those that are not saved.
         self._buffers = {unwrapped(name) for name, _ in net.named_buffers(remove_duplicate=False)}
         self._modules = {unwrapped(name) for name, _ in net.named_modules(remove_duplicate=False)}
-        same = defaultdict(list)
-        for name, tensor in self.tensors.items():
-            same[(tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride())].append(name)
-        self._twins = {name: names for names in same.values() for name in names}
+        newer = {name: common for common, name in self.own_names.items()}
+        same = shared_names(net)
+        self._twins = {common: [newer[twin] for twin in same[name]] for common, name in self.own_names.items()}
 
     @cached_property
     def constants(self) -> set[str]:

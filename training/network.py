@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,8 +101,22 @@ class FieldNetwork(nn.Module):
 
 
 def copy_weights(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer, on the CPU."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    """A copy of every parameter and buffer, on the CPU; one that has several names is copied once."""
+    names, copies = shared_names(network), dict[str, Tensor]()
+    for name, tensor in network.state_dict().items():
+        first = names[name][0]
+        copies[name] = copies[first] if first != name else tensor.detach().cpu().clone().contiguous()
+    return copies
+
+
+def shared_names(network: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter and buffer, by each of them: a module or a tensor may be known by several."""
+    same: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            # Without data, as on the meta device, no two are told to be one but by the object.
+            same[tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()].append(name)
+    return {name: names for names in same.values() for name in names}
 
 
 def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:

@@ -116,8 +116,9 @@ HARDLY_PAINTS = Weakness(
 )
 VIVID = Weakness(
     "Its L1 is no better than grey's, as that of vivid colours may be, or on photographs of another kind than it "
-    "learned from. So no share of L1 is measured: what counts is fidelity F, how much of best.pt's own colours is "
-    "kept. Where those that choose say so, students learn from its answers alone.",
+    "learned from. Of a network of --arch the likely cause is how it is asked: `colorpress adopt` tries --l-range, "
+    "--input, --input-norm, --output and --ab-scale. So no share of L1 is measured: what counts is fidelity F, how "
+    "much of best.pt's own colours is kept. Where those that choose say so, students learn from its answers alone.",
     "measures fidelity alone",
 )
 NOT_TOLD = Weakness(

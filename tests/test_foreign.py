@@ -37,6 +37,7 @@ from export.runtimes import open_predictor
 from export.timing import run_worker
 from export.torch_runtimes import TorchPredictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.conventions import Conventions
 from training.foreign import AdaptedNetwork, adapt_network
 from training.foreign_source import parse_arguments
 from training.network import ColorNetwork
@@ -350,7 +351,8 @@ def test_a_converted_checkpoint_answers_the_same_and_keeps_its_architecture(sour
     assert torch.equal(answer(again.build_network()), answer(network))
     described = torch.load(path, weights_only=True)["architecture"]
     assert (described["name"], described["source"], described["args"]) == ("foreign", "nets.py:UNet", {"base": 6})
-    assert (described["ab_scale"], described["size_multiple"], len(described["source_sha256"])) == (110.0, 4, 64)
+    assert described["conventions"] == {**vars(Conventions()), "ab_scale": 110.0}
+    assert (described["size_multiple"], len(described["source_sha256"])) == (4, 64)
     assert str(source.parent).encode() not in path.read_bytes()
     with pytest.raises(ConfigError, match="got 128, but the checkpoint says 110"):
         load_checkpoint(path, named(source, ab_scale=128.0)).build_network()
@@ -380,9 +382,16 @@ def test_a_changed_file_is_warned_about(source: Path, tmp_path: Path, capsys: py
     assert "warning: nets.py:UNet is not the file that the checkpoint was made with" in capsys.readouterr().err
 
 
-def test_without_a_scale_it_is_said_what_is_taken(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load_checkpoint(saved(source, theirs(source).net.state_dict()), named(source, ab_scale=None))
-    assert "--ab-scale is not given: nets.py:UNet is taken to answer a*b* / 128" in capsys.readouterr().err
+def test_a_checkpoint_of_before_conventions_is_as_it_was(source: Path, tmp_path: Path) -> None:
+    found = load_checkpoint(saved(source, theirs(source).net.state_dict()), named(source))
+    path = save_checkpoint(tmp_path / "best.pt", found)
+    content = torch.load(path, weights_only=True)
+    described = content["architecture"]
+    del described["conventions"], described["fixed_size"]
+    torch.save({**content, "architecture": {**described, "ab_scale": 110.0}}, path)
+    again = load_checkpoint(path, ArchConfig(arch=f"{source}:UNet"))
+    assert again.architecture == found.architecture
+    assert torch.equal(answer(again.build_network()), answer(found.build_network()))
 
 
 def test_safetensors_and_half_precision(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +469,11 @@ def test_our_own_unet_and_a_foreign_name_do_not_go_together(source: Path, tiny_c
 
 @pytest.mark.parametrize(
     "change",
-    [{"ab_scale": "x"}, {"ab_scale": -1}, {"size_multiple": 3}, {"size_multiple": 1024}, {"args": [1]}, {"source": 5}],
+    [
+        *({"conventions": {"ab_scale": each}} for each in ("x", -1, True, float("nan"))),
+        *({"conventions": each} for each in (5, {"l_range": "0,2"}, {"no_such": 1}, {"input_channels": 2})),
+        *({"size_multiple": 3}, {"size_multiple": 1024}, {"args": [1]}, {"source": 5}),
+    ],
 )
 def test_an_edited_architecture_is_refused(source: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     found = load_checkpoint(saved(source, theirs(source).net.state_dict()), named(source))

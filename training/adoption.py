@@ -19,7 +19,7 @@ from colorpress.core.config import ArchConfig
 from colorpress.core.console import say
 from colorpress.core.errors import ConfigError, InputError
 from training.file_tensors import TOP, FileTensors, common_names, ends, some, unwrapped
-from training.foreign import adapt_network, warn_of_assumed
+from training.foreign import adapt_network
 from training.foreign_source import construct_network, load_source, parse_arguments
 from training.network import Architecture, shared_names
 from training.plain_weights import make_plain_, wrap_as_
@@ -47,7 +47,6 @@ def read_foreign(path: Path, content: Mapping[str, Any], arch: ArchConfig) -> tu
     architecture = adapt_network(arch).architecture
     construct = partial(construct_network, load_source(arch.arch), parse_arguments(arch.arch_arg))
     weights = adopt_weights(found, construct, architecture.source)
-    warn_of_assumed(architecture, arch)
     return architecture, {f"net.{name}": tensor for name, tensor in weights.items()}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+# What an instance norm without weights says of other channels than it was made for, which it does not count.
+warnings.filterwarnings("ignore", r"input's size at dim=\d does not match num_features", UserWarning)
 
 
 def resize_layers_(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
 from compress.channel_flow import ChannelFlow, Cut, follow_channels
-from training.network import ColorNetwork, copy_weights
+from training.network import ColorNetwork
 from training.unet import UNet
 from training.user_code import describe_failure
 
@@ -106,10 +106,11 @@ def remove_channels(network: ColorNetwork, removed: Mapping[str, Sequence[int]])
     Raises:
         InputError: its channels cannot be followed, or some of these do not go without others.
     """
-    weights = copy_weights(network)
+    weights = _copy_weights(network)
     for cut, gone in _cuts(network, removed):
         kept = [place for place, channel in enumerate(cut.channels) if channel not in gone]
-        weights[cut.name] = weights[cut.name].index_select(cut.dimension, torch.tensor(kept)).contiguous()
+        whole = weights[cut.name]
+        weights[cut.name] = whole.index_select(cut.dimension, torch.tensor(kept, device=whole.device)).contiguous()
     return weights
 
 
@@ -119,11 +120,12 @@ def silence_channels(network: ColorNetwork, removed: Mapping[str, Sequence[int]]
     Raises:
         InputError: as `remove_channels`.
     """
-    weights = copy_weights(network)
+    weights = _copy_weights(network)
     for cut, gone in _cuts(network, removed):
         if cut.reads:
             silent = [place for place, channel in enumerate(cut.channels) if channel in gone]
-            weights[cut.name].index_fill_(cut.dimension, torch.tensor(silent, dtype=torch.int64), 0.0)
+            weight = weights[cut.name]
+            weight.index_fill_(cut.dimension, torch.tensor(silent, device=weight.device), 0.0)
     return weights
 
 
@@ -170,6 +172,11 @@ def _example_input(network: ColorNetwork) -> Tensor:
     side = max(2 * network.size_multiple, 32)
     side += -side % network.size_multiple
     return torch.linspace(0, 1, side * side).reshape(1, 1, side, side)
+
+
+def _copy_weights(network: ColorNetwork) -> dict[str, Tensor]:
+    with torch.inference_mode(False):
+        return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def _find_coupled(flow: ChannelFlow, root: str) -> tuple[str, ...]:

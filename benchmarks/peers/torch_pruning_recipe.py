@@ -18,7 +18,7 @@ from torch import nn
 
 from colorpress.core.config import Recipe
 from colorpress.core.console import silence_libraries
-from compress.dependency_graph import copy_network, layer_widths
+from compress.dependency_graph import copy_network, is_depthwise, layer_widths
 from training.checkpoint import save_checkpoint
 from training.device import torch_threads
 from training.fitting import FitFiles, FitJob, fit_network, forget_fit
@@ -51,7 +51,7 @@ def prune_channels(network: ColorNetwork, ratio: float) -> ColorNetwork:
     ignored = [
         module
         for name, module in pruned.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in kept
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in kept and not is_depthwise(module)
     ]
     example = torch.zeros(1, 1, _EXAMPLE_SIDE, _EXAMPLE_SIDE)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), silence_libraries():

@@ -128,7 +128,8 @@ def test_more_than_eight_bits_a_channel_are_kept(
         colored[:, 500:, 2] |= 63
         return colored
 
-    result = colorize_photos([tmp_path], tmp_path / "out", tint)
+    for overwrite in (False, True):
+        result = colorize_photos([tmp_path], tmp_path / "out", tint, overwrite=overwrite)
     assert [path.name for path in result.colorized] == [f"12.{kind}", f"16.{kind}"]
     for bits, path in zip((12, 16), result.colorized, strict=True):
         with path.open("rb") as stream:

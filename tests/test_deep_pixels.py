@@ -74,6 +74,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Values]] = {
         GREY,
     ),
     "floating point": (lambda: written((PHOTO / 255.0).astype(np.float32)), PHOTO),
+    "dark floating point": (lambda: written((PHOTO / 1063.0).astype(np.float32)), PHOTO * (255 / 1063)),
     "double precision": (lambda: written(GREY / 255.0), GREY),
     "half precision": (lambda: written((GREY / 255.0).astype(np.float16)), GREY),
     "32 bits": (lambda: written((PHOTO / 255.0 * (2**32 - 1)).astype(np.uint32)), PHOTO),

@@ -160,6 +160,7 @@ def test_too_many_unreadable_files_fail_the_gate(photo_folder: Path, tmp_path: P
     for copy in range(5):
         make_photo(0).save(photo_folder / f"copy{copy}.png")
         Image.new("L", (9, 9), 10 * copy).save(photo_folder / f"grey{copy}.png")
+        (photo_folder / f"NOTES{copy}").write_text("of no suffix, and no picture")
     assert len(scan_photos(DataConfig(data=photo_folder), workers=0).train) == 8
 
 

@@ -158,16 +158,27 @@ def test_errors_that_pillow_lets_through_as_they_are_become_reasons(tmp_path: Pa
     assert reason(path).startswith(("truncated", "damaged"))
 
 
-def many_scans(scans: int) -> bytes:
-    """A progressive JPEG whose last scan is there so many times."""
-    content = encoded(make_photo(1, 48, 40), "JPEG", progressive=True)
+def many_scans(scans: int, *, apart: bool = False) -> bytes:
+    """A JPEG, progressive or with a scan for each channel, whose last scan is there so many times."""
+    content = channels_apart() if apart else encoded(make_photo(1, 48, 40), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]
+
+
+def channels_apart() -> bytes:
+    """A plain JPEG with a scan for each of its three channels."""
+    content = encoded(make_photo(1, 48, 40), "JPEG", subsampling=0)
+    grey = encoded(make_photo(1, 48, 40).convert("L"), "JPEG")
+    scan = grey[grey.index(b"\xff\xda") : -2]
+    header = content[: content.index(b"\xff\xda")]
+    return header + b"".join(scan[:5] + bytes([channel]) + scan[6:] for channel in (1, 2, 3)) + b"\xff\xd9"
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(many_scans(3000))
     assert reason(tmp_path / "x.jpg") == "has 3009 scans, and at most 100 are read"
+    (tmp_path / "x.jpg").write_bytes(many_scans(3000, apart=True))
+    assert reason(tmp_path / "x.jpg") == "has 3002 scans, and at most 100 are read"
     # Such bytes mean nothing in metadata, nor in the film that a telephone puts behind the picture.
     plain = many_scans(60)
     hidden = b"\xff\xda" * 500
@@ -457,7 +468,7 @@ def test_finding_ignores_other_files_and_does_not_loop(photo_folder: Path) -> No
 
 def test_finding_survives_every_kind_of_entry_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photo(1).save(tmp_path / "scan", "JPEG")
-    (tmp_path / "jpg").write_text("no suffix")
+    (tmp_path / "jpg").write_text("BMW, no suffix, long enough to have a header")
     (tmp_path / "itself").symlink_to(tmp_path / "itself")
     (tmp_path / "there").symlink_to(tmp_path / "back")
     (tmp_path / "back").symlink_to(tmp_path / "there")

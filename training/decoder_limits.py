@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from PIL import Image
+
 # Encoders make ten scans, those that search for the smallest file some sixty. Each costs a pass over all pixels,
 # whatever it holds, and takes a few bytes. Source: djpeg's -maxscans, whose documentation proposes 100.
 MOST_SCANS = 100
@@ -24,6 +26,20 @@ _END_OF_IMAGE, _START_SCAN_CODE = 0xD9, 0xDA
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
 # Tiles are multiples of 16 pixels, and usual ones have 512 at most.
 _LARGEST_TILE_EXCESS = 1024
+
+
+def may_have_scans(picture: Image.Image, stream: BinaryIO) -> bool:
+    """Whether a JPEG that Pillow has just opened from `stream` is decoded in more than one scan.
+
+    Of a plain JPEG whose first scan has all channels no other is ever read, however many there are.
+    """
+    channels = len(picture.getbands())
+    # Pillow stops behind the header of the first scan: marker, length, number of channels, two bytes for each, three.
+    header = _START_OF_SCAN + (6 + 2 * channels).to_bytes(2, "big") + bytes([channels])
+    stream.seek(max(0, stream.tell() - (8 + 2 * channels)))
+    found = stream.read(8 + 2 * channels)
+    is_whole = found.startswith(header) and found.count(_START_OF_SCAN) == 1
+    return "progressive" in picture.info or not is_whole
 
 
 def count_scans(stream: BinaryIO) -> int:

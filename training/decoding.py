@@ -30,6 +30,7 @@ from training.decoder_limits import (
     MOST_SCANS,
     count_scans,
     has_oversized_tiles,
+    may_have_scans,
 )
 from training.deep_pixels import (
     Deep,
@@ -186,8 +187,6 @@ def _decode_file(stream: BinaryIO, path: Path, max_pixels: int, at_least: int | 
     stream.seek(0)
     try:
         kind = _check_type(head)
-        if kind.pillow == "JPEG" and (scans := count_scans(stream)) > MOST_SCANS:
-            raise _Refusal(f"has {scans} scans, and at most {MOST_SCANS} are read")
         if kind.pillow != "TIFF":
             yield _decode_frame(stream, kind, max_pixels, at_least)
             return
@@ -219,6 +218,8 @@ def _decode_frame(stream: BinaryIO, kind: PictureType, max_pixels: int, at_least
     """The first frame of what is no TIFF."""
     picture = _open_header(stream, kind, max_pixels)
     full = None
+    if kind.pillow == "JPEG" and may_have_scans(picture, stream) and (scans := count_scans(stream)) > MOST_SCANS:
+        raise _Refusal(f"has {scans} scans, and at most {MOST_SCANS} are read")
     if picture.format == "JPEG" and at_least is not None:
         full = picture.size
         ratio = min(1.0, at_least / min(full))

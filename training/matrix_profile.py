@@ -85,11 +85,9 @@ def _read_curve(tag: bytes) -> Floats:
     values = {"a": 1.0, "b": 0.0, "c": 0.0, "e": 0.0, "f": 0.0} | {
         name: number / 65536.0 for name, number in zip(names, given, strict=True)
     }
-    a, b, c = values["a"], values["b"], values["c"]
-    if "d" not in values:
-        # Below where the power begins these curves are flat.
-        knee, slope, flat, offset = -b / a, 0.0, c, c
-    else:
-        knee, slope, flat, offset = values["d"], c, values["f"], values["e"]
-    powered = np.maximum(a * x + b, 0.0) ** values["g"] + offset
-    return np.asarray(np.clip(np.where(x >= knee, powered, slope * x + flat), 0.0, 1.0))
+    powered = np.maximum(values["a"] * x + values["b"], 0.0) ** values["g"]
+    if "d" in values:
+        y = np.where(x >= values["d"], powered + values["e"], values["c"] * x + values["f"])
+    else:  # where the power has not begun these curves are flat
+        y = powered + values["c"]
+    return np.asarray(np.clip(y, 0.0, 1.0))

@@ -150,11 +150,9 @@ def _sniff(path: Path) -> Path | SkippedPhoto:
             kind = find_type(stream.read(HEAD_BYTES))
     except InputError as error:
         return SkippedPhoto(path, error.why, is_photo=False)
-    return (
-        path
-        if kind is not None and kind.suffixes
-        else SkippedPhoto(path, "no suffix, and no picture by its content", is_photo=False)
-    )
+    if kind is not None and kind.suffixes:
+        return path
+    return SkippedPhoto(path, "no suffix, and no picture by its content", is_photo=False)
 
 
 def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:

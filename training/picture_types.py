@@ -67,7 +67,8 @@ TYPES = (
     PictureType("WebP", rb"RIFF.{4}WEBP", "WEBP", ("webp",), feature="webp"),
     PictureType("raw CR2", rb"II\*\x00.{4}CR", suffixes=("cr2", "dng", "nef", "arw", "orf", "rw2", "pef")),
     PictureType("TIFF", rb"II[*+]\x00|MM\x00[*+]", "TIFF", ("tif", "tiff")),
-    PictureType("BMP", rb"BM", "BMP", ("bmp", "dib")),
+    # Two letters may begin any text; behind them stands the size of the header, of which there are few.
+    PictureType("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP", ("bmp", "dib")),
     PictureType("GIF", rb"GIF8[79]a", "GIF", ("gif",)),
     PictureType(
         "AVIF", rb".{4}ftyp(avi[fs]|(mif1|msf1).{4}(.{4}){0,16}avi[fs])", "AVIF", ("avif", "avifs"), feature="avif"

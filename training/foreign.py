@@ -71,7 +71,7 @@ class ForeignArchitecture:
             "source_sha256": isinstance(found.source_sha256, str),
             "args": isinstance(args, dict) and all(isinstance(name, str) for name in args),
             "size_multiple": type(multiple) is int and multiple in MULTIPLES,
-            "fixed_size": found.fixed_size is None or found.fixed_size in ONE_SIZES,
+            "fixed_size": fixed is None or (found.fixed_size in ONE_SIZES and all(type(side) is int for side in fixed)),
         }
         for name, is_good in good.items():
             if not is_good:

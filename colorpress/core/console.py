@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, Protocol, TextIO
 
 from colorpress.core.errors import MachineError, printable
@@ -203,14 +203,14 @@ def _bar(label: str, total: int) -> Iterator[Progress]:
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Drop what libraries log, warn of or print to standard output in a block, and restore all three afterwards.
+    """Drop what libraries log, warn of or print in a block, and restore all three afterwards.
 
     For calls into exporters and quantizers whose messages are about their own parts; errors still raise.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -375,7 +375,9 @@ def _module_of(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             scopes = json.loads(entry.value.replace("'", '"'))
-            return str(scopes[-2]).removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
+            module = str(scopes[-2]).removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
+            # The name that torch has for none.
+            return "" if module.startswith("_empty_nn_module_stack") else module
     return ""
 
 

@@ -24,7 +24,6 @@ from colorpress.core.reading import is_plain, read_file
 from training.adoption import read_foreign, require_fit
 from training.cie import AB_SCALE
 from training.foreign import ForeignArchitecture, adapt_network
-from training.history import MOST_EPOCHS
 from training.input_sizes import find_fault
 from training.network import Architecture, ColorNetwork, GraphArchitecture
 from training.pickled_weights import COPY_AGAIN
@@ -33,7 +32,7 @@ from training.unet import UNetPlan, build_unet, empty_unet
 from training.weights_file import NO_CHECKPOINT, as_float32, match_kinds, read_weights_file, unusable_checkpoint
 
 FORMAT_VERSION = 2
-_LARGEST_MULTIPLE = 1024
+_LARGEST_MULTIPLE, _MOST_EPOCHS = 1024, 10**9
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _read_own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
             extra=notes,
             training_state=None if content["training_state"] is None else _expect(content, "training_state", dict),
         )
-        if not 0 <= found.epoch <= MOST_EPOCHS:
+        if not 0 <= found.epoch <= _MOST_EPOCHS:
             raise ValueError("its epoch is no number of one")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise unusable_checkpoint(path, f"is incomplete or damaged ({str(error)[:200]})") from error

@@ -29,6 +29,7 @@ from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from colorpress.core.files import sha256_bytes
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
+from colorpress.core.reading import as_damaged
 from colorpress.core.signals import STOPPING
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropLoader, Crops
@@ -237,18 +238,30 @@ class _Fit:
         save_checkpoint(last_path, checkpoint)
 
     def restore_(self, last: Checkpoint) -> None:
-        """Go back to the state that `last` holds; changes the network."""
+        """Go back to the state that `last` holds; changes the network.
+
+        Raises:
+            InputError: it is no state of this fit.
+        """
         saved = last.training_state
         assert saved is not None
-        self.criterion.load_state_dict(saved["trained"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None:
-            self.average.module.load_state_dict(dict(last.state_dict))
-            self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
-        self.history = list(last.history)
-        for name in _COUNTERS:
-            setattr(self, name, saved[name])
+        with as_damaged("checkpoint", str(last.path), "train again with --force"):
+            if not all({"epoch", "train_l1", "val_l1"} <= row.keys() for row in last.history):
+                raise ValueError("its history lacks figures of an epoch")
+            self.history = list(last.history)
+            for name in _COUNTERS:
+                if type(saved[name]) not in (int, float) or not 0 <= saved[name] < math.inf:
+                    raise ValueError(f"its {name} is no number of a training")
+                setattr(self, name, saved[name])
+            try:
+                self.criterion.load_state_dict(saved["trained"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.scaler.load_state_dict(saved["scaler"])
+                if self.average is not None:
+                    self.average.module.load_state_dict(dict(last.state_dict))
+                    self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
+            except RuntimeError as error:  # PyTorch's word for weights that do not fit
+                raise ValueError(f"its state does not fit ({error})") from error
 
     def fit_epoch_(self, title: str) -> None:
         """Train what is left of the epoch under way, validate, and keep what earns it; a signal saves and raises."""

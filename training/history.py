@@ -20,7 +20,7 @@ HISTORY_COLUMNS = ("epoch", "train_l1", "val_l1", "learning_rate", "seconds", "i
 
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_ROWS = 100_000
-MOST_EPOCHS = 10**9
+_MAX_EPOCH = 10**9
 _EMPTY = {"", "null", "none", "na", "n/a", "-"}
 _METRICS = ("l1", "loss", "mae", "l1loss", "maeloss", "lossepoch", "")
 _VALIDATION = ("val", "validation", "valid", "eval")
@@ -184,7 +184,7 @@ def _number(column: str, cell: str, line: int) -> float:
 
 
 def _epoch_number(value: float, line: int) -> int:
-    if not 0 <= value <= MOST_EPOCHS or value != int(value):
+    if not 0 <= value <= _MAX_EPOCH or value != int(value):
         why = f"line {line}: its epoch is {'missing' if math.isnan(value) else f'{value:g}'}"
         raise _unusable(why, "number the epochs with whole numbers from 0 or 1")
     return int(value)

@@ -1,0 +1,85 @@
+"""Inputs one after another in child processes with limits on time and memory, and figures of what became of them."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Timer
+
+# By its seed, its number and a folder to work in, what becomes of an input: one of `GOOD`, or what is raised.
+Task = Callable[[int, int, Path], str]
+
+GOOD = ("read", "refused")
+LONGEST_S = 30.0
+# Address space: what the libraries take once loaded, and 1 GiB of work.
+MEMORY_BYTES = 4 << 30
+
+
+def run_child(task: Task, seed: int, start: int, end: int, folder: Path) -> None:
+    """Say a line of each input: its number, what became of it, seconds and the most memory so far, in MB."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in range(start, end):
+        begun = time.perf_counter()
+        try:
+            outcome = task(seed, number, folder)
+        except MemoryError:
+            outcome = "memory"
+        except Exception as error:
+            outcome = f"internal {type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")[:200]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"{number}\t{outcome}\t{time.perf_counter() - begun:.2f}\t{peak}", flush=True)
+
+
+def run_limited(module: str, task: str, seed: int, count: int, folder: Path) -> Iterator[tuple[int, str, float, int]]:
+    """Every input's line of `run_child`; one that ends its process is "crash", one that never ends is "hang".
+
+    Args:
+        module: of `tests.torture`, which takes --child TASK --seed --start --count --folder and calls `run_child`.
+    """
+    number = 0
+    while number < count:
+        arguments = ["--child", task, "--seed", f"{seed}", "--start", f"{number}", "--count", f"{count}"]
+        command = [sys.executable, "-m", module, *arguments, "--folder", str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            assert child.stdout is not None
+            while number < count:
+                # The first input of a child waits for its imports.
+                timer = Timer(2 * LONGEST_S, child.kill)
+                timer.start()
+                line = child.stdout.readline()
+                is_late = not timer.is_alive()
+                timer.cancel()
+                if not line:
+                    yield number, "hang" if is_late else f"crash {child.wait()}", 2 * LONGEST_S if is_late else 0.0, 0
+                    number += 1
+                    break
+                _, outcome, seconds, peak = line.rstrip("\n").split("\t")
+                yield number, "hang" if float(seconds) > LONGEST_S else outcome, float(seconds), int(peak)
+                number += 1
+            child.kill()
+
+
+def torture(module: str, task: str, seed: int, count: int, folder: Path) -> bool:
+    """Run a task, print its figures, and say whether nothing happened but reading and refusing."""
+    outcomes: Counter[str] = Counter()
+    slowest, largest = (0.0, 0), 0
+    for number, outcome, seconds, peak in run_limited(module, task, seed, count, folder):
+        outcomes[outcome.split()[0]] += 1
+        slowest, largest = max(slowest, (seconds, number)), max(largest, peak)
+        if outcome not in GOOD:
+            print(f"  {task} {number}: {outcome}")
+    figures = ", ".join(f"{outcomes[name]} {name}" for name in (*GOOD, "internal", "hang", "crash", "memory"))
+    print(
+        f"{task}: {count}: {figures}; slowest {slowest[0]:.1f} s ({slowest[1]}), most memory {largest} MB", flush=True
+    )
+    return sum(outcomes[name] for name in GOOD) == count

@@ -8,6 +8,7 @@ left to `run_limits`. Run as `python -m export.onnx_probe`, it is that child: JS
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from collections import Counter
@@ -141,6 +142,8 @@ def _ask_child(path: Path, task: str, library: str = "", *, timeout_seconds: flo
     elif status.startswith("crashed"):
         name = "OpenVINO" if library else "ONNX Runtime"
         why = f"crashes {name} {status.removeprefix('crashed')}; refused"
+    elif said := re.search(r"without an answer: error: model '.*?': (.*) hint:", why):
+        why, does_harm = said[1], True  # `run_limits` had to end the child
     elif "bad_alloc" in why or "MemoryError" in why:
         why, does_harm = _TOO_MUCH, True
     raise (BeyondLimitsError if does_harm else InputError)("model", path, why, _HINT)
@@ -173,8 +176,11 @@ def main() -> None:
     try:
         answer = {"status": "ok", **_do(job["task"], path, job["library"])}
     except Exception as error:
-        beyond = isinstance(error, BeyondLimitsError) or is_out_of_memory(error)
-        answer = {"status": "error", "error": _describe_failure(error), "beyond_limits": beyond}
+        answer = {
+            "status": "error",
+            "error": _describe_failure(error),
+            "beyond_limits": _is_beyond_limits(error),
+        }
     print(json.dumps(answer))
 
 
@@ -197,8 +203,17 @@ def _do(task: str, path: Path, library: str) -> dict[str, Any]:
     return found
 
 
+def _is_beyond_limits(error: Exception) -> bool:
+    return isinstance(error, BeyondLimitsError) or _is_short(error)
+
+
+def _is_short(error: Exception) -> bool:
+    """Whether memory was short; what a library says of that at length, an error for people does not repeat."""
+    return is_out_of_memory(error) or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
+
+
 def _describe_failure(error: Exception) -> str:
-    if is_out_of_memory(error):
+    if _is_short(error):
         return _TOO_MUCH
     if isinstance(error, ColorpressError):
         return error.why
@@ -261,7 +276,7 @@ def _try_sizes(
         try:
             answer(*sides)
         except Exception as error:  # some networks take multiples of 8 alone: what they say of it comes in its time
-            if isinstance(error, BeyondLimitsError) or is_out_of_memory(error):
+            if _is_beyond_limits(error):
                 raise
 
 

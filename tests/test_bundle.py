@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import TINY_PLAN, make_network, make_photo
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from numpy.typing import NDArray
 from PIL import Image
 
 from colorpress.core.config import ExportConfig
-from colorpress.core.errors import ConfigError, InputError, MachineError
+from colorpress.core.errors import ConfigError, InputError, MachineError, printable
 from export.bundle import bundle, web_runtime
 from export.bundle.bundle import BundleResult, write_bundle
 from export.graph import export_onnx
@@ -266,8 +269,8 @@ def test_what_is_no_picture_graph_is_refused(model: Path, bare: Path, tmp_path: 
     onnx.save(short, tmp_path / "short.onnx")
     for path, network, why in (
         (bare, None, "expected image and colorized"),
-        (tmp_path / "text.onnx", None, "[Pp]rotobuf"),
-        (tmp_path / "short.onnx", None, r"answers \(0, 7, 3\)"),
+        (tmp_path / "text.onnx", None, "is no valid ONNX model"),
+        (tmp_path / "short.onnx", None, r"answers \(0, 8, 3\)"),
         (model, model, "its input is image"),
     ):
         with pytest.raises(InputError, match=why):
@@ -342,9 +345,57 @@ def test_metadata_of_any_kind_stays_in_its_cell(model: Path, tmp_path: Path) -> 
     onnx.save(odd, tmp_path / "odd.onnx")
     folder = write_bundle(tmp_path / "odd.onnx", None, tmp_path / "ship", web=False).folder
     lines = (folder / "MODEL_CARD.md").read_text().splitlines()
-    assert r"| precision | int8 \| \<b>\\n# head |" in lines
+    assert r"| precision | int8 \| \<b\>\\n# head |" in lines
     assert "| mine | a |" in lines
     assert f"| SHA-256 of the checkpoint | {'ab' * 32} |" in lines
+
+
+HOSTILE_TEXTS = (
+    "x` | <img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1)) ![b](http://e.test/c.png) <http://e.test>",
+    "\n\n# head\n\n<script>alert(1)</script>",
+    "**bold** ~~gone~~ $x$ @someone http://e.test www.e.test &lt;b&gt; \x1b[31m \u202e {{ 7 * 7 }} {% x %}",
+)
+
+
+def test_no_name_or_text_of_a_model_becomes_markup(model: Path, tmp_path: Path) -> None:
+    odd = onnx.load(model)
+    odd.producer_name = odd.producer_version = HOSTILE_TEXTS[0]
+    onnx.helper.set_model_props(odd, {text: text for text in HOSTILE_TEXTS})
+    for text in HOSTILE_TEXTS:
+        odd.graph.input.append(onnx.helper.make_tensor_value_info(text, onnx.TensorProto.FLOAT, []))
+        odd.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), text))
+    # Neither of these is an option that a card can tell of.
+    for name, value in (("several", np.zeros(2, np.float32)), ("words", np.array(b"abc", object))):
+        kind = onnx.TensorProto.FLOAT if name == "several" else onnx.TensorProto.STRING
+        odd.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+        odd.graph.initializer.append(onnx.helper.make_tensor(name, kind, value.shape, value.ravel().tolist()))
+    onnx.save(odd, tmp_path / "odd.onnx")
+    figures = {**FIGURES, **dict.fromkeys(("machine", "measure", "strength", "warning", "model"), HOSTILE_TEXTS[1])}
+    cards = []
+    for path, given in ((model, FIGURES), (tmp_path / "odd.onnx", figures)):
+        write_bundle(path, None, tmp_path / path.stem, web=False, figures=given)
+        cards.append((tmp_path / path.stem / "MODEL_CARD.md").read_text().partition("\n---\n")[2])
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    plain, found = (Counter(token.type for token in _walk(parser.parse(card))) for card in cards)
+    # "Beware:" is set in bold where there is a warning; all else that is added are cells, and text in them.
+    added = {"tr_open", "tr_close", "td_open", "td_close", "inline", "text", "text_special"}
+    added |= {"strong_open", "strong_close", "paragraph_open", "paragraph_close"}
+    assert {kind: count for kind, count in found.items() if kind not in added} == {
+        kind: count for kind, count in plain.items() if kind not in added
+    }
+    assert found["strong_open"] == plain["strong_open"] + 1
+    text = "".join(token.content for token in _walk(parser.parse(cards[1])) if token.type.startswith("text"))
+    for each in HOSTILE_TEXTS:
+        assert text.count(printable(each)) >= 2
+    for mark in ("several", "http://e", "www.e", "\x1b", "\u202e", " $", " @"):
+        assert mark not in cards[1]
+
+
+def _walk(tokens: Sequence[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from _walk(token.children or [])
 
 
 def test_the_page_holds_its_runtime_and_model(model: Path, tmp_path: Path, registry: Path, package: bytes) -> None:

@@ -38,6 +38,9 @@ _WEB_FILES = ("index.html", "app.js", "worker.js", "style.css")
 # What every bundle has; a SHA256SUMS that names them all is one of ours.
 _ALWAYS = {MODEL_NAME, "colorize.py", "MODEL_CARD.md", "LICENSE-NOTE.md"}
 
+# What has a meaning in some Markdown: of CommonMark, tables, struck text, formulas, mentions and bare addresses.
+_MEANING = r"([|<>&\\`*_\[\]~$@]|(?<=[A-Za-z]):(?=//)|(?<=www)\.)"
+
 
 @dataclass(frozen=True)
 class BundleResult:
@@ -138,7 +141,9 @@ def read_picture_graph(path: Path) -> PictureGraph:
             raise InputError("model", path, why, "give a colorizer.onnx that colorpress wrote")
     model = onnx.load_model_from_string(content)
     inputs = {each.name for each in model.graph.input}
-    options = {each.name: numpy_helper.to_array(each).item() for each in model.graph.initializer if each.name in inputs}
+    defaults = [each for each in model.graph.initializer if each.name in inputs and not each.dims]
+    values = {each.name: numpy_helper.to_array(each) for each in defaults}
+    options = {name: value.item() for name, value in values.items() if value.dtype.kind in "iuf"}
     known = {
         "producer": model.producer_name,
         "producer_version": model.producer_version,
@@ -155,7 +160,7 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
     def show(name: str, pattern: str = "{}", missing: str = NOT_MEASURED) -> str:
         value = figures.get(name)
         is_absent = value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
-        return _cell(missing if is_absent else pattern.format(value))
+        return missing if is_absent else pattern.format(value)
 
     def interval(name: str, pattern: str, what: str) -> str:
         low, high = (show(f"{name}_{end}", pattern, "") for end in ("low", "high"))
@@ -168,15 +173,30 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
 
 def _fill(template: str, **values: Any) -> str:
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        finalize=_as_text,  # whatever a template is given, names and metadata of a model among them
     )
-    environment.filters |= {"cell": _cell, "printable": printable}
+    environment.filters["code"] = _as_code
     return environment.from_string((_TEMPLATES / template).read_text(encoding="utf-8")).render(values)
 
 
-def _cell(text: object) -> str:
-    """Text of unknown origin on one line of a Markdown table."""
-    return re.sub(r"([|<\\`*_\[\]])", r"\\\1", printable(str(text)))
+class _Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def _as_text(value: object) -> str:
+    """What reads in Markdown, in a table too, as the value itself on one line: no markup, no link, no mention."""
+    return value if isinstance(value, _Markdown) else re.sub(_MEANING, r"\\\1", printable(str(value)))
+
+
+def _as_code(name: str) -> _Markdown:
+    """A name set as code; as text where it is none that a programmer would choose."""
+    return _Markdown(f"`{name}`" if re.fullmatch(r"[A-Za-z0-9_.]{1,80}", name) else _as_text(name))
 
 
 def _check_destination(folder: Path, name: Path, force: bool) -> None:

@@ -79,6 +79,7 @@ def _elsewhere(name: str, usual: str, other: str) -> onnx.NodeProto:
 
 
 _ONE, _TRUE = _constant("one", np.float32(1.0)), _constant("true", True)
+_LOWEST = _constant("lowest", np.int64(-(1 << 63)))
 _COUNTS = (_constant("once", np.int64(1)), _constant("endless", np.int64(_ENDLESS)))
 
 
@@ -173,38 +174,39 @@ def long_product() -> onnx.ModelProto:
 
 
 def crash_always() -> onnx.ModelProto:
-    return _model(_divide("zero"), _constant("zero", np.int64(0)))
+    """The lowest of all whole numbers divided by -1, which processors answer by SIGFPE."""
+    minus = helper.make_node("Sub", ["width", "more"], ["minus"])
+    return _model([minus, *_divide("minus")], _constant("more", np.int64(9)), _LOWEST)
 
 
 def crash_elsewhere() -> onnx.ModelProto:
-    """Whole numbers divided by zero, SIGFPE, at all sizes but one."""
-    numbers = [_constant("zero", np.int64(0)), _constant("once", np.int64(1))]
-    return _model([_elsewhere("by", "once", "zero"), *_divide("by")], *numbers)
+    numbers = [_constant("minus", np.int64(-1)), _constant("once", np.int64(1)), _LOWEST]
+    return _model([_elsewhere("by", "once", "minus"), *_divide("by")], *numbers)
 
 
 def _divide(by: str) -> list[onnx.NodeProto]:
     return [
-        helper.make_node("Div", ["width", by], ["quotient"]),
+        helper.make_node("Div", ["lowest", by], ["quotient"]),
         helper.make_node("Cast", ["quotient"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Tanh", ["number"], ["factor"]),
     ]
 
 
-def deep_branches() -> onnx.ModelProto:
-    """Branches in branches, deeper than a parser's stack."""
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["one"], ["value"])], "branch", [],
-        [helper.make_tensor_value_info("value", TensorProto.FLOAT, [])],
-    )  # fmt: skip
-    for depth in range(40):
-        node = helper.make_node("If", ["true"], [f"value{depth}"], then_branch=branch, else_branch=branch)
-        if depth > 10:  # twice the one below it: only one of them from here on, or the file would be gigabytes
-            del node.attribute[1].g.node[:]
-        branch = helper.make_graph(
-            [node], "branch", [], [helper.make_tensor_value_info(f"value{depth}", TensorProto.FLOAT, [])]
-        )
-    node = helper.make_node("If", ["true"], ["factor"], then_branch=branch, else_branch=branch)
-    return _model([node], _ONE, _TRUE)
+def deep_branches() -> bytes:
+    """Graphs in attributes of nodes of graphs, deeper than a parser's stack: bytes, as no library would write it."""
+
+    def field(number: int, content: bytes) -> bytes:
+        length, size = [], len(content)
+        while size > 127:
+            length.append(size % 128 + 128)
+            size //= 128
+        return bytes([number * 8 + 2, *length, size]) + content
+
+    graph = b""
+    for _ in range(5000):
+        graph = field(1, field(5, field(6, graph)))  # node.attribute.g
+    sound: bytes = innocent().SerializeToString()
+    return sound + field(7, graph)
 
 
 def names_of_markup() -> onnx.ModelProto:
@@ -216,7 +218,7 @@ def names_of_markup() -> onnx.ModelProto:
     return model
 
 
-HOSTILE: tuple[Callable[[], onnx.ModelProto], ...] = (
+HOSTILE: tuple[Callable[[], onnx.ModelProto | bytes], ...] = (
     loop_always, loop_elsewhere, loop_on_photographs, loop_in_loops, memory_always, memory_elsewhere,
     memory_on_photographs, constant_of_gigabytes, long_product, crash_always, crash_elsewhere, deep_branches,
     names_of_markup,
@@ -364,7 +366,8 @@ def main() -> int:
     with _folder() as folder:
         for make in (innocent, *chosen):
             model = folder / f"{make.__name__}.onnx"
-            onnx.save(make(), model)
+            made = make()
+            model.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
             with tempfile.TemporaryDirectory(prefix="hostile-work-", dir=folder) as name:
                 commands = list_commands(folder, model, Path(name))
                 for title, arguments in commands.items():

@@ -21,6 +21,7 @@ from colorpress.core.files import sha256_bytes
 _OWN_PACKAGES = {"colorpress", "training", "export", "compress", "benchmarks"}
 # Folders above a file that code may import from, as a project's does that is run from its own folder.
 _FOLDERS_ABOVE = 3
+_MOST_FILES = 500
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ class CodePlace:
 
     @property
     def front(self) -> list[str]:
-        """The folders that `import` searches first."""
-        return [] if self.is_installed else [str(self.root)]
+        """The folders that `import` searches first: the root, and one with a package that is called as ours are."""
+        if self.is_installed:
+            return []
+        ours = [folder for folder in self.back if any(_is_code(Path(folder, name)) for name in _OWN_PACKAGES)]
+        return [str(self.root), *ours]
 
     @cached_property
     def back(self) -> list[str]:
@@ -148,9 +152,7 @@ def find_place(where: str, name: str) -> CodePlace:
     if path.is_dir():
         if (path / "__init__.py").is_file():
             return _place_of_file((path / "__init__.py").resolve())
-        defined = [file for file in sorted(path.rglob("*.py"))[:500] if _defines(file, name)]
-        hint = f"name the file: --arch {defined[0] if defined else path / 'FILE.py'}:{name}"
-        raise ConfigError("network file", path, "is a folder without an __init__.py", hint)
+        raise ConfigError("network file", path, "is a folder without an __init__.py", name_file(path, name))
     if path.name and all(part.isidentifier() for part in path.name.split(".")) and path.suffix != ".py":
         if place := _place_of_module(path.parent.resolve(), path.name):
             return place
@@ -158,6 +160,12 @@ def find_place(where: str, name: str) -> CodePlace:
             return place
     hint = "give FILE.py:NAME with --arch, FOLDER:NAME of a package, or package.module:NAME that Python finds from here"
     raise ConfigError("network file", path, "no such file", hint)
+
+
+def name_file(folder: Path, name: str) -> str:
+    """A hint for a class or function that some file in a folder defines."""
+    defined = [file for file in sorted(folder.rglob("*.py"))[:_MOST_FILES] if _defines(file, name)]
+    return f"name the file: --arch {defined[0] if defined else folder / 'FILE.py'}:{name}"
 
 
 def _place_of_file(file: Path) -> CodePlace:

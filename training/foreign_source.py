@@ -25,7 +25,7 @@ from torch import nn
 
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import sha256_bytes, sha256_file
-from training.code_places import CodePlace, find_place
+from training.code_places import CodePlace, find_place, name_file
 from training.plain_weights import find_unsized
 
 # What Python writes for what JSON writes otherwise; "False" as a text would count as true.
@@ -100,7 +100,8 @@ def load_source(spec: str) -> LoadedSource:
         _programs[key] = _run(place)
     program = _programs[key]
     if not callable(made := getattr(program.module, name, None)):
-        raise ConfigError("network file", place.file, f"holds no class or function {name!r}", _list_networks(program))
+        hint = _list_networks(program) or name_file(place.file.parent, name)
+        raise ConfigError("network file", place.file, f"holds no class or function {name!r}", hint)
     return LoadedSource(f"{place.title}:{name}", place.file, made, program.sha256, program)
 
 
@@ -134,7 +135,7 @@ def _list_networks(program: _Program) -> str:
         for key, value in vars(program.module).items()
         if inspect.isclass(value) and value.__module__ in own and issubclass(value, nn.Module)
     ]
-    return f"its networks: {', '.join(networks)}" if networks else "name a class or function of that file"
+    return f"its networks: {', '.join(networks)}" if networks else ""
 
 
 def _run(place: CodePlace) -> _Program:
@@ -181,7 +182,8 @@ def _as_program(program: _Program) -> Iterator[None]:
         del sys.modules[name]
     sys.modules.update(program.modules)
     before, path, writes = set(sys.modules), list(sys.path), sys.dont_write_bytecode
-    sys.path[:] = [*place.front, *path, *place.back]
+    entered = [*place.front, *path, *place.back]
+    sys.path[:] = entered
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     try:
@@ -190,7 +192,9 @@ def _as_program(program: _Program) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        sys.path[:], sys.dont_write_bytecode = path, writes
+        # What the code itself added it may import from later on.
+        sys.path[:] = [*path, *(each for each in sys.path if each not in entered)]
+        sys.dont_write_bytecode = writes
         fresh = {name: module for name, module in sys.modules.items() if name not in before}
         own = {name: module for name, module in fresh.items() if place.owns(name, module)}
         program.modules |= own

@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check slow gpu format clean
+.PHONY: demo test check slow gpu torture format clean
 
 demo: .venv/.installed
 	$(BIN)/colorpress run --force --output-dir reports/demo --start-from training/pretrained/best.pt --val-share 0.2 --test-share 0.3 \
@@ -27,6 +27,11 @@ slow: .venv/.slow
 
 gpu: .venv/.test
 	$(BIN)/python -m pytest -m gpu
+
+# Kills, failing disks, damaged and hostile files: an hour or more. TORTURE=0.1 does a tenth.
+TORTURE ?= 1
+torture: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --scale $(TORTURE)
 
 format: .venv/.check
 	$(BIN)/ruff format .

@@ -1,0 +1,206 @@
+"""What a torture counts, how one command's end is judged, and how a command is run so that nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+LONGEST_S = 30.0
+SEVERE = ("losses", "hangs", "tracebacks", "internal")
+# Options of a run as small as it can be, with every stage in it.
+TINY = (
+    "--base", "2", "--depth", "2", "--imgsz", "32", "--epochs", "2", "--val-size", "32", "--batch-size", "4",
+    "--threads", "1", "--device", "cpu", "--no-roof", "--rank-size", "32", "--rank-photos", "2", "--rank-runs", "2",
+    "--finetune-epochs", "1", "--finetune-imgsz", "32", "--round-to", "1", "--student-crops", "16",
+    "--student-trial-crops", "16", "--student-imgsz", "32", "--search-trials", "1", "--search-crops", "16",
+    "--search-full-crops", "16", "--search-front", "1", "--no-search-int8", "--bench-size", "32", "--rounds", "1",
+    "--runs", "3", "--warmup", "1", "--min-seconds", "0", "--eval-size", "32", "--calibration-size", "32",
+)  # fmt: skip
+
+
+@dataclass
+class Figures:
+    """How many cases there were and how they ended; `notes` says what was wrong."""
+
+    cases: int = 0
+    refused: int = 0
+    went_on: int = 0
+    losses: int = 0
+    hangs: int = 0
+    tracebacks: int = 0
+    internal: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, what: str, ended: Ended, allowed: Sequence[int] = (0, 4)) -> bool:
+        """Count how a command ended; whether it did as it should."""
+        self.cases += 1
+        kind = ended.kind(allowed)
+        setattr(self, kind, getattr(self, kind) + 1)
+        if kind in SEVERE:
+            self.notes.append(f"{kind}: {what}: {ended.describe()}")
+        return kind not in SEVERE
+
+    def lose(self, what: str) -> None:
+        """Count something that is not as it has to be after a case that was counted already."""
+        self.losses += 1
+        self.notes.append(f"losses: {what}")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing severe happened."""
+        return not any(getattr(self, name) for name in SEVERE)
+
+    def finish(self) -> int:
+        """Print what was wrong, and the figures as the last line, in JSON; the exit code."""
+        for note in self.notes:
+            print(note)
+        print(json.dumps({name: value for name, value in asdict(self).items() if name != "notes"}), flush=True)
+        return 0 if self.is_clean else 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code (negative: a signal; None: it hung and was killed), what it said, seconds."""
+
+    code: int | None
+    said: str
+    seconds: float
+
+    def kind(self, allowed: Sequence[int]) -> str:
+        """The name among `Figures` that this end counts as."""
+        if self.code is None:
+            return "hangs"
+        if "Traceback" in self.said or "Exception ignored" in self.said:
+            return "tracebacks"
+        if "error: internal" in self.said or self.code not in allowed:
+            return "internal"
+        if self.code == 0:
+            return "went_on"
+        two_lines = re.search(r"^error: .*\nhint: .*\n?\Z", self.said, re.MULTILINE)
+        return "refused" if two_lines else "internal"
+
+    def describe(self) -> str:
+        """In one line."""
+        return f"exit {self.code} after {self.seconds:.1f} s: {' | '.join(self.said.splitlines()[-4:])[-600:]}"
+
+
+class Child:
+    """A process that runs a function in a copy of this one: everything is imported already, so thousands are cheap.
+
+    It leads a process group of its own, and what it says goes to a file.
+    """
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `wait`
+        self.started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                null = os.open(os.devnull, os.O_RDWR)
+                for target, source in ((0, null), (1, null), (2, self.said.fileno())):
+                    os.dup2(source, target)
+                code = work()
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+
+    def kill(self) -> None:
+        """As a machine short of memory does: this process alone, and without a warning."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, longest_s: float = 10 * LONGEST_S) -> Ended:
+        """How it ended; past the time it is killed, and hung."""
+        code: int | None = None
+        while time.monotonic() - self.started < longest_s:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.01)
+        else:
+            self.kill()
+            os.waitpid(self.pid, 0)
+        self.said.seek(0)
+        said = self.said.read().decode("utf-8", "replace")
+        self.said.close()
+        return Ended(code, said, time.monotonic() - self.started)
+
+    def orphans(self, patience_s: float = 3.0) -> list[int]:
+        """Processes of its group that live on although it has died."""
+        import psutil
+
+        end = time.monotonic() + patience_s
+        while True:
+            left = [
+                each.pid for each in psutil.process_iter(["pid", "status"])
+                if each.info["status"] != psutil.STATUS_ZOMBIE and _group_of(each.pid) == self.pid
+            ]  # fmt: skip
+            if not left or time.monotonic() > end:
+                return left
+            time.sleep(0.05)
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def start(*arguments: object, before: Callable[[], None] | None = None) -> Child:
+    """`colorpress` with these arguments, in a child; `before` is called there first."""
+    from colorpress.cli import run_command
+
+    def work() -> int:
+        if before is not None:
+            before()
+        return run_command([str(each) for each in arguments])
+
+    return Child(work)
+
+
+def load_all() -> None:
+    """Import what commands import, so that children have it; no thread is started."""
+    import matplotlib.backends.backend_agg
+    import onnxruntime
+    import optuna
+    import pandas
+    import torch.onnx
+
+    import colorpress.deploy_stages
+    import colorpress.pipeline
+
+    del matplotlib, onnxruntime, optuna, pandas, torch, colorpress
+
+
+def make_photos(folder: Path, count: int = 12) -> Path:
+    """A folder of small photographs that a network can learn a little from."""
+    from tests.conftest import make_photo
+
+    folder.mkdir(parents=True)
+    for index in range(count):
+        make_photo(index, 64, 56).save(folder / f"photo{index}.png")
+    return folder
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """Names of temporary files and folders of this program's in folders."""
+    names = [
+        str(path) for folder in folders for path in folder.rglob("*")
+        if ".colorpress-tmp" in path.name or path.name == ".scratch" or path.name.startswith("colorpress-work-")
+    ]  # fmt: skip
+    return sorted(names)

@@ -14,7 +14,14 @@ from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import ConfigError, InputError
 from compress.int8.calibration import METHODS, ActivationHistogram, hash_pictures
 from compress.int8.int8_choice import has_int8_layers, has_vnni, quantize_onnx
-from compress.int8.int8_graph import choose_layers, weight_sizes
+from compress.int8.int8_graph import (
+    choose_layers,
+    insert_qdq,
+    nodes_to_quantize,
+    spread_ranges,
+    tensors_to_observe,
+    weight_sizes,
+)
 from compress.int8.int8_profile import profile_int8, summarize_profile
 from export.graph import export_onnx
 from export.onnx_probe import inspect_onnx
@@ -197,6 +204,27 @@ def test_choosing_keeps_first_and_last_in_float(float_model):
     chosen = choose_layers(graph, 1.0)
     assert set(weight_sizes(graph)) - set(chosen) == {"encoder.0.0", "head"}
     assert chosen[0] == "encoder.2.3"
+
+
+def test_what_stays_float_before_a_layer_in_int8_is_watched():
+    """As a ResNet begins: an addition reads the MaxPool too, so it is not between two layers in int8."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[1, 1, H, W] L) => (float[1, 2, h, w] ab)
+        <float[2, 1, 1, 1] a = {1, 2}, float[2, 2, 1, 1] b = {1, 2, 3, 4}, float[2, 2, 1, 1] c = {1, 2, 3, 4},
+         float[2, 2, 1, 1] d = {1, 2, 3, 4}> {
+            first = Conv(L, a) seen = Relu(first) pooled = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (seen)
+            one = Conv(pooled, b) bent = Relu(one) two = Conv(bent, c) added = Add(two, pooled) ab = Conv(added, d)
+        }""")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    model = onnx.shape_inference.infer_shapes(model)
+    for convolution in ("one", "two"):
+        nodes = nodes_to_quantize(model.graph, {convolution})
+        observed = dict.fromkeys(tensors_to_observe(model.graph, nodes), (-1.0, 1.0))
+        assert ("pooled" in observed) == (convolution == "one") and "pooled" not in nodes
+        made = insert_qdq(model, nodes, spread_ranges(model.graph, observed), reduce_range=False)
+        assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)
 
 
 @pytest.mark.parametrize(

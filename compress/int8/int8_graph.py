@@ -93,7 +93,8 @@ def tensors_to_observe(graph: onnx.GraphProto, nodes: set[str]) -> list[str]:
     """Values to watch: what enters or leaves a quantized node, each scale once."""
     taking = {name for node in graph.node if node.name in nodes for name in (*node.input, *node.output)}
     constants = {tensor.name for tensor in graph.initializer} | {""}
-    copies = {node.output[0] for node in graph.node if node.op_type in _GLUE_OPS}
+    # Only within `nodes`: what stays float, such as a MaxPool that an addition reads as well, is watched itself.
+    copies = {node.output[0] for node in graph.node if node.op_type in _GLUE_OPS and node.name in nodes}
     relu_inputs = values_inside_convolutions(graph)
     relu_outputs = {node.output[0] for node in graph.node if node.op_type == "Relu"}
     return sorted(

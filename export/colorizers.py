@@ -26,7 +26,7 @@ from export.picture_graph import (
     build_picture_graph,
 )
 from export.predictors import Pixels, import_openvino
-from export.run_limits import BYTES_OF_ONE_VALUE, LimitedRun
+from export.run_limits import BYTES_OF_ONE_VALUE, call_limited
 from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
 
 Colorizer = Callable[[Pixels], Pixels]
@@ -96,15 +96,17 @@ class OpenVinoColorizer:
         core = import_openvino().Core()
         # bf16, its default where the processor has it, would round what is at full size to 8 bits and less.
         settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "INFERENCE_PRECISION_HINT": "f32"}
-        with LimitedRun(path, len(content) // BYTES_OF_ONE_VALUE):
-            network = call_library(path, core.read_model, model.SerializeToString())
-            compiled = call_library(path, core.compile_model, network, "CPU", settings)
-        self._request: Any = compiled.create_infer_request()
+
+        def compile_model() -> Any:
+            return core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+
+        values = len(content) // BYTES_OF_ONE_VALUE
+        self._request: Any = call_library(path, call_limited, path, values, compile_model).create_infer_request()
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        infer = partial(self._request.infer, share_inputs=True)
-        with LimitedRun(self.path, pixels.size, self._request.cancel):
-            answer: Pixels = np.array(call_library(self.path, infer, {IMAGE_NAME: pixels[None]})[COLORIZED_NAME])[0]
+        infer = partial(self._request.infer, {IMAGE_NAME: pixels[None]}, share_inputs=True)
+        limited = partial(call_limited, self.path, pixels.size, infer, stop=self._request.cancel)
+        answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
         return answer
 
 

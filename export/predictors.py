@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from time import perf_counter_ns
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.text import is_utf8
-from export.run_limits import LimitedRun
+from export.run_limits import call_limited
 from export.sessions import GIVE_A_MODEL, Signature, call_library, check_model_file, open_session, signature_of
 
 Floats = npt.NDArray[np.float32]
@@ -167,8 +167,8 @@ class OpenVinoPredictor(TimedPredictor):
 
     def _infer(self, lightness: Floats) -> Any:
         request = self._request_for(lightness.shape)
-        with LimitedRun(self.path, lightness.size, request.cancel):
-            return request.infer({0: lightness}, share_inputs=True)[0]
+        infer = partial(request.infer, {0: lightness}, share_inputs=True)
+        return call_limited(self.path, lightness.size, infer, stop=request.cancel)[0]
 
     def _read(self) -> Any:
         if is_utf8(self.path):
@@ -192,10 +192,12 @@ class OpenVinoPredictor(TimedPredictor):
         return {"f32": "fp32", "f16": "fp16"}.get(name, name)
 
     def _make_request(self, shape: tuple[int, ...]) -> Any:
-        with LimitedRun(self.path, prod(shape)):
-            model = self._read()
-            model.reshape(list(shape))
-            return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        return call_limited(self.path, prod(shape), self._compile, shape)
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        model = self._read()
+        model.reshape(list(shape))
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 def import_openvino() -> Any:

@@ -14,9 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any, TypeVar
 
 from colorpress.core.errors import InputError, Interrupted, printable
 from colorpress.core.signals import GO_ON, STOPPING
@@ -32,6 +32,7 @@ _LEAST_FREE_BYTES, _LARGE_GROWTH_BYTES = 256 << 20, 1 << 30
 _LOOK_SECONDS = 0.25
 # What was asked to stop has so long to do it; and for so long after a signal no other thread begins anything.
 _GRACE_SECONDS = 3.0
+Answer = TypeVar("Answer")
 _HINT = "use a model that you trust, or a smaller photograph"
 
 
@@ -39,9 +40,10 @@ class BeyondLimitsError(InputError):
     """A model took more time or memory than a sound one of its input does."""
 
 
-@dataclass(eq=False)
-class LimitedRun:
-    """A block in which a library runs a model, or opens it.
+def call_limited(
+    path: Path, values: int, call: Callable[..., Answer], *arguments: Any, stop: Callable[[], object] = lambda: None
+) -> Answer:
+    """What `call` answers, in which a library runs a model, or opens it.
 
     Args:
         path: the model, as errors name it.
@@ -50,30 +52,36 @@ class LimitedRun:
     Raises:
         BeyondLimitsError: it took too much time or memory.
         Interrupted: SIGINT or SIGTERM arrived meanwhile.
+        And whatever `call` raises.
     """
+    run, watch = _Run(path, values, stop), _watching()
+    watch.refuse_after_signal()
+    runs = watch.runs
+    # No call of a function of Python lies between: there the handler of a signal may raise before it begins.
+    try:
+        runs.add(run)
+        return call(*arguments)
+    except Exception:
+        # What the library says of its having been stopped is of no interest.
+        if run.stopped_by:
+            raise Interrupted(run.stopped_by) from None
+        if run.why:
+            raise BeyondLimitsError("model", path, run.why, _HINT) from None
+        raise
+    finally:
+        runs.discard(run)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A call under way: what it may take, for how long it has been, why it was asked to stop, and by what signal."""
 
     path: Path
     values: int
-    stop: Callable[[], None] = lambda: None
-    seconds: float = field(default=0.0, init=False)
-    why: str = field(default="", init=False)
-    stopped_by: int = field(default=0, init=False)
-
-    def __enter__(self) -> None:
-        watch = _watching()
-        if watch.signalled(self):
-            raise Interrupted(self.stopped_by)
-        watch.runs.add(self)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        _watching().runs.discard(self)
-        if kind is None or not issubclass(kind, Exception):
-            return
-        # What the library says of its having been stopped is of no interest.
-        if self.stopped_by:
-            raise Interrupted(self.stopped_by) from None
-        if self.why:
-            raise BeyondLimitsError("model", self.path, self.why, _HINT) from None
+    stop: Callable[[], object]
+    seconds: float = 0.0
+    why: str = ""
+    stopped_by: int = 0
 
     @property
     def most_seconds(self) -> float:
@@ -92,7 +100,7 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self.runs: set[LimitedRun] = set()
+        self.runs: set[_Run] = set()
         self._ears, self._mouth = socket.socketpair()
         for each in (self._ears, self._mouth):
             each.setblocking(False)
@@ -110,14 +118,16 @@ class _Watch:
             signal.set_wakeup_fd(before)
         self._hears = True
 
-    def signalled(self, run: LimitedRun) -> bool:
-        """Whether a signal came a moment ago that the main thread has not yet acted upon."""
+    def refuse_after_signal(self) -> None:
+        """Begin nothing where a signal came a moment ago that the main thread has not yet acted upon.
+
+        Raises:
+            Interrupted: so it is.
+        """
         # That thread itself begins nothing before it did.
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main or not self._number or time.monotonic() > self._heard_at + _GRACE_SECONDS:
-            return False
-        run.stopped_by = self._number
-        return True
+        if self._number and not is_main and time.monotonic() < self._heard_at + _GRACE_SECONDS:
+            raise Interrupted(self._number)
 
     def _look_after(self) -> None:
         while True:
@@ -152,7 +162,7 @@ class _Watch:
                 run.why = run.why or f"takes more than {limit:.0f} s for one call; stopped"
                 run.stop()
 
-    def _judge_memory(self, runs: tuple[LimitedRun, ...]) -> str:
+    def _judge_memory(self, runs: tuple[_Run, ...]) -> str:
         """What is wrong with the memory that all runs take together; empty where nothing is."""
         grown = _resident_bytes() - self._idle_bytes
         if grown > sum(run.most_bytes for run in runs):
@@ -165,7 +175,7 @@ class _Watch:
         return ""
 
 
-def _end_process(run: LimitedRun) -> None:
+def _end_process(run: _Run) -> None:
     """The end of the process from this thread: the library keeps the other one, which would say the same."""
     number = run.stopped_by
     error = Interrupted(number) if number else BeyondLimitsError("model", run.path, run.why, _HINT)

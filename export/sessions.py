@@ -13,7 +13,7 @@ from colorpress.core.cores import usable_cores
 from colorpress.core.errors import ColorpressError, ConfigError, InputError, MachineError
 from colorpress.core.files import find_impostor
 from colorpress.core.text import is_utf8
-from export.run_limits import BYTES_OF_ONE_VALUE, LimitedRun
+from export.run_limits import BYTES_OF_ONE_VALUE, call_limited
 
 GIVE_A_MODEL = "give a model written by `colorpress export`, `colorpress quantize` or `colorpress train`"
 # For each input or output: its name, type, rank and channels.
@@ -104,8 +104,9 @@ def open_session(
         content = path.read_bytes()
     model = str(path) if content is None else content
     size = path.stat().st_size if content is None else len(content)
-    with LimitedRun(path, size // BYTES_OF_ONE_VALUE, partial(options.set_load_cancellation_flag, True)):
-        session = call_library(path, lambda: ort.InferenceSession(model, options, providers=providers))
+    make = partial(ort.InferenceSession, model, options, providers=providers)
+    cancel = partial(options.set_load_cancellation_flag, True)
+    session = call_library(path, partial(call_limited, path, size // BYTES_OF_ONE_VALUE, make, stop=cancel))
     if session.get_providers()[0] != wanted.name:
         raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", wanted.hint)
     return ModelSession(path, session)
@@ -132,8 +133,8 @@ class ModelSession:
 
         options = RunOptions()
         values = sum(each.size for each in feeds.values())
-        with LimitedRun(self._path, values, partial(setattr, options, "terminate", True)):
-            answers: list[Any] = self._session.run(names, feeds, options)
+        stop = partial(setattr, options, "terminate", True)
+        answers: list[Any] = call_limited(self._path, values, self._session.run, names, feeds, options, stop=stop)
         return answers
 
     def __getattr__(self, name: str) -> Any:

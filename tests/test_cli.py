@@ -22,6 +22,7 @@ from colorpress.core.config import CONFIGS, OPTION_NAMES, option_name
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
+    "adopt",
     "benchmark",
     "bundle",
     "colorize",

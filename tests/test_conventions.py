@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from colorpress.cli import cli, run_command
 from colorpress.core.config import CONVENTION_OPTIONS, ArchConfig, DataConfig, ExportConfig, PruneConfig, Settings
 from colorpress.core.errors import ConfigError
 from compress.importance import Evidence
+from compress.int8.graph_network import GraphNetwork
 from compress.pruning import prune_network
 from export.graph import export_onnx, read_metadata
 from export.predictors import OnnxPredictor
@@ -359,10 +361,13 @@ def test_pictures_in_and_out_are_exported_and_pruned(brought: Brought, tmp_path:
     taken = network.architecture.conventions
     assert taken == Conventions(input_channels=3, output="rgb", **known)  # the channels were found by asking
     path = export_onnx(found, tmp_path / "model.onnx", ExportConfig()).path
-    onnx = OnnxPredictor(path, threads=1)
+    predictor = OnnxPredictor(path, threads=1)
     for shape in ((1, 1, 1, 1), (2, 1, 7, 13), (1, 1, 32, 20)):
         picture = np.random.default_rng(0).random(shape, dtype=np.float32)
-        np.testing.assert_allclose(onnx(picture), TorchPredictor(network)(picture), atol=SAME, rtol=0)
+        np.testing.assert_allclose(predictor(picture), TorchPredictor(network)(picture), atol=SAME, rtol=0)
+        # As it is when int8 is prepared: trained, equalized, corrected.
+        values = GraphNetwork(onnx.load(path)).eval()(torch.from_numpy(picture)).detach().numpy()
+        np.testing.assert_allclose(values, TorchPredictor(network)(picture), atol=SAME, rtol=0)
     metadata = read_metadata(path)
     assert metadata["conventions"] == f"nets.py:UNet {taken.describe()}; this file reads L and answers ab"
     assert json.loads(metadata["architecture"])["conventions"] == vars(taken)

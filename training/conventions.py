@@ -88,8 +88,8 @@ class Conventions:
     def decode_rgb(self, answer: Tensor) -> Tensor:
         """sRGB in [0, 1], perhaps a little beyond, of an answer (N, 3, H, W) in sRGB."""
         if self.rgb_range == "imagenet":
-            channels = zip(torch.split(answer, 1, 1), _IMAGENET_MEAN, _IMAGENET_SPREAD, strict=True)
-            return torch.cat([channel * spread + mean for channel, mean, spread in channels], 1)
+            means = enumerate(zip(_IMAGENET_MEAN, _IMAGENET_SPREAD, strict=True))
+            return torch.cat([answer[:, each : each + 1] * spread + mean for each, (mean, spread) in means], 1)
         return answer if self.rgb_range == "0,1" else (answer + 1.0) / 2.0
 
     def options(self) -> dict[str, Any]:

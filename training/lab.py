@@ -38,7 +38,8 @@ def srgb_to_ab(rgb: Tensor) -> Tensor:
     As `rgb_to_l_ab`, of products with single numbers: a matrix product would be one that autocast computes in bf16, and
     that quantization takes for a layer.
     """
-    red, green, blue = torch.split(_linear_from_srgb(rgb.clamp(0.0, 1.0)), 1, dim=1)  # (N, 1, H, W) each
+    linear = _linear_from_srgb(rgb.clamp(0.0, 1.0))
+    red, green, blue = (linear[:, channel : channel + 1] for channel in range(3))  # (N, 1, H, W) each
     fx, fy, fz = (
         _lab_curve((of_red / white) * red + (of_green / white) * green + (of_blue / white) * blue)
         for (of_red, of_green, of_blue), white in zip(RGB_TO_XYZ, WHITE, strict=True)

@@ -248,6 +248,17 @@ def _slice(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
     return answer
 
 
+def _choose(inputs: list[Any], _: Mapping[str, Any]) -> Tensor:
+    condition, where_true, where_false = _tensors(inputs)
+    return torch.where(condition, where_true, where_false)
+
+
+def _clip(inputs: list[Any], _: Mapping[str, Any]) -> Tensor:
+    value, low, high = (*inputs, None, None)[:3]
+    answer: Tensor = value.clamp(*(None if bound is None else float(bound) for bound in (low, high)))
+    return answer
+
+
 _OPERATORS: dict[str, _Operator] = {
     "Conv": _convolve,
     "ConvTranspose": _convolve_transposed,
@@ -262,4 +273,11 @@ _OPERATORS: dict[str, _Operator] = {
     "Sigmoid": lambda inputs, _: torch.sigmoid(inputs[0]),
     "Add": lambda inputs, _: torch.add(*_tensors(inputs)),
     "Mul": lambda inputs, _: torch.mul(*_tensors(inputs)),
+    # Of the way between sRGB and Lab, where a network of another author has pictures in or out.
+    "Sub": lambda inputs, _: torch.sub(*_tensors(inputs)),
+    "Div": lambda inputs, _: torch.div(*_tensors(inputs)),
+    "Pow": lambda inputs, _: torch.pow(*_tensors(inputs)),
+    "Greater": lambda inputs, _: torch.gt(*_tensors(inputs)),
+    "Where": _choose,
+    "Clip": _clip,
 }

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 # Of plain values: a million losses or words beside the weights are more than anybody keeps.
-_MOST_OPERATIONS = 5_000_000
+_MOST_OPERATIONS = 3_000_000
 _MOST_DIMENSIONS = 64
 # Tensors that are views of one storage may declare this many times the bytes of the file in all.
 _MOST_SHARED = 4

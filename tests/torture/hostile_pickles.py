@@ -76,10 +76,10 @@ def hostile_pickles() -> dict[str, bytes]:
         "a storage of 4 TB, legacy": as_legacy(_tensor(_HUGE, _HUGE, b"K\x01", legacy=True)),
         "behind its storage": as_archive(_tensor(b"K\x01", b"K\x01", b"K\x01", offset=_HUGE), {"0": number}),
         "a zip bomb": as_archive(
-            _tensor(b"J\x00\x00\x00\x04", b"J\x00\x00\x00\x04", b"K\x01"), {"0": bytes(1 << 28)}, compressed=True
+            _tensor(b"J\x00\x00\x00\x02", b"J\x00\x00\x00\x02", b"K\x01"), {"0": bytes(1 << 27)}, compressed=True
         ),
-        "lists in lists": as_archive(_HEAD + b"]" * 100_000 + b"a" * 99_999 + _TAIL),
-        "tuples as a key": as_archive(b"\x80\x02}N" + b"\x85" * 500_000 + b"Ns."),
+        "lists in lists": as_archive(_HEAD + b"]" * 20_000 + b"a" * 19_999 + _TAIL),
+        "tuples as a key": as_archive(b"\x80\x02}N" + b"\x85" * 100_000 + b"Ns."),
         "a billion laughs": as_archive(_laughs(60)),
         "itself": as_archive(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."),
         "a far place of the memo": as_archive(b"\x80\x02}r\xff\xff\xff\xff."),

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from colorpress.core.errors import InputError
 from compress.channel_flow import ChannelFlow, Cut, follow_channels
@@ -199,10 +200,11 @@ def _make_group(flow: ChannelFlow, modules: Mapping[str, nn.Module], root: str, 
     for cut in flow.cuts:
         layer = cut.name.rpartition(".")[0]
         if layer in modules and (layer, cut.reads) not in members:
-            own = [place for place, channel in enumerate(cut.channels) if channel in units]
+            channels = cut.channels * _groups_of(modules[layer], cut)
+            own = [place for place, channel in enumerate(channels) if channel in units]
             if own:
                 kind = type(modules[layer]).__name__
-                members[layer, cut.reads] = Member(layer, kind, cut.reads, tuple(own), _partners(cut, own, units))
+                members[layer, cut.reads] = Member(layer, kind, cut.reads, tuple(own), _partners(channels, own, units))
     first = members.pop((root, False))
     return ChannelGroup(
         root=root,
@@ -214,13 +216,18 @@ def _make_group(flow: ChannelFlow, modules: Mapping[str, nn.Module], root: str, 
     )
 
 
-def _partners(cut: Cut, own: Sequence[int], units: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
+def _groups_of(module: nn.Module, cut: Cut) -> int:
+    """How often the places of a cut are there: the second dimension of weights is that of one group of channels."""
+    return module.groups if isinstance(module, _ConvNd) and cut.dimension == 1 else 1
+
+
+def _partners(channels: Sequence[int], own: Sequence[int], units: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
     """The root's channel that each place goes with: in order, where a unit is of several."""
-    counts = Counter(cut.channels)
+    counts = Counter(channels)
     seen: Counter[int] = Counter()
     partners = []
     for place in own:
-        channel = cut.channels[place]
+        channel = channels[place]
         unit = units[channel]
         partners.append(unit[seen[channel] * len(unit) // counts[channel]])
         seen[channel] += 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from colorpress.core.config import DATA_DRIVEN, DataConfig
 from colorpress.core.errors import ConfigError
@@ -26,8 +27,9 @@ from training.photos import Photo
 # L (1, 1, H, W) in [0, 1] and its true ab (1, 2, H, W) in ab/128.
 Picture = tuple[Tensor, Tensor]
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_WEIGHTED = (*_CONVOLUTIONS, nn.Linear, nn.BatchNorm2d)
+_MAKING = (_ConvNd, nn.Linear)
+_NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
+_WEIGHTED = (*_MAKING, *_NORMS)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ def _score_by_magnitude(case: _Case) -> dict[str, ChannelScores]:
 
 
 def _score_by_scale(case: _Case) -> dict[str, ChannelScores]:
-    """The size of its batch norm weights (Liu et al. 2017, Network Slimming); magnitude where there is none."""
+    """The size of its batch norm weights (Liu et al. 2017, Network Slimming), or instance norm's; else magnitude."""
     found = _score_by_magnitude(case)
     for group in case.groups:
         layers = [(each, case.network.get_submodule(each.layer)) for each in group.members]
-        if norms := [each for each, layer in layers if isinstance(layer, nn.BatchNorm2d) and layer.affine]:
+        if norms := [each for each, layer in layers if isinstance(layer, _NORMS) and layer.affine]:
             scales = _sum_weights(case.network, norms, group.channels, torch.abs)
             found[group.root] = ChannelScores(scales, "batch norm scale")
     return found
@@ -131,7 +133,7 @@ def _score_by_distance(case: _Case) -> dict[str, ChannelScores]:
         for member in group.members:
             layer = case.network.get_submodule(member.layer)
             makes = member.layer in (group.root, *group.coupled) and not member.reads
-            if makes and isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+            if makes and isinstance(layer, _MAKING):
                 rows = _by_channel(layer, layer.weight.detach(), member)
                 # Equally many for each unit, which go together and so are one filter.
                 unit_of = torch.tensor([place[channel] for channel in member.of])
@@ -248,13 +250,13 @@ def _readers(network: nn.Module, group: ChannelGroup) -> Sequence[Member]:
 
 def _by_channel(layer: nn.Module, values: Tensor, member: Member) -> Tensor:
     """`values` of a layer's weight, one row for each of the member's channels: (member.own, weights of a channel)."""
-    transposed = isinstance(layer, nn.ConvTranspose2d)
+    transposed = isinstance(layer, _ConvNd) and layer.transposed
     if values.ndim == 1:
         rows = values[:, None]  # (C, 1) of a batch norm
     elif member.reads == transposed:  # the channels of this side are the first dimension
         rows = values.flatten(1)  # (C, other side / groups * kH * kW)
     else:
-        parts = layer.groups if isinstance(layer, _CONVOLUTIONS) else 1
+        parts = layer.groups if isinstance(layer, _ConvNd) else 1
         # (groups, other side / groups, C / groups, kH, kW) -> (C, other side / groups * kH * kW)
         rows = values.reshape(parts, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
     return rows[list(member.own)]

@@ -18,6 +18,8 @@ from compress.dependency_graph import find_groups, layer_widths, remove_channels
 from compress.importance import IMPORTANCES, Evidence
 from compress.prune_plan import PrunedGroup, PrunePlan
 from compress.pruning import apply_pruning, plan_pruning
+from compress.ranking import rank_layers
+from export.conv_latency import ConvShape
 from training.conventions import Conventions
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 
@@ -162,6 +164,26 @@ def test_what_goes_by_four_is_coupled_with_what_goes_by_one() -> None:
         plan = plan_pruning(network, replace(HALF, importance=importance), Evidence(pictures))
         assert plan.result["net.up.0"] == 16 and plan.result["net.fine.0"] == 4
         assert layer_widths(apply_pruning(network, plan)) == plan.result
+
+
+def test_each_group_of_a_convolution_is_counted() -> None:
+    network = adapt(lambda: Net(grouped(4, nn.ReLU()), up=lambda _: nn.ConvTranspose2d(16, 8, 2, 2, groups=4)))
+    inner, up = find_groups(network, ["net.middle.0", "net.up"])
+    reader = next(member for member in inner.members if member.layer == "net.middle.2")
+    assert (reader.reads, reader.own, inner.step) == (True, tuple(range(16)), 4)
+    assert up.members[0].own == tuple(range(8)) and up.step == 4
+    plan = plan_pruning(network, HALF, Evidence(height=16, width=16))
+    macs = {layer.name: layer.macs for layer in rank_layers(apply_pruning(network, plan), height=16, width=16)}
+    shapes: list[ConvShape] = []
+
+    def note(shape: ConvShape) -> float:
+        shapes.append(shape)
+        return shape.inputs * shape.outputs / shape.groups
+
+    latency = replace(HALF, prune_strategy="latency")
+    plan_pruning(network, latency, Evidence(height=16, width=16, time_convolution=note))
+    assert all(not shape.inputs % shape.groups and not shape.outputs % shape.groups for shape in shapes)
+    assert macs["net.middle.2"] == 8 * 8 * 8 * 8 // 4
 
 
 # Networks of many kinds

@@ -162,8 +162,14 @@ def _text_tags(exif: bytes) -> list[tuple[int, int, int, bytes, bool]]:
         known.load(exif)
     except Exception:  # of another file type it may be broken, which nothing before this minded
         return []
-    texts = {tag: str(known[tag]).encode("utf-8", "replace") + b"\0" for tag in TIFF_TEXT_TAGS if known.get(tag)}
-    return [(tag, 2, len(text), text, True) for tag, text in texts.items()]
+    texts = {tag: str(known[tag]) for tag in TIFF_TEXT_TAGS if known.get(tag)}
+    written = {tag: text.encode("utf-8", "replace") + b"\0" for tag, text in texts.items() if not _is_layout(text)}
+    return [(tag, 2, len(text), text, True) for tag, text in written.items()]
+
+
+def _is_layout(text: str) -> bool:
+    """Whether a description says how other programs laid out the pixels of the original, which is true no more."""
+    return text.startswith(('{"shape"', "ImageJ=", "<?xml"))
 
 
 def _write_deep_png(stream: BinaryIO, page: ColoredPage) -> None:

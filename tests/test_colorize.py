@@ -160,7 +160,7 @@ def test_every_page_of_a_tiff_is_coloured_and_of_others_it_is_said(
     clear = make_photo(2, 40, 24)
     clear.putalpha(Image.linear_gradient("L").resize((40, 24)))
     with tifffile.TiffWriter(tmp_path / "book.tif") as writer:
-        writer.write(np.asarray(make_photo(0)), compression="zlib")
+        writer.write(np.asarray(make_photo(0)), compression="zlib")  # with a description of its shape
         writer.write(np.asarray(make_photo(0, 16, 12)), subfiletype=1)  # a smaller copy
         writer.write(ramp(12))
         writer.write(np.asarray(clear), extrasamples=["unassalpha"])
@@ -170,6 +170,7 @@ def test_every_page_of_a_tiff_is_coloured_and_of_others_it_is_said(
     with tifffile.TiffFile(tmp_path / "out" / "book.tif") as book:
         found = [(page.shape, str(page.dtype), page.compression.name) for page in book.pages]
         alpha = book.pages[2].asarray()[..., 3]
+        assert "ImageDescription" not in book.pages[0].tags
     assert found == [
         ((40, 48, 3), "uint8", "ADOBE_DEFLATE"),
         ((2, 1000, 3), "uint16", "NONE"),

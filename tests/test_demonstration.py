@@ -22,9 +22,15 @@ from training.photos import embedded_photos, inspect_photo
 from training.unet import UNetPlan, count_parameters
 
 
-def test_a_photograph_is_coloured_without_a_model_of_ones_own(tmp_path: Path) -> None:
+def test_a_photograph_is_coloured_without_a_model_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_photo(0, 300, 200).convert("L").save(tmp_path / "old.jpg")
-    assert run_command(["colorize", str(tmp_path / "old.jpg"), "-o", str(tmp_path / "out")]) == 0
+    command = ["colorize", str(tmp_path / "old.jpg"), "-o", str(tmp_path / "out")]
+    assert run_command(command) == 0
+    assert "for demonstration" in capsys.readouterr().err
+    assert run_command([*command, "--overwrite", "-q"]) == 0
+    assert capsys.readouterr() == (f"1 photograph in {tmp_path / 'out'}\n", "")
     with Image.open(tmp_path / "out" / "old.jpg") as picture:
         pixels = np.asarray(picture).astype(int)
     assert pixels.shape == (200, 300, 3)

@@ -209,7 +209,7 @@ def _check_type(head: bytes) -> PictureType:
     if kind.is_read:
         return kind
     if kind.extra:
-        hint = f'pip install "colorpress[{kind.extra}]", or save it as JPEG or PNG'
+        hint = f"pip install {kind.package} (it is the extra [{kind.extra}] of colorpress), or save it as JPEG or PNG"
         raise _Refusal(f"format {kind.name} needs the extra colorpress[{kind.extra}]", hint)
     raise _Refusal(f"format {kind.name} not accepted ({names_of_read_types()})")
 

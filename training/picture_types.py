@@ -23,7 +23,7 @@ class PictureType:
         pillow: Pillow's name for it; empty where it is not decoded here.
         suffixes: of its files, the usual one first; of types that are not decoded too, so that such a file among
             photographs is named rather than passed over.
-        extra: of colorpress, that decodes it.
+        extra, package: what decodes it, as an extra of colorpress and as a package.
         feature: Pillow's name for the library that decodes it, where a Pillow may be built without.
     """
 
@@ -32,6 +32,7 @@ class PictureType:
     pillow: str = ""
     suffixes: tuple[str, ...] = ()
     extra: str = ""
+    package: str = ""
     feature: str = ""
 
     @property
@@ -73,7 +74,7 @@ TYPES = (
     PictureType(
         "AVIF", rb".{4}ftyp(avi[fs]|(mif1|msf1).{4}(.{4}){0,16}avi[fs])", "AVIF", ("avif", "avifs"), feature="avif"
     ),
-    PictureType("HEIC", rb".{4}ftyp(hei|hev|mif1|msf1)", "HEIF", ("heic", "heif", "hif"), "heif"),
+    PictureType("HEIC", rb".{4}ftyp(hei|hev|mif1|msf1)", "HEIF", ("heic", "heif", "hif"), "heif", "pillow-heif"),
     PictureType(
         "JPEG 2000",
         rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from colorpress.core.config import UNetConfig, option_name
+from colorpress.core.config import ArchConfig, UNetConfig, option_name
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
@@ -145,7 +145,7 @@ def adopt_checkpoint(
 ) -> Adopted | None:
     """Copy a trained model into the run folder as its best.pt; one of another program in the format of this one.
 
-    None leaves the folder as it is.
+    Without a checkpoint the folder is as it was, and the answer None; so it is in all processes but the main one.
 
     Args:
         photos: on those to train on the conventions of a foreign network are tried that the options leave open.
@@ -154,7 +154,11 @@ def adopt_checkpoint(
         ConfigError: the folder holds another best.pt, which would be lost; or a foreign network is not named.
         InputError: the checkpoint cannot be used.
     """
-    return None if checkpoint is None else share_answer(lambda: _adopt(run, checkpoint, photos, anew))
+    if checkpoint is None:
+        return None
+    kept: list[Adopted] = []  # by the main process alone: the others of torchrun read best.pt
+    share_answer(lambda: kept.append(_adopt(run, checkpoint, photos, anew)))
+    return kept[0] if kept else None
 
 
 def settle_conventions(run: Run, checkpoint: Path, photos: PhotoSplit | None) -> Run:
@@ -164,8 +168,12 @@ def settle_conventions(run: Run, checkpoint: Path, photos: PhotoSplit | None) ->
     """
     if photos is None or not run.settings.arch.left_open or run.settings.arch.arch is None:
         return run
-    found = share_answer(lambda: _settle(run, run.load(checkpoint), photos, anew=False).checkpoint)
-    return replace(run, settings=replace(run.settings, arch=found.arch)) if found.converted else run
+
+    def settle() -> ArchConfig:
+        found = _settle(run, run.load(checkpoint), photos, anew=False).checkpoint
+        return found.arch if found.converted else run.settings.arch
+
+    return replace(run, settings=replace(run.settings, arch=share_answer(settle)))
 
 
 def _settle(run: Run, found: Checkpoint, photos: PhotoSplit | None, *, anew: bool) -> Adopted:

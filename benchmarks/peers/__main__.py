@@ -74,8 +74,8 @@ def compare_peers(
         if variant.name in {"best.pt", *(peer.name for peer in PEERS)}:
             raise ConfigError("model", variant.path, f"is called {variant.name!r} as a peer is", "rename its folder")
     with locked_folder(output_dir):
-        adopt_checkpoint(run, checkpoint)
         photos = find_photos(run)
+        adopt_checkpoint(run, checkpoint, photos)
         also = find_also(run, photos)
         warn_of_other_split(run.load(run.best_path), photos)
         made = make_peers(run, photos, peers)

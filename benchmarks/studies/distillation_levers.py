@@ -297,8 +297,9 @@ def compare_levers(
     run = Run(output_dir, Settings.from_options(options))
     network = read_student_network(plan)
     with locked_folder(output_dir):
-        adopt_checkpoint(run, checkpoint)
-        job = LeverJob(run, find_photos(run), network, crops)
+        photos = find_photos(run)
+        adopt_checkpoint(run, checkpoint, photos)
+        job = LeverJob(run, photos, network, crops)
         levers = list_levers(job, pruned)
         if unknown := sorted(set(names) - set(levers)):
             raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(levers)}")

@@ -216,6 +216,7 @@ class _Target:
                 for prefix, got in found.find_parts(wanted).items()
                 if (piece := self._match(found, outer, prefix, got))
                 and all(self._has(outer + each, piece) for each in wanted)
+                and all(name in wanted or _is_counter(name) for name in found.inside(prefix))
             }
             # Where several do, the one of the same name.
             same = {prefix: piece for prefix, piece in pieces.items() if prefix.endswith(outer)}

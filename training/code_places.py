@@ -107,10 +107,17 @@ class CodePlace:
         file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
         if file is None or (self.is_installed and top not in self._first_names):
             return False
-        folders = [str(self.root), *self.back]
-        return any(
-            str(file).startswith((f"{folder}{os.sep}{top}{os.sep}", f"{folder}{os.sep}{top}.")) for folder in folders
-        )
+        places = [f"{folder}{os.sep}{top}" for folder in (str(self.root), *self.back)]
+        return any(f"{file}{os.sep}".startswith((place + os.sep, f"{place}.")) for place in places)
+
+    @property
+    def bare_packages(self) -> dict[str, Path]:
+        """The packages above it that have no __init__.py: `import` would rather find one elsewhere that has."""
+        if self.is_alone or self.is_installed:
+            return {}
+        parts = self.module.split(".")[: -1 if self.file.name != "__init__.py" else None]
+        folders = {".".join(parts[: at + 1]): self.root.joinpath(*parts[: at + 1]) for at in range(len(parts))}
+        return {name: folder for name, folder in folders.items() if not (folder / "__init__.py").is_file()}
 
     def holds(self, file: Path) -> bool:
         """Whether a file is of this code, as far as a reader is concerned."""
@@ -182,7 +189,14 @@ def _place_of_file(file: Path) -> CodePlace:
 
 def _count_packages(file: Path) -> int:
     """How many of the folders above a file are packages, by their __init__.py or since the file imports from there."""
-    needed = max((level for level, _ in _imported(file)), default=0)
+    needed = 0
+    for level, name in _imported(file):
+        by_name = (
+            above
+            for above, folder in enumerate(file.parents[: _FOLDERS_ABOVE + 1])
+            if above and file.parents[above - 1].name == name.partition(".")[0] and _files_of(folder, name)
+        )
+        needed = max(needed, level or next(by_name, 0))
     named = [folder.name.isidentifier() for folder in file.parents]
     packages = [(folder / "__init__.py").is_file() for folder in file.parents]
     levels = packages.index(False)

@@ -142,7 +142,7 @@ def _run(place: CodePlace) -> _Program:
     program = _Program(place, ModuleType(place.module))
     try:
         with _as_program(program):
-            program.module = _import_alone(place) if place.is_alone else importlib.import_module(place.module)
+            program.module = _import_alone(place) if place.is_alone else _import_packaged(place)
     except (Exception, SystemExit) as error:  # a user's file fails in any way
         raise ConfigError("network file", place.file, f"cannot be run: {_reason(error, place)}", place.hint) from error
     imported = (getattr(module, "__file__", None) for module in program.modules.values())
@@ -164,6 +164,14 @@ def _import_alone(place: CodePlace) -> ModuleType:
         del sys.modules[place.module]
         raise
     return module
+
+
+def _import_packaged(place: CodePlace) -> ModuleType:
+    for name, folder in place.bare_packages.items():
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return importlib.import_module(place.module)
 
 
 @contextmanager

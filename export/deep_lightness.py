@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,18 @@ def keep_deep_lightness(colored: Pixels, deep: Deep) -> Deep:
     for start in range(0, height, step):
         rows = slice(start, start + step)
         lab = rgb2lab(colored[rows].astype(np.float32) / 255.0)  # (rows, W, 3)
-        exact = np.broadcast_to(deep[rows].astype(np.float32) / 65535.0, lab.shape)
-        lab[..., 0] = rgb2lab(exact)[..., 0]
+        if deep.shape[2] == 1:
+            lab[..., 0] = _grey_lightness()[deep[rows, :, 0]]
+        else:
+            lab[..., 0] = rgb2lab(deep[rows].astype(np.float32) / 65535.0)[..., 0]
         answer[rows] = np.rint(lab2rgb(lab) * 65535.0).astype(np.uint16)
     return answer
+
+
+@cache
+def _grey_lightness() -> NDArray[np.float32]:
+    """L* of each of 65,536 greys."""
+    from skimage.color import rgb2lab
+
+    greys = np.repeat(np.linspace(0.0, 1.0, 65536, dtype=np.float32)[:, None], 3, axis=1)
+    return np.asarray(rgb2lab(greys)[:, 0])

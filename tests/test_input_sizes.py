@@ -266,6 +266,7 @@ def test_the_file_answers_as_the_network_of_its_sizes(
     path = export_onnx(checkpoint, tmp_path / "model.onnx", ExportConfig()).path
     printed = capfd.readouterr().err
     assert said in printed and bool(said) == bool(printed)
+    assert b"_empty_nn_module_stack" not in path.read_bytes()
     network = as_exported(checkpoint.build_network(), read_metadata(path))
     assert isinstance(network, AdaptedNetwork) and network.architecture.sizes == exported
     reference, candidate = TorchPredictor(network), OnnxPredictor(path, threads=1)

@@ -426,6 +426,8 @@ def _check_answers(pruned: ColorNetwork, silenced: ColorNetwork) -> None:
             if answer.shape != (1, 2, height, width) or not bool(torch.isfinite(answer).all()):
                 why = f"answers {tuple(answer.shape)} to {size}, or not finitely"
                 raise GateError("pruned network", None, why, "check the checkpoint; prune less")
+            if height == width == 1:  # padded to one value: a norm over places would enlarge the rounding of it
+                continue
             with _NormsOfEachValue():  # type: ignore[no-untyped-call]
                 difference = (pruned(picture) - (expected := silenced(picture))).abs().max()
         allowed = _ROUNDING * float(expected.abs().max()) + _SPREAD_ROUNDING * float(expected.std(correction=0))

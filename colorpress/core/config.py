@@ -423,7 +423,7 @@ class PruneConfig(Config):
         choices=("largest", "latency"),
     )
     largest_share: float = option(
-        0.98, "Prune the largest layers that together hold this share of the parameters.", low=0.01, high=1.0
+        0.98, "Prune the largest layers that together hold this share of what can be pruned.", low=0.01, high=1.0
     )
     prune_ratio: float = option(
         0.5,

@@ -85,7 +85,7 @@ def fake_answers(photos: list[Photo], shares: dict[str, Any], monkeypatch: pytes
         return answer
 
     monkeypatch.setattr("benchmarks.variants.open_predictor", open_fake)
-    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # there are no such files
+    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path, **_: None)  # there are no such files
 
 
 TABLE_TITLE = CONTROL_TITLES[TABLE]
@@ -188,7 +188,7 @@ def test_a_failing_variant_is_a_row_and_the_others_finish(
         "nan": lambda lightness: np.full((1, 2, *lightness.shape[2:]), np.nan, np.float32),
         "shape": lambda lightness: np.zeros((1, 2, 1, 1), np.float32),
     }
-    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path: None)  # not all of them are files
+    monkeypatch.setattr(accuracy, "refuse_hostile", lambda path, **_: None)  # not all of them are files
     real = open_predictor
     monkeypatch.setattr(
         "benchmarks.variants.open_predictor", lambda path, **options: odd.get(path.stem) or real(path, **options)

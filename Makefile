@@ -28,7 +28,7 @@ slow: .venv/.slow
 gpu: .venv/.test
 	$(BIN)/python -m pytest -m gpu
 
-# Kills, failing disks, damaged and hostile files: an hour or more. TORTURE=0.1 does a tenth.
+# Kills, failing disks, damaged and hostile files: an hour or more; TORTURE=0.1 does a tenth.
 TORTURE ?= 1
 torture: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --scale $(TORTURE)

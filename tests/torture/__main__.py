@@ -1,4 +1,4 @@
-"""All tortures, one after another, and their figures in one table: `make torture`, or less, `make torture TORTURE=0.1`.
+"""All tortures, one after another, and their figures in one table: `make torture`, or less, `TORTURE=0.1 make torture`.
 
     python -m tests.torture --scale 0.1 [--only kills]
 
@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.torture.figures import SEVERE
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
+# What `children.torture` calls how a child ended.
+_OUTCOMES = {
+    "read": "went_on", "refused": "refused", "hang": "hangs", "internal": "internal", "crash": "internal",
+    "memory": "internal",
+}  # fmt: skip
 _COLUMNS = ("cases", "refused", "went_on", *SEVERE)
 
 
@@ -38,22 +44,33 @@ def list_tortures(scale: float) -> dict[str, list[str]]:
     }
 
 
-def run(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """The figures that a torture prints as its last line; what it says passes by."""
+def run(name: str, options: Sequence[str]) -> Counter[str]:
+    """The figures of a torture; what it says passes by."""
     command = [sys.executable, "-m", f"tests.torture.{name}", *options]
-    last = ""
+    found: Counter[str] = Counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(f"  {line}", end="", flush=True)
-            last = line.strip() or last
-    try:
-        found = dict.fromkeys(_COLUMNS, 0) | json.loads(last)
-    except ValueError:
-        found = dict.fromkeys(_COLUMNS, 0)
+            found += read_figures(line)
     if process.returncode and not any(found[each] for each in SEVERE):
         found["internal"] += 1  # it ended before it could say what was wrong
     return found
+
+
+def read_figures(line: str) -> Counter[str]:
+    """What a line of a torture counts: JSON of `Figures`, or a sentence with numbers; nothing of other lines."""
+    if line.startswith("{"):
+        return Counter(json.loads(line))
+    if told := re.search(r"^\S+: (\d+) \w+: (.*);", line):
+        found = Counter(cases=int(told[1]))
+        for number, outcome in re.findall(r"(\d+) (\w+)", told[2]):
+            found[_OUTCOMES[outcome]] += int(number)
+        return found
+    if told := re.search(r"^(\d+) commands on \d+ hostile models: (\d+) wrong", line):
+        cases, wrong = int(told[1]), int(told[2])
+        return Counter(cases=cases, refused=cases - wrong, internal=wrong)
+    return Counter()
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LONGEST_S = 30.0
@@ -28,7 +28,7 @@ TINY = (
 
 @dataclass
 class Figures:
-    """How many cases there were and how they ended; `notes` says what was wrong."""
+    """How many cases there were and how they ended; what is wrong is printed at once."""
 
     cases: int = 0
     refused: int = 0
@@ -37,7 +37,6 @@ class Figures:
     hangs: int = 0
     tracebacks: int = 0
     internal: int = 0
-    notes: list[str] = field(default_factory=list)
 
     def count(self, what: str, ended: Ended, allowed: Sequence[int] = (0, 4)) -> bool:
         """Count how a command ended; whether it did as it should."""
@@ -45,13 +44,13 @@ class Figures:
         kind = ended.kind(allowed)
         setattr(self, kind, getattr(self, kind) + 1)
         if kind in SEVERE:
-            self.notes.append(f"{kind}: {what}: {ended.describe()}")
+            print(f"{kind}: {what}: {ended.describe()}", flush=True)
         return kind not in SEVERE
 
     def lose(self, what: str) -> None:
         """Count something that is not as it has to be after a case that was counted already."""
         self.losses += 1
-        self.notes.append(f"losses: {what}")
+        print(f"losses: {what}", flush=True)
 
     @property
     def is_clean(self) -> bool:
@@ -59,10 +58,8 @@ class Figures:
         return not any(getattr(self, name) for name in SEVERE)
 
     def finish(self) -> int:
-        """Print what was wrong, and the figures as the last line, in JSON; the exit code."""
-        for note in self.notes:
-            print(note)
-        print(json.dumps({name: value for name, value in asdict(self).items() if name != "notes"}), flush=True)
+        """Print the figures, as a line of JSON; the exit code."""
+        print(json.dumps(asdict(self)), flush=True)
         return 0 if self.is_clean else 1
 
 

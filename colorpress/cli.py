@@ -713,7 +713,7 @@ def colorize(
             "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
         }, indent=2))  # fmt: skip
     else:
-        for each in result.skipped:
+        for each in filter(lambda each: each.is_photo, result.skipped):
             click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
         noun = "photograph" if len(result.colorized) == 1 else "photographs"
         click.echo(f"{len(result.colorized)} {noun} in {printable(str(output_dir))}")

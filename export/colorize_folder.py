@@ -19,7 +19,7 @@ from export.deep_lightness import keep_deep_lightness
 from export.photo_files import ColoredPage, can_be_deep, choose_suffix, has_pages, save_pages
 from export.predictors import Pixels
 from training.decoding import DecodedPhoto, count_frames, decode_pages, open_regular_file
-from training.photos import SkippedPhoto, say_white, walk_photos
+from training.photos import SkippedPhoto, say_white, walk_photos, warn_of_passed_over
 from training.picture_types import names_of_read_types
 
 # For demonstration; its card lies beside it.
@@ -70,6 +70,7 @@ def colorize_photos(
         MachineError: a result cannot be written.
     """
     planned, passed_over = _plan_outputs(photos, output_dir)
+    warn_of_passed_over(passed_over)
     kept = [output for _, output in planned if output.exists() and not overwrite]
     due = [(source, output) for source, output in planned if output not in set(kept)]
     colorized: list[Path] = []

@@ -31,7 +31,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_real_network_colours_every_kind_of_file(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     photo = make_photo(1)
@@ -62,6 +64,8 @@ def test_a_real_network_colours_every_kind_of_file(tiny_checkpoint: Path, tmp_pa
     ]
     assert names_in(output) == sorted(expected)
     assert sorted(path.relative_to(output).as_posix() for path in result.colorized) == sorted(expected)
+    passed_over = "README: no suffix, and no picture by its content; loop: not a regular file"
+    assert f"warning: passed over as no photographs: {passed_over}\n" in capsys.readouterr().err
     assert {each.path.name: each.reason for each in result.skipped} == {
         "README": "no suffix, and no picture by its content",
         "broken.jpg": "is an HTML page",

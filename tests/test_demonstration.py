@@ -31,6 +31,10 @@ def test_a_photograph_is_coloured_without_a_model_of_ones_own(
     assert "for demonstration" in capsys.readouterr().err
     assert run_command([*command, "--overwrite", "-q"]) == 0
     assert capsys.readouterr() == (f"1 photograph in {tmp_path / 'out'}\n", "")
+    # What is no photograph is named, and is no failure.
+    (tmp_path / "README").write_text("of a folder of photographs")
+    assert run_command(["colorize", str(tmp_path), "-o", str(tmp_path / "out"), "-q"]) == 0
+    assert capsys.readouterr().err.startswith("warning: passed over as no photographs: README: no suffix")
     with Image.open(tmp_path / "out" / "old.jpg") as picture:
         pixels = np.asarray(picture).astype(int)
     assert pixels.shape == (200, 300, 3)

@@ -16,7 +16,15 @@ from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.core.files import write_csv, write_json
 from colorpress.core.reading import read_json
 from training.photo_split import PhotoSplit, group_by_folder, split_photos
-from training.photos import NO_COLOUR, Photo, SkippedPhoto, embedded_photos, inspect_photo, walk_photos
+from training.photos import (
+    NO_COLOUR,
+    Photo,
+    SkippedPhoto,
+    embedded_photos,
+    inspect_photo,
+    walk_photos,
+    warn_of_passed_over,
+)
 from training.picture_types import names_of_read_types
 
 _INDEX_FORMAT = 2
@@ -51,7 +59,7 @@ def scan_photos(
     root, paths = _list_files(config.data)
     found = _PhotoIndex(index_path, root, config.max_pixels).inspect_all(paths, workers)
     photos, skipped = _drop_copies(found)
-    _name_passed_over(skipped)
+    warn_of_passed_over(skipped)
     if skipped_path is not None:
         rows = ({"path": str(each.path), "reason": each.reason} for each in skipped)
         write_csv(skipped_path, ("path", "reason"), rows)
@@ -82,21 +90,12 @@ def scan_folder(
         list(walk_photos(folder, leave_out=leave_out)), workers
     )
     photos, skipped = _drop_copies(found)
-    _name_passed_over(skipped)
+    warn_of_passed_over(skipped)
     if not photos:
         why = f"holds no colour photograph that can be used; {len(found)} picture files"
         why += f" ({skipped[0].path.name}: {skipped[0].reason})" if skipped else ""
         raise InputError("folder", folder, why, f"give another folder with {option}")
     return tuple(sorted(photos, key=lambda photo: photo.sha256)), tuple(skipped)
-
-
-def _name_passed_over(skipped: Sequence[SkippedPhoto]) -> None:
-    """Warn of what is in a folder of photographs and says nowhere that it is one."""
-    others = [each for each in skipped if not each.is_photo]
-    if others:
-        examples = "; ".join(f"{each.path.name}: {each.reason}" for each in others[:3])
-        more = f"; and {len(others) - 3} more" if len(others) > 3 else ""
-        warn(f"passed over as no photographs: {examples}{more}")
 
 
 def _list_files(data: Path | None) -> tuple[Path, list[Path | SkippedPhoto]]:

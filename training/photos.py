@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from colorpress.core.console import say
+from colorpress.core.console import say, warn
 from colorpress.core.errors import InputError
 from colorpress.core.files import sha256_bytes
 from training.decoding import DecodedPhoto, decode_photo, open_regular_file
@@ -169,6 +169,15 @@ def inspect_photo(path: Path, max_pixels: int) -> Photo | SkippedPhoto:
     if np.ptp(pixels, axis=2).max() <= _GREY_DIFFERENCE:
         return SkippedPhoto(path, NO_COLOUR)
     return Photo(path, sha256, picture.width, picture.height)
+
+
+def warn_of_passed_over(skipped: Sequence[SkippedPhoto]) -> None:
+    """Warn of what is in a folder of photographs and says nowhere that it is one, in a line."""
+    others = [each for each in skipped if not each.is_photo]
+    if others:
+        examples = "; ".join(f"{each.path.name}: {each.reason}" for each in others[:3])
+        more = f"; and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"passed over as no photographs: {examples}{more}")
 
 
 def say_white(path: Path, picture: DecodedPhoto) -> None:

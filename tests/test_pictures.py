@@ -306,6 +306,11 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     stale = tmp_path / "pictures" / "99-0.jpg"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
+    earlier = {"photos": [{"pictures": {"grey": stale.name, "best.pt": "../outside.jpg"}, "differences": {}}]}
+    stale.with_name("pictures.json").write_text(json.dumps(earlier))
+    own, outside = stale.with_name("holiday.jpg"), tmp_path / "outside.jpg"
+    for each in (own, outside):
+        each.write_bytes(b"somebody's own")
     run = Run(tmp_path, Settings.from_options({"eval_size": 32}))
     paths = write_picture_set(run, [*variants, grey], accuracy, photos, rows, "auto")
     with Image.open(tmp_path / "comparison.png") as sheet:
@@ -315,7 +320,8 @@ def test_the_folder_holds_every_picture_and_map_and_nothing_old(
     assert {path.name for path in paths if path.parent == tmp_path} == {
         "comparison.png", "sample_input_output.png", "sample_output.png",
     }  # fmt: skip
-    assert set(folder.iterdir()) == {path for path in paths if path.parent == folder}
+    assert outside.exists()
+    assert set(folder.iterdir()) == {path for path in paths if path.parent == folder} | {own}
     record: dict[str, Any] = json.loads((folder / "pictures.json").read_text())
     assert (record["best"], record["variants"], record["judged"]) == ("best.pt", ["auto", BLIND], "auto")
     assert [photo["kind"] for photo in record["photos"]] == ["typical"] * 4 + ["worst"] * 4

@@ -242,10 +242,12 @@ def _adopt(run: Run, checkpoint: Path, photos: PhotoSplit | None, anew: bool) ->
     if run.best_path.exists() and not run.force:
         hint = "choose another --output-dir, or replace it with --force"
         raise ConfigError("folder", run.folder, "holds another best.pt", hint)
-    # What told of the model that was there would be read as telling of this one.
-    forget_fit(run.folder)
-    for name in ("history.csv", "training_loss.png", EXPLANATION_NAME):
-        (run.folder / name).unlink(missing_ok=True)
-    forget_stage(run.folder, "train")
+    # What told of the model that was there would be read as telling of this one. Where there was none, it is no file
+    # of ours.
+    if run.best_path.exists():
+        forget_fit(run.folder)
+        for name in ("history.csv", "training_loss.png", EXPLANATION_NAME):
+            (run.folder / name).unlink(missing_ok=True)
+        forget_stage(run.folder, "train")
     write_bytes(run.best_path, content)
     return adopted

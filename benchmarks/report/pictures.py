@@ -29,7 +29,9 @@ from benchmarks.report.sample_photos import (
 from benchmarks.rows import Row, base_rows, own_rows
 from benchmarks.variants import Variant
 from benchmarks.verdict import measure_of, merit, parent_name
+from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import write_bytes, write_json
+from colorpress.core.reading import read_json
 from compress.front import find_front
 from export.controls import TABLE
 from training.photos import Photo
@@ -222,10 +224,26 @@ def _write_folder(folder: Path, shown: Sequence[ColoredPhoto], choice: PictureCh
         "bar": bar_colours(),
         "photos": entries,
     }
+    earlier = _listed_files(folder)
     paths.append(write_json(folder / "pictures.json", record))
-    for stale in set(folder.glob("*.jpg")) - set(paths):
-        stale.unlink()
+    for stale in earlier - set(paths):
+        stale.unlink(missing_ok=True)
     return paths
+
+
+def _listed_files(folder: Path) -> set[Path]:
+    """The pictures that an earlier benchmark wrote here; others in the folder are somebody's own."""
+    try:
+        photos = read_json(folder / "pictures.json", "picture list", "")["photos"]
+        names = [
+            name
+            for photo in photos
+            for files in (photo["pictures"], *photo["differences"].values())
+            for name in files.values()
+        ]
+        return {folder / name for name in names if Path(name).name == name and name.endswith(".jpg")}
+    except (ConfigError, InputError, AttributeError, LookupError, TypeError):
+        return set()
 
 
 def _map_differences(photo: ColoredPhoto, best: str) -> dict[str, dict[str, Floats]]:

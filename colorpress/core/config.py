@@ -271,7 +271,7 @@ class ArchConfig(Config):
 
     arch: str | None = option(
         None,
-        "FILE.py:NAME of what makes the checkpoint's network, where that is not colorpress' own UNet.",
+        "FILE.py:NAME or package.module:NAME of what makes the checkpoint's network, where that is not our own UNet.",
         common=True,
     )
     arch_arg: tuple[str, ...] = option(
@@ -280,7 +280,7 @@ class ArchConfig(Config):
         common=True,
     )
     state_key: str | None = option(
-        None, "Where the weights are in a foreign checkpoint, such as state_dict; default: found where there is one."
+        None, "Where a foreign file has the weights, such as state_dict.net_G; default: the one place where they fit."
     )
     input: str | None = option(
         None,

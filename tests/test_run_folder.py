@@ -10,6 +10,7 @@ from conftest import make_photo
 
 from colorpress.core.config import DataConfig, Settings
 from training.checkpoint import Checkpoint
+from training.original import adopt_checkpoint
 from training.photos import hash_photos
 from training.run_folder import Run, find_photos, warn_of_other_split
 from training.unet import UNetPlan
@@ -60,3 +61,17 @@ def test_it_warns_of_a_model_that_may_have_seen_what_is_held_out(
     ):
         warn_of_other_split(Checkpoint(UNetPlan.classic(4, 2, "bilinear"), {}, extra=extra), photos)
         assert ("may have seen those held out here" in capsys.readouterr().err) is warned
+
+
+def test_files_beside_a_model_that_is_brought_stay_where_no_model_was(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    run = Run(tmp_path / "somebodys", force=True)
+    run.folder.mkdir()
+    own = [run.folder / name for name in ("history.csv", "training_loss.png")]
+    for each in own:
+        each.write_text("of another program")
+    adopt_checkpoint(run, tiny_checkpoint)
+    assert run.best_path.exists() and all(each.exists() for each in own)
+    # Those of the model that is replaced go with it.
+    run.best_path.write_bytes(b"another")
+    adopt_checkpoint(run, tiny_checkpoint)
+    assert not any(each.exists() for each in own)

@@ -145,7 +145,7 @@ def edit_tensor(tensor: Tensor, dice: Dice) -> Tensor:
         lambda: tensor.to(pick(dice, kinds)),
         lambda: tensor.to_sparse(),
         lambda: tensor.to("meta"),
-        lambda: tensor.flatten()[:1].expand(tensor.shape) if tensor.numel() else tensor,
+        lambda: tensor.flatten()[:1].expand(tensor.shape or (3,)),
         lambda: tensor[..., None],
         lambda: tensor.float() * float("inf"),
         lambda: -tensor.float() - 1,

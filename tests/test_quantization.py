@@ -214,7 +214,10 @@ def test_what_stays_float_before_a_layer_in_int8_is_watched():
         <float[2, 1, 1, 1] a = {1, 2}, float[2, 2, 1, 1] b = {1, 2, 3, 4}, float[2, 2, 1, 1] c = {1, 2, 3, 4},
          float[2, 2, 1, 1] d = {1, 2, 3, 4}> {
             first = Conv(L, a) seen = Relu(first) pooled = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (seen)
-            one = Conv(pooled, b) bent = Relu(one) two = Conv(bent, c) added = Add(two, pooled) ab = Conv(added, d)
+            one = Conv(pooled, b) bent = Relu(one) sides = Shape <start = 2> (L) counts = Shape <end = 2> (bent)
+            size = Concat <axis = 0> (counts, sides) large = Resize (bent, , , size) two = Conv(large, c)
+            small = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (two) added = Add(small, pooled)
+            ab = Conv(added, d)
         }""")
     for node in model.graph.node:
         node.name = node.output[0]
@@ -222,7 +225,7 @@ def test_what_stays_float_before_a_layer_in_int8_is_watched():
     for convolution in ("one", "two"):
         nodes = nodes_to_quantize(model.graph, {convolution})
         observed = dict.fromkeys(tensors_to_observe(model.graph, nodes), (-1.0, 1.0))
-        assert ("pooled" in observed) == (convolution == "one") and "pooled" not in nodes
+        assert ("pooled" in observed) == (convolution == "one") and "pooled" not in nodes and "size" not in observed
         made = insert_qdq(model, nodes, spread_ranges(model.graph, observed), reduce_range=False)
         assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)
 

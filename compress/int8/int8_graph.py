@@ -78,7 +78,7 @@ def _convolutions_around(graph: onnx.GraphProto) -> tuple[dict[str, set[str]], d
 def nodes_to_quantize(graph: onnx.GraphProto, convolutions: set[str]) -> set[str]:
     """The chosen convolutions, and what lies between them: glue with int8 on all of one side."""
     before, after = _convolutions_around(graph)
-    is_float = {value.name: value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in graph.value_info}
+    is_float = _float_values(graph)
     glue = {
         node.name
         for node in graph.node
@@ -89,16 +89,24 @@ def nodes_to_quantize(graph: onnx.GraphProto, convolutions: set[str]) -> set[str
     return convolutions | glue
 
 
+def _float_values(graph: onnx.GraphProto) -> dict[str, bool]:
+    """Whether a value between nodes is in float32; sizes are not."""
+    return {value.name: value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in graph.value_info}
+
+
 def tensors_to_observe(graph: onnx.GraphProto, nodes: set[str]) -> list[str]:
     """Values to watch: what enters or leaves a quantized node, each scale once."""
     taking = {name for node in graph.node if node.name in nodes for name in (*node.input, *node.output)}
+    is_float = _float_values(graph)
     constants = {tensor.name for tensor in graph.initializer} | {""}
     # Only within `nodes`: what stays float, such as a MaxPool that an addition reads as well, is watched itself.
     copies = {node.output[0] for node in graph.node if node.op_type in _GLUE_OPS and node.name in nodes}
     relu_inputs = values_inside_convolutions(graph)
     relu_outputs = {node.output[0] for node in graph.node if node.op_type == "Relu"}
     return sorted(
-        name for name in taking - constants if name not in relu_inputs and (name not in copies or name in relu_outputs)
+        name
+        for name in taking - constants
+        if is_float.get(name, True) and name not in relu_inputs and (name not in copies or name in relu_outputs)
     )
 
 

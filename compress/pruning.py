@@ -42,7 +42,7 @@ Tuning = Callable[[ColorNetwork, int], ColorNetwork]
 MeasuredLimits = Mapping[Limit, Callable[[ColorNetwork], float]]
 
 # Sums in another order: of the largest answer, and of its standard deviation.
-_ROUNDING, _SPREAD_ROUNDING = 1e-5, 1e-3
+_ROUNDING, _SPREAD_ROUNDING = 1e-6, 1e-4
 # With budgets the ratio is found to a thousandth.
 _FINEST = 1000
 _LARGEST_RATIO = 0.99

@@ -603,7 +603,8 @@ def test_the_exported_file_answers_as_theirs(source: Path, tmp_path: Path, name:
 
 def test_what_cannot_be_traced_is_refused_with_the_reason(source: Path, tmp_path: Path) -> None:
     found = load_checkpoint(saved(source, theirs(source, "Decides").net.state_dict()), named(source, "Decides"))
-    with pytest.raises(InputError, match=r"network 'nets\.py:Decides': decides by the values of the picture, at nets\.py"):
+    why = r"network 'nets\.py:Decides': decides by the values of the picture, at nets\.py"
+    with pytest.raises(InputError, match=why):
         export_onnx(found, tmp_path / "model.onnx", ExportConfig())
     assert not (tmp_path / "model.onnx").exists()
 

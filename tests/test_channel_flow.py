@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from colorpress.core.config import PruneConfig
@@ -22,6 +23,7 @@ from compress.ranking import rank_layers
 from export.conv_latency import ConvShape
 from training.conventions import Conventions
 from training.foreign import AdaptedNetwork, ForeignArchitecture
+from training.unet import UPSAMPLERS, UNet, UNetPlan
 
 HALF = PruneConfig(largest_share=1.0, prune_ratio=0.5, round_to=1)
 # Sums in another order: float32 rounding, a few hundred terms.
@@ -83,6 +85,67 @@ def without(network: AdaptedNetwork, removed: Mapping[str, tuple[int, ...]]) -> 
     pruned = apply_pruning(network, plan)
     assert isinstance(pruned, AdaptedNetwork) and layer_widths(pruned) == plan.result
     return pruned
+
+
+# Against torch-pruning
+
+# A layer, whether its inputs are meant, and a channel of it.
+Side = tuple[str, bool, int]
+
+
+def by_torch_pruning(network: UNet) -> set[frozenset[Side]]:
+    """What goes with each channel that may go, found by walking the graph of autograd through known modules."""
+    names = {module: name for name, module in network.named_modules()}
+    graph = tp.DependencyGraph().build_dependency(
+        network,
+        torch.zeros(1, 1, 64, 64),
+        forward_fn=lambda traced, lightness: traced.forward_coarse(lightness),
+        **{name: [] for name in ("unwrapped_parameters", "ignored_layers", "ignored_params")},
+        customized_pruners={},
+        verbose=False,
+    )
+    found = set()
+    for name, width in layer_widths(network).items():
+        layer = network.get_submodule(name)
+        prune = graph.get_pruner_of_module(layer).prune_out_channels
+        for channel in range(width):
+            items = graph.get_pruning_group(layer, prune, [channel]).items
+            known = [each for each in items if each.dep.target.module in names]
+            found.add(
+                frozenset(
+                    (names[each.dep.target.module], each.dep.handler.__name__ == "prune_in_channels", int(one))
+                    for each in known
+                    for one in each.idxs
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *(UNetPlan.classic(4, 2, upsample) for upsample in UPSAMPLERS),
+        UNetPlan(((4, 4, 4), (6, 6)), ((5, 5, 5),), residual=True),
+        UNetPlan(((6, 3), (5,), (4, 7)), ((3, 5),), stem_stride=2, affine=True),
+        UNetPlan(((4, 4), (4, 4, 4)), (), "nearest", stem_stride=4, affine=True, residual=True),
+    ],
+    ids=lambda plan: f"{plan.upsample}{' residual' * plan.residual}{' affine' * plan.affine}",
+)
+def test_groups_of_a_unet_are_those_of_torch_pruning(plan: UNetPlan) -> None:
+    network = UNet(plan).eval()
+    groups = find_groups(network, layer_widths(network))
+    assert not any(group.obstacle for group in groups)
+    found = {
+        frozenset(
+            (member.layer, member.reads, own)
+            for member in group.members
+            for own, of in zip(member.own, member.of, strict=True)
+            if of == channel
+        )
+        for group in groups
+        for channel in range(group.channels)
+    }
+    assert found == by_torch_pruning(network)
 
 
 # Channels where they are

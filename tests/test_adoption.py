@@ -188,6 +188,19 @@ def test_what_does_not_fit_says_what_the_nearest_part_differs_in() -> None:
     )
 
 
+def test_weights_of_one_module_are_not_taken_for_two() -> None:
+    """Of two modules of the same shapes the file holds one: under its own name, under another, beside a third."""
+    for content in ({"a": STATE}, {"ema": STATE}, {"b": STATE, "extra": OTHER}):
+        assert "got nothing" in refused(InputError, content, make=lambda: nn.ModuleDict({"a": Net(), "b": Net()}))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool])
+def test_whole_numbers_are_no_weights(kind: torch.dtype) -> None:
+    """Of a quantized file, whose scales are elsewhere."""
+    message = refused(InputError, {**STATE, "up.weight": (50 * STATE["up.weight"]).to(kind)})
+    assert "up.weight holds whole numbers" in message and message.endswith("before they are quantized")
+
+
 def orthogonal(layer: Any) -> Any:
     return parametrizations.orthogonal(layer, orthogonal_map="cayley", use_trivialization=True)
 
@@ -231,6 +244,14 @@ def test_wrapped_weights_are_made_plain(wrap: Any, other: Any) -> None:
         torch.testing.assert_close(answer(plain), answer(network), rtol=1e-5, atol=1e-6)
     # And plain weights for a network that is written with it.
     assert torch.equal(answer(adopt(STATE, lambda: Net(wrap))), WANTED)
+
+
+def test_weight_norm_is_found_along_the_side_that_has_lengths() -> None:
+    """Of one input channel, or one output channel, which the length for all of the other side has too."""
+    for make in (lambda: nn.ConvTranspose2d(1, 3, 2), lambda: nn.ConvTranspose2d(3, 1, 2)):
+        normed = parametrizations.weight_norm(make(), dim=1)  # type: ignore[no-untyped-call]
+        found = adopt(normed.state_dict(), make)
+        torch.testing.assert_close(found.weight, normed.weight)
 
 
 def test_one_tensor_under_two_names_is_one() -> None:

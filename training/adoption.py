@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from colorpress.core.config import ArchConfig
-from colorpress.core.console import say
+from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError, InputError
 from training.file_tensors import TOP, FileTensors, common_names, ends, some, unwrapped
 from training.foreign import adapt_network
@@ -24,7 +24,7 @@ from training.foreign_source import construct_network, load_source, parse_argume
 from training.network import Architecture, shared_names
 from training.plain_weights import make_plain_, wrap_as_
 from training.unet import UNetPlan, empty_unet, plan_of_weights
-from training.weights_file import unusable_checkpoint
+from training.weights_file import match_kinds, unusable_checkpoint
 
 _NAME_ITS_NETWORK = "name its network: --arch FILE.py:CLASS [--arch-arg NAME=VALUE]"
 # Counts that are no weights: of batch norm, and of a profiler that leaves them in every layer.
@@ -69,7 +69,9 @@ def adopt_weights(found: FileTensors, construct: Callable[[], nn.Module], title:
         target = wrapped
     fit = _choose(fits, found)
     if fit.lacking:
-        say(f"'{found.path.name}' lacks {some(fit.lacking)}: what the network's code sets is taken")
+        learned = dict(target.net.named_parameters(remove_duplicate=False))
+        tell = warn if any(name in learned for name in fit.lacking) else say
+        tell(f"'{found.path.name}' lacks {some(fit.lacking)}: what the network's code sets is taken")
     target.load_(fit, found)
     weights = make_plain_(target.net).state_dict()
     return {
@@ -219,13 +221,15 @@ class _Target:
                 and all(name in wanted or _is_counter(name) for name in found.inside(prefix))
             }
             # Where several do, the one of the same name.
-            same = {prefix: piece for prefix, piece in pieces.items() if prefix.endswith(outer)}
+            same = {prefix: piece for prefix, piece in pieces.items() if _ends_with(prefix, outer)}
             if len(chosen := pieces if len(pieces) == 1 else same) != 1:
                 return []
             ((prefix, piece),) = chosen.items()
             names |= piece
             labels.append(prefix.rstrip("."))
-        return [_Fit(_start_of(names.values()), ", ".join(labels), names)] if len(labels) > 1 else []
+        # A piece that fits two modules is of one of them, and the other one is missing.
+        is_whole = 1 < len(labels) == len(set(labels))
+        return [_Fit(_start_of(names.values()), ", ".join(labels), names)] if is_whole else []
 
     def find_surplus(self, found: FileTensors, outer: str, prefix: str) -> dict[str, Tensor]:
         """What a part holds of modules that the network has, and the network does not: it is of another one."""
@@ -244,9 +248,10 @@ class _Target:
         """Copy weights into the network.
 
         Raises:
-            InputError: the network has one tensor under two names, and the file has two, or what is no weights.
+            InputError: the network has one tensor under two names, and the file has two; or whole numbers stand there
+                for weights.
         """
-        weights = found.take(fit.names)
+        weights = match_kinds(found.path, self.tensors, found.take(fit.names))
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor in weights.items():
                 first = next(twin for twin in self._twins[name] if twin in weights)
@@ -284,14 +289,15 @@ def _start_of(names: Iterable[str]) -> str:
     return "".join(f"{part}." for part in ordered[0][: _count_shared(ordered[0], ordered[-1])]) if ordered else ""
 
 
+def _ends_with(prefix: str, outer: str) -> bool:
+    """Whether a prefix in a file is called as a module is, as "net_encoder." and "a.encoder." are "encoder."."""
+    return f".{prefix}".endswith((f".{outer}", f"_{outer}"))
+
+
 def _count_shared(one: Sequence[str], other: Sequence[str]) -> int:
     """How many parts two names begin with together."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
-
-
-def _as_saved(tensor: Tensor) -> Tensor:
-    return (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous()
 
 
 def _is_counter(name: str) -> bool:

@@ -102,9 +102,10 @@ def _find_wrapper(
     form = f"{layer}parametrizations.{name}."
     size, direction = look(f"{form}original0"), look(f"{form}original1")
     if size is not None and direction is not None:
-        # A length for each channel of one side, whose number is that of the weight; else one for the whole weight.
+        # A length for each channel of one side, which has as many as the weight; else one for the whole weight.
         sides = zip(size.shape, direction.shape, strict=False)
-        dim = next((axis for axis, (one, other) in enumerate(sides) if one == other), 0) if size.ndim else None
+        axes = [axis for axis, (one, other) in enumerate(sides) if one == other]
+        dim = max(axes, key=lambda axis: size.shape[axis], default=0) if size.ndim else None
         return partial(parametrizations.weight_norm, dim=dim)  # type: ignore[arg-type]
     if look(f"{form}original") is not None and look(f"{form}0._u") is not None:
         return parametrizations.spectral_norm

@@ -690,14 +690,14 @@ def colorize(
 
     if model is None:
         say("colouring with the small model that comes along, for demonstration: --model takes yours")
+    else:
+        refuse_hostile(model, runtime=runtime or "")
     alone = len(photos) == 1 and not photos[0].is_dir()
     workers = 1 if alone else workers or usable_cores()
     # Several photographs at a time on one thread each are faster than one after another on all.
     threads = threads or max(1, usable_cores() // workers)
-    model = model or DEMONSTRATION_MODEL
-    refuse_hostile(model, runtime=runtime or "")
     colorizer = open_colorizer(
-        model,
+        model or DEMONSTRATION_MODEL,
         work_size=work_size,
         saturation=saturation,
         arch=arch,

@@ -232,12 +232,14 @@ def test_what_is_no_file_of_weights_is_named_with_what_to_save_instead(tmp_path:
     (tmp_path / "whole.pt").write_bytes(dumped(network))
     (tmp_path / "older.pt").write_bytes(dumped(network, zipped=False))
     (tmp_path / "notes.pt").write_bytes(dumped({"args": argparse.Namespace(a=1)}))
+    torch.save(network.state_dict(), tmp_path / "newer.pt", pickle_protocol=4)
     for name, why, hint in (
         ("script.pt", "is a TorchScript archive", "torch.jit.load"),
         ("program.pt2", "is an exported program", "torch.export.load"),
         ("whole.pt", "holds a whole network with its code", "network.state_dict()"),
         ("older.pt", "holds a whole network with its code", "network.state_dict()"),
         ("notes.pt", "names argparse.Namespace: it contains code, refused", "network.state_dict()"),
+        ("newer.pt", "is pickled by a newer protocol", "pickle_protocol"),
     ):
         with pytest.raises(InputError) as caught:
             load_checkpoint(tmp_path / name)
@@ -252,6 +254,17 @@ def test_a_hostile_pickle_is_refused_and_takes_nothing(tmp_path: Path, name: str
     with pytest.raises(InputError):
         load_checkpoint(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize("decoy", ["archive/b/data.pkl", "archive/DATA.PKL"])
+def test_the_pickle_that_is_checked_is_the_one_that_is_read(tiny_checkpoint: Path, decoy: str) -> None:
+    buffer, harmless = BytesIO(), b"\x80\x02}."
+    with ZipFile(buffer, "w") as written, ZipFile(BytesIO(dumped({"a": torch.ones(1).expand(9)}))) as archive:
+        written.writestr(decoy, harmless)
+        for each in archive.namelist():
+            written.writestr(each, archive.read(each))
+    with pytest.raises(InputError, match=r"whose elements overlap|names a record twice"):
+        read_weights_file(tiny_checkpoint, buffer.getvalue())
 
 
 def test_a_flipped_bit_among_the_weights_is_noticed(tiny_checkpoint: Path) -> None:

@@ -196,6 +196,13 @@ def test_a_file_that_is_no_journal_of_ours_is_left_as_it_is(tmp_path: Path, cont
     assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_pipe_is_no_journal_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no journal of a study"):
+        open_storage(str(tmp_path / "pipe"), timeout_s=2, create=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_file_in_the_place_of_the_lock_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "poetry.lock").write_text("somebody else's")
     with pytest.raises(ConfigError, match=r"would be locked by 'poetry\.lock'"):

@@ -385,17 +385,15 @@ def _full_name(argument: str) -> str:
 
 def _refuse_names(pickled: bytes) -> None:
     """Refuse a pickle that names anything but weights and plain values, or is of more operations than those need."""
-    names, texts, newer = [], [""], False
+    names = []
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         if count > _MOST_OPERATIONS:
             raise PickleError(f"holds more than {_MOST_OPERATIONS:,} values beside its weights", SAVE_WEIGHTS)
         if opcode.name in ("GLOBAL", "INST"):
             names.append(_full_name(str(argument)))
         elif opcode.name == "STACK_GLOBAL":
-            newer = True
-            names.append(".".join(texts[-2:]))
-        elif isinstance(argument, str):
-            texts = [texts[-1], argument]
+            why = "is pickled by a newer protocol than is read safely: perhaps it contains code, refused"
+            raise PickleError(why, f"{SAVE_WEIGHTS}; leave pickle_protocol out")
     if any(name.startswith("torch.nn.modules.") for name in names):
         raise PickleError("holds a whole network with its code, not weights alone", SAVE_WEIGHTS)
     for name in names:
@@ -403,8 +401,6 @@ def _refuse_names(pickled: bytes) -> None:
             raise PickleError(f"holds {_OTHER_TENSORS[name]}", _SAVE_DENSE)
         if not _is_known(name):
             raise PickleError(f"names {name}: it contains code, refused", SAVE_WEIGHTS)
-    if newer:
-        raise PickleError("is pickled by a newer protocol than PyTorch reads without running code", SAVE_WEIGHTS)
 
 
 def _is_known(name: str) -> bool:

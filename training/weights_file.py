@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE_GLOBALS):
             # Files of other programs may use newer pickle protocols; what counts is whether they can be read.
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(io.BytesIO(checked), map_location="cpu", weights_only=True)
+            content = torch.load(checked, map_location="cpu", weights_only=True)
         content = _as_plain(content)
     except PickleError as error:
         raise unusable_checkpoint(path, error.why, error.hint) from error
@@ -116,10 +116,11 @@ def _read_dictionary(path: Path, raw: bytes) -> dict[str, Any]:
     return content
 
 
-def _check_archive(raw: bytes) -> bytes:
+def _check_archive(raw: bytes) -> BinaryIO:
     """A zip archive of PyTorch whose records are what they say they are, written anew.
 
-    PyTorch reads archives by a reader of its own: what it is given is what was checked here, and nothing else.
+    PyTorch reads archives by a reader of its own: what it is given is what was checked here, and nothing else. It looks
+    for records in the folder of the first one, whatever the case of their letters.
 
     Raises:
         PickleError: it is of another kind, or declares more than it has.
@@ -133,18 +134,20 @@ def _check_archive(raw: bytes) -> bytes:
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             why, hint = "is a zip archive whose records are compressed", "unpack it and pack it by `zip -0 -r`"
             raise PickleError(why, f"{hint}, or save it again by torch.save")
-        if len(records) < len(archive.infolist()) or sum(each.file_size for each in records.values()) > len(raw):
-            raise PickleError("declares more bytes than it has: it is damaged", COPY_AGAIN)
+        is_ambiguous = len({name.casefold() for name in records}) < len(archive.infolist())
+        if is_ambiguous or sum(each.file_size for each in records.values()) > len(raw):
+            raise PickleError("names a record twice, or declares more bytes than it has: it is damaged", COPY_AGAIN)
         contents = {name: _read_record(archive, record) for name, record in records.items()}
-    pickled = next((content for name, content in contents.items() if name.endswith("/data.pkl")), b"")
-    places = (name.partition("/data/") for name in contents)
-    storages = {key: len(contents[f"{folder}{data}{key}"]) for folder, data, key in places if data}
-    PickleCheck(len(raw), storages).read(pickled)
+    folder = next(iter(contents)).partition("/")[0]
+    places = (name.partition(f"{folder}/data/") for name in contents)
+    storages = {key: len(contents[f"{data}{key}"]) for before, data, key in places if data and not before}
+    PickleCheck(len(raw), storages).read(contents[f"{folder}/data.pkl"])
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as rewritten:
         for name, content in contents.items():
             rewritten.writestr(zipfile.ZipInfo(name), content)
-    return buffer.getvalue()
+    buffer.seek(0)
+    return buffer
 
 
 def _refuse_other_archives(names: Iterable[str]) -> None:
@@ -164,7 +167,7 @@ def _read_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bytes:
     return archive.read(record)
 
 
-def _check_pickles(raw: bytes) -> bytes:
+def _check_pickles(raw: bytes) -> BinaryIO:
     """A file as `torch.save` wrote it before PyTorch 1.6: five pickles, and behind them each storage with its length.
 
     Raises:
@@ -185,7 +188,7 @@ def _check_pickles(raw: bytes) -> bytes:
         place += 8 + check.declared[key]  # a length, and the numbers
     if place > len(raw):
         raise PickleError("declares more numbers than it holds: it is damaged", COPY_AGAIN)
-    return raw
+    return io.BytesIO(raw)
 
 
 def _as_plain(value: Any, known: dict[int, tuple[int, int]] | None = None) -> Any:

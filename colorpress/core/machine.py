@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,8 @@ def _read_text(path: str) -> str | None:
 
 def installed_version(distribution: str) -> str | None:
     """The version of a package; None where it is not installed."""
+    from importlib import metadata  # it imports the parser of mails, which no start of a command should wait for
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -46,7 +46,7 @@ _POLL_SECONDS = 0.5
 _REPEATS = "repeats"
 # A study begins with its name and its directions: some 150 bytes.
 _LONGEST_FIRST_LINE = 10_000
-_BEGIN_ANOTHER = "begin another one by another --study, or without it by --force"
+_BEGIN_ANOTHER = "begin another one: give another --study, or leave it out and say --force"
 _BEGIN_IT = "begin it by `colorpress compress --study`"
 
 
@@ -135,7 +135,8 @@ def _open_journal(path: Path, timeout_s: int, create: bool) -> BaseStorage:
     _require_own_lock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
+        # Nor is a device or a pipe a journal, which has no size.
+        if path.exists() and (path.stat().st_size or not path.is_file()):
             _check_journal(path)
         storage = JournalWithHeartbeat(path, timeout_s)
         for study in storage.get_all_studies():
@@ -181,7 +182,7 @@ def _check_journal(path: Path) -> None:
             try:
                 json.loads(line)
             except (ValueError, RecursionError) as error:
-                hint = f"keep the {number - 1} lines in front of it, or {_BEGIN_ANOTHER}"
+                hint = f"remove it and what follows, or {_BEGIN_ANOTHER}"
                 raise InputError("study", path, f"is damaged in line {number}", hint) from error
         if whole < len(content):
             os.truncate(path, whole)

@@ -301,6 +301,7 @@ def test_adopt_finds_them_and_best_pt_keeps_them(
     assert run_command(words) == 0
     shown = capsys.readouterr()
     assert "reads L* in -1,1; answers a*b* (taken)" in shown.out and "reads L* in 0,100" in shown.out
+    assert "nets.py:Table reads L* in -1,1; answers a*b*; takes any size" in shown.out
     assert "table.pt: it reads L* in -1,1; answers a*b*: L1 8" in shown.err and "warning" not in shown.err
     best = tmp_path / "out" / "best.pt"
     recorded = load_checkpoint(best, arch := ArchConfig(arch=f"{brought.source}:Table"))
@@ -310,6 +311,7 @@ def test_adopt_finds_them_and_best_pt_keeps_them(
     assert run_command([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["conventions"] == FOUND.options() and answer["doubt"] == ""
+    assert answer["sizes"] == {"multiple": 1, "fixed": None}
     assert answer["tried"][0]["l1"] < 0.2 * answer["tried"][0]["grey_l1"]
     assert run_command([*words, "--l-range", "0,1"]) == 2  # another best.pt, which would be lost
     with pytest.raises(ConfigError, match="--l-range': got 0,1, but the checkpoint says -1,1"):

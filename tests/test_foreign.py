@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -295,12 +296,26 @@ def test_what_gives_no_colorizer_is_refused(source: Path, name: str, error: type
     ("args", "error", "why"),
     [
         (("cout=5",), InputError, "answers 1x5x256x256"),
-        (("bass=4",), ConfigError, "unexpected keyword argument 'bass'"),
+        (("bass=4",), ConfigError, "unexpected keyword argument 'bass'.*NAME=VALUE: base, cout$"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(source: Path, args: tuple[str, ...], error: Any, why: str) -> None:
-    with pytest.raises(error, match=why):
+    with pytest.raises(error) as caught:
         adapt_network(named(source, "UNet", *args))
+    assert re.search(why, f"{caught.value} {caught.value.hint}")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"input_channels": 3}, "--input-channels': got 3, and the network takes 1 channel"),
+        ({"input_norm": "imagenet"}, "--input-norm': got imagenet, and the network takes 1 channel"),
+        ({"output": "lab"}, "--output': got lab, and the network answers 2 channels"),
+    ],
+)
+def test_channels_that_the_network_has_not_are_refused(source: Path, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        adapt_network(ArchConfig(arch=f"{source}:UNet", **options))
 
 
 def test_a_file_that_does_not_run_is_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,6 +395,18 @@ def test_a_changed_file_is_warned_about(source: Path, tmp_path: Path, capsys: py
     source.write_text(SOURCE + "# edited\n")
     load_checkpoint(path, named(source)).build_network()
     assert "warning: nets.py:UNet is not the file that the checkpoint was made with" in capsys.readouterr().err
+
+
+def test_other_arguments_are_warned_about(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that change no shape, such as the number of groups of a norm, change the answers."""
+    checkpoint = load_checkpoint(saved(source, theirs(source).net.state_dict()), named(source, "UNet", "base=4"))
+    path = save_checkpoint(tmp_path / "best.pt", checkpoint)
+    for same in ((), ("base=4",)):
+        load_checkpoint(path, named(source, "UNet", *same)).build_network()
+    assert "is called with" not in capsys.readouterr().err
+    load_checkpoint(path, named(source, "UNet", "base=8")).build_network()
+    told = "warning: nets.py:UNet is called with base=8 and the checkpoint was made with base=4"
+    assert told in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_before_conventions_is_as_it_was(source: Path, tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def test_larger_multiples_are_tried_and_one_size_is_left(
     taken: InputSizes | None,
 ) -> None:
     network, asked = adapted(folder, "ByIf").with_sizes(InputSizes(1)), []
+    assert "ByIf decides by sizes: it is asked for multiples of 2 pixels alone" in capfd.readouterr().err
 
     def export(sized: ColorNetwork) -> InputSizes:
         assert isinstance(sized, AdaptedNetwork)
@@ -263,6 +264,7 @@ def test_the_file_answers_as_the_network_of_its_sizes(
     said: str,
 ) -> None:
     checkpoint = as_checkpoint(folder, adapted(folder, name), **recorded)
+    capfd.readouterr()
     path = export_onnx(checkpoint, tmp_path / "model.onnx", ExportConfig()).path
     printed = capfd.readouterr().err
     assert said in printed and bool(said) == bool(printed)

@@ -89,12 +89,19 @@ class Checkpoint:
             _warn_of_assumed(self.path, f"{self.architecture.source} is taken for one that {conventions.describe()}")
         if network.architecture.source_sha256 != self.architecture.source_sha256:
             warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
+        if (given := network.architecture.args) != (known := self.architecture.args):
+            said = " and the checkpoint was made with ".join(_list_arguments(each) for each in (given, known))
+            warn(f"{network.architecture.source} is called with {said}")
         resize_layers_(network, self.state_dict)
         require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
         network.load_state_dict(match_kinds(self.path, network.state_dict(), self.state_dict))
         if why := find_fault(network.asked, network.architecture.sizes):
             raise unusable_checkpoint(self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
+
+
+def _list_arguments(args: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
 
 
 @cache

@@ -159,7 +159,8 @@ def adapt_network(arch: ArchConfig, recorded: ForeignArchitecture | None = None)
             network reads and answers is then found by asking it, and all else that is left open is `Conventions`'
             default.
     Raises:
-        ConfigError: no such file or name, or it does not give a network, or other conventions than the recorded ones.
+        ConfigError: no such file or name, or it does not give a network, or other conventions than the recorded ones,
+            or than its channels have.
         InputError: the network does not answer as a colorizer must, at any multiple up to 256 nor at one size.
     """
     assert arch.arch is not None
@@ -195,14 +196,27 @@ def _plain(value: Any) -> str:
 
 
 def _assume_conventions(net: nn.Module, arch: ArchConfig) -> Conventions:
-    """What `arch` says; of the rest the channels that the network takes and answers, and defaults."""
+    """What `arch` says; of the rest the channels that the network takes and answers, and defaults.
+
+    Raises:
+        ConfigError: the network takes or answers other channels than `arch` says.
+    """
     given = arch.conventions
-    found = find_channels(net, (given["input_channels"],) if "input_channels" in given else (1, 3))
-    read, answered = found or (1, 2)
-    if given.get("input_norm") == "imagenet":
-        read = 3
+    needs = 3 if given.get("input_norm") == "imagenet" else given.get("input_channels")
+    read, answered = find_channels(net, (3, 1) if needs == 3 else (1, 3)) or (needs or 1, 2)
+    if needs not in (None, read):
+        name = "input_channels" if "input_channels" in given else "input_norm"
+        raise _refuse_channels(given, name, f"takes {read} channel{'s' * (read > 1)}")
     three = "lab" if {"ab_scale", "ab_offset"} & given.keys() else "rgb"
-    return Conventions(**{"input_channels": read, "output": three if answered == 3 else "ab", **given})
+    found = Conventions(**{"input_channels": read, "output": three if answered == 3 else "ab", **given})
+    if answered in (2, 3) and answered != found.output_channels:
+        raise _refuse_channels(given, "output", f"answers {answered} channels")
+    return found
+
+
+def _refuse_channels(given: Mapping[str, Any], name: str, why: str) -> ConfigError:
+    option = f"--{option_name(name)}"
+    return ConfigError("option", option, f"got {given[name]}, and the network {why}", "leave it out: it is found")
 
 
 def find_channels(net: nn.Module, tried: Sequence[int]) -> tuple[int, int] | None:

@@ -272,7 +272,8 @@ def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Modul
     except (Exception, SystemExit) as error:  # as above
         given = ", ".join(f"{name}={value!r}" for name, value in args.items())
         why = f"{name}({given}) failed: {_reason(error, source.program.place)}"
-        raise ConfigError("network file", source.path, why, "give its arguments with --arch-arg NAME=VALUE") from error
+        hint = f"give its arguments with --arch-arg NAME=VALUE{_list_arguments(source.make)}"
+        raise ConfigError("network file", source.path, why, hint) from error
     if not isinstance(network, nn.Module):
         why = f"{name} gave a {type(network).__name__}, not an nn.Module"
         raise ConfigError("network file", source.path, why, ADAPTER_HINT)
@@ -280,3 +281,10 @@ def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Modul
         why = f"{name} gave layers that have no shape before they have run: {', '.join(unsized[:5])}"
         raise ConfigError("network file", source.path, why, _SIZED_HINT)
     return network.eval()
+
+
+def _list_arguments(make: Callable[..., Any]) -> str:
+    with suppress(TypeError, ValueError):  # code of other authors may hide them
+        if names := list(inspect.signature(make).parameters):
+            return f": {', '.join(names)}"
+    return ""

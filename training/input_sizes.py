@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from colorpress.core.console import say
 from colorpress.core.errors import InputError
 from training.foreign_source import ADAPTER_HINT
 from training.user_code import describe_failure
@@ -63,6 +64,8 @@ def find_sizes(net: nn.Module, name: str) -> InputSizes:
         if not fault:
             least = least or multiple
             if all(each == calls[0] for each in calls):
+                if multiple > least:
+                    say(f"{name} decides by sizes: it is asked for {InputSizes(multiple)} alone, others are padded")
                 return InputSizes(multiple)
     if least:
         return InputSizes(least)

@@ -129,15 +129,18 @@ class Adopted:
         if not isinstance(architecture, ForeignArchitecture):
             return ["a network of colorpress' own"]
         table = align_cells(self.finding.to_rows()) if self.finding else []
-        return [*table, f"{architecture.source} {architecture.conventions.describe()}"]
+        return [*table, f"{architecture.source} {architecture.conventions.describe()}; takes {architecture.sizes}"]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready primitives."""
         architecture = self.checkpoint.architecture
-        taken = architecture.conventions.options() if isinstance(architecture, ForeignArchitecture) else None
+        taken = sizes = None
+        if isinstance(architecture, ForeignArchitecture):
+            taken, sizes = architecture.conventions.options(), vars(architecture.sizes)
         tried = [each.to_dict() for each in self.finding.trials] if self.finding else []
         doubt = self.finding.doubt if self.finding else ""
-        return {"network": architecture.describe()["name"], "conventions": taken, "doubt": doubt, "tried": tried}
+        name = architecture.describe()["name"]
+        return {"network": name, "conventions": taken, "sizes": sizes, "doubt": doubt, "tried": tried}
 
 
 def adopt_checkpoint(

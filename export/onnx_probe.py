@@ -80,7 +80,7 @@ def refuse_hostile(path: Path, *, runtime: str = "") -> None:
 
 def refused_before(path: Path, *, runtime: str = "") -> str:
     """Why `refuse_hostile` refused a file for the harm it does, in this process; empty where it did not."""
-    known = _hostile.get(_key_of(path, runtime)) if _hostile else None
+    known = _hostile.get(_key_of(path, runtime)) if _hostile and path.is_file() else None
     return known.why if known else ""
 
 

@@ -274,7 +274,7 @@ def test_the_options_of_a_run_that_found_no_photographs_are_not_kept(
 ) -> None:
     (tmp_path / "empty").mkdir()
     message = fails_with(3, capsys, "run", "--data", tmp_path / "empty", "-o", tmp_path / "out")
-    assert "holds no photographs" in message and "JPEG, PNG, WebP, TIFF or BMP" in message
+    assert "holds no photographs" in message and "(JPEG, PNG, WebP, TIFF, BMP, GIF" in message
     assert not (tmp_path / "out" / "config.resolved.toml").exists()
 
 
@@ -329,7 +329,7 @@ def test_an_edited_prune_plan_is_applied(
     (tmp_path / "mine.json").write_text(json.dumps(plan))
     capsys.readouterr()
     assert run_command(["prune", "--prune-plan", str(tmp_path / "mine.json"), *output]) == 0
-    assert "pruned 1 of 12 convolutions" in capsys.readouterr().err
+    assert "pruned 1 of 12 layers" in capsys.readouterr().err
 
 
 NETWORK = """

@@ -329,6 +329,6 @@ def test_errors_are_two_lines(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert run_command(arguments, compare_peers, "python -m benchmarks.peers") == code
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 2
-    assert message in lines[0] and hint in lines[1]
+    *before, error, advice = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("photographs: ") for line in before)
+    assert message in error and hint in advice

@@ -22,6 +22,7 @@ from colorpress.browser import REPORT
 from colorpress.core.config import NO_SEARCH
 from colorpress.core.files import sha256_file, write_json
 from colorpress.core.machine import describe_machine
+from colorpress.core.reading import read_file
 from colorpress.core.stages import RUN_RECORD, StageRecord
 from colorpress.deploy_stages import deploy, exported_variants
 from compress.export_stages import export
@@ -34,9 +35,11 @@ from compress.students.search_stages import search_stage
 from compress.students.student_plan import read_student_network
 from compress.students.student_stages import STUDENT, make_student, pack_student
 from training.curve_prose import explain
+from training.foreign_source import load_source
 from training.original import adopt_checkpoint, train
 from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
+from training.weights_file import NO_CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     """
     started = datetime.now(UTC)
     (run.folder / RUN_RECORD).unlink(missing_ok=True)
+    _read_given(run, checkpoint)
     photos = find_photos(run)
     also = find_also(run, photos)  # before the hours that a mistyped folder would cost
-    _read_given_plans(run)
     # What cannot be used is nothing that other stages should take from this folder.
     run.write_settings()
     stages = [train(run, photos)] if checkpoint is None else []
@@ -119,12 +122,17 @@ def _quantize(run: Run, variant: str, photos: PhotoSplit, left_out: list[LeftOut
     return []
 
 
-def _read_given_plans(run: Run) -> None:
-    """Plans that the user gave are read before the hours that a mistyped one would cost.
+def _read_given(run: Run, checkpoint: Path | None) -> None:
+    """What the user names is read before all photographs are, and before the hours that a mistyped name would cost.
 
     Raises:
-        InputError: one of them is no plan.
+        ConfigError: there is no such file, or --arch names no code that runs.
+        InputError: a plan is none.
     """
+    if checkpoint:
+        read_file(checkpoint, "checkpoint", NO_CHECKPOINT)
+    if arch := run.settings.arch.arch:
+        load_source(arch)
     if given := run.settings.prune.prune_plan:
         read_plan(given)
     if given := run.settings.student.student_plan:

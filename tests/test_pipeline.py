@@ -168,3 +168,12 @@ def test_a_run_folder_among_the_photographs_is_refused(photo_folder: Path) -> No
     settings = Settings.from_options({**OPTIONS, "data": photo_folder})
     with pytest.raises(ConfigError, match="lies inside --data"):
         find_photos(Run(photo_folder / "out", settings))
+
+
+def test_what_is_named_is_read_before_the_photographs(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of many photographs that takes minutes."""
+    for options, checkpoint in (({}, Path("none")), ({"arch": "none:UNet"}, None)):
+        settings = Settings.from_options({**OPTIONS, **options, "data": photo_folder})
+        with pytest.raises(ConfigError, match="'none': no such file"):
+            run_pipeline(Run(photo_folder.parent / "run", settings), checkpoint=checkpoint)
+    assert "photographs" not in capsys.readouterr().err

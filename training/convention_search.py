@@ -34,6 +34,9 @@ _FEW_PHOTOS, _MANY_PHOTOS = 24, 96
 _STRENGTHS = (1.0, 0.5, 0.25)
 # Of grey's L1: less is no difference, however sure.
 _LEAST_SHARE = 0.01
+# The usual input is taken where it gains so much of what the best one does. A network that was trained on it may still
+# be a little nearer to the truth of some photographs when it is asked otherwise, such as by another lightness.
+_USUAL_SHARE = 0.6
 # Of the mean of an answer: another one that is nearer to it than this is as good as the same picture.
 _ALIKE_SHARE = 0.25
 _STRIDE, _NO_CHROMA = 4, 1e-6
@@ -106,6 +109,11 @@ class Trial:
     def above_grey_pct(self) -> float:
         """Its L1 above grey's, in percent of that; negative is nearer to the truth than grey."""
         return 100.0 * (_mean(self.l1) / _mean(self.grey_l1) - 1.0)
+
+    @property
+    def gain(self) -> float:
+        """How far its L1 is below grey's, at the best strength."""
+        return _mean(self.grey_l1) - _mean(self.tuned_l1)
 
     @property
     def beats_grey(self) -> bool:
@@ -195,10 +203,11 @@ def find_conventions(network: AdaptedNetwork, given: Mapping[str, Any], squares:
     """Try all conventions that `given` leaves open, and say which fit.
 
     They fit clearly where the colours are nearer to the truth than grey, than one tint for all, and than by any other
-    conventions, with a confidence of 95 % (paired bootstrap over photographs) and by 1 % of grey's L1 at least. Where
-    answers hardly differ, as to L* and to the grey photograph, the plainer one is taken unless the other is better
-    beyond noise. How vivid colours are decides nothing: L1 prefers pale ones, so all are also tried at a half and a
-    quarter of their chroma; and of scales alone that is taken whose chroma is nearest to the truth's.
+    conventions, with a confidence of 95 % (paired bootstrap over photographs) and by 1 % of grey's L1 at least. The
+    input that is assumed is not given up for one that is a little better, see `_USUAL_SHARE`, and where answers hardly
+    differ the plainer one is taken unless the other is better beyond noise. How vivid colours are decides nothing: L1
+    prefers pale ones, so all are also tried at a half and a quarter of their chroma; and of scales alone that is taken
+    whose chroma is nearest to the truth's.
 
     Args:
         network: with the conventions that are assumed where nothing fits clearly.
@@ -209,12 +218,27 @@ def find_conventions(network: AdaptedNetwork, given: Mapping[str, Any], squares:
     ordered = _try_all(network, tried, squares.first(_FEW_PHOTOS))
     if not ordered:
         return Finding((), assumed, "it answers no numbers, however it is asked")
-    may_be = [each for each in ordered if not ordered[0].beats(each)]
+    may_be = _find_likely(ordered, assumed)
     if len(squares.ab) > _FEW_PHOTOS and (len(may_be) > 1 or not ordered[0].beats_grey):
         again = _try_all(network, [each.conventions for each in may_be], squares)
         ordered = [*again, *(each for each in ordered if each not in may_be)]
-        may_be = [each for each in again if not again[0].beats(each)]
-    return _judge(ordered, may_be, assumed, tried)
+        may_be = _find_likely(again, assumed)
+    usual = [each for each in may_be if _input_of(each.conventions) == _input_of(assumed)]
+    best = max(usual, key=lambda each: each.gain, default=None)
+    if best and best.beats_grey and best.gain >= _USUAL_SHARE * ordered[0].gain:
+        ordered = [best, *(each for each in ordered if each is not best)]
+    return _judge(ordered, [each for each in may_be if not ordered[0].beats(each)], assumed, tried)
+
+
+def _find_likely(ordered: Sequence[Trial], assumed: Conventions) -> list[Trial]:
+    """Those that the nearest one does not clearly beat, and those that gain nearly as much by the input assumed."""
+    best = ordered[0]
+    return [
+        each
+        for each in ordered
+        if not best.beats(each)
+        or (_input_of(each.conventions) == _input_of(assumed) and each.gain >= _USUAL_SHARE * best.gain)
+    ]
 
 
 def _judge(
@@ -229,7 +253,9 @@ def _judge(
         why = f"nothing tells one that {best.conventions.describe()} from one that {other.conventions.describe()}"
         return Finding(tuple(ordered), assumed, why)
     as_good = [each for each in may_be if not _is_below(best.tuned_l1, each.tuned_l1)]
-    return Finding(tuple(ordered), min((each.conventions for each in as_good), key=tried.index))
+    known = [each.conventions for each in as_good]
+    taken = min(known, key=lambda each: (_input_of(each) != _input_of(assumed), tried.index(each)))
+    return Finding(tuple(ordered), taken)
 
 
 def list_conventions(assumed: Conventions, given: Mapping[str, Any]) -> list[Conventions]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colorpress.core.config import ArchConfig, option_name
+from colorpress.core.config import GREY_RANGES, ArchConfig, option_name
 from colorpress.core.errors import ConfigError
 from training.conventions import Conventions
 from training.foreign_source import LoadedSource, construct_network, load_source, parse_arguments
@@ -208,7 +208,10 @@ def _assume_conventions(net: nn.Module, arch: ArchConfig) -> Conventions:
         name = "input_channels" if "input_channels" in given else "input_norm"
         raise _refuse_channels(given, name, f"takes {read} channel{'s' * (read > 1)}")
     three = "lab" if {"ab_scale", "ab_offset"} & given.keys() else "rgb"
-    found = Conventions(**{"input_channels": read, "output": three if answered == 3 else "ab", **given})
+    output = given.get("output", three if answered == 3 else "ab")
+    # What answers pictures is given pictures.
+    usual = "grey" if output == "rgb" and given.get("l_range") in (None, *GREY_RANGES) else "l"
+    found = Conventions(**{"input": usual, "input_channels": read, "output": output, **given})
     if answered in (2, 3) and answered != found.output_channels:
         raise _refuse_channels(given, "output", f"answers {answered} channels")
     return found

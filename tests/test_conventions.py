@@ -218,13 +218,14 @@ def test_what_fits_photographs_is_found(read: str, answer: str, expected: dict[s
     assert [row[0] for row in finding.to_rows() if "(taken)" in row[0]] == [finding.taken.describe() + " (taken)"]
 
 
-def test_another_input_that_is_a_little_better_is_not_taken() -> None:
+@pytest.mark.parametrize("l_range", ["0,1", "-1,1"])
+def test_another_input_that_is_a_little_better_is_not_taken(l_range: str) -> None:
     squares = make_squares()
     bright = Conventions(input="grey").present(squares.lightness)
-    finding = find_conventions(adapted(Theirs("0,1", "ab/128")), {}, Squares(squares.lightness, colours_of(bright)))
+    finding = find_conventions(adapted(Theirs(l_range, "ab/128")), {}, Squares(squares.lightness, colours_of(bright)))
     best = max(finding.trials, key=lambda each: each.gain)
     assert best.conventions.input == "grey" and best.beats(finding.trials[0])
-    assert finding.taken == Conventions() and not finding.doubt
+    assert finding.taken == Conventions(l_range=l_range) and not finding.doubt
 
 
 def test_vivid_colours_do_not_hide_what_fits() -> None:

@@ -34,8 +34,8 @@ _FEW_PHOTOS, _MANY_PHOTOS = 24, 96
 _STRENGTHS = (1.0, 0.5, 0.25)
 # Of grey's L1: less is no difference, however sure.
 _LEAST_SHARE = 0.01
-# The usual input is taken where it gains so much of what the best one does. A network that was trained on it may still
-# be a little nearer to the truth of some photographs when it is asked otherwise, such as by another lightness.
+# The usual input, and L* rather than the grey photograph, is taken where it gains so much of what the best one does: a
+# network that was trained on it may be a little nearer to the truth of some photographs by another lightness.
 _USUAL_SHARE = 0.6
 # Of the mean of an answer: another one that is nearer to it than this is as good as the same picture.
 _ALIKE_SHARE = 0.25
@@ -223,21 +223,29 @@ def find_conventions(network: AdaptedNetwork, given: Mapping[str, Any], squares:
         again = _try_all(network, [each.conventions for each in may_be], squares)
         ordered = [*again, *(each for each in ordered if each not in may_be)]
         may_be = _find_likely(again, assumed)
-    usual = [each for each in may_be if _input_of(each.conventions) == _input_of(assumed)]
-    best = max(usual, key=lambda each: each.gain, default=None)
-    if best and best.beats_grey and best.gain >= _USUAL_SHARE * ordered[0].gain:
-        ordered = [best, *(each for each in ordered if each is not best)]
+    for usual in _usual_inputs(ordered[0], assumed):
+        best = max(
+            (each for each in may_be if _input_of(each.conventions) == usual), key=lambda each: each.gain, default=None
+        )
+        if best and best.beats_grey and best.gain >= _USUAL_SHARE * ordered[0].gain:
+            ordered = [best, *(each for each in ordered if each is not best)]
+            break
     return _judge(ordered, [each for each in may_be if not ordered[0].beats(each)], assumed, tried)
 
 
+def _usual_inputs(best: Trial, assumed: Conventions) -> tuple[Conventions, Conventions]:
+    """The input that is assumed, and that of the nearest with L* for the grey photograph, or the other way round."""
+    return _input_of(assumed), replace(_input_of(best.conventions), input=assumed.input)
+
+
 def _find_likely(ordered: Sequence[Trial], assumed: Conventions) -> list[Trial]:
-    """Those that the nearest one does not clearly beat, and those that gain nearly as much by the input assumed."""
+    """Those that the nearest one does not clearly beat, and those of a usual input that gain nearly as much."""
     best = ordered[0]
+    usual = _usual_inputs(best, assumed)
     return [
         each
         for each in ordered
-        if not best.beats(each)
-        or (_input_of(each.conventions) == _input_of(assumed) and each.gain >= _USUAL_SHARE * best.gain)
+        if not best.beats(each) or (_input_of(each.conventions) in usual and each.gain >= _USUAL_SHARE * best.gain)
     ]
 
 
@@ -254,7 +262,8 @@ def _judge(
         return Finding(tuple(ordered), assumed, why)
     as_good = [each for each in may_be if not _is_below(best.tuned_l1, each.tuned_l1)]
     known = [each.conventions for each in as_good]
-    taken = min(known, key=lambda each: (_input_of(each) != _input_of(assumed), tried.index(each)))
+    usual = _usual_inputs(best, assumed)
+    taken = min(known, key=lambda each: (_input_of(each) not in usual, tried.index(each)))
     return Finding(tuple(ordered), taken)
 
 

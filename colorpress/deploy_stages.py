@@ -23,7 +23,7 @@ from compress.students.student_plan import list_students
 from export.autocast import without_autocast
 from export.bundle.bundle import BundleResult, write_bundle
 from export.colorizers import OnnxColorizer
-from export.deployable import export_colorizer, write_ort
+from export.deployable import check_colorizer, export_colorizer, write_ort
 from export.graph import as_exported, read_metadata
 from export.metadata_figures import write_measured
 from export.onnx_probe import refuse_hostile
@@ -165,17 +165,12 @@ def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[Pa
     if colorizer.is_file():
         refuse_hostile(colorizer)
         photographs = _load_pictures(run, photos)
-        fields = {
-            "own_network": OnnxPredictor(path, field=True),
-            "original_network": TorchPredictor(FieldNetwork(network)),
-        }
-        for name, predictor in fields.items():
-            found = check_picture_parity(
-                lambda pixels, size, predictor=predictor: color_pixels(pixels, predictor, work_size=size),  # type: ignore[misc]
-                OnnxColorizer(colorizer, saturation=1.0),
-                photographs=photographs,
-            )
-            pictures[name] = asdict(found)
+        graph, original = OnnxColorizer(colorizer, saturation=1.0, threads=1), TorchPredictor(FieldNetwork(network))
+        own = check_colorizer(graph, OnnxPredictor(path, field=True, threads=1), photographs=photographs)
+        to_original = check_picture_parity(
+            lambda pixels, size: color_pixels(pixels, original, work_size=size), graph, photographs=photographs
+        )
+        pictures = {"own_network": asdict(own), "original_network": asdict(to_original)}
     return net, {
         "precision": precision,
         "shapes": len(net.shapes),

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 
+from colorpress.core.errors import GateError
 from colorpress.core.files import sha256_bytes, write_bytes
 from colorpress.core.locks import scratch_folder
 from export.colorizers import OnnxColorizer
 from export.graph import Published, publish_model
 from export.onnx_probe import refuse_hostile
-from export.parity import PictureParity, check_picture_parity, require_picture_parity
+from export.parity import REPORT, PictureParity, check_picture_parity, require_picture_parity
 from export.picture_graph import (
     COLORIZED_NAME,
     DEFAULT_WORK_SIZE,
@@ -20,10 +22,14 @@ from export.picture_graph import (
     SATURATION_NAME,
     WORK_SIZE_NAME,
     build_picture_graph,
+    keep_lightness,
 )
 from export.picture_reference import color_pixels
-from export.predictors import OnnxPredictor, Pixels
+from export.predictors import Floats, OnnxPredictor, Pixels, Predictor
 from export.sessions import open_session
+
+# Of L in [0, 1]: a fortieth of a grey level, and many times what rounding makes of sums in another order.
+_SAME_LIGHTNESS = 1e-4
 
 
 def export_colorizer(
@@ -45,7 +51,7 @@ def export_colorizer(
         metadata: further entries of the file's metadata_props, such as measured figures; the source's are kept.
     Raises:
         ConfigError: no such source.
-        GateError: a pixel differs by more than a grey level; nothing is published.
+        GateError: what `check_colorizer` raises, or a pixel differs by more than a grey level; nothing is published.
         InputError: the source is damaged, hostile, or no bare network.
         MachineError: the file cannot be written.
     """
@@ -66,14 +72,47 @@ def export_colorizer(
     }
 
     def check(trial: Path) -> PictureParity:
-        parity = check_picture_parity(
-            lambda pixels, size: color_pixels(pixels, predictor, work_size=size, saturation=saturation),
-            OnnxColorizer(trial, threads=1),
-            photographs=pictures,
+        parity = check_colorizer(
+            OnnxColorizer(trial, threads=1), predictor, saturation=saturation, photographs=pictures
         )
         return require_picture_parity(parity, destination.name)
 
     return publish_model(model, entries, destination, check)
+
+
+def check_colorizer(
+    colorizer: OnnxColorizer, predictor: Predictor, *, saturation: float = 1.0, photographs: Sequence[Pixels] = ()
+) -> PictureParity:
+    """Compare the pixels of a picture graph with those of `color_pixels` for its own network.
+
+    The network is asked about the lightness that the graph computes, once that is the definition's but for rounding. A
+    network in 8 bits takes a whole step where a value lies on the edge of two, and layers such as an instance norm
+    enlarge it: of lightness that differs by 1e-7, sums in another order, it may make colours that differ by 16 grey
+    levels. That is how much such a network knows, and says nothing of the picture work, of which each pixel counts.
+
+    Args:
+        colorizer: a picture graph, on one thread: sums on several are sums in another order.
+        predictor: the network of it, L to ab, or to the field of an affine one; on one thread too.
+        saturation: what the colorizer multiplies chroma by.
+    Raises:
+        GateError: the lightness that the network sees is not that of the definition, or an answer has another shape.
+    """
+    path = colorizer.path
+    session = open_session(path, keep_lightness(onnx.load(str(path))).SerializeToString(), threads=1)
+
+    def reference(pixels: Pixels, size: int) -> Pixels:
+        (seen,) = session.run(None, {IMAGE_NAME: pixels[None], WORK_SIZE_NAME: np.array(size, np.int64)})
+
+        def ask(lightness: Floats) -> Floats:
+            if seen.shape != lightness.shape or not np.abs(seen - lightness).max() <= _SAME_LIGHTNESS:
+                height, width, _ = pixels.shape
+                why = f"its network sees another lightness of a picture of {width} x {height} than the reference's"
+                raise GateError("export", path.name, f"{why}; not published", REPORT)
+            return predictor(seen)
+
+        return color_pixels(pixels, ask, work_size=size, saturation=saturation)
+
+    return check_picture_parity(reference, colorizer, photographs=photographs)
 
 
 def write_ort(source: Path, destination: Path) -> Path:

@@ -30,7 +30,7 @@ _PICTURES = (
     *((97, 53, 3, 64), (101, 127, 1, 32), (131, 517, 3, 32), (257, 300, 1, 24)),
 )
 _MOST_LEVELS = 1
-_REPORT = "report the network that shows it"
+REPORT = "report the network that shows it"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def require_parity(result: ParityResult, subject: str) -> ParityResult:
         worst = max(result.shapes, key=lambda each: math.inf if math.isnan(each.max_abs) else each.max_abs)
         where = f"{worst.batch}x1x{worst.height}x{worst.width}"
         why = f"answers differ from PyTorch by {worst.max_abs:.3g} at {where}, allowed {result.atol:g}; not published"
-        hint = f"raise --atol only if that difference is acceptable; otherwise {_REPORT}"
+        hint = f"raise --atol only if that difference is acceptable; otherwise {REPORT}"
         raise GateError("export", subject, why, hint)
     return result
 
@@ -143,7 +143,7 @@ def _compare(reference: Predictor, candidate: Predictor, lightness: Floats) -> S
 
 def _require_same_shape(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> None:
     if got.shape != expected.shape:
-        raise GateError("export", None, f"answer is {got.shape} where the reference's is {expected.shape}", _REPORT)
+        raise GateError("export", None, f"answer is {got.shape} where the reference's is {expected.shape}", REPORT)
 
 
 def _psnr_db(mean_square: float, peak: float) -> float | None:
@@ -201,7 +201,7 @@ def require_picture_parity(result: PictureParity, subject: str) -> PictureParity
     """
     if result.max_levels > _MOST_LEVELS:
         why = f"a pixel differs by {result.max_levels} grey levels from the reference, allowed {_MOST_LEVELS}"
-        raise GateError("export", subject, f"{why}; not published", _REPORT)
+        raise GateError("export", subject, f"{why}; not published", REPORT)
     return result
 
 

@@ -210,6 +210,17 @@ def build_picture_graph(
     )
 
 
+def keep_lightness(whole: onnx.ModelProto) -> onnx.ModelProto:
+    """The part of a picture graph up to its network: `image` to what the network reads, L (N, 1, h, w) in [0, 1]."""
+    nodes = [node for node in whole.graph.node if node.output[0].startswith(NETWORK_PREFIX)]
+    known = {"", *(each.name for each in whole.graph.initializer), *(name for node in nodes for name in node.output)}
+    (lightness,) = {name for node in nodes for name in node.input} - known
+    kept = onnx.ModelProto()
+    kept.CopyFrom(whole)
+    kept.graph.output[0].CopyFrom(make_value(lightness, TensorProto.FLOAT, ["N", 1, "h", "w"]))
+    return kept
+
+
 def _choose_sizes(g: _Graph, sides: str) -> tuple[str, str]:
     """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors."""
     double, work = (g("Cast", value, to=TensorProto.DOUBLE) for value in (sides, WORK_SIZE_NAME))

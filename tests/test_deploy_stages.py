@@ -21,7 +21,7 @@ from colorpress.core.errors import ConfigError, GateError, InputError
 from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
 from compress.export_stages import pack
 from compress.measures import Strength
-from export import deployable
+from export import deployable, picture_graph
 from export.deployable import export_colorizer, write_ort
 from export.graph import export_onnx, read_metadata
 from export.metadata_figures import MEASURED
@@ -132,6 +132,25 @@ def test_a_graph_that_colours_otherwise_is_not_published(run: Run, tmp_path: Pat
     with pytest.raises(GateError, match=r"colorizer\.onnx': a pixel differs by \d+ grey levels"):
         export_colorizer(run.folder / "best" / "model.onnx", tmp_path / "colorizer.onnx")
     assert not (tmp_path / "colorizer.onnx").exists()
+
+
+def test_rounding_that_a_network_enlarges_is_its_own_and_another_lightness_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in 8 bits, other colours come of lightness that differs by 1e-7; that of the picture work differs by 1e-3."""
+    source, made = tmp_path / "model.onnx", tmp_path / "colorizer.onnx"
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+        network (float[N, 1, H, W] L) => (float[N, 2, H, W] ab) <float factor = {10000000.0}, float half = {0.5}> {
+            large = Mul(L, factor)  wave = Sin(large)  colour = Mul(wave, half)  ab = Concat<axis = 1>(colour, wave)
+        }"""
+    onnx.save(onnx.parser.parse_model(text), source)
+    assert export_colorizer(source, made, work_size=48).parity.max_levels <= 1
+    made.unlink()
+    right = picture_graph._measure_lightness
+    monkeypatch.setattr(picture_graph, "_measure_lightness", lambda g, code: g("Mul", right(g, code), 0.999))
+    with pytest.raises(GateError, match="sees another lightness of a picture of"):
+        export_colorizer(source, made, work_size=48)
+    assert not made.exists()
 
 
 def test_verification_judges_float_and_reports_the_rest(run: Run, photos: list[Photo]) -> None:

@@ -83,15 +83,8 @@ class Checkpoint:
             why = f"holds the network {self.architecture.source}, and no code is run that you do not name"
             hint = f"name the file: {self.architecture.as_arguments()}"
             raise ConfigError("checkpoint", self.path, why, hint)
-        conventions = self.architecture.conventions
         network = adapt_network(self.arch, self.architecture)
-        if self.converted and self.arch.left_open:
-            _warn_of_assumed(self.path, f"{self.architecture.source} is taken for one that {conventions.describe()}")
-        if network.architecture.source_sha256 != self.architecture.source_sha256:
-            warn(f"{network.architecture.source} is not the file that the checkpoint was made with")
-        if (given := network.architecture.args) != (known := self.architecture.args):
-            said = " and the checkpoint was made with ".join(_list_arguments(each) for each in (given, known))
-            warn(f"{network.architecture.source} is called with {said}")
+        self._warn_of_doubts(self.architecture, network.architecture)
         resize_layers_(network, self.state_dict)
         require_fit(self.path, network.state_dict(), self.state_dict, "give the --arch, and the --arch-arg, it is of")
         network.load_state_dict(match_kinds(self.path, network.state_dict(), self.state_dict))
@@ -99,15 +92,25 @@ class Checkpoint:
             raise unusable_checkpoint(self.path, f"its network {why}", "give the --arch that it is of")
         return network.eval()
 
-
-def _list_arguments(args: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
+    def _warn_of_doubts(self, known: ForeignArchitecture, given: ForeignArchitecture) -> None:
+        """Where the network may answer otherwise than the one that the weights are of."""
+        if self.converted and self.arch.left_open:
+            taken = f"{known.source} is taken for one that {known.conventions.describe()}"
+            advice = "not all of that is given, and `colorpress adopt` tries on photographs what fits"
+            _warn_once(self.path, f"{taken}: {advice}")
+        if given.source_sha256 != known.source_sha256:
+            _warn_once(self.path, f"{given.source} is not the file that the checkpoint was made with")
+        if given.args != known.args:
+            called, made = (", ".join(f"{k}={v!r}" for k, v in each.args.items()) for each in (given, known))
+            why = f"is called with {called or 'no arguments'} and the checkpoint was made with {made or 'none'}"
+            _warn_once(self.path, f"{given.source} {why}")
 
 
 @cache
-def _warn_of_assumed(path: Path | None, taken: str) -> None:
+def _warn_once(path: Path | None, message: str) -> None:
     """Once for each file, which is opened several times in a command."""
-    warn(f"{taken}: not all of that is given, and `colorpress adopt` tries on photographs what fits")
+    del path
+    warn(message)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:

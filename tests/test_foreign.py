@@ -197,6 +197,13 @@ def number():
     return 3
 
 
+made = Plain()
+
+
+def precise(kind):
+    return Plain().to(getattr(torch, kind))
+
+
 def quits():
     sys.exit(1)
 '''
@@ -281,6 +288,7 @@ def test_arguments_are_toml_or_json_or_text() -> None:
         ("Fails", InputError, "network 'nets.py:Fails': fails on an input of 1x1x256x256: no such thing"),
         ("Tuple", InputError, "answers a tuple"),
         ("number", ConfigError, "number gave a int, not an nn.Module"),
+        ("made", ConfigError, "made is a network already, not what makes one name its class, Plain"),
         ("quits", ConfigError, "quits() failed: SystemExit in line"),
         ("Unet", ConfigError, "holds no class or function 'Unet'"),
         ("F.relu", ConfigError, "give FILE.py:NAME"),
@@ -395,6 +403,17 @@ def test_a_changed_file_is_warned_about(source: Path, tmp_path: Path, capsys: py
     source.write_text(SOURCE + "# edited\n")
     load_checkpoint(path, named(source)).build_network()
     assert "warning: nets.py:UNet is not the file that the checkpoint was made with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_a_network_of_another_precision_is_asked_in_float32(source: Path, kind: str) -> None:
+    plain = theirs(source, "Plain").net
+    network = load_checkpoint(
+        saved(source, plain.state_dict()), named(source, "precise", f"kind={kind}")
+    ).build_network()
+    lightness = torch.rand(1, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(lightness), plain(lightness) * (110 / 128))
 
 
 def test_other_arguments_are_warned_about(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

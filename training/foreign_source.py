@@ -264,8 +264,15 @@ def _parse_value(text: str) -> Any:
 
 
 def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Module:
-    """Call the user's class or function; the random state is as before."""
+    """Call the user's class or function: a network in float32 and eval mode; the random state is as before.
+
+    Raises:
+        ConfigError: it fails, or gives no network, or one whose layers have no shape yet.
+    """
     name = source.name.rpartition(":")[2]
+    if isinstance(source.make, nn.Module):
+        hint = f"name its class, {type(source.make).__name__}, or a function that returns one"
+        raise ConfigError("network file", source.path, f"{name} is a network already, not what makes one", hint)
     try:
         with torch.random.fork_rng(devices=[]), _as_program(source.program), torch.inference_mode(False):
             network = source.make(**args)
@@ -280,7 +287,8 @@ def construct_network(source: LoadedSource, args: Mapping[str, Any]) -> nn.Modul
     if unsized := find_unsized(network):
         why = f"{name} gave layers that have no shape before they have run: {', '.join(unsized[:5])}"
         raise ConfigError("network file", source.path, why, _SIZED_HINT)
-    return network.eval()
+    with torch.inference_mode(False):
+        return network.float().eval()
 
 
 def _list_arguments(make: Callable[..., Any]) -> str:

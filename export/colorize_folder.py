@@ -100,7 +100,7 @@ def colorize_photos(
         finally:  # after an error or a signal what is under way is finished and nothing more begun
             pool.shutdown(cancel_futures=True)
     if kept:
-        say(f"{len(kept)} photographs were there already and were kept; --overwrite colours them again")
+        say(f"there already, and kept: {len(kept)} of {len(planned)} photographs; --overwrite colours them again")
     if not colorized and not kept:
         examples = "; ".join(f"{each.path.name}: {each.reason}" for each in skipped[:3])
         why = f"none of {len(planned)} files can be read ({examples})" if planned else "no photographs in it"

@@ -122,7 +122,12 @@ def shared_names(network: nn.Module) -> dict[str, list[str]]:
 def pad_to_multiple(lightness: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of `multiple`."""
     height, width = lightness.shape[-2:]
-    return F.pad(lightness, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    return F.pad(lightness, (0, _missing(width, multiple), 0, _missing(height, multiple)), mode="replicate")
+
+
+def _missing(side: int, multiple: int) -> int:
+    # The same as -side % multiple, which PyTorch 2.13 does not compile where sides vary.
+    return (side + multiple - 1) // multiple * multiple - side
 
 
 def upsample_bilinear(answer: Tensor, stride: int) -> Tensor:

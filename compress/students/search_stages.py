@@ -220,7 +220,7 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
 def _try_short(job: SearchJob, candidates: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
     """Work through the first study, by the terms of whoever began it."""
     terms = _wait_for(candidates, "terms", job.run.settings.worker.worker_timeout)
-    with as_damaged("study", candidates.study_name, "begin another one by another --study"):
+    with as_damaged("study", candidates.study_name, "begin another one: give another --study"):
         wanted, speed = int(terms["wanted"]), {name: terms["speed"][name] for name in ("machine", "reference_ms")}
     factor = search_trial.find_latency_factor(job, speed)
     search_study.work_through(
@@ -465,7 +465,7 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
     sampler = _make_sampler(run)
     candidates, full = (search_study.join_study(storage, name, sampler) for name in (CANDIDATES, FULL))
     # The oracle's answer is the study's: rounding differs between machines.
-    with as_damaged("study", candidates.study_name, "begin another one by another --study"):
+    with as_damaged("study", candidates.study_name, "begin another one: give another --study"):
         asked = candidates.user_attrs["identity"]
         output_strides = [int(stride) for stride in asked["space"]["output_strides"]]
         measure = str(asked.get("measure", ""))
@@ -508,7 +508,7 @@ def read_worker_options(study: str, timeout_s: int) -> dict[str, Any]:
     storage = search_study.open_storage(study, timeout_s=timeout_s, create=False)
     joined = search_study.join_study(storage, CANDIDATES, search_study.NumberedSampler(0))
     terms = _wait_for(joined, "terms", timeout_s)
-    with as_damaged("study", joined.study_name, "begin another one by another --study"):
+    with as_damaged("study", joined.study_name, "begin another one: give another --study"):
         # Checked as options are, and without what names files or code.
         return {name: value for name, value in terms["options"].items() if name not in PATH_OPTIONS}
 

@@ -326,7 +326,7 @@ def require_same(study: Study, identity: Mapping[str, Any]) -> None:
         different = list(_differences(study.user_attrs["identity"], own))
     if different:
         why = f"was begun with something else: {'; '.join(different)}"
-        hint = "give what it was begun with, or begin another one by another --study"
+        hint = "give what it was begun with, or begin another one: give another --study"
         raise ConfigError("study", study.study_name, why, hint)
 
 

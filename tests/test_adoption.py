@@ -162,7 +162,9 @@ def test_of_two_that_fit_the_key_chooses(key: str) -> None:
     assert "| choose: --state-key state_dict.net_G" in message
     assert refused(ConfigError, content, key="state_dict") == message
     assert "no weights there | weights are at: state_dict, x" in refused(ConfigError, content, key="nothing")
-    assert "nearest is x: down.0.weight: expected (4, 1, 3, 3) got nothing" in refused(InputError, content, key="x")
+    message = refused(InputError, content, key="x")
+    assert "nearest is x: down.0.weight: expected (4, 1, 3, 3) got nothing" in message
+    assert "check --arch-arg and --state-key" in message
 
 
 def test_the_top_level_has_a_key_too() -> None:

@@ -365,7 +365,7 @@ def _describe_misfit(target: _Target, found: FileTensors, title: str) -> InputEr
         same = (found.tensors[prefix + each].shape == target.tensors[outer + each].shape for each in got)
         return len(got), sum(same)
 
-    hint = f"these are not the weights of {title}: check --arch-arg"
+    hint = f"these are not the weights of {title}: check --arch-arg{' and --state-key' if found.key else ''}"
     if candidates:
         outer, prefix, got = max(candidates, key=count_fitting)
         held = {outer + name: found.tensors[prefix + name] for name in got}

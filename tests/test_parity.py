@@ -86,6 +86,26 @@ def test_the_same_seed_asks_the_same_questions():
     assert seen[:2] == seen[2:]
 
 
+def test_what_is_made_of_rounding_alone_is_not_compared():
+    def spread(lightness, eps=1e-12):
+        """A norm over places: of one value all over it enlarges the rounding."""
+        centred = lightness - lightness.mean((2, 3), keepdims=True)
+        made = np.sin(1e9 * lightness) if lightness[0].size == 1 else centred / np.sqrt((centred**2).mean() + eps)
+        return np.repeat(made, 2, axis=1).astype(np.float32)
+
+    def other(lightness):
+        return spread(lightness - 1e-7)
+
+    result = check_parity(spread, other, shapes=SHAPES, atol=1e-4)
+    assert [(each.height, each.width) for each in result.undecided] == [(1, 1)] and len(result.shapes) == 1
+    assert result.passed and result.max_abs < 1e-4
+    # Rounding is no excuse where the reference knows its answer, for NaN, or where it is so everywhere.
+    wrong = check_parity(double, lambda x: double(x) + 0.01, shapes=[(1, 1, 1)], atol=1e-4)
+    lost = check_parity(spread, lambda x: spread(x) * np.nan, shapes=SHAPES, atol=1e-4)
+    alone = check_parity(spread, other, shapes=[(1, 1, 1)], atol=1e-4)
+    assert not any(each.passed or each.undecided for each in (wrong, lost, alone))
+
+
 def test_result_is_json():
     result = check_parity(double, double, shapes=SHAPES)
     assert json.loads(json.dumps(asdict(result), allow_nan=False))["shapes"][0]["psnr_db"] is None

@@ -17,6 +17,7 @@ from torch import Tensor
 from compress.channel_labels import varies
 from compress.channel_rules import ChannelTracer, layer_of
 from compress.ranking import hooked
+from export.autocast import without_autocast
 from training.foreign import AdaptedNetwork
 from training.network import ColorNetwork
 
@@ -57,6 +58,7 @@ class ChannelFlow:
     fixed: Mapping[int, str]
 
 
+@without_autocast()  # a layer would read copies of its weights in which they are not known
 def follow_channels(network: ColorNetwork, example: Tensor) -> ChannelFlow:
     """The channels of `network`, by its answer to `example`: L (1, 1, H, W), of a size that needs no padding.
 

@@ -32,6 +32,7 @@ from compress.dependency_graph import (
 from compress.importance import WEIGHTS_ALONE, ChannelScores, Evidence, score_groups
 from compress.prune_plan import PrunedGroup, PrunePlan, compose_plans
 from compress.ranking import LayerSize, count_macs, largest_layers, rank_layers
+from export.autocast import without_autocast
 from training.network import ColorNetwork
 from training.unet import UNet, count_parameters, hash_weights
 from training.user_code import describe_failure
@@ -410,6 +411,7 @@ def _why_broken(network: ColorNetwork, plan: PrunePlan) -> str:
     return ""
 
 
+@without_autocast()
 def _check_answers(pruned: ColorNetwork, silenced: ColorNetwork) -> None:
     """Compare with the network in which nothing reads the removed channels: a proof that all went that belongs to them.
 

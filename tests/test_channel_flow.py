@@ -307,6 +307,19 @@ class Values(nn.Module):
         return x + (self.value(flat) @ seen).reshape(len(x), -1, *x.shape[2:])
 
 
+class Half(nn.Module):
+    """Its layers compute in copies of their weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = self.narrow(F.relu(self.wide(x)))
+        return made.float()
+
+
 def norms(inner: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(inner, 16, 1, bias=False), nn.InstanceNorm2d(16), nn.LeakyReLU(0.2, True),
@@ -322,6 +335,7 @@ def norms(inner: int) -> nn.Module:
         (Gate, {"net.middle.map": "it scales or moves several channels"}),
         (Next, {}),
         (CalledTwice, {}),
+        (Half, {}),
         (norms, {}),
         (Values, {"net.middle.query": "its channels are multiplied with each other"}),
     ],

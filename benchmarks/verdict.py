@@ -175,10 +175,17 @@ def _recommend(row: Row, best: Row, strength: Strength | None) -> str:
 def say_size(row: Row, best: Row) -> str:
     """How large a row's file is, and how much smaller than best.pt."""
     own_size = format_bytes(row.fair_size_bytes)
-    if row.times_smaller(best) <= 1.0 + SAME_SIZE:
-        return f"as large as best.pt ({own_size})"
-    times = format_number(row.times_smaller(best))
-    return f"{times} times smaller than best.pt ({own_size} instead of {format_bytes(best.fair_size_bytes)})"
+    size, than = compare_size(row, best)
+    instead = "" if size == "as large" else f" instead of {format_bytes(best.fair_size_bytes)}"
+    return f"{size} {than} best.pt ({own_size}{instead})"
+
+
+def compare_size(row: Row, best: Row) -> tuple[str, str]:
+    """Such as "3.84 times smaller" and "than", "as large" and "as", or "1.27 times as large" and "as"."""
+    times = row.times_smaller(best)
+    if times > 1.0 + SAME_SIZE:
+        return f"{format_number(times)} times smaller", "than"
+    return "as large" if times >= 1.0 / (1.0 + SAME_SIZE) else f"{format_number(1.0 / times)} times as large", "as"
 
 
 def say_speed(row: Row, best: Row) -> str:

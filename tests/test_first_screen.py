@@ -25,6 +25,7 @@ from test_report import (
 from benchmarks.report.first_screen import choose_photo, find_file, make_figures, say_headline
 from benchmarks.report.page import write_report
 from benchmarks.rows import write_benchmark_json
+from benchmarks.verdict import say_size
 from compress.measures import CONTENT, FIDELITY
 
 __all__ = ["run_folder"]
@@ -37,9 +38,10 @@ def first_screen_of(folder: Path) -> str:
 
 
 def test_the_headline_says_what_was_gained_and_what_is_kept() -> None:
-    best, small, fast, other = typed([
+    best, small, fast, other, large = typed([
         row("best.pt"), row("auto", size_bytes=310_000, speedup=50.0, fidelity=0.87, **CONFIRMED),
         row("best", size_bytes=31_000_000, speedup=3.0), row("x", size_bytes=310_000, content_colour=None),
+        row("wide", size_bytes=46_500_000, speedup=3.0),
     ])  # fmt: skip
     assert say_headline(best, small, CONTENT) == (
         "Use auto: it is 100 times smaller and 50.0 times as fast as best.pt, and keeps 91 % of its content colour."
@@ -52,6 +54,11 @@ def test_the_headline_says_what_was_gained_and_what_is_kept() -> None:
         ("+2.50 %", "L1 against best.pt"),
     ]  # fmt: skip
     assert make_figures(best, fast, CONTENT)[0] == ("1.00x", "as large (31.0 MB)")
+    assert make_figures(best, large, CONTENT)[0] == ("1.50x", "as large (46.5 MB)")
+    assert say_headline(best, large, CONTENT).startswith(
+        "Use wide: it is 1.50 times as large as best.pt and 3.00 times "
+    )
+    assert say_size(large, best) == "1.50 times as large as best.pt (46.5 MB instead of 31.0 MB)"
     assert make_figures(best, fast, CONTENT)[2] == ("100.0 %", "content colour (C) kept")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.report.main_rows import choose_main_rows
 from benchmarks.report.report_table import Table, make_main_table
 from benchmarks.rows import Row
-from benchmarks.verdict import SAME_SIZE, SAME_SPEED, Verdict
+from benchmarks.verdict import SAME_SIZE, SAME_SPEED, Verdict, compare_size
 from colorpress.core.text import format_bytes, format_number, format_percent
 from compress.measures import FIDELITY, Measure, Strength
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES
@@ -66,9 +66,10 @@ def say_headline(best: Row, chosen: Row, measure: Measure) -> str:
 
     The colour is that of photographs that did not choose it, where there are such.
     """
-    times, speed = chosen.times_smaller(best), chosen.speedup or 1.0
-    is_smaller = times > 1.0 + SAME_SIZE
-    size = f"{format_number(times)} times smaller" if is_smaller else "as large as best.pt"
+    speed = chosen.speedup or 1.0
+    compared, word = compare_size(chosen, best)
+    is_smaller = word == "than"
+    size = compared if is_smaller else f"{compared} as best.pt"
     fast = f"{format_number(speed)} times as fast" if speed > 1.0 + SAME_SPEED else "as fast"
     than = " as best.pt" if is_smaller else ""
     kept = chosen.reported(measure)[0]
@@ -82,9 +83,10 @@ def make_figures(best: Row, chosen: Row, measure: Measure) -> list[tuple[str, st
     """Four figures of the recommended row, value and label; the colour is that of `say_headline`."""
     kept, _ = chosen.reported(measure)
     times, size = chosen.times_smaller(best), format_bytes(chosen.fair_size_bytes)
+    times, word = (times, "smaller") if times > 1.0 + SAME_SIZE else (1.0 / times, "as large")
     confirmed = ", confirmed" if chosen.is_confirmed else ""
     return [
-        (f"{format_number(times)}x", f"{'smaller' if times > 1.0 + SAME_SIZE else 'as large'} ({size})"),
+        (f"{format_number(times)}x", f"{word} ({size})"),
         (f"{format_number(chosen.speedup)}x", f"as fast ({format_number(chosen.p50_ms)} ms a call)"),
         ("-" if kept is None else f"{100 * kept:.1f} %", f"{measure.title} ({measure.symbol}) kept{confirmed}"),
         (format_percent(chosen.reported_l1_delta_pct), "L1 against best.pt"),

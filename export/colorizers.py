@@ -25,7 +25,7 @@ from export.picture_graph import (
     WORK_SIZE_NAME,
     build_picture_graph,
 )
-from export.predictors import Pixels, import_openvino
+from export.predictors import Pixels, compile_for_cpu, import_openvino
 from export.run_limits import BYTES_OF_ONE_VALUE, call_limited
 from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
 
@@ -98,7 +98,7 @@ class OpenVinoColorizer:
         settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "INFERENCE_PRECISION_HINT": "f32"}
 
         def compile_model() -> Any:
-            return core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+            return compile_for_cpu(core, core.read_model(model.SerializeToString()), settings)
 
         values = len(content) // BYTES_OF_ONE_VALUE
         self._request: Any = call_library(path, call_limited, path, values, compile_model).create_infer_request()

@@ -7,8 +7,10 @@ opens a user's file has `onnx_probe` look at it first.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -30,6 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 Predictor = Callable[[Floats], Floats]
 INPUT_NAME, OUTPUT_NAME = "L", "ab"
 # Sizes of pictures that OpenVINO keeps a compiled graph for.
+_SS_DISABLE = 2  # of <signal.h> of Linux
 _KEPT_SIZES = 8
 
 
@@ -197,7 +200,25 @@ class OpenVinoPredictor(TimedPredictor):
     def _compile(self, shape: tuple[int, ...]) -> Any:
         model = self._read()
         model.reshape(list(shape))
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        return compile_for_cpu(self._core, model, self._settings).create_infer_request()
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of <signal.h>."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+def compile_for_cpu(core: Any, model: Any, settings: Mapping[str, Any]) -> Any:
+    """What OpenVINO compiles, with the stack that the signals of this thread are handled on left as it was: its own.
+
+    OpenVINO registers another one with each model, and takes it back as if models went in the reverse order. Where they
+    do not, one that was freed stays registered, and the next SIGTERM is a SIGSEGV (seen in OpenVINO 2026.4 on Linux).
+    """
+    compiled = core.compile_model(model, "CPU", dict(settings))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)
+    return compiled
 
 
 def import_openvino() -> Any:

@@ -87,6 +87,31 @@ def test_a_signal_ends_a_run_at_once(tmp_path: Path, where: str) -> None:
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
+_FREED_IN_TURN = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from export.predictors import OpenVinoPredictor
+
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+first, second = (OpenVinoPredictor(Path(sys.argv[1]), threads=1) for _ in range(2))
+for each in (first, second):
+    each(np.zeros((1, 1, 8, 8), np.float32))
+del first, each
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_heard_after_openvino(tmp_path: Path) -> None:
+    onnx.save(innocent(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", _FREED_IN_TURN, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 _OBSTINATE = """
 import os, signal, sys, threading, time
 from pathlib import Path

@@ -40,7 +40,7 @@ def digest_run(folder: Path) -> dict[str, Any]:
             found[name] = _digest_checkpoint(path)
         elif path.name == "model.onnx":
             found[name] = _digest_graph(path)
-        elif path.parent.name == ".stages" or path.name in ("front.json", "plan.json"):
+        elif path.is_file() and (".stages" in path.parts or path.name in ("front.json", "plan.json")):
             found[name] = _without_times(json.loads(path.read_bytes()))
     return found
 

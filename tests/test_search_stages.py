@@ -212,7 +212,7 @@ def test_photographs_that_choose_nothing_may_be_others(finished: tuple[Run, Phot
         before = {row.file: row.scores.confirmed for row in search(run, photos).rows}
         others = replace(photos, confirming=photos.test[:1], test=photos.confirming)
         found = search(run, others).rows
-        assert all(row.scores.confirmed != before[row.file] for row in found)
+        assert all(row.scores.confirmed != before.get(row.file) for row in found)  # times may bring others in
         swapped = replace(photos, choosing=photos.confirming, confirming=photos.choosing)
         with pytest.raises(ConfigError, match="photographs photos"):
             search(run, swapped, study=str(find_journal(run.folder)))

@@ -30,7 +30,7 @@ from colorpress.core.errors import ConfigError, DivergedError, InputError, Inter
 from colorpress.core.files import sha256_bytes
 from colorpress.core.processes import is_main_process, process_count, process_rank, share_answer, sum_over_processes_
 from colorpress.core.reading import as_damaged
-from colorpress.core.signals import STOPPING
+from colorpress.core.signals import STOPPING, obey_as_any_process
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -163,8 +163,7 @@ def _held_signals() -> Iterator[Callable[[], int]]:
     def note(number: int, frame: object) -> None:
         nonlocal received
         received = number
-        for each in STOPPING:
-            signal.signal(each, signal.SIG_DFL)
+        obey_as_any_process()
 
     before = {each: signal.signal(each, note) for each in STOPPING}
     try:

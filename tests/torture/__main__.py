@@ -62,7 +62,7 @@ def read_figures(line: str) -> Counter[str]:
     """What a line of a torture counts: JSON of `Figures`, or a sentence with numbers; nothing of other lines."""
     if line.startswith("{"):
         return Counter(json.loads(line))
-    if told := re.search(r"^\S+: (\d+) \w+: (.*);", line):
+    if told := re.search(r"^\S+: (\d+): (.*);", line):
         found = Counter(cases=int(told[1]))
         for number, outcome in re.findall(r"(\d+) (\w+)", told[2]):
             found[_OUTCOMES[outcome]] += int(number)

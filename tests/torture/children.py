@@ -69,8 +69,14 @@ def run_limited(module: str, task: str, seed: int, count: int, folder: Path) -> 
             child.kill()
 
 
-def torture(module: str, task: str, seed: int, count: int, folder: Path) -> bool:
-    """Run a task, print its figures, and say whether nothing happened but reading and refusing."""
+def torture(
+    module: str, task: str, seed: int, count: int, folder: Path, *, keep: Callable[[int], None] = lambda number: None
+) -> bool:
+    """Run a task, print its figures, and say whether nothing happened but reading and refusing.
+
+    Args:
+        keep: is given the numbers of the inputs that anything else became of.
+    """
     outcomes: Counter[str] = Counter()
     slowest, largest = (0.0, 0), 0
     for number, outcome, seconds, peak in run_limited(module, task, seed, count, folder):
@@ -78,6 +84,7 @@ def torture(module: str, task: str, seed: int, count: int, folder: Path) -> bool
         slowest, largest = max(slowest, (seconds, number)), max(largest, peak)
         if outcome not in GOOD:
             print(f"  {task} {number}: {outcome}")
+            keep(number)
     figures = ", ".join(f"{outcomes[name]} {name}" for name in (*GOOD, "internal", "hang", "crash", "memory"))
     print(
         f"{task}: {count}: {figures}; slowest {slowest[0]:.1f} s ({slowest[1]}), most memory {largest} MB", flush=True

@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -28,15 +23,13 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.torture.children import run_child, torture
+
 Bytes = NDArray[np.uint8]
 Dice = np.random.Generator
 
 MAX_PIXELS = 10_000_000
-LONGEST_S = 30.0
 LONGEST_SIDE = 65_500
-# Address space: what the libraries take once loaded, and what pictures of that many pixels may.
-MEMORY_BYTES = 3 << 30
-GOOD = ("read", "refused")
 
 
 def photo(dice: Dice, width: int, height: int) -> Image.Image:
@@ -237,68 +230,6 @@ def color_aspect(seed: int, number: int, folder: Path) -> str:
 TASKS = {"damaged": read_damaged, "aspect": color_aspect}
 
 
-def run_child(task: str, seed: int, start: int, end: int, folder: Path) -> None:
-    """Say a line of each picture: its number, what became of it, seconds and the most memory so far, in MB."""
-    import logging
-
-    logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in range(start, end):
-        begun = time.perf_counter()
-        try:
-            outcome = TASKS[task](seed, number, folder)
-        except MemoryError:
-            outcome = "memory"
-        except Exception as error:
-            outcome = f"internal {type(error).__name__}: {error}".replace("\n", " ")[:200]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"{number}\t{outcome}\t{time.perf_counter() - begun:.2f}\t{peak}", flush=True)
-
-
-def run_limited(task: str, seed: int, count: int, folder: Path) -> Iterator[tuple[int, str, float, int]]:
-    """Every picture's line of `run_child`; one that ends its process is "crash", one that never ends is "hang"."""
-    number = 0
-    while number < count:
-        arguments = ["--child", task, "--seed", f"{seed}", "--start", f"{number}", "--count", f"{count}"]
-        command = [sys.executable, "-m", "tests.torture.damaged_pictures", *arguments, "--folder", str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            assert child.stdout is not None
-            while number < count:
-                # The first picture of a child waits for its imports.
-                timer = Timer(2 * LONGEST_S, child.kill)
-                timer.start()
-                line = child.stdout.readline()
-                is_late = not timer.is_alive()
-                timer.cancel()
-                if not line:
-                    yield number, "hang" if is_late else f"crash {child.wait()}", 2 * LONGEST_S if is_late else 0.0, 0
-                    number += 1
-                    break
-                _, outcome, seconds, peak = line.rstrip("\n").split("\t")
-                yield number, "hang" if float(seconds) > LONGEST_S else outcome, float(seconds), int(peak)
-                number += 1
-            child.kill()
-
-
-def torture(task: str, seed: int, count: int, kept: Path) -> bool:
-    """Run a task, print its figures, and say whether nothing happened but reading and refusing."""
-    outcomes: Counter[str] = Counter()
-    slowest, largest = (0.0, 0), 0
-    with tempfile.TemporaryDirectory() as folder:
-        for number, outcome, seconds, peak in run_limited(task, seed, count, Path(folder)):
-            outcomes[outcome.split()[0]] += 1
-            slowest, largest = max(slowest, (seconds, number)), max(largest, peak)
-            if outcome not in GOOD:
-                print(f"  {task} {number}: {outcome}")
-                if task == "damaged":
-                    kept.mkdir(parents=True, exist_ok=True)
-                    (kept / f"{seed}-{number}").write_bytes(make_damaged(seed, number)[1])
-    figures = ", ".join(f"{outcomes[name]} {name}" for name in (*GOOD, "internal", "hang", "crash", "memory"))
-    print(f"{task}: {count} pictures: {figures}; slowest {slowest[0]:.1f} s ({slowest[1]}), most memory {largest} MB")
-    return sum(outcomes[name] for name in GOOD) == count
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="damaged pictures; a twentieth as many aspects")
@@ -308,10 +239,18 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        run_child(given.child, given.seed, given.start, given.count, given.folder)
+        run_child(TASKS[given.child], given.seed, given.start, given.count, given.folder)
         return 0
-    damaged = torture("damaged", given.seed, given.count, given.folder)
-    return 0 if torture("aspect", given.seed, max(1, given.count // 20), given.folder) and damaged else 1
+
+    def keep(number: int) -> None:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        (given.folder / f"{given.seed}-{number}").write_bytes(make_damaged(given.seed, number)[1])
+
+    module = "tests.torture.damaged_pictures"
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = torture(module, "damaged", given.seed, given.count, Path(folder), keep=keep)
+        aspects = torture(module, "aspect", given.seed, max(1, given.count // 20), Path(folder))
+    return 0 if damaged and aspects else 1
 
 
 if __name__ == "__main__":

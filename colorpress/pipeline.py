@@ -24,7 +24,7 @@ from colorpress.core.files import sha256_file, write_json
 from colorpress.core.machine import describe_machine
 from colorpress.core.reading import read_file
 from colorpress.core.stages import RUN_RECORD, StageRecord
-from colorpress.deploy_stages import deploy, exported_variants
+from colorpress.deploy_stages import deploy
 from compress.export_stages import export
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
@@ -107,9 +107,9 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
         raise next(each.error for each in left_out if each.name == "best")
     measured = benchmark(run, variants, photos, also, left_out)
     stages.append(measured)
-    for name in exported_variants(run):
-        with going_on(left_out, f"{name}/colorizer.onnx"):
-            stages.append(deploy(run, name, photos.test))
+    for exported in (each.name for each in variants if each.path.suffix == ".onnx"):
+        with going_on(left_out, f"{exported}/colorizer.onnx"):
+            stages.append(deploy(run, exported, photos.test))
     stages.append(report(run, argv))
     require_measured(run, measured)
     write_run_record(run, stages, started, argv, left_out)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.left_out import LeftOut, going_on
+from colorpress import pipeline
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError, GateError, InputError, MachineError
 from colorpress.pipeline import run_pipeline
@@ -69,7 +70,8 @@ def test_a_machine_that_fails_stops_everything_and_a_network_nothing() -> None:
     assert len(left_out) == 3
 
 
-def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Path) -> None:
+def bring_odd(tmp_path: Path) -> Run:
+    """A run folder, the network and six photographs."""
     (tmp_path / "odd.py").write_text(SOURCE)
     for index in range(6):
         make_photo(index).save(tmp_path / f"{index}.png")
@@ -79,7 +81,11 @@ def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Pa
     plan = write_student_plan(tmp_path / "plan.json", StudentPlan(UNetPlan.classic(4, 1, "nearest"), "small"))
     given = {"student_plan": plan, "rank_photos": 0, "search_effort": "none", "arch": f"{tmp_path}/odd.py:Odd"}
     settings = {**OPTIONS, **given, "data": tmp_path, "test_share": 0.4, "prune_ratio": 0.5}
-    run = Run(tmp_path.with_name(f"{tmp_path.name}-out"), Settings.from_options(settings))
+    return Run(tmp_path.with_name(f"{tmp_path.name}-out"), Settings.from_options(settings))
+
+
+def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Path) -> None:
+    run = bring_odd(tmp_path)
     result = run_pipeline(run, checkpoint=tmp_path / "odd.pt")
     assert [each.name for each in result.left_out] == ["best", "pruned.pt"]
     result.raise_faults()  # none
@@ -89,6 +95,18 @@ def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Pa
     assert why in table.loc["best", "error"] and table.loc["auto-w8", "status"] == "ok"
     assert why in result.report_path.read_text()
     assert set(json.loads((run.folder / "run.json").read_text())["left_out"]) == {"best", "pruned.pt"}
+
+
+def test_without_any_export_there_is_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NO_NETWORK
+
+    monkeypatch.setattr(pipeline, "export", refuse)
+    run = bring_odd(tmp_path)
+    result = run_pipeline(run, checkpoint=tmp_path / "odd.pt")
+    table = pd.read_csv(run.folder / "benchmark.csv").set_index("model")
+    assert {"best.pt", "auto.pt"} <= set(table[table["status"] == "ok"].index) and table.loc["auto", "error"]
+    assert result.report_path.is_file() and [each.name for each in result.left_out] == ["best", "pruned.pt", "auto"]
 
 
 def test_an_option_that_cannot_be_met_ends_the_run_once_the_rest_is_done() -> None:

@@ -174,6 +174,7 @@ def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[Pa
     return net, {
         "precision": precision,
         "shapes": len(net.shapes),
+        "undecided": len(net.undecided),
         "max_abs": net.max_abs,
         "mean_abs": net.mean_abs,
         "p999_abs": max(shape.p999_abs for shape in net.shapes),

@@ -21,8 +21,7 @@ def export(run: Run, checkpoint: Path, variant: str) -> StageRecord:
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         exported = export_onnx(run.load(checkpoint), destination, run.settings.export, metadata={})
-        difference, sizes = exported.parity.max_abs, len(exported.parity.shapes)
-        say(f"{variant}: {exported.size_bytes:,} bytes, within {difference:.1e} of PyTorch at {sizes} sizes")
+        say(f"{variant}: {exported.size_bytes:,} bytes, {exported.parity.describe()}")
         return [exported.path], {"size_bytes": exported.size_bytes, "max_abs_diff": exported.parity.max_abs}
 
     used = {**vars(run.settings.export), **run.arch_key()}

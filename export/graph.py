@@ -212,7 +212,8 @@ def build_graph(network: ColorNetwork, *, opset: int) -> onnx.ModelProto:
         if network.output_stride > 1:
             _add_upsampling_(model.graph, network.output_stride, affine=network.affine)
         else:
-            cut = ["ab.padded", "pad.begin", "size", "pad.axes"]  # to the picture's size
+            _add_constants_(model.graph, {"crop.begin": [0, 0], "crop.axes": [2, 3]})
+            cut = ["ab.padded", "crop.begin", "size", "crop.axes"]  # to the picture's size
             model.graph.node.append(helper.make_node("Slice", cut, [OUTPUT_NAME], "crop"))
     for value, channels in ((model.graph.input[0], 1), (model.graph.output[0], 2)):
         shape: list[str | int | None] = ["N", channels, "H", "W"]
@@ -387,8 +388,12 @@ def _node(name: str, operator: str, *inputs: str, **attributes: Any) -> onnx.Nod
 
 
 def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
-    """Replicate the last row and column up to a multiple in front of the network; its answer is then `ab.padded`."""
-    _add_constants_(graph, {"size.multiple": [multiple], "pad.begin": [0, 0], "pad.axes": [2, 3]})
+    """Replicate the last row and column up to a multiple in front of the network; its answer is then `ab.padded`.
+
+    Amounts are given for all axes: with the input `axes` ONNX Runtime's WebGPU provider, which turns channels
+    innermost, reads them as of four and fails.
+    """
+    _add_constants_(graph, {"size.multiple": [multiple], "pad.begin": [0, 0, 0, 0, 0, 0]})
     for node in graph.node:
         node.input[:] = ["pad" if each == INPUT_NAME else each for each in node.input]
         node.output[:] = ["ab.padded" if each == OUTPUT_NAME else each for each in node.output]
@@ -397,8 +402,8 @@ def _add_padding_(graph: onnx.GraphProto, multiple: int) -> None:
         _node("size.negative", "Neg", "size"),
         # Mod takes the divisor's sign, so this is the number of rows and columns missing.
         _node("pad.end", "Mod", "size.negative", "size.multiple"),
-        _node("pad.amounts", "Concat", "pad.begin", "pad.end", axis=0),  # (4)
-        _node("pad", "Pad", INPUT_NAME, "pad.amounts", "", "pad.axes", mode="edge"),  # (N, 1, H + h, W + w)
+        _node("pad.amounts", "Concat", "pad.begin", "pad.end", axis=0),  # (8): begins and ends of N, C, H, W
+        _node("pad", "Pad", INPUT_NAME, "pad.amounts", mode="edge"),  # (N, 1, H + h, W + w)
         *graph.node,
     ]
     del graph.node[:]
@@ -414,7 +419,7 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int, *, affine: bool) -> No
     Runtime, and nothing is computed that a crop would throw away. The border is that of half-pixel interpolation.
     """
     constants = {
-        "up.border": [1, 1, 1, 1],
+        "up.border": [0, 0, 1, 1, 0, 0, 1, 1],
         "up.step": 1 / stride,
         # Where the first pixel lies, in coarse pixels, counted from the border that is added.
         "up.start": 0.5 / stride + 0.5,
@@ -426,7 +431,7 @@ def _add_upsampling_(graph: onnx.GraphProto, stride: int, *, affine: bool) -> No
         "up.columns.index": 1,
     }
     _add_constants_(graph, constants)
-    nodes = [_node("up.coarse", "Pad", "ab.padded", "up.border", "", "pad.axes", mode="edge")]  # (N, 2, h + 2, w + 2)
+    nodes = [_node("up.coarse", "Pad", "ab.padded", "up.border", mode="edge")]  # (N, 2, h + 2, w + 2)
     for axis, up in enumerate(("up.rows", "up.columns")):
         tall, wide = (f"{up}.fine", f"{up}.coarse.number") if axis == 0 else (f"{up}.coarse.number", f"{up}.fine")
         nodes += [

@@ -29,9 +29,8 @@ from export.predictors import INPUT_NAME, OUTPUT_NAME
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
 DEFAULT_WORK_SIZE = 256
-# At most so many squares of the working size are seen, or a long strip would fill the memory of a network; and of its
-# long side so many working sizes, since networks pad the short one to a multiple of theirs.
-LARGEST_ASPECT, LONGEST_STRIP = 8, 32
+# At most so many squares of the working size are seen, or a long strip would fill the memory of a network.
+LARGEST_ASPECT = 8
 IMAGE_NAME, COLORIZED_NAME = "image", "colorized"
 WORK_SIZE_NAME, SATURATION_NAME = "work_size", "saturation"
 # Of all names inside the network.
@@ -176,8 +175,7 @@ def build_picture_graph(
     g = _Graph("picture.")
     size = g("Shape", IMAGE_NAME)  # (4): N, H, W, C
     count, height, width, channels = g.split(size, 4)
-    sides = g("Concat", height, width, axis=0)  # (2)
-    small, block = _choose_sizes(g, sides)
+    small, block = _choose_sizes(g, height, width)
     rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))  # (N * H, W, C)
     code = _shrink(g, rows, (count, height, width, channels), small, block)  # (N, C, h, w)
     lightness = _measure_lightness(g, code)  # (N, 1, h, w)
@@ -221,18 +219,22 @@ def keep_lightness(whole: onnx.ModelProto) -> onnx.ModelProto:
     return kept
 
 
-def _choose_sizes(g: _Graph, sides: str) -> tuple[str, str]:
-    """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors."""
-    double, work = (g("Cast", value, to=TensorProto.DOUBLE) for value in (sides, WORK_SIZE_NAME))
-    # No smaller than the working size, and neither larger nor longer than what a network may see.
-    longest = g("Mul", g("Sqrt", g("ReduceProd", double)), np.float64(LARGEST_ASPECT**-0.5))
-    longest = g("Max", longest, g("Mul", g("ReduceMax", double), np.float64(1.0 / LONGEST_STRIP)))
-    seen = g("Max", g("Max", g("ReduceMin", double), longest), work)
-    ratio = g("Div", work, seen)
-    small = g("Max", g("Round", g("Mul", double, ratio)), np.ones(1, np.float64))
+def _choose_sizes(g: _Graph, height: str, width: str) -> tuple[str, str]:
+    """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors.
+
+    In whole numbers, as `export.picture_reference.working_size`: they are exact wherever they are worked out, and
+    runtimes for browsers have no float64.
+    """
+    long, short = g("Max", height, width), g("Min", height, width)
+    scale = 2 * LARGEST_ASPECT
+    work = g("Mul", WORK_SIZE_NAME, [scale])
+    seen = g("Add", long, g("Mul", short, [LARGEST_ASPECT]))
+    seen = g("Max", g("Max", seen, g("Mul", short, [scale])), work)
+    twice = g("Mul", work, [2])
+    sides = g("Add", g("Mul", g("Concat", height, width, axis=0), twice), seen)
+    small = g("Max", g("Div", sides, g("Mul", seen, [2])), [1])
     # At least two of the averages lie under a pixel of the working size.
-    block = g("Max", g("Floor", g("Mul", g("Div", seen, work), np.float64(0.5))), np.ones(1, np.float64))
-    return g("Cast", small, to=TensorProto.INT64), g("Cast", block, to=TensorProto.INT64)
+    return small, g("Max", g("Div", seen, twice), [1])
 
 
 def _plan_stripes(g: _Graph, length: str, width: str, values: int = _STRIPE_PIXELS) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colorpress.core.errors import InputError
-from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT, LONGEST_STRIP
+from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT
 from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.network import apply_field
@@ -24,13 +24,17 @@ _STRIPE_PIXELS = 1 << 20
 
 
 def working_size(height: int, width: int, work_size: int) -> tuple[int, int, int]:
-    """What the network sees of a picture: rows, columns, and the side of the squares that are averaged first."""
-    longest = max(math.sqrt(height * width) * LARGEST_ASPECT**-0.5, max(height, width) / LONGEST_STRIP)
-    seen = max(min(height, width), longest, work_size)
-    ratio = work_size / seen
+    """What the network sees of a picture: rows, columns, and the side of the squares that are averaged first.
+
+    The short side becomes the working size. Of a picture longer than a = LARGEST_ASPECT to 1 the side (long + a short)
+    / 2a does, so that at most `a` squares of the working size are seen of any, and 2a working sizes of its length.
+    """
+    long, short = max(height, width), min(height, width)
+    scale = 2 * LARGEST_ASPECT
+    seen = max(long + LARGEST_ASPECT * short, scale * short, scale * work_size)
+    rows, columns = (max(1, (2 * scale * side * work_size + seen) // (2 * seen)) for side in (height, width))
     # At least two of the averages lie under a pixel of the working size.
-    block = max(1, math.floor(seen / work_size * 0.5))
-    return max(1, round(height * ratio)), max(1, round(width * ratio)), block
+    return rows, columns, max(1, seen // (2 * scale * work_size))
 
 
 def shrink_pixels(pixels: Pixels, work_size: int) -> Tensor:

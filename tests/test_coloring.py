@@ -58,10 +58,12 @@ def test_output_size_is_input_size_and_the_predictor_sees_the_working_size(size:
 
 
 def test_a_long_strip_is_not_seen_in_full() -> None:
-    height, width, block = working_size(100, 100_000, 64)
-    assert height * width <= 1.1 * 8 * 64**2
-    assert max(height, width) == 32 * 64
-    assert block == 24
+    for length in (400, 800, 810, 820, 1600, 10_000, 100_000):
+        height, width, block = working_size(100, length, 64)
+        assert height * width <= 1.02 * 8 * 64**2
+        assert width <= 16 * 64
+        assert (height == 64) == (length <= 810), "rounding hides the first pixels"
+    assert (height, width, block) == (1, 1016, 49)
 
 
 @pytest.mark.parametrize("work_size", [20, 33, 48, 100])

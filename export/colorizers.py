@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from colorpress.core.cores import usable_cores
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from export.picture_graph import (
     COLORIZED_NAME,
     IMAGE_NAME,
@@ -44,9 +44,12 @@ class OnnxColorizer:
         saturation: what its chroma is multiplied by; None: what the file says.
         provider, threads: as `export.sessions.open_session`.
     Raises:
-        ConfigError: no such file, or another provider name.
+        ConfigError: no such file, another provider name, or a choice where the graph has none.
         InputError: the file is no ONNX model, or no picture graph.
         MachineError: CUDA is not there.
+    Attributes:
+        size: rows and columns of the only pictures that it takes; None: it takes any.
+        has_choices: whether another working size and saturation can be given than what the file says.
     """
 
     def __init__(
@@ -66,11 +69,22 @@ class OnnxColorizer:
         if ([each[:3] for each in inputs], [each[:3] for each in outputs]) != expected:
             why = f"has inputs {inputs} and outputs {outputs}; expected {IMAGE_NAME} and {COLORIZED_NAME}, uint8 NHWC"
             raise InputError("model", path, why, GIVE_A_MODEL)
+        height, width = self.session.get_inputs()[0].shape[1:3]
+        self.size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        # What is in constants of a plain graph cannot be chosen.
+        self.has_choices = bool(self.session.get_overridable_initializers())
         self._chosen = _choose(work_size, saturation)
+        if self._chosen and not self.has_choices:
+            why = "is a plain graph, whose working size and saturation are constants"
+            raise ConfigError("model", path, why, "give neither, or a colorizer.onnx that is not plain")
 
     def __call__(self, pixels: Pixels, work_size: int | None = None) -> Pixels:
-        """Colour one picture; `work_size` takes the place of what was chosen at first."""
-        feeds = {IMAGE_NAME: pixels[None], **self._chosen, **_choose(work_size, None)}
+        """Colour one picture; `work_size` takes the place of what was chosen at first, where one can be."""
+        feeds = {IMAGE_NAME: pixels[None], **self._chosen}
+        if self.size:
+            feeds[IMAGE_NAME] = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))[None]
+        if self.has_choices:
+            feeds |= _choose(work_size, None)
         answer: Pixels = call_library(self.path, self.session.run, [COLORIZED_NAME], feeds)[0][0]
         return answer
 

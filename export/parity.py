@@ -27,7 +27,7 @@ _PEAK_TO_PEAK = 2.0  # ab/128 lies in [-1, 1]
 # Of L in [0, 1]: sums in another order change it by as much.
 _ROUNDING = 2.0**-22
 # (height, width, channels, working size): as above, with pictures that are averaged down by 1, 2 and more.
-_PICTURES = (
+DRAWN_PICTURES = (
     *((1, 1, 3, 16), (1, 1, 1, 16), (1, 37, 3, 16), (41, 1, 1, 16), (3, 3, 3, 16)),
     *((97, 53, 3, 64), (101, 127, 1, 32), (131, 517, 3, 32), (257, 300, 1, 24)),
 )
@@ -200,16 +200,18 @@ def check_picture_parity(
     *,
     photographs: Sequence[Pixels] = (),
     work_size: int = 256,
+    drawn: Sequence[tuple[int, int, int, int]] = DRAWN_PICTURES,
 ) -> PictureParity:
     """Compare two ways to colour pictures on drawn ones and on photographs.
 
     Args:
+        drawn: height, width, channels and working size of each picture that is drawn.
         photographs: uint8 (H, W, 3) or (H, W, 1), coloured at `work_size`.
     Raises:
         GateError: an answer has another shape than the reference's.
     """
     rng = np.random.default_rng(0)
-    cases = [(_draw(rng, *size[:3]), size[3]) for size in _PICTURES] + [(each, work_size) for each in photographs]
+    cases = [(_draw(rng, *size[:3]), size[3]) for size in drawn] + [(each, work_size) for each in photographs]
     counts = np.zeros(256, np.int64)
     for pixels, size in cases:
         expected, got = reference(pixels, size), candidate(pixels, size)

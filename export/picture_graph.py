@@ -15,17 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.helper import make_tensor_value_info as make_value
 
 from colorpress.core.errors import InputError
 from export.affine_field import is_affine, take_field
 from export.predictors import INPUT_NAME, OUTPUT_NAME
+from export.sessions import open_session
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
 DEFAULT_WORK_SIZE = 256
@@ -39,6 +42,8 @@ NETWORK_PREFIX = "network."
 _STRIPE_PIXELS = 1 << 17
 # And its rows, since it is enlarged by a matrix of as many rows and, in a picture that is not shrunk, columns.
 _STRIPE_ROWS = 512
+# What depends on the size of a picture alone is a constant of a graph for one size, up to so many bytes.
+_FOLDED_BYTES = 1 << 16
 # Values that triangles are laid over at a time.
 _GATHERED_VALUES = 1 << 20
 
@@ -109,10 +114,14 @@ LINEAR_FROM_SRGB = Curve(
 
 
 class _Graph:
-    """Nodes and constants of a graph under construction; operators are called by name and answer a value's name."""
+    """Nodes and constants of a graph under construction; operators are called by name and answer a value's name.
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+    Attributes:
+        plain: no Loop and no If are made.
+    """
+
+    def __init__(self, prefix: str, *, plain: bool = False) -> None:
+        self.prefix, self.plain = prefix, plain
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
@@ -154,7 +163,12 @@ class _Graph:
 
 
 def build_picture_graph(
-    network: onnx.ModelProto, *, work_size: int = DEFAULT_WORK_SIZE, saturation: float = 1.0
+    network: onnx.ModelProto,
+    *,
+    work_size: int = DEFAULT_WORK_SIZE,
+    saturation: float = 1.0,
+    plain: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> onnx.ModelProto:
     """Put the picture work around a bare network, L (N, 1, H, W) to ab (N, 2, H, W), float or int8.
 
@@ -165,6 +179,11 @@ def build_picture_graph(
     Args:
         network: a model that `export_onnx`, `quantize_onnx` or `pack_onnx` wrote; it is not changed.
         work_size, saturation: what is taken where none is given.
+        plain: without Loop and If, for what cannot run control flow: all rows at once, in memory that grows with the
+            picture by some hundred bytes a pixel. It has no other inputs than `image`, so that a runtime that is told
+            N, H, W and C works out all else once.
+        size: rows and columns of a plain graph that takes that size alone: `image` is (1, H, W, 3), and what depends on
+            the size alone is in constants.
     Raises:
         InputError: the network has other inputs or outputs.
     """
@@ -172,11 +191,14 @@ def build_picture_graph(
     names = [[value.name for value in values] for values in (inner.graph.input, inner.graph.output)]
     if names != [[f"{NETWORK_PREFIX}{INPUT_NAME}"], [f"{NETWORK_PREFIX}{OUTPUT_NAME}"]]:
         raise InputError("model", None, f"has inputs and outputs {names}", "give a model that colorpress exported")
-    g = _Graph("picture.")
-    size = g("Shape", IMAGE_NAME)  # (4): N, H, W, C
-    count, height, width, channels = g.split(size, 4)
+    g = _Graph("picture.", plain=plain or size is not None)
+    count, height, width, channels = g.split(g("Shape", IMAGE_NAME), 4)
+    image = IMAGE_NAME
+    if g.plain:
+        channels = g.constant([3])
+        image = IMAGE_NAME if size else g("Expand", IMAGE_NAME, [1, 1, 1, 3])
     small, block = _choose_sizes(g, height, width)
-    rows = g("Reshape", IMAGE_NAME, g("Concat", [-1], width, channels, axis=0))  # (N * H, W, C)
+    rows = g("Reshape", image, g("Concat", [-1], width, channels, axis=0))  # (N * H, W, C)
     code = _shrink(g, rows, (count, height, width, channels), small, block)  # (N, C, h, w)
     lightness = _measure_lightness(g, code)  # (N, 1, h, w)
     before = len(g.nodes)
@@ -185,11 +207,10 @@ def build_picture_graph(
     g.nodes[-1].output[0] = COLORIZED_NAME
     for node in inner.graph.node:
         node.input[:] = [lightness if each == f"{NETWORK_PREFIX}{INPUT_NAME}" else each for each in node.input]
-    inputs = [
-        make_value(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"]),
-        make_value(WORK_SIZE_NAME, TensorProto.INT64, []),
-        make_value(SATURATION_NAME, TensorProto.FLOAT, []),
-    ]
+    inputs = [make_value(IMAGE_NAME, TensorProto.UINT8, ["N", "H", "W", "C"])]
+    if not g.plain:
+        inputs.append(make_value(WORK_SIZE_NAME, TensorProto.INT64, []))
+        inputs.append(make_value(SATURATION_NAME, TensorProto.FLOAT, []))
     outputs = [make_value(COLORIZED_NAME, TensorProto.UINT8, ["N", "H", "W", 3])]
     initializers = [
         numpy_helper.from_array(np.array(work_size, np.int64), WORK_SIZE_NAME),
@@ -199,13 +220,58 @@ def build_picture_graph(
     ]
     nodes = [*g.nodes[:before], *inner.graph.node, *g.nodes[before:]]
     graph = helper.make_graph(nodes, "colorizer", inputs, outputs, initializers)
-    return helper.make_model(
+    model = helper.make_model(
         graph,
         producer_name=network.producer_name,
         producer_version=network.producer_version,
         opset_imports=list(network.opset_import),
         ir_version=network.ir_version,
     )
+    return _fix_size(model, *size) if size else model
+
+
+def _fix_size(model: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
+    """The graph for one size: what depends on sizes alone is in constants.
+
+    A picture of that size is coloured once, and what it leaves of these values taken from there, so they are what the
+    graph for any size computes. Large ones, which are matrices, stay computed from small ones.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    graph = fixed.graph
+    for value in (graph.input[0], graph.output[0]):
+        value.CopyFrom(make_value(value.name, TensorProto.UINT8, [1, height, width, 3]))
+    constants = {tensor.name for tensor in graph.initializer}
+    of_sizes = {WORK_SIZE_NAME, SATURATION_NAME}
+    for node in graph.node:
+        read = {name for name in node.input if name}
+        if node.op_type == "Shape" or (read & of_sizes and read <= of_sizes | constants):
+            of_sizes.update(node.output)
+    values = _compute(fixed, sorted(of_sizes - constants), np.zeros((1, height, width, 3), np.uint8))
+    small = {name: value for name, value in values.items() if value.nbytes <= _FOLDED_BYTES}
+    left: list[onnx.NodeProto] = []
+    needed = {COLORIZED_NAME}
+    for node in reversed(graph.node):
+        if needed.difference(small).intersection(node.output):
+            left.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(left))
+    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
+    tensors += [numpy_helper.from_array(value, name) for name, value in small.items() if name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    return fixed
+
+
+def _compute(model: onnx.ModelProto, names: Sequence[str], image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Values inside a picture graph, of one picture."""
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = open_session(Path("colorizer.onnx"), asked.SerializeToString(), threads=1)
+    return dict(zip(names, session.run(None, {IMAGE_NAME: image}), strict=True))
 
 
 def keep_lightness(whole: onnx.ModelProto) -> onnx.ModelProto:
@@ -237,24 +303,55 @@ def _choose_sizes(g: _Graph, height: str, width: str) -> tuple[str, str]:
     return small, g("Max", g("Div", seen, twice), [1])
 
 
-def _plan_stripes(g: _Graph, length: str, width: str, values: int = _STRIPE_PIXELS) -> tuple[str, str]:
-    """Into what stripes `length` rows of `width` values fall: the rows of a stripe, and the stripes; vectors of one."""
-    high = g("Min", g("Min", g("Max", g("Div", [values], width), [1]), [_STRIPE_ROWS]), length)
-    return high, g("Div", g("Sub", g("Add", length, high), [1]), high)
+class _Stripes:
+    """How the rows of pictures are gone through: a stripe at a time in a Loop or, in a plain graph, all at once.
 
+    What is done for each stripe is added to `body`: that of the loop, or of a plain graph the graph itself, where one
+    stripe holds all rows of all pictures.
 
-def _start_stripe(body: _Graph, high: str, stripes: str) -> tuple[str, str]:
-    """In the body of a loop over the stripes of all pictures: the picture it is at, and its first row."""
-    number = f"{body.prefix}number"
-    return body("Div", number, stripes), body("Mul", body("Mod", number, stripes), high)
+    Args:
+        g: the graph around.
+        prefix: of names in the loop.
+        count, length, width: of pictures, of rows of each and of values in a row; vectors of one.
+        values: of a stripe, at most.
+    Attributes:
+        high: rows of a stripe, a vector of one.
+        picture: which the stripe is of; (1, 1), or in a plain graph (N, 1).
+        first: the first row of it in its picture; (1, 1).
+    """
 
+    def __init__(self, g: _Graph, prefix: str, count: str, length: str, width: str, values: int) -> None:
+        self.graph, self.count, self.length = g, count, length
+        if g.plain:
+            self.body, self.high, self.stripes = g, length, g.constant([1])
+            self.picture, self.first = g("Unsqueeze", g.range(count), [1]), g.constant([[0]])
+            return
+        self.body = _Graph(prefix)
+        self.high = g("Min", g("Min", g("Max", g("Div", [values], width), [1]), [_STRIPE_ROWS]), length)
+        self.stripes = g("Div", g("Sub", g("Add", length, self.high), [1]), self.high)
+        number, stripes, high = f"{prefix}number", *(g("Unsqueeze", each, [1]) for each in (self.stripes, self.high))
+        self.picture = self.body("Div", number, stripes)
+        self.first = self.body("Mul", self.body("Mod", number, stripes), high)
 
-def _loop(g: _Graph, body: _Graph, count: str, result: str, kind: int) -> str:
-    """What the body leaves of each of `count` stripes, one after another along a new first axis."""
-    go_on = body("Identity", f"{body.prefix}going")
-    inputs = {f"{body.prefix}number": TensorProto.INT64, f"{body.prefix}going": TensorProto.BOOL}
-    graph = body.as_part({go_on: TensorProto.BOOL, result: kind}, inputs)
-    return str(g("Loop", g("Squeeze", count), "", body=graph))
+    def join(self, result: str, kind: int, *rest: str | list[int]) -> str:
+        """What the body leaves of all stripes, as (N, rows, *rest): as many rows as there are, or some behind them."""
+        rows = self.graph("Mul", self.stripes, self.high)
+        shape = self.graph("Concat", self.count, rows, *rest, axis=0)
+        return str(self.graph("Reshape", self._loop(result, kind), shape))
+
+    def cut(self, joined: str) -> str:
+        """What was joined, without what is behind the rows."""
+        return joined if self.graph.plain else str(self.graph("Slice", joined, [0], self.length, [1]))
+
+    def _loop(self, result: str, kind: int) -> str:
+        if self.graph.plain:
+            return result
+        going = f"{self.body.prefix}going"
+        go_on = self.body("Identity", going)
+        inputs = {f"{self.body.prefix}number": TensorProto.INT64, going: TensorProto.BOOL}
+        part = self.body.as_part({go_on: TensorProto.BOOL, result: kind}, inputs)
+        times = self.graph("Squeeze", self.graph("Mul", self.count, self.stripes))
+        return str(self.graph("Loop", times, "", body=part))
 
 
 def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, block: str) -> str:
@@ -265,28 +362,26 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     count, height, width, channels = shape
     blocks = g("Div", g("Sub", g("Add", g("Concat", height, width, axis=0), block), [1]), block)
     tall, wide = g.split(blocks)
-    high, stripes = _plan_stripes(g, tall, g("Mul", g("Mul", width, channels), block))
-    inner_rows = g.range(g("Mul", high, block))
+    over = _Stripes(g, "shrink.", count, tall, g("Mul", g("Mul", width, channels), block), _STRIPE_PIXELS)
+    inner_rows = g.range(g("Mul", over.high, block))
     last_row = g("Sub", height, [1])
     extra = g("Sub", g("Mul", wide, block), width)
     pads = g("Concat", [0, 0, 0, 0], extra, [0], axis=0)
-    row_shape = g("Concat", high, block, g("Mul", width, channels), axis=0)
-    flat_shape = g("Concat", high, width, channels, axis=0)
-    block_shape = g("Concat", high, wide, block, channels, axis=0)
+    row_shape = g("Concat", [-1], block, g("Mul", width, channels), axis=0)
+    flat_shape = g("Concat", [-1], width, channels, axis=0)
+    block_shape = g("Concat", [-1], wide, block, channels, axis=0)
+    turned_shape = g("Concat", [-1], block, g("Mul", wide, channels), axis=0)
     area = g.as_float(g("Mul", block, block))
-    b = _Graph("shrink.")
-    picture, first = _start_stripe(b, high, stripes)
-    at = b("Min", b("Add", inner_rows, b("Mul", first, block)), last_row)
-    at = b("Add", at, b("Mul", picture, height))
+    b = over.body
+    at = b("Min", b("Add", inner_rows, b("Mul", over.first, block)), last_row)
+    at = b("Add", at, b("Mul", over.picture, height))
     values = b("Reshape", b.as_float(b("Gather", rows, at, axis=0)), row_shape)  # (rows, block, W * C)
     sums = b("Reshape", b("ReduceSum", values, [1], keepdims=0), flat_shape)  # (rows, W, C)
     squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)  # (rows, columns, block, C)
     # Turned, since ReduceSum is quick over the middle one of three axes only.
-    turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), g("Concat", high, block, [-1], axis=0))
+    turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), turned_shape)
     averages = b("Div", b("ReduceSum", turned, [1], keepdims=0), area)  # (rows, columns * C)
-    averaged = _loop(g, b, g("Mul", count, stripes), averages, TensorProto.FLOAT)
-    # (N * stripes, rows, columns, C) -> (N, rows, columns * C)
-    averaged = g("Reshape", averaged, g("Concat", count, g("Mul", stripes, high), g("Mul", wide, channels), axis=0))
+    averaged = over.join(averages, TensorProto.FLOAT, g("Mul", wide, channels))  # (N, rows, columns * C)
     step = g("Div", g.as_float(g("Concat", height, width, axis=0)), g.as_float(g("Mul", small, block)))
     small_high, small_wide = g.split(small)
     step_high, step_wide = g.split(step)
@@ -316,17 +411,16 @@ def _lay_triangles(g: _Graph, prefix: str, values: str, used: str, small: str, s
     weights = g("Div", near, g("ReduceSum", near, [1], keepdims=1))
     index = g("Max", g("Min", index, g("Sub", used, [1])), 0)
     weights = g("Unsqueeze", weights, [2])
-    count, _, across = g.split(g("Shape", values), 3)
-    width = g("Mul", g("Mul", count, across), g("Shape", taps))
-    high, stripes = _plan_stripes(g, small, width, _GATHERED_VALUES)
-    stripe_rows, last_row = g.range(high), g("Sub", small, [1])
-    b = _Graph(prefix)
-    at = b("Min", b("Add", stripe_rows, b("Mul", f"{prefix}number", high)), last_row)
-    # (N, rows, taps, M)
-    gathered = b("Mul", b("Gather", values, b("Gather", index, at, axis=0), axis=1), b("Gather", weights, at, axis=0))
-    laid = _loop(g, b, stripes, b("ReduceSum", gathered, [2], keepdims=0), TensorProto.FLOAT)  # (stripes, N, rows, M)
-    whole = g("Reshape", g("Transpose", laid, perm=[1, 0, 2, 3]), g("Concat", count, [-1], across, axis=0))
-    return str(g("Slice", whole, [0], small, [1]))
+    count, length, across = g.split(g("Shape", values), 3)
+    over = _Stripes(g, prefix, count, small, g("Mul", across, g("Shape", taps)), _GATHERED_VALUES)
+    stripe_rows, last_row = g.range(over.high), g("Sub", small, [1])
+    b = over.body
+    at = b("Min", b("Add", stripe_rows, over.first), last_row)  # (1, rows)
+    near = b("Add", b("Gather", index, at, axis=0), b("Unsqueeze", b("Mul", over.picture, length), [2]))
+    flat = g("Reshape", values, g("Concat", [-1], across, axis=0))  # (N * length, M)
+    # (1 or N, rows, taps, M)
+    gathered = b("Mul", b("Gather", flat, near, axis=0), b("Gather", weights, at, axis=0))
+    return over.cut(over.join(b("ReduceSum", gathered, [2], keepdims=0), TensorProto.FLOAT, across))
 
 
 def _measure_lightness(g: _Graph, code: str) -> str:
@@ -388,30 +482,35 @@ def _put_under_luminance(
     else:
         enlarged = offsets(*g.split(enlarged))
 
-    high, stripes = _plan_stripes(g, height, width)
-    reach = g("Ceil", g("Mul", g.as_float(high), ratio_high))
+    over = _Stripes(g, "colour.", count, height, width, _STRIPE_PIXELS)
+    reach = g("Ceil", g("Mul", g.as_float(over.high), ratio_high))
     near_rows = g.range(g("Add", g("Cast", reach, to=TensorProto.INT64), [2]))
-    stripe_rows = g.range(high)
-    grey = g("Equal", g("Squeeze", channels), 1)
-    planes = g("Concat", [3], g("Mul", high, width), axis=0)
+    stripe_rows = g.range(over.high)
 
-    b = _Graph("colour.")
-    picture, first = _start_stripe(b, high, stripes)
-    at = b("Min", b("Add", stripe_rows, first), last_row)
-    seen = b("Gather", rows, b("Add", at, b("Mul", picture, height)), axis=0)  # (rows, W, C)
+    b = over.body
+    at = b("Min", b("Add", stripe_rows, over.first), last_row)  # (1, rows)
     lies = b("Sub", b("Mul", b("Add", b.as_float(at), 0.5), ratio_high), 0.5)
-    base = b("Cast", b("Floor", b("Gather", lies, [0])), to=TensorProto.INT64)
-    near = b("Add", near_rows, base)  # (near)
-    weights = b("Relu", b("Sub", 1.0, b("Abs", b("Sub", b("Unsqueeze", lies, [1]), b.as_float(near)))))  # (rows, near)
+    base = b("Cast", b("Floor", b("Gather", lies, [0], axis=1)), to=TensorProto.INT64)
+    near = b("Add", near_rows, base)  # (1, near)
+    distance = b("Abs", b("Sub", b("Reshape", lies, [-1, 1]), b.as_float(near)))
+    weights = b("Relu", b("Sub", 1.0, distance))  # (rows, near)
     near = b("Min", b("Max", near, [0]), last_small)
-    near = b("Add", near, b("Mul", picture, small_high))
+    near = b("Add", near, b("Mul", over.picture, small_high))  # (1 or N, near)
 
     def enlarge_rows(value: str) -> str:
-        return str(b("Reshape", b("MatMul", weights, b("Gather", value, near, axis=1)), planes))  # (3, rows * W)
+        enlarged = b("MatMul", weights, b("Gather", value, near, axis=1))  # (3, 1 or N, rows, W)
+        return str(b("Reshape", enlarged, [3, -1]))
 
     offset = enlarge_rows(enlarged)
-    grey_branch, colour_branch = _read_grey(seen, gain=scale), _read_colours(seen, gain=scale)
-    f = b("If", grey, then_branch=grey_branch, else_branch=colour_branch)  # (1, P)
+    if g.plain:
+        f = _read_colours(g, rows, gain=scale)  # (1, P)
+    else:
+        seen = b("Gather", rows, b("Add", at, b("Mul", over.picture, height)), axis=0)  # (1, rows, W, C)
+        grey, colours = _Graph("grey."), _Graph("rgb.")
+        is_grey = g("Equal", g("Squeeze", channels), 1)
+        then_branch = grey.as_part({_read_grey(grey, seen, gain=scale): TensorProto.FLOAT})
+        else_branch = colours.as_part({_read_colours(colours, seen, gain=scale): TensorProto.FLOAT})
+        f = b("If", is_grey, then_branch=then_branch, else_branch=else_branch)  # (1, P)
     f = b("Mul", f, enlarge_rows(factor)) if affine else f
     f = b("Add", offset, f)  # (3, P)
     power = b("Max", f, scale * knee)
@@ -428,29 +527,34 @@ def _put_under_luminance(
     total = b("Mul", b("Sub", second_factor / unit / root**2, z), z)
     total = b("Mul", b("Add", total, first_factor / unit / root), z)
     total = b("Add", total, b("Clip", linear, 0.0, curve.high * light))
-    coded = b("QuantizeLinear", b("Add", total, constant / unit), np.float32(1.0 / (255.0 * unit)), np.uint8(0))
-    answer = b("Transpose", coded, perm=[1, 0])  # (P, 3)
-    striped = _loop(g, b, g("Mul", count, stripes), answer, TensorProto.UINT8)
-    whole = g("Reshape", striped, g("Concat", count, g("Mul", stripes, high), width, [3], axis=0))  # (N, rows, W, 3)
-    g("Slice", whole, [0], height, [1])
+    if g.plain:
+        # What accelerators have kernels for, as they have none to quantize, or to transpose what is uint8.
+        level = b("Add", b("Mul", total, 255.0 * unit), 255.0 * constant + 0.5)
+        level = b("Transpose", b("Clip", level, 0.0, 255.5), perm=[1, 0])  # (P, 3)
+        answer = b("Cast", level, to=TensorProto.UINT8)
+    else:
+        coded = b("QuantizeLinear", b("Add", total, constant / unit), np.float32(1.0 / (255.0 * unit)), np.uint8(0))
+        answer = b("Transpose", coded, perm=[1, 0])  # (P, 3)
+    over.cut(over.join(answer, TensorProto.UINT8, width, [3]))
 
 
-def _read_grey(pixels: str, *, gain: float) -> onnx.GraphProto:
-    """A branch: `gain` * f(Y), float32 (1, P), of grey codes uint8."""
-    h = _Graph("grey.")
+def _read_grey(h: _Graph, pixels: str, *, gain: float) -> str:
+    """`gain` * f(Y), float32 (1, P), of grey codes uint8, P of them."""
     code = h.as_float(h("Reshape", pixels, [1, -1]))  # (1, P)
-    return h.as_part({_apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain): TensorProto.FLOAT})
+    return _apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain)
 
 
-def _read_colours(pixels: str, *, gain: float) -> onnx.GraphProto:
-    """A branch: `gain` * f(Y), float32 (1, P), of sRGB codes uint8 (rows, columns, 3)."""
-    h = _Graph("rgb.")
-    code = h.as_float(h("Transpose", h("Reshape", pixels, [-1, 3]), perm=[1, 0]))  # (3, P)
+def _read_colours(h: _Graph, pixels: str, *, gain: float) -> str:
+    """`gain` * f(Y), float32 (1, P), of sRGB codes uint8, P times 3."""
+    code = h("Reshape", pixels, [-1, 3])
+    # Accelerators transpose no uint8; where there is a kernel, that is fewer bytes.
+    code = h("Transpose", h.as_float(code) if h.plain else code, perm=[1, 0])  # (3, P)
+    code = code if h.plain else h.as_float(code)
     curve = LINEAR_FROM_SRGB.of(255.0)
     # The leading factor is left to the sum over the channels.
     linear = _apply_curve(h, curve, code, gain=1.0 / curve.upper[-1])
     y = h("MatMul", (np.array([RGB_TO_XYZ[1]]) * curve.upper[-1]).astype(np.float32), linear)  # (1, P)
-    return h.as_part({_apply_curve(h, F_FROM_Y, y, gain=gain): TensorProto.FLOAT})
+    return _apply_curve(h, F_FROM_Y, y, gain=gain)
 
 
 def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float) -> str:

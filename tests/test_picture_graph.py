@@ -15,7 +15,7 @@ from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
 
 from colorpress.core.config import ExportConfig
-from colorpress.core.errors import InputError
+from colorpress.core.errors import ConfigError, InputError
 from compress.packing import pack_onnx
 from export import picture_graph
 from export.colorize_folder import DEMONSTRATION_MODEL
@@ -133,6 +133,47 @@ def test_an_affine_answer_follows_the_lightness_of_every_pixel(
         assert np.abs(sharp.astype(int) - blurred).mean() > 3
         other = OpenVinoColorizer(affine, content, work_size=100, saturation=0.7, threads=1)(pixels)
         assert np.abs(other.astype(int) - got).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (53, 1), (33, 61), (131, 97), (301, 40), (130, 514)])
+def test_a_plain_graph_gives_the_same_pixels_without_control_flow(
+    network: Path, affine: Path, size: tuple[int, int]
+) -> None:
+    for path in (network, affine):
+        bare = onnx.load(path)
+        usual, plain, fixed = (
+            OnnxColorizer(path, build_picture_graph(bare, work_size=32, **form).SerializeToString(), threads=1)
+            for form in ({}, {"plain": True}, {"size": size})
+        )
+        assert fixed.size == size and plain.size is None
+        for channels in (1, 3):
+            pictures = np.stack([draw(*size, channels, seed) for seed in range(2)])
+            answers = plain.session.run(None, {"image": pictures})[0]
+            for picture, answer in zip(pictures, answers, strict=True):
+                expected = usual(picture).astype(int)
+                assert np.abs(answer - expected).max() <= 1
+                assert np.abs(fixed(picture) - expected).max() <= 1
+
+
+def test_a_plain_graph_has_no_bodies_and_for_one_size_no_shapes(network: Path) -> None:
+    bare = onnx.load(network)
+    with pytest.raises(ConfigError, match="is a plain graph"):
+        OnnxColorizer(network, build_picture_graph(bare, plain=True).SerializeToString(), saturation=0.5)
+    for form in ({"plain": True}, {"size": (90, 120)}):
+        model = build_picture_graph(bare, work_size=32, **form)
+        onnx.checker.check_model(model, full_check=True)
+        assert not [node for node in model.graph.node if any(each.HasField("g") for each in node.attribute)]
+    assert [each.name for each in model.graph.input] == ["image"]
+    whole = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    values = {each.name: each.type.tensor_type for each in whole.graph.value_info}
+    for node in whole.graph.node:
+        assert node.op_type not in ("Shape", "Range", "Size", "ConstantOfShape")
+        kind = values.get(node.output[0], whole.graph.output[0].type.tensor_type)
+        # Whole numbers are of sizes and places, which are constants all.
+        assert kind.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.BOOL)
+        assert all(side.dim_value for side in kind.shape.dim)
+    smaller = model.ByteSize() - build_picture_graph(bare, work_size=32).ByteSize()
+    assert smaller < 100_000
 
 
 def test_a_checkpoint_and_its_file_colour_a_picture_alike(tmp_path: Path) -> None:

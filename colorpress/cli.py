@@ -33,7 +33,7 @@ from colorpress.command_options import (
     output_option,
     quiet_option,
 )
-from colorpress.core.config import CONFIGS, OPTION_NAMES, RUNTIME_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
+from colorpress.core.config import CONFIGS, OPTION_NAMES, ArchConfig, DataConfig, Settings, WorkerConfig
 from colorpress.core.console import settle_streams
 from colorpress.core.cores import let_waiting_threads_sleep
 from colorpress.core.errors import (
@@ -51,6 +51,7 @@ from compress.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
+    from export.colorize_folder import Outcome
     from training.run_folder import Run
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
@@ -187,9 +188,24 @@ def _as_stage(
 
 def _open_run(output_dir: Path, force: bool, given: dict[str, Any]) -> Run:
     settings = make_settings(output_dir, {name: value for name, value in given.items() if name in OPTION_NAMES})
+    _require_runtimes(settings)
     from training.run_folder import Run
 
     return Run(output_dir, settings, force)
+
+
+def _require_runtimes(settings: Settings) -> None:
+    """Refuse a runtime that is not known before the hours that a mistyped name would cost."""
+    if names := settings.benchmark.bench_runtime:
+        from export.runtimes import check_names
+
+        check_names(names)
+
+
+def _complete_runtimes(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from export.runtimes import RUNTIMES
+
+    return [name for name in RUNTIMES if name.startswith(begun)]
 
 
 def _without_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +227,7 @@ def run(
     goes on where it stopped.
     """
     settings = Settings.from_options(options)
+    _require_runtimes(settings)
     if settings.arch.arch and checkpoint is None:
         why = f"got {settings.arch.arch!r} without --checkpoint; colorpress trains its own UNet only"
         raise ConfigError("option", "--arch", why, "give the trained --checkpoint of that network")
@@ -403,18 +420,23 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         lead_or_assist(current, photos, study, lead)
 
 
-@stage_command("arch", "export", checkpoint=_THE_CHECKPOINT)
+@stage_command("arch", "data", "export", "mobile", checkpoint=_THE_CHECKPOINT, aliased=("mobile",))
 def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Export to ONNX, checked against PyTorch.
+    """Export to ONNX, checked against PyTorch, and to what phones run.
 
-    best.pt and every network made from it, or the one --checkpoint.
+    best.pt and every network made from it, or the one --checkpoint. With --to also to LiteRT (.tflite) and ExecuTorch
+    (.pte), each in float and in int8.
     """
-    from compress.export_stages import export
+    from compress.export_stages import calibrates, export, export_for_phones
     from compress.students.student_plan import list_students
+    from training.run_folder import find_photos
 
     made = [current.folder / name / "model.pt" for name in ("pruned", *list_students(current.folder))]
     given = [checkpoint] if checkpoint else _present(current.folder, [current.best_path, *made])
-    return [export(current, path, _variant_name(path)) for path in given]
+    photos = find_photos(current).train if calibrates(current) else ()
+    for path in given:
+        yield export(current, path, _variant_name(path))
+        yield from export_for_phones(current, path, _variant_name(path), photos)
 
 
 # Training of int8 has a learning rate of its own.
@@ -651,13 +673,15 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
               help="Short side that the network sees, in pixels.  [default: the model's, 256]")  # fmt: skip
 @click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,
               help="What the model's chroma is multiplied by.  [default: the model's, 1]")  # fmt: skip
+@click.option("--tag/--no-tag", default=True, show_default=True,
+              help="Say in each file's XMP that software coloured it.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
 @click.option(
     "--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger photographs."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--runtime", type=click.Choice(RUNTIME_NAMES), default=None,
-              help="What runs the model.  [default: PyTorch or ONNX Runtime, as its file is]")  # fmt: skip
+@click.option("--runtime", default=None, shell_complete=_complete_runtimes,
+              help="What runs the model; `colorpress doctor` lists all.  [default: as its file is]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 1024), default=0, show_default=True,
               help="Photographs at a time; 0: one per core.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True,
@@ -671,6 +695,7 @@ def colorize(
     model: Path | None,
     work_size: int | None,
     saturation: float | None,
+    tag: bool,
     overwrite: bool,
     max_pixels: int,
     device: str,
@@ -682,15 +707,18 @@ def colorize(
 ) -> None:
     """Colour photographs, or folders of them, with a model."""
     arch = ArchConfig(**options)
+    from contextlib import closing
+
     from colorpress.core.console import say
     from colorpress.core.cores import usable_cores
-    from export.colorize_folder import DEMONSTRATION_MODEL, colorize_photos
-    from export.onnx_probe import refuse_hostile
+    from export.colorize_folder import DEMONSTRATION_MODEL, Coloring, colorize_each
     from export.runtimes import open_colorizer
 
     if model is None:
         say("colouring with the small model that comes along, for demonstration: --model takes yours")
     else:
+        from export.onnx_probe import refuse_hostile
+
         refuse_hostile(model, runtime=runtime or "")
     alone = len(photos) == 1 and not photos[0].is_dir()
     workers = 1 if alone else workers or usable_cores()
@@ -705,20 +733,35 @@ def colorize(
         threads=threads,
         runtime=runtime or "",
     )
-    result = colorize_photos(photos, output_dir, colorizer, workers=workers, max_pixels=max_pixels, overwrite=overwrite)
+    coloring = Coloring(colorizer, workers, max_pixels, overwrite, is_tagged=tag)
+    with closing(colorize_each(photos, output_dir, coloring)) as outcomes:
+        _tell_outcomes(outcomes, output_dir, as_json)
+
+
+def _tell_outcomes(outcomes: Iterable[Outcome], output_dir: Path, as_json: bool) -> None:
+    """Say what becomes of photographs; what is held of each is a path, and that as JSON alone.
+
+    Raises:
+        GateError: too many could not be read.
+    """
+    colored = kept = bad = 0
+    listed: dict[str, list[Any]] = {"colorized": [], "kept": [], "skipped": []}
+    for each in outcomes:
+        colored += each.output is not None and not each.is_kept
+        kept += each.is_kept
+        bad += each.output is None and each.is_photo
+        if as_json:
+            kind = "skipped" if each.output is None else "kept" if each.is_kept else "colorized"
+            skipped = {"path": str(each.source), "reason": each.reason}
+            listed[kind].append(str(each.output) if each.output else skipped)
+        elif each.output is None and each.is_photo:
+            click.echo(f"skipped {printable(str(each.source))}: {printable(each.reason)}", err=True)
     if as_json:
-        click.echo(json.dumps({
-            "colorized": [str(path) for path in result.colorized],
-            "kept": [str(path) for path in result.kept],
-            "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
-        }, indent=2))  # fmt: skip
+        click.echo(json.dumps(listed, indent=2))
     else:
-        for each in filter(lambda each: each.is_photo, result.skipped):
-            click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
-        noun = "photograph" if len(result.colorized) == 1 else "photographs"
-        click.echo(f"{len(result.colorized)} {noun} in {printable(str(output_dir))}")
-    bad = sum(each.is_photo for each in result.skipped)
-    total = len(result.colorized) + len(result.kept) + bad
+        noun = "photograph" if colored == 1 else "photographs"
+        click.echo(f"{colored} {noun} in {printable(str(output_dir))}")
+    total = colored + kept + bad
     if bad > DataConfig().max_bad_share * total:
         why = f"{bad} of {total} could not be read; the others are coloured"
         raise GateError("photographs", None, why, "see the reasons above")

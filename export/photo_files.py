@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from colorpress.core.console import warn
+from colorpress.core.errors import InputError
 from colorpress.core.files import atomic_write
-from training.decoding import TIFF_TEXT_TAGS, DecodedPhoto, open_regular_file
+from export.software_tag import tag_packet
+from training.decoding import DecodedPhoto, open_regular_file
+from training.picture_metadata import IPTC_RESOURCE, IPTC_TAG, TIFF_TEXT_TAGS, XMP_TAG, XMP_UUID
 from training.picture_types import HEAD_BYTES, PictureType, find_type, type_of_suffix
 
 # Types that stay what they are, as Pillow calls them, with how they are saved; any other photograph becomes a PNG.
@@ -30,9 +34,15 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "HEIF": {"quality": 90, "chroma": 444},
     "JPEG2000": {"irreversible": False},
 }
-_LONGEST_EXIF = 65_000
+# What a segment of a JPEG holds.
+_LONGEST_EXIF, _LONGEST_XMP, _LONGEST_RESOURCES = 65_000, 65_504, 65_519
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_JPEG_2000_SIGNATURE = b"\0\0\0\x0cjP  "
 # Suffixes of several pictures in one, of which there is one now.
 _PLAIN_SUFFIXES = {".mpo": ".jpg", ".apng": ".png", ".avifs": ".avif"}
+# How a PNG calls the text that is XMP: keyword, not packed, no language, no translation.
+_PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
+_TIFF_BYTES, _TIFF_TEXT, _TIFF_UNDEFINED = 1, 2, 7
 _LARGEST_TIFF_BYTES = (1 << 32) - (1 << 25)
 _PNG_STRIPE_ROWS = 64
 _INCHES_A_METRE = 100 / 2.54
@@ -40,10 +50,34 @@ _INCHES_A_METRE = 100 / 2.54
 
 @dataclass(frozen=True)
 class ColoredPage:
-    """A page of a photograph with its colours: sRGB (H, W, 3), uint8, or uint16 where `can_be_deep`."""
+    """A page of a photograph with its colours: sRGB (H, W, 3), uint8, or uint16 where `can_be_deep`.
+
+    Attributes:
+        original: without its picture, which may be closed.
+        xmp: the packet that the file is to have; empty for none.
+    """
 
     original: DecodedPhoto
     pixels: NDArray[Any]
+    xmp: bytes
+
+
+def choose_packet(original: DecodedPhoto, output: Path, *, is_tagged: bool) -> bytes:
+    """The XMP packet of a photograph's result; what of the original's cannot be kept is said.
+
+    Args:
+        is_tagged: whether it is to say that software coloured it.
+    """
+    packet = original.metadata.xmp
+    try:
+        packet = tag_packet(packet) if is_tagged else packet
+        if _pillow_name(output) != "JPEG" or len(packet) <= _LONGEST_XMP:
+            return packet
+        why = f"is longer than a JPEG holds, {len(packet):,} bytes"
+    except InputError as error:
+        why = error.why
+    warn(f"'{output}' loses its XMP, which {why}")
+    return tag_packet(b"") if is_tagged else b""
 
 
 def choose_suffix(source: Path, place: Path) -> str:
@@ -99,7 +133,8 @@ def save_pages(first: ColoredPage, others: Iterator[ColoredPage], output: Path, 
     kind = _pillow_name(output)
     if first.original.alpha is not None and kind == "JPEG":
         warn(f"'{output}' loses its transparency: JPEG has none")
-    with atomic_write(output) as temporary:
+    # Should the machine fail, the names of the last seconds are lost, and those photographs coloured again.
+    with atomic_write(output, syncs_name=False) as temporary:
         if kind == "TIFF":
             _write_tiff(temporary, chain([first], others), is_big=count * first.pixels.nbytes > _LARGEST_TIFF_BYTES)
         elif first.pixels.dtype == np.uint16:
@@ -113,14 +148,38 @@ def _write_with_pillow(path: Path, page: ColoredPage, kind: str) -> None:
     original, picture = page.original, Image.fromarray(page.pixels)
     if original.alpha is not None and kind != "JPEG":
         picture.putalpha(original.alpha)
-    options = dict(_SAVE_OPTIONS[kind])
-    if original.exif and len(original.exif) <= _LONGEST_EXIF:
-        options["exif"] = original.exif
+    metadata, options = original.metadata, dict(_SAVE_OPTIONS[kind])
+    if metadata.exif and len(metadata.exif) <= _LONGEST_EXIF:
+        options["exif"] = metadata.exif
     if original.profile:
         options["icc_profile"] = original.profile
-    if original.dots_per_inch is not None and kind in ("JPEG", "PNG"):
-        options["dpi"] = original.dots_per_inch
+    if metadata.dots_per_inch is not None and kind in ("JPEG", "PNG"):
+        options["dpi"] = metadata.dots_per_inch
+    if kind == "PNG":
+        options["pnginfo"] = texts = PngImagePlugin.PngInfo()
+        texts.add(b"iTXt", _PNG_XMP + page.xmp) if page.xmp else None
+    elif page.xmp and kind != "JPEG2000":
+        options["xmp"] = page.xmp
+    if kind == "JPEG":
+        options["extra"] = _iptc_segment(metadata.iptc)
     picture.save(path, format=kind, **options)
+    if kind == "JPEG2000" and page.xmp:
+        _append_xmp_box(path, page.xmp)
+
+
+def _iptc_segment(iptc: bytes) -> bytes:
+    """The segment of a JPEG with IPTC records, which are a resource of Photoshop's; empty where there are none."""
+    content = b"8BIM" + struct.pack(">HxxI", IPTC_RESOURCE, len(iptc)) + iptc + bytes(len(iptc) % 2)
+    if not iptc or len(content) > _LONGEST_RESOURCES:
+        return b""
+    return b"\xff\xed" + struct.pack(">H", 2 + len(_PHOTOSHOP) + len(content)) + _PHOTOSHOP + content
+
+
+def _append_xmp_box(path: Path, xmp: bytes) -> None:
+    with path.open("r+b") as stream:
+        if stream.read(len(_JPEG_2000_SIGNATURE)) == _JPEG_2000_SIGNATURE:  # else a bare codestream, without boxes
+            stream.seek(0, os.SEEK_END)
+            stream.write(struct.pack(">I4s", 8 + len(XMP_UUID) + len(xmp), b"uuid") + XMP_UUID + xmp)
 
 
 def _with_alpha(page: ColoredPage) -> NDArray[Any]:
@@ -140,8 +199,8 @@ def _write_tiff(path: Path, pages: Iterator[ColoredPage], *, is_big: bool) -> No
         for page in pages:
             pixels = _with_alpha(page)
             packed: dict[str, Any] = {"compression": "zlib", "predictor": True} if page.original.is_packed else {}
-            if page.original.dots_per_inch is not None:
-                packed |= {"resolution": page.original.dots_per_inch, "resolutionunit": "INCH"}
+            if page.original.metadata.dots_per_inch is not None:
+                packed |= {"resolution": page.original.metadata.dots_per_inch, "resolutionunit": "INCH"}
             writer.write(
                 pixels,
                 photometric="rgb",
@@ -150,13 +209,19 @@ def _write_tiff(path: Path, pages: Iterator[ColoredPage], *, is_big: bool) -> No
                 iccprofile=page.original.profile or None,
                 software=False,
                 metadata=None,
-                extratags=_text_tags(page.original.exif),
+                extratags=_tiff_tags(page),
                 **packed,
             )
 
 
+def _tiff_tags(page: ColoredPage) -> list[tuple[int, int, int, bytes, bool]]:
+    """Description, maker and the like, XMP and IPTC as TIFF tags: number, type, length, content, once."""
+    blocks = ((XMP_TAG, _TIFF_BYTES, page.xmp), (IPTC_TAG, _TIFF_UNDEFINED, page.original.metadata.iptc))
+    found = [(tag, kind, len(content), content, True) for tag, kind, content in blocks if content]
+    return found + _text_tags(page.original.metadata.exif)
+
+
 def _text_tags(exif: bytes) -> list[tuple[int, int, int, bytes, bool]]:
-    """Description, maker and the like as TIFF tags: number, type of text, length, text, once."""
     known = Image.Exif()
     try:
         known.load(exif)
@@ -164,7 +229,7 @@ def _text_tags(exif: bytes) -> list[tuple[int, int, int, bytes, bool]]:
         return []
     texts = {tag: str(known[tag]) for tag in TIFF_TEXT_TAGS if known.get(tag)}
     written = {tag: text.encode("utf-8", "replace") + b"\0" for tag, text in texts.items() if not _is_layout(text)}
-    return [(tag, 2, len(text), text, True) for tag, text in written.items()]
+    return [(tag, _TIFF_TEXT, len(text), text, True) for tag, text in written.items()]
 
 
 def _is_layout(text: str) -> bool:
@@ -185,11 +250,13 @@ def _write_deep_png(stream: BinaryIO, page: ColoredPage) -> None:
     write_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 6 if channels == 4 else 2, 0, 0, 0))
     if original.profile:
         write_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(original.profile))
-    if original.dots_per_inch is not None:
-        across, down = (round(each * _INCHES_A_METRE) for each in original.dots_per_inch)
+    if original.metadata.dots_per_inch is not None:
+        across, down = (round(each * _INCHES_A_METRE) for each in original.metadata.dots_per_inch)
         write_chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
-    if original.exif:
-        write_chunk(b"eXIf", original.exif.removeprefix(b"Exif\0\0"))
+    if original.metadata.exif:
+        write_chunk(b"eXIf", original.metadata.exif.removeprefix(b"Exif\0\0"))
+    if page.xmp:
+        write_chunk(b"iTXt", _PNG_XMP + page.xmp)
     packer = zlib.compressobj()
     above = np.zeros((1, width * channels * 2), np.uint8)
     for start in range(0, height, _PNG_STRIPE_ROWS):

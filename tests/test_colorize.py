@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from PIL import Image, ImageCms
 from skimage.color import rgb2lab
 
 from colorpress.core.errors import ConfigError, InputError, MachineError
-from export.colorize_folder import colorize_photos
+from export.colorize_folder import Coloring, colorize_each, colorize_photos
 from export.runtimes import open_colorizer
 from training.decoding import decode_photo
 
@@ -146,8 +150,8 @@ def test_more_than_eight_bits_a_channel_are_kept(
         # L* of what has colour is that of the ramp too, far closer than 8 bits would have it.
         lightness, original = (rgb2lab(each / 65535.0)[..., 0] for each in (deep, np.stack([expected] * 3, axis=2)))
         assert np.abs(lightness - original).max() < 0.02  # 8 bits: 0.2
-        assert page.dots_per_inch == pytest.approx((300, 300), abs=0.1)
-        assert _make_of(page.exif) == "a scanner"
+        assert page.metadata.dots_per_inch == pytest.approx((300, 300), abs=0.1)
+        assert _make_of(page.metadata.exif) == "a scanner"
     said = capsys.readouterr().err
     assert said.count("do not use all of 16 bits: 4095 is taken for white") == 1
 
@@ -319,3 +323,79 @@ def test_after_an_error_nothing_more_is_begun(photo_folder: Path, tmp_path: Path
     with pytest.raises(InputError, match="answers nonsense"):
         colorize_photos([photo_folder], tmp_path / "out", fail, workers=2)
     assert begun <= 2
+
+
+# Ends its own process in the middle of the fourth file.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from export import colorize_folder, photo_files
+
+written = []
+write = photo_files._write_with_pillow
+
+def stop_at_fourth(path, page, kind):
+    written.append(path)
+    if len(written) == 4:
+        path.write_bytes(b"half a photograph")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, page, kind)
+
+photo_files._write_with_pillow = stop_at_fourth
+photos = Path(sys.argv[1])
+colorize_folder.colorize_photos([photos], photos / "out", lambda pixels: pixels.repeat(3 // pixels.shape[2], axis=2))
+"""
+
+
+def test_after_a_kill_no_photograph_is_coloured_twice_and_no_original_has_changed(photo_folder: Path) -> None:
+    originals = {path: path.read_bytes() for path in photo_folder.rglob("photo*")}
+    output = photo_folder / "out"
+    coloured: list[Pixels] = []
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(photo_folder)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("photo*")}
+    assert (len(finished), len(names_in(output))) == (3, 4)
+
+    def color(pixels: Pixels) -> Pixels:
+        coloured.append(pixels)
+        return blue(pixels)
+
+    result = colorize_photos([photo_folder], output, color)
+    assert len(coloured) == len(result.colorized) == len(originals) - 3 and len(result.kept) == 3
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(names_in(output)) == len(originals)
+    assert {path: path.read_bytes() for path in originals} == originals
+
+
+def test_photographs_are_begun_a_few_ahead_however_many_there_are(photo_folder: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        (photo_folder / f"z{number}.png").write_bytes((photo_folder / "photo0.png").read_bytes())
+    coloured: list[str] = []
+
+    def color(pixels: Pixels) -> Pixels:
+        coloured.append(threading.current_thread().name)
+        return pixels
+
+    with closing(colorize_each([photo_folder], tmp_path / "out", Coloring(color))) as outcomes:
+        next(outcomes)
+        [worker] = (each for each in threading.enumerate() if each.name == coloured[0])
+        while worker.is_alive() and len(names_in(tmp_path / "out")) < 5:
+            worker.join(0.01)
+        worker.join(0.2)
+        assert len(coloured) <= 5
+
+
+def test_photographs_that_are_large_together_are_coloured_one_after_another(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.colorize_folder._PIXELS_A_WORKER", 48 * 40 * 3 // 4)  # three quarters of a photograph
+    under_way: list[int] = []
+
+    def color(pixels: Pixels) -> Pixels:
+        under_way.append(1)
+        threading.Event().wait(0.01)
+        assert len(under_way) == 1
+        under_way.clear()
+        return blue(pixels)
+
+    assert len(colorize_photos([photo_folder], tmp_path / "out", color, workers=2).colorized) == 10

@@ -305,7 +305,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, kind: str, orientation: int
     with path.open("rb") as stream:
         decoded = decode_photo(stream, path, max_pixels=LIMIT)
     assert (decoded.width, decoded.height) == (48, 32)
-    assert 0x0112 not in (kept := _exif_of(decoded.exif))
+    assert 0x0112 not in (kept := _exif_of(decoded.metadata.exif))
     assert kept[0x010F] == "a camera"
     assert load_rgb(path, max_pixels=LIMIT, short_side=16).shape == (16, 24, 3)
 

@@ -15,7 +15,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,13 +46,11 @@ from training.deep_pixels import (
     read_deep_tiff,
 )
 from training.matrix_profile import convert_deep
+from training.picture_metadata import Metadata, find_jp2_packet, read_metadata, read_tiff_metadata
 from training.picture_types import HEAD_BYTES, PictureType, find_type, names_of_read_types
 
-# Of a TIFF, whose EXIF block is the file's own directory: description, make, model, software, date, artist, copyright.
-TIFF_TEXT_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
-_SUBFILE_TAG, _SUB_IFDS_TAG, _DNG_TAG, _PROFILE_TAG = 254, 330, 50706, 34675
-_COMPRESSION_TAG, _ACROSS_TAG, _DOWN_TAG, _UNIT_TAG = 259, 282, 283, 296
-_REDUCED, _UNPACKED, _INCH, _CENTIMETRE = 1, 1, 2, 3
+_SUBFILE_TAG, _SUB_IFDS_TAG, _DNG_TAG, _PROFILE_TAG, _COMPRESSION_TAG = 254, 330, 50706, 34675, 259
+_REDUCED, _UNPACKED = 1, 1
 
 # Thread-safe, unlike warnings.catch_warnings: over Pillow's own limit a picture fails before it is decoded.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -68,16 +66,20 @@ PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_PROFILE_BYTES
 class DecodedPhoto:
     """A decoded picture, upright."""
 
-    rgb: Image.Image  # 8-bit sRGB, mode RGB; of a JPEG perhaps smaller than the file's (see `decode_photo`)
-    alpha: Image.Image | None  # mode L, same size as `rgb`; None where nothing is transparent
+    picture: Image.Image  # 8-bit sRGB, mode RGB, or L of a grey one; of a JPEG perhaps smaller (see `decode_photo`)
+    alpha: Image.Image | None  # mode L, same size as `picture`; None where nothing is transparent
     width: int  # of the picture in the file, in pixels, after EXIF orientation
     height: int
-    exif: bytes  # without the orientation tag; empty where there is none
+    metadata: Metadata
     profile: bytes  # an ICC profile of sRGB, where the file has one of any colour space; else empty
     deep: Deep | None = None  # 16-bit sRGB (H, W, 1 or 3), of a file of more than 8 bits a channel
     white: int = 0  # what was taken for white in such a file of 16 bits
-    dots_per_inch: tuple[float, float] | None = None  # across and down, as the file says
     is_packed: bool = True  # a TIFF may say no
+
+    @property
+    def rgb(self) -> Image.Image:
+        """The picture in mode RGB, whatever its own."""
+        return self.picture if self.picture.mode == "RGB" else self.picture.convert("RGB")
 
 
 class _Refusal(Exception):
@@ -154,18 +156,28 @@ def count_frames(stream: BinaryIO) -> int:
 
     Of a JPEG it is always 1: what its maker put behind it are copies or parts of the same photograph.
     """
+    return measure_frames(stream)[0]
+
+
+def measure_frames(stream: BinaryIO) -> tuple[int, int]:
+    """`count_frames`, and how many pixels the first one has by its header; 0 where that cannot be read."""
+    count, pixels = 1, 0
     try:
         stream.seek(0)
         kind = find_type(stream.read(HEAD_BYTES))
         stream.seek(0)
-        if kind is None or not kind.is_read or kind.pillow == "JPEG":
-            return 1
+        if kind is None or not kind.is_read:
+            return 1, 0
         if kind.pillow == "TIFF":
-            return _count_pages(stream)
+            count = _count_pages(stream)
+            stream.seek(0)
         picture = Image.open(stream, formats=[kind.pillow])
-        return int(getattr(picture, "n_frames", 1)) if getattr(picture, "is_animated", False) else 1
+        pixels = picture.width * picture.height
+        if kind.pillow not in ("JPEG", "TIFF") and getattr(picture, "is_animated", False):
+            count = int(getattr(picture, "n_frames", 1))
     except Exception:  # as `_decode_file`, which says what is wrong
-        return 1
+        return count, pixels
+    return count, pixels
 
 
 def _count_pages(stream: BinaryIO) -> int:
@@ -224,7 +236,10 @@ def _decode_frame(stream: BinaryIO, kind: PictureType, max_pixels: int, at_least
         full = picture.size
         ratio = min(1.0, at_least / min(full))
         picture.draft(None, (math.ceil(full[0] * ratio), math.ceil(full[1] * ratio)))
-    return _decode(picture, full, lambda: _open_header(stream, kind, max_pixels), {})
+    decoded = _decode(picture, full, lambda: _open_header(stream, kind, max_pixels), {})
+    if kind.pillow != "JPEG2000":
+        return decoded
+    return replace(decoded, metadata=replace(decoded.metadata, xmp=find_jp2_packet(stream)))
 
 
 def _decode_tiff(stream: BinaryIO, kind: PictureType, max_pixels: int) -> Iterator[DecodedPhoto]:
@@ -292,11 +307,7 @@ def _decode_odd_pages(stream: BinaryIO, max_pixels: int, error: Exception) -> It
 def _decode_odd_page(stream: BinaryIO, number: int, max_pixels: int) -> DecodedPhoto:
     deep, tags = read_deep_tiff(stream, number, max_pixels)
     profile = tags.get(_PROFILE_TAG)
-    try:
-        exif = _text_exif(tags)
-    except Exception:  # broken metadata counts as none
-        exif = b""
-    return _as_photo(deep, exif, profile if isinstance(profile, bytes) else b"", _read_dots(tags), tags)
+    return _as_photo(deep, read_tiff_metadata(tags), profile if isinstance(profile, bytes) else b"", tags)
 
 
 def _open_header(stream: BinaryIO, kind: PictureType, max_pixels: int) -> Image.Image:
@@ -342,20 +353,19 @@ def _decode(
         reopen: opens it again, for a picture of 16 bits a channel.
         tags: of a TIFF page.
     """
-    dots = _read_dots(picture.info)
     if rawmode := deep_rawmode(picture):
         sources = iter((picture, None))
         deep = read_deep_colors(rawmode, lambda change: _load_changed(next(sources) or reopen(), change), tags)
-        return _as_photo(deep, _read_exif(picture), picture.info.get("icc_profile") or b"", dots, tags)
+        return _as_photo(deep, read_metadata(picture), picture.info.get("icc_profile") or b"", tags)
     picture.load()
     # After loading: Pillow turns TIFF pictures upright itself and then drops the tag.
     on_its_side = _turn_upright_(picture)
-    exif, icc = _read_exif(picture), picture.info.get("icc_profile") or b""
+    metadata, icc = read_metadata(picture), picture.info.get("icc_profile") or b""
     if picture.mode[0] == "I" or picture.mode == "F":
-        return _as_photo(read_deep_grey(picture, tags), exif, icc, dots, tags)
-    rgb, alpha, profile = _to_srgb(picture, icc)
-    width, height = rgb.size if full is None else full[::-1] if on_its_side else full
-    return DecodedPhoto(rgb, alpha, width, height, exif, profile, dots_per_inch=dots, is_packed=_is_packed(tags))
+        return _as_photo(read_deep_grey(picture, tags), metadata, icc, tags)
+    plain, alpha, profile = _to_srgb(picture, icc)
+    width, height = plain.size if full is None else full[::-1] if on_its_side else full
+    return DecodedPhoto(plain, alpha, width, height, metadata, profile, is_packed=_is_packed(tags))
 
 
 def _load_changed(picture: Image.Image, change: Callable[[str], str]) -> Image.Image:
@@ -370,20 +380,17 @@ def _load_changed(picture: Image.Image, change: Callable[[str], str]) -> Image.I
     return picture
 
 
-def _as_photo(
-    deep: DeepPixels, exif: bytes, icc: bytes, dots: tuple[float, float] | None, tags: Mapping[int, Any]
-) -> DecodedPhoto:
+def _as_photo(deep: DeepPixels, metadata: Metadata, icc: bytes, tags: Mapping[int, Any]) -> DecodedPhoto:
     eight = deep.to_8_bits()
     plain = Image.fromarray(eight if eight.shape[2] == 3 else eight[..., 0])
-    rgb, profile = _apply_profile(plain, icc)
+    picture, profile = _apply_profile(plain, icc)
     kept: Deep | None = deep.to_16_bits()
-    if rgb is not plain:  # converted, which Pillow's colour management does in 8 bits
+    if picture is not plain:  # converted, which Pillow's colour management does in 8 bits
         kept = _convert_deep(deep.to_16_bits(), icc)
     alpha = None if deep.alpha is None else Image.fromarray(deep.alpha)
     return DecodedPhoto(
-        rgb if rgb.mode == "RGB" else rgb.convert("RGB"), alpha, *rgb.size, exif, profile,
-        deep=kept, white=deep.white, dots_per_inch=dots, is_packed=_is_packed(tags),
-    )  # fmt: skip
+        picture, alpha, *picture.size, metadata, profile, deep=kept, white=deep.white, is_packed=_is_packed(tags)
+    )
 
 
 def _convert_deep(values: Deep, icc: bytes) -> Deep | None:
@@ -395,19 +402,6 @@ def _convert_deep(values: Deep, icc: bytes) -> Deep | None:
 
 def _is_packed(tags: Mapping[int, Any]) -> bool:
     return first_number(tags, _COMPRESSION_TAG) != _UNPACKED
-
-
-def _read_dots(info: Mapping[Any, Any]) -> tuple[float, float] | None:
-    """Dots an inch, across and down, of Pillow's information or of TIFF tags; None where they make no sense."""
-    try:
-        if "dpi" in info:
-            across, down = (float(each) for each in info["dpi"])
-        else:
-            unit = {_INCH: 1.0, _CENTIMETRE: 2.54}[first_number(info, _UNIT_TAG)]
-            across, down = (unit * info[tag][0] / info[tag][1] for tag in (_ACROSS_TAG, _DOWN_TAG))
-    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
-        return None
-    return (across, down) if 1.0 <= across <= 1e5 and 1.0 <= down <= 1e5 else None
 
 
 def _turn_upright_(picture: Image.Image) -> bool:
@@ -423,38 +417,21 @@ def _turn_upright_(picture: Image.Image) -> bool:
     return on_its_side
 
 
-def _read_exif(picture: Image.Image) -> bytes:
-    """The EXIF block without the orientation; empty where there is none or it is broken."""
-    try:
-        exif = picture.getexif()
-        if picture.format == "TIFF":
-            return _text_exif(exif)
-        exif.pop(ExifTags.Base.Orientation, None)
-        return exif.tobytes() if len(exif) else b""
-    except Exception:  # as above
-        return b""
-
-
-def _text_exif(tags: Mapping[int, Any]) -> bytes:
-    """An EXIF block of the texts in the tags of a TIFF page."""
-    exif = Image.Exif()
-    exif.update({tag: tags[tag] for tag in TIFF_TEXT_TAGS if tag in tags})
-    return exif.tobytes() if len(exif) else b""
-
-
 def _to_srgb(picture: Image.Image, icc: bytes) -> tuple[Image.Image, Image.Image | None, bytes]:
-    """A picture of 8 bits a channel in mode RGB, its transparency, and the profile of sRGB where it had one."""
+    """A picture of 8 bits a channel in mode RGB or L, its transparency, and the profile of sRGB where it had one."""
     alpha = None
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         alpha, plain = rgba.getchannel("A"), rgba.convert("RGB")
     else:
         plain = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
-    converted, profile = _apply_profile(plain, icc)
-    return converted if converted.mode == "RGB" else converted.convert("RGB"), alpha, profile
+    # A second picture of this size may be more than the memory has; that of a TIFF is the place of its next page too.
+    in_place = plain.mode == "RGB" and plain.format != "TIFF"
+    converted, profile = _apply_profile(plain, icc, in_place=in_place)
+    return converted if converted.mode in ("L", "RGB") else converted.convert("RGB"), alpha, profile
 
 
-def _apply_profile(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
+def _apply_profile(picture: Image.Image, profile: bytes, *, in_place: bool = False) -> tuple[Image.Image, bytes]:
     """`picture` (L, RGB or CMYK) converted to sRGB, and a profile that says so; as it is where there is none."""
     if not profile or len(profile) > LARGEST_PROFILE_BYTES:
         return picture, b""
@@ -463,8 +440,7 @@ def _apply_profile(picture: Image.Image, profile: bytes) -> tuple[Image.Image, b
         if "srgb" in ImageCms.getProfileDescription(source).lower():
             return picture, profile if picture.mode == "RGB" else b""
         target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        converted = ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
-        assert converted is not None
-        return converted, target.tobytes()
+        converted = ImageCms.profileToProfile(picture, source, target, outputMode="RGB", inPlace=in_place)
+        return converted or picture, target.tobytes()
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return picture, b""  # of another colour space than the pixels, or broken: viewers ignore such profiles too

@@ -19,15 +19,17 @@ _swept: set[Path] = set()
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, syncs_name: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
     The reader of `path` sees the old file or the complete new one, never a mix: the temporary file is in the
-    same folder, it is fsynced before the rename and the folder after it. The mode follows the umask. The first write
+    same folder, it is fsynced before the rename, and the folder after it. The mode follows the umask. The first write
     to a folder removes the temporary files of killed processes there.
 
     Args:
         path: the file to publish; its folder is made where it is missing.
+        syncs_name: whether the folder is fsynced, which waits for the disk once more: the file is then there after a
+            power cut, else after one some seconds later.
     Raises:
         MachineError: the folder cannot be written or the disk is full, or the locked folder that it is in was removed
             or replaced meanwhile. `path` is as it was.
@@ -43,7 +45,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.fsync(claim)
         require_still_locked(path)
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        if syncs_name:
+            _fsync_folder(path.parent)
     except OSError as error:
         raise as_machine_error(error, path) from error
     finally:

@@ -21,6 +21,7 @@ from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
 from export.controls import CONTROL_TITLES, control_path, make_controls
 from export.graph import read_metadata
+from export.mobile_predictors import MOBILE_SUFFIXES, read_description
 from export.onnx_probe import refuse_hostile, refuse_unreadable
 from export.predictors import TimedPredictor
 from export.runtimes import CHECKPOINT_SUFFIXES, RUNTIMES, find_runtime, open_predictor, runtimes_of
@@ -39,7 +40,7 @@ class Variant:
 
     Attributes:
         name: unique within a benchmark, such as "best-int8" or "best-int8 @ openvino".
-        path: the .pt checkpoint, .onnx file or OpenVINO .xml file.
+        path: the .pt checkpoint, .onnx file, OpenVINO .xml file, .tflite or .pte.
         runtime: a key of `export.runtimes.RUNTIMES`.
         device: "cpu", "cuda" or "cuda:N".
         precision: of the weights, a name of `compress.precisions.PRECISIONS`.
@@ -94,7 +95,7 @@ def describe_variant(
     Args:
         runtime: another one than the file's own.
         arch: names the network of a foreign checkpoint.
-        count_at: side in pixels that multiply-accumulates are counted at, but for those of an .xml file; None: unknown.
+        count_at: side in pixels that multiply-accumulates of a checkpoint or an .onnx file are counted at; None: unknown.
         known: further attributes of the variant, in the place of what the file tells; None: the file's. So `params`:
             an exported graph has its batch norms folded, so it holds fewer than the network it came from.
     Raises:
@@ -103,15 +104,19 @@ def describe_variant(
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError("model", path, "no such file", "give a .pt, .onnx or OpenVINO .xml file")
+        raise ConfigError("model", path, "no such file", "give a .pt, .onnx, OpenVINO .xml, .tflite or .pte file")
     chosen, arch = find_runtime(path, runtime), arch or ArchConfig()
     found: dict[str, Any] = {"device": "cpu", "macs": 0, "macs_size": count_at or Variant.macs_size}
     if path.suffix in CHECKPOINT_SUFFIXES:
         found |= _read_checkpoint(path, arch, count_at)
+    elif path.suffix == ".onnx":
+        found |= _read_graph(path, count_at)
+    elif path.suffix == ".xml":
+        found |= _read_ir(path)
     else:
-        found |= _read_graph(path, count_at) if path.suffix == ".onnx" else _read_ir(path)
+        found |= _read_other(path)
     found |= {key: value for key, value in known.items() if value is not None}
-    caution = _read_caution(path.with_name("int8.json"))
+    caution = _read_caution(path.with_name("int8.json")) if path.suffix == ".onnx" else ""
     return Variant(name=name, path=path, runtime=chosen.name, arch=arch, caution=caution, **found)
 
 
@@ -127,6 +132,7 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
     for path in paths:
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix in CHECKPOINT_SUFFIXES and path.stem != "model" else name
+        name += path.suffix if path.suffix in MOBILE_SUFFIXES else ""
         variants.append(describe_variant(name, path, arch=arch, count_at=size))
     names = Counter([*(variant.name for variant in variants), *CONTROL_TITLES.values()])
     for variant in variants:
@@ -193,7 +199,24 @@ def _variants_of(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> lis
             variants.append(_describe_exported(run, variant, exported, checkpoint))
         elif exported.exists():
             warn(f"{variant}/model.onnx is not of {path.name} and is left out: make it again")
+        for exported in (run.folder / variant / f"model{suffix}" for suffix in MOBILE_SUFFIXES):
+            if exported.exists() and _can_be_measured(exported, checkpoint):
+                variants.append(_describe_exported(run, f"{variant}{exported.suffix}", exported, checkpoint))
     return variants
+
+
+def _can_be_measured(exported: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a file for phones is of this checkpoint, and can be run here; where not it is said."""
+    shown = f"{exported.parent.name}/{exported.name}"
+    try:
+        if read_description(exported).checkpoint_sha256 != checkpoint.sha256:
+            warn(f"{shown} is of another checkpoint and is left out: run `colorpress export` again")
+            return False
+        find_runtime(exported).require()
+    except (InputError, MachineError) as error:
+        warn(f"{shown} is left out: {error}")
+        return False
+    return True
 
 
 def _is_of(exported: Path, checkpoint: Checkpoint) -> bool:
@@ -203,7 +226,9 @@ def _is_of(exported: Path, checkpoint: Checkpoint) -> bool:
 def _describe_exported(run: Run, name: str, path: Path, checkpoint: Checkpoint) -> Variant:
     """An exported file with the parameters and multiply-accumulates of its checkpoint's network."""
     size, network = run.settings.time.bench_size[0], checkpoint.build_network()
-    macs, precision = count_macs(network, height=size, width=size), read_metadata(path).get("precision", "fp32")
+    macs, precision = count_macs(network, height=size, width=size), None
+    if path.suffix == ".onnx":
+        precision = read_metadata(path).get("precision", "fp32")
     return describe_variant(
         name, path, precision=precision, params=count_parameters(network), macs=macs, macs_size=size
     )
@@ -274,6 +299,13 @@ def _read_ir(path: Path) -> dict[str, Any]:
         "size_bytes": path.stat().st_size + weights.stat().st_size,
         "weights_bytes": weights.stat().st_size,
     }
+
+
+def _read_other(path: Path) -> dict[str, Any]:
+    """A file whose library alone knows what is in it: nearly all of it are weights."""
+    size = path.stat().st_size
+    precision = read_description(path).precision if path.suffix in MOBILE_SUFFIXES else "fp32"
+    return {"precision": precision, "params": 0, "size_bytes": size, "weights_bytes": size}
 
 
 def _read_graph(path: Path, count_at: int | None) -> dict[str, Any]:

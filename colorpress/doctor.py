@@ -18,6 +18,9 @@ from colorpress.core.text import format_bytes
 _EXTRAS = {
     "gpu": "times ONNX models on a CUDA device",
     "openvino": "runs and times models in OpenVINO",
+    "qnn": "runs models on Qualcomm's processors",
+    "litert": "writes and runs .tflite files for phones",
+    "executorch": "writes and runs .pte files for phones",
     "peers": "makes other tools' int8 to compare with",
     "postgres": "shares a search through PostgreSQL",
 }

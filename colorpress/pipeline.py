@@ -25,7 +25,7 @@ from colorpress.core.machine import describe_machine
 from colorpress.core.reading import read_file
 from colorpress.core.stages import RUN_RECORD, StageRecord
 from colorpress.deploy_stages import deploy
-from compress.export_stages import export
+from compress.export_stages import export, export_for_phones
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
 from compress.prune_plan import read_plan
@@ -86,16 +86,19 @@ def run_pipeline(run: Run, *, checkpoint: Path | None = None, argv: Sequence[str
     stages += explain(run)
     with going_on(left_out, "best"):
         stages.append(export(run, run.best_path, "best"))
+        stages += _for_phones(run, run.best_path, "best", photos, left_out)
         stages += _quantize(run, "best", photos, left_out)
     with going_on(left_out, "pruned.pt"):
         stages.append(prune(run, run.best_path, photos))
         with going_on(left_out, "pruned"):
             stages.append(export(run, run.folder / "pruned" / "model.pt", "pruned"))
+            stages += _for_phones(run, run.folder / "pruned" / "model.pt", "pruned", photos, left_out)
             stages += _quantize(run, "pruned", photos, left_out)
     with going_on(left_out, f"{STUDENT}.pt"):
         stages += make_student(run, photos, STUDENT)
         with going_on(left_out, STUDENT):
             stages.append(export(run, run.folder / STUDENT / "model.pt", STUDENT))
+            stages += _for_phones(run, run.folder / STUDENT / "model.pt", STUDENT, photos, left_out)
             stages += _quantize(run, STUDENT, photos, left_out)
             with going_on(left_out, variant_name(STUDENT, "w8")):
                 stages.append(pack_student(run, STUDENT))
@@ -120,6 +123,14 @@ def _quantize(run: Run, variant: str, photos: PhotoSplit, left_out: list[LeftOut
     with going_on(left_out, variant_name(variant, "int8")):
         return quantize_each(run, [run.folder / variant / "model.onnx"], photos)
     return []
+
+
+def _for_phones(
+    run: Run, checkpoint: Path, variant: str, photos: PhotoSplit, left_out: list[LeftOut]
+) -> Sequence[StageRecord]:
+    with going_on(left_out, f"{variant} for phones"):
+        return export_for_phones(run, checkpoint, variant, photos.train)
+    return ()
 
 
 def _read_given(run: Run, checkpoint: Path | None) -> None:

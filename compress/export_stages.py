@@ -1,4 +1,4 @@
-"""The stages that write a checkpoint's ONNX file: as it is, and with its weights stored in fewer bits."""
+"""The stages that write a checkpoint's files: ONNX as it is and with its weights in fewer bits, and those for phones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from colorpress.core.console import say
+from colorpress.core.machine import installed_version
 from colorpress.core.stages import StageRecord
+from compress.importance import load_pictures
 from compress.packing import pack_onnx
+from compress.precisions import variant_name
 from export.graph import export_onnx
+from export.mobile_files import MOBILE_FORMATS, MobileFormat, export_mobile, worst_db
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
+from training.photo_split import PhotoSplit
+from training.photos import Photo
 from training.run_folder import Run
 
 
@@ -43,3 +49,43 @@ def pack(run: Run, source: Path, variant: str, precision: str = "w8") -> StageRe
         }
 
     return run.do(f"pack-{variant}", action, inputs=[source], settings={"precision": precision})
+
+
+def calibrates(run: Run) -> bool:
+    """Whether a format that is asked for sets its ranges by photographs."""
+    return any(MOBILE_FORMATS[name].calibrates for name in run.settings.mobile.mobile_format)
+
+
+def export_for_phones(
+    run: Run, checkpoint: Path, variant: str, photos: Sequence[Photo] = ()
+) -> tuple[StageRecord, ...]:
+    """Export a checkpoint as --to asks: <variant>/model.tflite, <variant>-int8/model.pte and so on.
+
+    Args:
+        photos: training photographs, of which formats that calibrate take the first.
+    """
+    kinds = (MOBILE_FORMATS[name] for name in run.settings.mobile.mobile_format)
+    return tuple(_export_mobile(run, checkpoint, variant, kind, photos) for kind in kinds)
+
+
+def _export_mobile(
+    run: Run, checkpoint: Path, variant: str, kind: MobileFormat, photos: Sequence[Photo]
+) -> StageRecord:
+    settings, made = run.settings, variant_name(variant, kind.precision)
+    destination, side = run.folder / made / f"model{kind.suffix}", settings.mobile.mobile_size
+    short_side = settings.quantize.calibration_size
+    seen = photos[: settings.quantize.calibration_photos] if kind.calibrates else ()
+
+    def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        pictures = load_pictures(seen, short_side=short_side, data=settings.data)
+        lightness = [each.numpy() for each, _ in pictures]
+        exported = export_mobile(run.load(checkpoint), destination, kind, side=side, pictures=lightness)
+        worst = worst_db(exported.parity)
+        near = "equal to PyTorch" if worst is None else f"{worst:.0f} dB from PyTorch"
+        say(f"{made}: model{kind.suffix}, {exported.size_bytes:,} bytes, {near}")
+        return [exported.path], {"size_bytes": exported.size_bytes, "sha256": exported.sha256, "psnr_db": worst}
+
+    used = {"format": kind.name, "library": installed_version(kind.package), "size": side, **run.arch_key()}
+    if seen:
+        used |= {"short_side": short_side, **run.data_key(PhotoSplit(tuple(seen)))}
+    return run.do(f"mobile-{made}{kind.suffix}", action, inputs=[checkpoint], settings=used)

@@ -24,9 +24,11 @@ from colorpress.core.files import sha256_bytes
 from colorpress.core.text import align_cells
 from export.colorizers import Colorizer, OnnxColorizer, opset_of
 from export.metadata_figures import list_measured
+from export.mobile_predictors import MOBILE_SUFFIXES
 from export.picture_graph import IMAGE_NAME
 from export.predictors import OnnxPredictor, Predictor
 from export.run_limits import BeyondLimitsError
+from export.runtimes import find_runtime, open_predictor
 from export.sessions import check_model_file
 from export.timing import run_worker
 
@@ -62,10 +64,13 @@ def refuse_hostile(path: Path, *, runtime: str = "") -> None:
         runtime: the key of `export.runtimes.RUNTIMES` that is to run it; empty: the file's own.
     Raises:
         ConfigError, InputError: as `inspect_onnx`.
+        MachineError: the library that runs it is not installed.
     """
-    if path.suffix not in (".onnx", ".xml"):
+    if path.suffix not in (".onnx", ".xml", *MOBILE_SUFFIXES):
         return
     check_model_file(path)
+    if path.suffix in MOBILE_SUFFIXES:
+        find_runtime(path).require()  # here, since the child could only say that the file does not open
     key = _key_of(path, runtime)
     if key in _hostile:
         raise _hostile[key]
@@ -120,7 +125,10 @@ def inspect_onnx(path: Path, *, timeout_seconds: float = 120.0) -> dict[str, Any
 
 def _key_of(path: Path, runtime: str = "") -> tuple[str, str]:
     """The SHA-256 of a file, and of OpenVINO's weights beside it, and the library that is to run it."""
-    library = "openvino" if path.suffix == ".xml" or runtime == "openvino" else ""
+    if path.suffix in MOBILE_SUFFIXES:
+        library = path.suffix
+    else:
+        library = "openvino" if path.suffix == ".xml" or runtime == "openvino" else ""
     beside = path.with_suffix(".bin")
     parts = [path, beside] if path.suffix == ".xml" and beside.is_file() else [path]
     return "".join(sha256_bytes(part.read_bytes()) for part in parts), library
@@ -140,7 +148,7 @@ def _ask_child(path: Path, task: str, library: str = "", *, timeout_seconds: flo
         limit = timeout_seconds if status == "timeout" else _cpu_seconds(path)
         why = f"took more than {limit:g} s to open and run; refused"
     elif status.startswith("crashed"):
-        name = "OpenVINO" if library else "ONNX Runtime"
+        name = find_runtime(path, library if library == "openvino" else "").title
         why = f"crashes {name} {status.removeprefix('crashed')}; refused"
     elif said := re.search(r"without an answer: error: model '.*?': (.*) hint:", why):
         why, does_harm = said[1], True  # `run_limits` had to end the child
@@ -189,6 +197,9 @@ def _do(task: str, path: Path, library: str) -> dict[str, Any]:
 
     if task == "parse":
         onnx.load(str(path), load_external_data=False)
+        return {}
+    if path.suffix in MOBILE_SUFFIXES:
+        _try_network(open_predictor(path, threads=1), path)
         return {}
     found = {} if path.suffix == ".xml" else _inspect(path)
     if library:

@@ -1,27 +1,32 @@
 """What runs model files: the one table of runtimes, and opening a file in one of them.
 
-A new one is an entry here, its opener, and its name in `colorpress.core.config`. Importing this imports no torch, ONNX
-Runtime or OpenVINO: openers do.
+A new one is an entry here and its opener. Another package adds one without touching this: its entry point in the group
+`colorpress.runtimes` names a `Runtime`. Importing this imports no torch, ONNX Runtime or OpenVINO: openers do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from colorpress.core.config import ArchConfig
+from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, MachineError
-from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor, TorchWay
+from export.mobile_predictors import ExecuTorchPredictor, LiteRtPredictor, import_executorch, import_litert
+from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor, TorchWay, import_openvino
+from export.sessions import require_provider
 
 if TYPE_CHECKING:  # it imports onnx, which no timed process should have in its memory
     from export.colorizers import Colorizer
 
 Opened = TypeVar("Opened")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+_ENTRY_POINTS = "colorpress.runtimes"
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,10 @@ class Runtime:
         title: for people.
         open_network: opens a checkpoint or a bare network: L to ab.
         open_pictures: opens a picture graph, given its content; None where it runs none.
-        family: "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
+        family: the library, such as "PyTorch", "ONNX Runtime" or "OpenVINO": rows of one family look alike in a chart.
         suffixes: of the files that it runs.
         modules: what is to be imported before a clock is started that measures the opening alone.
+        require: raises MachineError where this machine has not what it takes, as far as can be told without a file.
         devices: "cpu" and "cuda", or one of them.
         twin: the name of the runtime that answers the same without a compiler.
         loads_at_call: its first call belongs to loading a file, since only that prepares the graph for the size.
@@ -73,6 +79,7 @@ class Runtime:
     family: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
+    require: Callable[[], object] = lambda: None
     open_pictures: Callable[[Path, bytes, Opening], Colorizer] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     twin: str = ""
@@ -163,9 +170,21 @@ def find_runtime(path: Path, name: str = "") -> Runtime:
     """
     fitting = runtimes_of(path)
     name = name or fitting[0]
+    check_names([name])
     if name not in fitting:
         raise ConfigError("runtime", name, f"cannot run {path.name}", f"choose one of: {', '.join(fitting)}")
     return RUNTIMES[name]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Nothing where each is the name of a runtime.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if name not in RUNTIMES:
+            raise ConfigError("runtime", name, "is unknown", f"choose one of: {', '.join(RUNTIMES)}")
 
 
 def runtimes_of(path: Path) -> tuple[str, ...]:
@@ -177,7 +196,8 @@ def runtimes_of(path: Path) -> tuple[str, ...]:
     names = tuple(name for name, runtime in RUNTIMES.items() if path.suffix in runtime.suffixes)
     if not names:
         why = f"ends in {path.suffix or 'nothing'!r}"
-        raise ConfigError("model", path, why, "give a .pt checkpoint, an .onnx model or an OpenVINO .xml file")
+        hint = "give a .pt checkpoint, an .onnx model, an OpenVINO .xml file, a .tflite or a .pte file"
+        raise ConfigError("model", path, why, hint)
     return names
 
 
@@ -215,6 +235,14 @@ def _color_openvino(path: Path, content: bytes, opening: Opening) -> Colorizer:
     return OpenVinoColorizer(path, content, work_size=size, saturation=gain, threads=opening.threads)
 
 
+def _open_litert(path: Path, opening: Opening) -> TimedPredictor:
+    return LiteRtPredictor(path, threads=opening.threads)
+
+
+def _open_executorch(path: Path, opening: Opening) -> TimedPredictor:
+    return ExecuTorchPredictor(path, threads=opening.threads)
+
+
 def _on_provider(open_with: Callable[[str], Opened], opening: Opening, provider: str) -> Opened:
     """What `open_with` opens on a provider of ONNX Runtime: the one that is named, else that of the device."""
     if provider or opening.device != "auto":
@@ -240,21 +268,52 @@ def _torch(name: str, title: str, way: TorchWay, **more: Any) -> Runtime:
 def _onnx(name: str, title: str, provider: str = "", family: str = "ONNX Runtime", **more: Any) -> Runtime:
     opener, pictures = partial(_open_onnx, provider=provider), partial(_color_onnx, provider=provider)
     more |= {"suffixes": (".onnx",), "modules": ("onnxruntime",), "open_pictures": pictures}
+    more |= {"require": partial(require_provider, provider or "cpu")}
     return Runtime(name, title, opener, family=family, **more)
 
 
+def _require_cuda() -> None:
+    from training.device import choose_device
+
+    choose_device("cuda")
+
+
+def _installed() -> Iterator[Runtime]:
+    """Those of other packages; one that cannot be loaded is left out and said."""
+    for each in entry_points(group=_ENTRY_POINTS):
+        try:
+            found = each.load()
+        except Exception as error:  # whatever somebody else's module does when it is imported
+            warn(f"runtime {each.name} of another package is left out: {type(error).__name__}: {error}")
+            continue
+        if isinstance(found, Runtime):
+            yield found
+        else:
+            warn(f"runtime {each.name} of another package is left out: {each.value} is no export.runtimes.Runtime")
+
+
 _CPU, _GPU = ("cpu",), ("cuda",)
-_ALL = (
+_OWN = (
     _torch("torch", "PyTorch", TorchWay(channels_last=False)),
     _torch("torch-channels-last", "PyTorch channels-last", TorchWay()),
     _torch("torch-bf16", "PyTorch bf16", TorchWay(compute="bf16")),
     _torch("torch-compile", "torch.compile", TorchWay(compiled=True), twin="torch-channels-last"),
     _torch("torch-compile-bf16", "torch.compile bf16", TorchWay(compute="bf16", compiled=True), twin="torch-bf16"),
-    _torch("torch-fp16", "PyTorch fp16", TorchWay(compute="fp16"), devices=_GPU),
-    _torch("torch-cuda-graph", "PyTorch CUDA graph", TorchWay(compute="fp16", cuda_graph=True), devices=_GPU),
+    _torch("torch-fp16", "PyTorch fp16", TorchWay(compute="fp16"), devices=_GPU, require=_require_cuda),
+    _torch(
+        "torch-cuda-graph",
+        "PyTorch CUDA graph",
+        TorchWay(compute="fp16", cuda_graph=True),
+        devices=_GPU,
+        require=_require_cuda,
+    ),
     _onnx("onnxruntime", "ONNX Runtime"),
-    _onnx("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
+    _onnx("onnxruntime-cuda", "ONNX Runtime + CUDA", "cuda", devices=_GPU),
     _onnx("onnxruntime-tensorrt", "ONNX Runtime + TensorRT", "tensorrt", devices=_GPU),
+    _onnx("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
+    _onnx("onnxruntime-qnn", "ONNX Runtime + QNN", "qnn", devices=_CPU),
+    _onnx("onnxruntime-directml", "ONNX Runtime + DirectML", "directml", devices=_CPU),
+    _onnx("onnxruntime-coreml", "ONNX Runtime + CoreML", "coreml", devices=_CPU),
     Runtime(
         "openvino",
         "OpenVINO",
@@ -263,8 +322,38 @@ _ALL = (
         family="OpenVINO",
         suffixes=(".onnx", ".xml"),
         modules=("openvino",),
+        require=import_openvino,
         devices=_CPU,
         loads_at_call=True,
     ),
+    Runtime(
+        "litert",
+        "LiteRT",
+        _open_litert,
+        family="LiteRT",
+        suffixes=(".tflite",),
+        modules=("ai_edge_litert.interpreter",),
+        require=import_litert,
+        devices=_CPU,
+        loads_at_call=True,
+    ),
+    Runtime(
+        "executorch",
+        "ExecuTorch",
+        _open_executorch,
+        family="ExecuTorch",
+        suffixes=(".pte",),
+        modules=("torch", "executorch.runtime"),
+        require=import_executorch,
+        devices=_CPU,
+    ),
 )
-RUNTIMES: Mapping[str, Runtime] = MappingProxyType({each.name: each for each in _ALL})
+
+
+def make_table() -> Mapping[str, Runtime]:
+    """Ours and those of installed packages, by their names; of two with one name ours stays."""
+    own = {each.name: each for each in _OWN}
+    return MappingProxyType({**own, **{each.name: each for each in _installed()}, **own})
+
+
+RUNTIMES = make_table()

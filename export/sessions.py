@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,16 +24,27 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class _Provider:
-    """What ONNX Runtime computes with: its own name for it, that for people, and what to do where it is missing."""
+    """What ONNX Runtime computes with.
+
+    Attributes:
+        name, title: its own name for it, and that for people.
+        hint: what to do where it is missing.
+        on_gpu: it takes the number of a CUDA device.
+        plugin: the Python module of a wheel of its own that brings it, with `get_library_path`.
+        options: its own options.
+    """
 
     name: str
     title: str
     hint: str = ""
     on_gpu: bool = False
+    plugin: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
+CPU_PROVIDER = "CPUExecutionProvider"
 _PROVIDERS = {
-    "cpu": _Provider("CPUExecutionProvider", "CPU"),
+    "cpu": _Provider(CPU_PROVIDER, "CPU"),
     "cuda": _Provider(
         "CUDAExecutionProvider", "CUDA", "install colorpress[gpu] on a machine with CUDA, or use --device cpu", True
     ),
@@ -44,6 +56,15 @@ _PROVIDERS = {
         "OpenVINO",
         "install onnxruntime-openvino instead of onnxruntime, or let OpenVINO itself run the file",
     ),
+    "qnn": _Provider(
+        "QNNExecutionProvider",
+        "QNN",
+        "install onnxruntime-qnn; a processor that is no Qualcomm's prepares graphs at most",
+        plugin="onnxruntime_qnn",
+        options={"backend_type": "htp"},
+    ),
+    "directml": _Provider("DmlExecutionProvider", "DirectML", "install onnxruntime-directml on Windows"),
+    "coreml": _Provider("CoreMLExecutionProvider", "CoreML", "install onnxruntime on macOS, whose wheel has it"),
 }
 
 
@@ -60,8 +81,8 @@ def open_session(
 
     Args:
         path: the .onnx file; it names the model in errors where its `content` is given.
-        provider: "cpu", "cuda", "tensorrt" (both with ":N" for the GPU's number) or "openvino"; never silently
-            another one.
+        provider: a key of the table above; cuda and tensorrt with ":N" for the GPU's number. Never silently another
+            one.
         threads: CPU threads; 0: one per usable core, None: ONNX Runtime's choice.
         profile_prefix: path prefix of ONNX Runtime's profile; None: no profile.
         ort_path: where the graph is written in ONNX Runtime's own format, optimized by no more than what holds on
@@ -79,19 +100,13 @@ def open_session(
     wanted = _PROVIDERS.get(kind)
     if wanted is None or (index and not (wanted.on_gpu and index.isdigit())):
         raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if kind != "cpu":
-        if wanted.name not in ort.get_available_providers():
-            raise MachineError("device", provider, f"this ONNX Runtime has no {wanted.title}", wanted.hint)
-        if wanted.on_gpu:
-            ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
-        providers.insert(0, (wanted.name, {"device_id": int(index or 0)}) if wanted.on_gpu else wanted.name)
     options = ort.SessionOptions()
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads or usable_cores()
     # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 4
     if profile_prefix is not None:
         options.enable_profiling = True
@@ -104,12 +119,87 @@ def open_session(
         content = path.read_bytes()
     model = str(path) if content is None else content
     size = path.stat().st_size if content is None else len(content)
-    make = partial(ort.InferenceSession, model, options, providers=providers)
+    require_provider(provider)
+    providers = _choose_provider(ort, options, wanted, int(index or 0))
+    make = partial(ort.InferenceSession, model, options, **providers)
     cancel = partial(options.set_load_cancellation_flag, True)
-    session = call_library(path, partial(call_limited, path, size // BYTES_OF_ONE_VALUE, make, stop=cancel))
+    try:
+        session = call_library(path, partial(call_limited, path, size // BYTES_OF_ONE_VALUE, make, stop=cancel))
+    except InputError as error:
+        if kind == "cpu" or not isinstance(error.__cause__, ort.capi.onnxruntime_pybind11_state.EPFail):
+            raise
+        raise MachineError("device", provider, f"{wanted.title} failed: {error.why}", wanted.hint) from error
+    opened = ModelSession(path, session)
+    if kind != "cpu":
+        _require_provider_used(opened, wanted, provider)
+    return opened
+
+
+def require_provider(provider: str) -> None:
+    """Nothing where ONNX Runtime has a provider, which may still fail on its first run.
+
+    Raises:
+        MachineError: it has not, or the wheel that brings it does not load or finds no device.
+    """
+    import onnxruntime as ort
+
+    wanted = _PROVIDERS[provider.partition(":")[0]]
+    if wanted.plugin:
+        if not _plugin_devices(ort, wanted):
+            raise MachineError("device", provider, f"{wanted.title} found no device here", wanted.hint)
+    elif wanted.name not in ort.get_available_providers():
+        raise MachineError("device", provider, f"this ONNX Runtime has no {wanted.title}", wanted.hint)
+
+
+def _choose_provider(ort: Any, options: Any, wanted: _Provider, index: int) -> dict[str, Any]:
+    """What makes a session of `options` run on a provider that is there: arguments, or an entry of the options."""
+    if wanted.name == CPU_PROVIDER:
+        return {"providers": [CPU_PROVIDER]}
+    if wanted.plugin:
+        options.add_provider_for_devices(_plugin_devices(ort, wanted)[:1], dict(wanted.options))
+        return {}
+    if wanted.on_gpu:
+        ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
+    own = {**wanted.options, **({"device_id": index} if wanted.on_gpu else {})}
+    return {"providers": [(wanted.name, own), CPU_PROVIDER]}
+
+
+def _require_provider_used(session: ModelSession, wanted: _Provider, asked: str) -> None:
+    """A session is of the provider that was asked for, which ONNX Runtime replaces by its own CPU without a word.
+
+    Raises:
+        MachineError: it is not, or convolutions are left to the CPU: all of them, or some where the row would be of a
+            GPU.
+    """
     if session.get_providers()[0] != wanted.name:
-        raise MachineError("device", provider, "ONNX Runtime fell back to the CPU", wanted.hint)
-    return ModelSession(path, session)
+        raise MachineError("device", asked, "ONNX Runtime fell back to the CPU", wanted.hint)
+    convolutions = [name for name, operator in session.placement if "Conv" in operator]
+    elsewhere = sum(name != wanted.name for name in convolutions)
+    if convolutions and elsewhere >= (1 if wanted.on_gpu else len(convolutions)):
+        why = f"leaves {elsewhere} of {len(convolutions)} convolutions to the CPU"
+        raise MachineError("device", asked, f"{wanted.title} {why}", "run this file on the CPU, or its float version")
+
+
+def _plugin_devices(ort: Any, wanted: _Provider) -> list[Any]:
+    """What a provider that comes as a wheel of its own can compute on.
+
+    Raises:
+        MachineError: the wheel is not installed, or does not load.
+    """
+
+    def found() -> list[Any]:
+        return [each for each in ort.get_ep_devices() if each.ep_name == wanted.name]
+
+    if not (devices := found()):  # ONNX Runtime refuses to register a library again
+        try:
+            ort.register_execution_provider_library(wanted.name, import_module(wanted.plugin).get_library_path())
+        except ImportError as error:
+            raise MachineError("device", wanted.title, "is not installed", wanted.hint) from error
+        except Exception as error:  # the errors of ONNX Runtime share no base class
+            why = f"its library does not load ({str(error).strip().splitlines()[0][:200]})"
+            raise MachineError("device", wanted.title, why, wanted.hint) from error
+        devices = found()
+    return devices
 
 
 class ModelSession:
@@ -136,6 +226,15 @@ class ModelSession:
         stop = partial(setattr, options, "terminate", True)
         answers: list[Any] = call_limited(self._path, values, self._session.run, names, feeds, options, stop=stop)
         return answers
+
+    @property
+    def placement(self) -> list[tuple[str, str]]:
+        """The provider and the operator of every node, before they are fused."""
+        return [
+            (part.ep_name, node.op_type)
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)

@@ -28,7 +28,7 @@ from colorpress.core.errors import ConfigError
         ("prune_ratio", -0.1),
         ("bench_size", 4),
         ("bench_batch", (1, 0)),
-        ("bench_runtime", ("torch", "tensorflow")),
+        ("mobile_format", ("pte", "coreml")),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_range(name: str, value: object) -> None:

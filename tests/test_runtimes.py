@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,22 @@ import pytest
 import torch
 from conftest import TINY_PLAN, make_network
 
-from colorpress.core.config import RUNTIME_NAMES, ArchConfig, ExportConfig
+from colorpress.core.config import ArchConfig, ExportConfig
 from colorpress.core.errors import ConfigError, MachineError
-from export import latency_worker
+from export import latency_worker, runtimes
 from export.deployable import export_colorizer
 from export.graph import export_onnx
-from export.runtimes import RUNTIMES, Opening, find_runtime, open_colorizer, open_predictor, runtimes_of
+from export.predictors import Floats, TimedPredictor
+from export.runtimes import (
+    RUNTIMES,
+    Opening,
+    Runtime,
+    check_names,
+    find_runtime,
+    open_colorizer,
+    open_predictor,
+    runtimes_of,
+)
 from export.timing import Condition, make_job, run_worker
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -25,6 +37,19 @@ PICTURE = np.random.default_rng(0).random((2, 1, 13, 21), dtype=np.float32)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # bf16 keeps 8 bits; chroma of this network is within a few hundredths.
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 0.05}
+
+
+class Grey(TimedPredictor):
+    """What another package might bring."""
+
+    provider = "mine"
+
+    def __call__(self, lightness: Floats) -> Floats:
+        return np.zeros((len(lightness), 2, *lightness.shape[2:]), np.float32)
+
+
+MINE = Runtime("mine", "Mine", lambda path, opening: Grey(), family="Mine", suffixes=(".mine",), modules=())
+OTHER_TORCH = replace(MINE, name="torch")
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +81,18 @@ class TestEveryRuntime:
             assert runtime.needs_gpu or runtime.family != "PyTorch"
             pytest.skip(str(error))
 
+    def suffixes_of(self, name: str, files: dict[str, Path]) -> list[str]:
+        """What it runs of the files, or a skip where none can be made here: `test_mobile_files` makes its own."""
+        runtime = RUNTIMES[name]
+        if not (found := [each for each in runtime.suffixes if each in files]):
+            with pytest.raises(MachineError, match="is not installed"):
+                runtime.require()
+            pytest.skip(f"no {runtime.suffixes[0]} can be made here")
+        return found
+
     def test_it_is_named_for_people_and_for_the_option(self, name: str) -> None:
         runtime = RUNTIMES[name]
-        assert runtime.name == name and name in RUNTIME_NAMES
-        assert runtime.title and runtime.family in ("PyTorch", "ONNX Runtime", "OpenVINO")
+        assert runtime.name == name and runtime.title and runtime.family
         assert runtime.suffixes and set(runtime.devices) <= {"cpu", "cuda"} and runtime.devices
 
     def test_what_answers_without_a_compiler_runs_the_same_files_and_compiles_nothing(self, name: str) -> None:
@@ -72,7 +105,7 @@ class TestEveryRuntime:
         if RUNTIMES[name].uncompiled != name:
             pytest.skip("compiling takes half a minute: a slow test of test_torch_runtimes does it")
         expected = open_predictor(files[".pt"], threads=1)(PICTURE)
-        for suffix in [each for each in RUNTIMES[name].suffixes if each in files]:
+        for suffix in self.suffixes_of(name, files):
             predictor = self.open(name, files[suffix])
             answer = predictor(PICTURE)
             assert answer.dtype == np.float32 and np.isfinite(answer).all()
@@ -98,20 +131,20 @@ class TestEveryRuntime:
         runtime = RUNTIMES[name]
         if runtime.uncompiled != name:
             pytest.skip("compiling takes half a minute")
-        suffix = next(each for each in runtime.suffixes if each in files)
+        suffix = self.suffixes_of(name, files)[0]
         self.open(name, files[suffix])
         job = make_job(files[suffix], name, Condition(1, 16, 1), warmup=1, runs=2, min_seconds=0.0, device=DEVICE)
         done = run_worker(job, threads=1, timeout_s=120, module=latency_worker)
         assert done["status"] == "ok", done
         assert len(done["times_ns"]) >= 2 and done["provider"] and done["compute"] in TOLERANCE
-        assert done["imported_torch"] == (runtime.family == "PyTorch")
+        assert done["imported_torch"] == ("torch" in runtime.modules)
 
     def test_it_colours_pictures(self, name: str, files: dict[str, Path]) -> None:
         runtime = RUNTIMES[name]
         if runtime.uncompiled != name or DEVICE not in runtime.devices:
             pytest.skip("compiling takes half a minute, and a GPU is not here")
         pixels = np.random.default_rng(1).integers(0, 256, (19, 23, 3), dtype=np.uint8)
-        kinds = [".pt"] if ".pt" in runtime.suffixes else [".onnx", "pictures"]
+        kinds = [*self.suffixes_of(name, files)[:1], *(["pictures"] if runtime.open_pictures else [])]
         expected = open_colorizer(files[".pt"], work_size=16, threads=1)(pixels).astype(int)
         for kind in kinds:
             self.open(name, files[kind if kind != "pictures" else ".onnx"])
@@ -120,16 +153,38 @@ class TestEveryRuntime:
             assert np.abs(answer - expected).max() <= 4
 
 
-def test_the_option_and_the_table_have_the_same_names_in_the_same_order() -> None:
-    assert tuple(RUNTIMES) == RUNTIME_NAMES
+def test_an_unknown_name_is_refused_before_a_file_is_read() -> None:
+    check_names(["torch", "litert"])
+    with pytest.raises(ConfigError, match="'tensorflow': is unknown") as caught:
+        check_names(["torch", "tensorflow"])
+    assert "executorch" in caught.value.hint
+    with pytest.raises(ConfigError, match="is unknown"):
+        find_runtime(Path("model.onnx"), "tensorflow")
+
+
+def test_another_package_adds_a_runtime_by_an_entry_point(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"mine": "MINE", "torch": "OTHER_TORCH", "gone": "NO_SUCH", "odd": "PICTURE"}
+    theirs = [EntryPoint(name, f"{__name__}:{place}", "colorpress.runtimes") for name, place in places.items()]
+    monkeypatch.setattr(runtimes, "entry_points", lambda group: theirs if group == "colorpress.runtimes" else [])
+    table = runtimes.make_table()
+    assert table["mine"] is MINE and list(table) == [*RUNTIMES, "mine"]
+    assert table["torch"] is RUNTIMES["torch"], "ours stays"
+    said = capsys.readouterr().err
+    assert "runtime gone of another package is left out: AttributeError" in said
+    assert "runtime odd of another package is left out" in said and "is no export.runtimes.Runtime" in said
+    monkeypatch.setattr(runtimes, "RUNTIMES", table)
+    assert runtimes_of(Path("model.mine")) == ("mine",)
+    assert np.array_equal(open_predictor(Path("model.mine"))(PICTURE), np.zeros((2, 2, 13, 21)))
 
 
 def test_a_files_own_runtime_stands_first(files: dict[str, Path]) -> None:
     own = {".pt": "torch", ".onnx": "onnxruntime", ".xml": "openvino"}
     for suffix, name in own.items():
         assert runtimes_of(Path(f"model{suffix}"))[0] == find_runtime(Path(f"model{suffix}")).name == name
-    with pytest.raises(ConfigError, match=r"ends in '\.tflite'"):
-        runtimes_of(Path("model.tflite"))
+    with pytest.raises(ConfigError, match=r"ends in '\.h5'"):
+        runtimes_of(Path("model.h5"))
     with pytest.raises(ConfigError, match=r"cannot run best\.pt"):
         open_colorizer(files[".pt"], runtime="openvino")
 

@@ -46,6 +46,7 @@ _OURS = {
     "ONNX Runtime": _Kind("ours, ONNX Runtime", "#1f5fbf", "#1f5fbf", "o"),
     "OpenVINO": _Kind("ours, OpenVINO", "#1f5fbf", "#1f5fbf", "^"),
 }
+_ELSEWHERE = _Kind("ours, for phones and others", "#1f5fbf", "#1f5fbf", "v")
 
 
 class _Point(NamedTuple):
@@ -80,7 +81,7 @@ def draw_pareto(rows: Sequence[Row], measure: Measure, path: Path) -> Path:
     kept_by_model = {row.model: kept for row, kept in scored}
     controls = {CONTROL_NAMES.get(row.control, row.control): kept for row, kept in scored if row.control}
     shown = [row for row, _ in scored if row.p50_ms is not None]
-    kinds = {row.model: _PEER if row.peer else _OURS[RUNTIMES[row.runtime].family] for row in shown}
+    kinds = {row.model: _PEER if row.peer else _OURS.get(RUNTIMES[row.runtime].family, _ELSEWHERE) for row in shown}
     kinds |= {row.model: _BASELINE for row in shown if row is rows[0]}
     times = [
         _Point(row.p50_ms or 0.0, kept_by_model[row.model], row.model, row.model, kinds[row.model]) for row in shown

@@ -31,6 +31,7 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     units: Mapping[str, float] | None = None,
+    commas: bool = False,
     alias: str = "",
     common: bool = False,
 ) -> Any:
@@ -40,10 +41,11 @@ def option(
     carry one of `units`, each with its factor.
 
     Args:
+        commas: a list of texts is written with commas; so are those of numbers and of choices.
         alias: a second name, such as "max-size", on commands where it is free.
         common: among the options that people set first, which `colorpress run --help` shows.
     """
-    allowed = {"low": low, "high": high, "choices": choices, "units": units}
+    allowed = {"low": low, "high": high, "choices": choices, "units": units, "commas": commas}
     return field(default=default, metadata={"help": help, "alias": alias, "common": common, **allowed})
 
 
@@ -119,7 +121,8 @@ def is_list(each: Field[Any]) -> bool:
 
 def is_comma_list(config: type[Config], each: Field[Any]) -> bool:
     """Whether a list is written with commas (`1,8`); one of free texts or paths is given by repeating its option."""
-    return is_list(each) and (field_type(config, each) not in (str, Path) or bool(each.metadata["choices"]))
+    free = field_type(config, each) in (str, Path) and not each.metadata["choices"]
+    return is_list(each) and (each.metadata["commas"] or not free)
 
 
 @dataclass(frozen=True)
@@ -754,6 +757,19 @@ class ExportConfig(Config):
 
 
 @dataclass(frozen=True)
+class MobileConfig(Config):
+    """Files of the bare network for phones, beside the ONNX ones."""
+
+    mobile_format: tuple[str, ...] = option(
+        (),
+        "Write these too: tflite is LiteRT's, pte ExecuTorch's; int8 in a folder of its own.",
+        choices=("tflite", "tflite-int8", "pte", "pte-int8"),
+        alias="to",
+    )
+    mobile_size: int = option(256, "Side of the one size that a .tflite file reads, in pixels.", low=16, high=2048)
+
+
+@dataclass(frozen=True)
 class DeployConfig(Config):
     """The picture graph, colorizer.onnx."""
 
@@ -765,6 +781,22 @@ class DeployConfig(Config):
         high=4.0,
     )
     ort: bool = option(False, "Write ONNX Runtime's own format, colorizer.ort, as well.")
+    plain: bool = option(
+        False, "Write colorizer-plain.onnx as well, without Loop and If: for CUDA graphs, TensorRT, CoreML, WebGPU."
+    )
+    plain_size: str = option("", "The one size that colorizer-plain.onnx takes, as HEIGHTxWIDTH; default: any.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plain_size and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.plain_size):
+            why = f"got {self.plain_size!r}"
+            raise ConfigError("option", "--plain-size", why, "give rows and columns in pixels, such as 512x768")
+
+    @property
+    def plain_shape(self) -> tuple[int, int] | None:
+        """Rows and columns that the plain graph is for; None: any."""
+        height, _, width = self.plain_size.partition("x")
+        return (int(height), int(width)) if width else None
 
 
 @dataclass(frozen=True)
@@ -827,14 +859,6 @@ class QatConfig(Config):
     qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
 
-# The keys of `export.runtimes.RUNTIMES`, which lies on a floor above.
-RUNTIME_NAMES = (
-    *("torch", "torch-channels-last", "torch-bf16", "torch-compile", "torch-compile-bf16"),
-    *("torch-fp16", "torch-cuda-graph"),
-    *("onnxruntime", "onnxruntime-openvino", "onnxruntime-tensorrt", "openvino"),
-)
-
-
 @dataclass(frozen=True)
 class BenchmarkConfig(Config):
     """Latency, accuracy and size of best.pt and every variant."""
@@ -851,8 +875,9 @@ class BenchmarkConfig(Config):
     )
     bench_runtime: tuple[str, ...] = option(
         (),
-        "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; default: PyTorch and ONNX Runtime.",
-        choices=RUNTIME_NAMES,
+        "What runs the files, such as torch,torch-bf16,onnxruntime,openvino; `colorpress doctor` lists all. Default: "
+        "PyTorch and ONNX Runtime.",
+        commas=True,
         alias="runtime",
         common=True,
     )
@@ -896,6 +921,7 @@ class Settings:
     search: SearchConfig = field(default_factory=SearchConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    mobile: MobileConfig = field(default_factory=MobileConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     qat: QatConfig = field(default_factory=QatConfig)
@@ -918,7 +944,11 @@ class Settings:
                 raise unknown_option(option_name(name))
         configs: dict[str, Any] = {
             stage: config(
-                **{each.name: _frozen(each, options[each.name]) for each in fields(config) if each.name in options}
+                **{
+                    each.name: _frozen(config, each, options[each.name])
+                    for each in fields(config)
+                    if each.name in options
+                }
             )
             for stage, config in CONFIGS.items()
         }
@@ -956,12 +986,13 @@ def unknown_option(name: str, allowed: tuple[str, ...] = OPTION_NAMES) -> Config
     return ConfigError("option", name, "is unknown", hint)
 
 
-def _frozen(each: Field[Any], value: Any) -> Any:
-    """TOML has lists where configs have tuples; of numbers and of choices one will do for a list of one."""
+def _frozen(config: type[Config], each: Field[Any], value: Any) -> Any:
+    """TOML has lists where configs have tuples; where commas stand between values one will do for a list of one."""
     if isinstance(value, list):
         return tuple(value)
-    alone = isinstance(value, int) or (isinstance(value, str) and each.metadata["choices"])
-    return (value,) if is_list(each) and alone else value
+    is_number = isinstance(value, int)
+    is_name = isinstance(value, str) and field_type(config, each) is str
+    return (value,) if is_comma_list(config, each) and (is_number or is_name) else value
 
 
 def _toml(value: Any) -> str:

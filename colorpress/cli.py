@@ -51,6 +51,7 @@ from compress.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
+    from export.colorize_folder import Outcome
     from training.run_folder import Run
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
@@ -672,6 +673,8 @@ def explain(history: Path | None, output_dir: Path | None, as_json: bool) -> Non
               help="Short side that the network sees, in pixels.  [default: the model's, 256]")  # fmt: skip
 @click.option("--saturation", type=click.FloatRange(0.0, 4.0), default=None,
               help="What the model's chroma is multiplied by.  [default: the model's, 1]")  # fmt: skip
+@click.option("--tag/--no-tag", default=True, show_default=True,
+              help="Say in each file's XMP that software coloured it.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Colour photographs again that are already in the output folder.")
 @click.option(
     "--max-pixels", type=int, default=DataConfig().max_pixels, show_default=True, help="Refuse larger photographs."
@@ -692,6 +695,7 @@ def colorize(
     model: Path | None,
     work_size: int | None,
     saturation: float | None,
+    tag: bool,
     overwrite: bool,
     max_pixels: int,
     device: str,
@@ -703,15 +707,18 @@ def colorize(
 ) -> None:
     """Colour photographs, or folders of them, with a model."""
     arch = ArchConfig(**options)
+    from contextlib import closing
+
     from colorpress.core.console import say
     from colorpress.core.cores import usable_cores
-    from export.colorize_folder import DEMONSTRATION_MODEL, colorize_photos
-    from export.onnx_probe import refuse_hostile
+    from export.colorize_folder import DEMONSTRATION_MODEL, Coloring, colorize_each
     from export.runtimes import open_colorizer
 
     if model is None:
         say("colouring with the small model that comes along, for demonstration: --model takes yours")
     else:
+        from export.onnx_probe import refuse_hostile
+
         refuse_hostile(model, runtime=runtime or "")
     alone = len(photos) == 1 and not photos[0].is_dir()
     workers = 1 if alone else workers or usable_cores()
@@ -726,20 +733,35 @@ def colorize(
         threads=threads,
         runtime=runtime or "",
     )
-    result = colorize_photos(photos, output_dir, colorizer, workers=workers, max_pixels=max_pixels, overwrite=overwrite)
+    coloring = Coloring(colorizer, workers, max_pixels, overwrite, is_tagged=tag)
+    with closing(colorize_each(photos, output_dir, coloring)) as outcomes:
+        _tell_outcomes(outcomes, output_dir, as_json)
+
+
+def _tell_outcomes(outcomes: Iterable[Outcome], output_dir: Path, as_json: bool) -> None:
+    """Say what becomes of photographs; what is held of each is a path, and that as JSON alone.
+
+    Raises:
+        GateError: too many could not be read.
+    """
+    colored = kept = bad = 0
+    listed: dict[str, list[Any]] = {"colorized": [], "kept": [], "skipped": []}
+    for each in outcomes:
+        colored += each.output is not None and not each.is_kept
+        kept += each.is_kept
+        bad += each.output is None and each.is_photo
+        if as_json:
+            kind = "skipped" if each.output is None else "kept" if each.is_kept else "colorized"
+            skipped = {"path": str(each.source), "reason": each.reason}
+            listed[kind].append(str(each.output) if each.output else skipped)
+        elif each.output is None and each.is_photo:
+            click.echo(f"skipped {printable(str(each.source))}: {printable(each.reason)}", err=True)
     if as_json:
-        click.echo(json.dumps({
-            "colorized": [str(path) for path in result.colorized],
-            "kept": [str(path) for path in result.kept],
-            "skipped": [{"path": str(each.path), "reason": each.reason} for each in result.skipped],
-        }, indent=2))  # fmt: skip
+        click.echo(json.dumps(listed, indent=2))
     else:
-        for each in filter(lambda each: each.is_photo, result.skipped):
-            click.echo(f"skipped {printable(str(each.path))}: {printable(each.reason)}", err=True)
-        noun = "photograph" if len(result.colorized) == 1 else "photographs"
-        click.echo(f"{len(result.colorized)} {noun} in {printable(str(output_dir))}")
-    bad = sum(each.is_photo for each in result.skipped)
-    total = len(result.colorized) + len(result.kept) + bad
+        noun = "photograph" if colored == 1 else "photographs"
+        click.echo(f"{colored} {noun} in {printable(str(output_dir))}")
+    total = colored + kept + bad
     if bad > DataConfig().max_bad_share * total:
         why = f"{bad} of {total} could not be read; the others are coloured"
         raise GateError("photographs", None, why, "see the reasons above")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ class MobileFormat:
         write: the file's content, from a network of whole multiples, an example of L, what the file says of itself,
             and lightness to calibrate ranges with.
         predictor: what runs it.
-        package: that writes it.
+        tool: the module that writes it. `package`, `extra`: what is installed to have it.
         has_one_size: it reads pictures of one size alone.
         calibrates: it takes photographs to set the ranges of activations.
     """
@@ -61,7 +60,9 @@ class MobileFormat:
     precision: str
     write: Callable[[nn.Module, Tensor, MobileDescription, Sequence[Tensor]], bytes]
     predictor: type[MobilePredictor]
+    tool: str
     package: str
+    extra: str
     has_one_size: bool = False
     calibrates: bool = False
 
@@ -101,6 +102,7 @@ def export_mobile(
         InputError: the network cannot be traced, or the library cannot translate it.
         MachineError: the library is not installed, or the file cannot be written.
     """
+    _require_tool(kind)
     network = checkpoint.build_network().eval()
     multiple = network.size_multiple
     side = -(-side // multiple) * multiple
@@ -110,8 +112,6 @@ def export_mobile(
     try:
         with silence_libraries(), torch.no_grad():
             content = kind.write(_WholeNetwork(network).eval(), example, described, _as_multiples(pictures, multiple))
-    except MachineError:
-        raise
     except Exception as error:  # the translators fail in any way
         why = f"cannot be written as {kind.suffix}: {describe_failure(error)}"
         hint = "give the .onnx file instead, or a student: `colorpress student`"
@@ -146,7 +146,7 @@ def _as_multiples(pictures: Sequence[Floats], multiple: int) -> list[Tensor]:
 
 
 def _write_tflite(whole: nn.Module, example: Tensor, described: MobileDescription, _: object) -> bytes:
-    model = _import_tool("litert_torch", "litert-torch", "litert").convert(whole, (example,))
+    model = import_module("litert_torch").convert(whole, (example,))
     with scratch_folder() as folder:
         made = folder / "model.tflite"
         model.export(str(made))
@@ -155,8 +155,8 @@ def _write_tflite(whole: nn.Module, example: Tensor, described: MobileDescriptio
 
 def _write_tflite_int8(whole: nn.Module, example: Tensor, described: MobileDescription, _: object) -> bytes:
     """Weights in 8 bits, and activations too, by ranges found anew in each call, which takes no photographs."""
-    quantizer = _import_tool("ai_edge_quantizer.quantizer", "litert-torch", "litert")
-    recipe = _import_tool("ai_edge_quantizer.recipe", "litert-torch", "litert")
+    quantizer = import_module("ai_edge_quantizer.quantizer")
+    recipe = import_module("ai_edge_quantizer.recipe")
     with scratch_folder() as folder:
         made = folder / "model.tflite"
         made.write_bytes(_write_tflite(whole, example, described, _))
@@ -167,8 +167,8 @@ def _write_tflite_int8(whole: nn.Module, example: Tensor, described: MobileDescr
 
 def _with_description(content: bytes, described: MobileDescription) -> bytes:
     """A .tflite file with what it says of itself among its metadata."""
-    flatbuffers = _import_tool("flatbuffers", "litert-torch", "litert")
-    schema = _import_tool("ai_edge_litert.schema_py_generated", "litert-torch", "litert")
+    flatbuffers = import_module("flatbuffers")
+    schema = import_module("ai_edge_litert.schema_py_generated")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
     kept = [each for each in model.metadata or () if each.name != _METADATA_NAME]
     buffer, entry = schema.BufferT(), schema.MetadataT()
@@ -190,8 +190,8 @@ def _write_pte_int8(
 ) -> bytes:
     """Weights in 8 bits with a scale per channel, and activations by the ranges that they have on `pictures`."""
     library = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer"
-    xnnpack = _import_tool(library, "executorch", "executorch")
-    pt2e = _import_tool("torchao.quantization.pt2e.quantize_pt2e", "executorch", "executorch")
+    xnnpack = import_module(library)
+    pt2e = import_module("torchao.quantization.pt2e.quantize_pt2e")
     chosen = xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
     observed = pt2e.prepare_pt2e(_trace(whole, example, described).module(), chosen)
     for each in pictures:
@@ -206,40 +206,35 @@ def _trace(network: nn.Module, example: Tensor, described: MobileDescription) ->
 
 
 def _lower(program: torch.export.ExportedProgram, described: MobileDescription) -> bytes:
-    exir = _import_tool("executorch.exir", "executorch", "executorch")
+    exir = import_module("executorch.exir")
     library = "executorch.backends.xnnpack.partition.xnnpack_partitioner"
-    partitioner = _import_tool(library, "executorch", "executorch").XnnpackPartitioner()
+    partitioner = import_module(library).XnnpackPartitioner()
     said = {"description": described.to_bytes().decode()}
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner], constant_methods=said)
     return bytes(lowered.to_executorch().buffer)
 
 
-def _import_tool(module: str, package: str, extra: str) -> Any:
-    """A module of a library that translates networks.
-
-    Raises:
-        MachineError: it is not installed.
-    """
+def _require_tool(kind: MobileFormat) -> None:
     try:
-        return import_module(module)
+        import_module(kind.tool)
     except ImportError as error:
-        hint = f"install it: pip install {package}, or colorpress with its extra [{extra}]"
-        raise MachineError("library", package, "is not installed", hint) from error
+        hint = f"install it: pip install {kind.package}, or colorpress with its extra [{kind.extra}]"
+        raise MachineError("library", kind.package, "is not installed", hint) from error
 
 
+_LITERT = ("litert_torch", "litert-torch", "litert")
+_EXECUTORCH = ("executorch.exir", "executorch", "executorch")
 MOBILE_FORMATS: Mapping[str, MobileFormat] = MappingProxyType(
     {
         each.name: each
         for each in (
+            MobileFormat("tflite", ".tflite", "fp32", _write_tflite, LiteRtPredictor, *_LITERT, has_one_size=True),
             MobileFormat(
-                "tflite", ".tflite", "fp32", _write_tflite, LiteRtPredictor, "litert-torch", has_one_size=True
+                "tflite-int8", ".tflite", "int8", _write_tflite_int8, LiteRtPredictor, *_LITERT, has_one_size=True
             ),
+            MobileFormat("pte", ".pte", "fp32", _write_pte, ExecuTorchPredictor, *_EXECUTORCH),
             MobileFormat(
-                "tflite-int8", ".tflite", "int8", _write_tflite_int8, LiteRtPredictor, "litert-torch", has_one_size=True
-            ),
-            MobileFormat("pte", ".pte", "fp32", _write_pte, ExecuTorchPredictor, "executorch"),
-            MobileFormat(
-                "pte-int8", ".pte", "int8", _write_pte_int8, ExecuTorchPredictor, "executorch", calibrates=True
+                "pte-int8", ".pte", "int8", _write_pte_int8, ExecuTorchPredictor, *_EXECUTORCH, calibrates=True
             ),
         )
     }

@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import ConfigError, InputError
-from export.picture_graph import (
-    COLORIZED_NAME,
-    IMAGE_NAME,
-    SATURATION_NAME,
-    WORK_SIZE_NAME,
-    build_picture_graph,
-)
+from export.picture_contract import COLORIZED_NAME, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME, is_picture_graph
 from export.predictors import Pixels, compile_for_cpu, import_openvino
 from export.run_limits import BYTES_OF_ONE_VALUE, call_limited
 from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
+
+if TYPE_CHECKING:
+    import onnx
 
 Colorizer = Callable[[Pixels], Pixels]
 # The operators around a bare network are of this set of operators.
@@ -101,11 +96,13 @@ class OpenVinoColorizer:
         saturation: float | None = None,
         threads: int = 0,
     ) -> None:
+        import onnx
+
         # OpenVINO takes no value for an input that has a default, so the default is what is asked for.
         model, chosen = onnx.load_model_from_string(content), _choose(work_size, saturation)
         for tensor in model.graph.initializer:
             if tensor.name in chosen:
-                tensor.CopyFrom(numpy_helper.from_array(chosen[tensor.name], tensor.name))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(chosen[tensor.name], tensor.name))
         self.path = path
         core = import_openvino().Core()
         # bf16, its default where the processor has it, would round what is at full size to 8 bits and less.
@@ -132,9 +129,13 @@ def read_as_picture_graph(path: Path) -> bytes | None:
     """
     check_model_file(path)
     content = path.read_bytes()
-    model = onnx.load_model_from_string(content)
-    if any(value.name == IMAGE_NAME for value in model.graph.input):
+    if is_picture_graph(content):
         return content
+    import onnx
+
+    from export.picture_graph import build_picture_graph
+
+    model = onnx.load_model_from_string(content)
     return build_picture_graph(model).SerializeToString() if opset_of(model) >= _OPSET else None
 
 

@@ -15,15 +15,8 @@ from export.colorizers import OnnxColorizer
 from export.graph import Published, publish_model, read_metadata
 from export.onnx_probe import refuse_hostile
 from export.parity import DRAWN_PICTURES, REPORT, PictureParity, check_picture_parity, require_picture_parity
-from export.picture_graph import (
-    COLORIZED_NAME,
-    DEFAULT_WORK_SIZE,
-    IMAGE_NAME,
-    SATURATION_NAME,
-    WORK_SIZE_NAME,
-    build_picture_graph,
-    keep_lightness,
-)
+from export.picture_contract import COLORIZED_NAME, DEFAULT_WORK_SIZE, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
+from export.picture_graph import build_picture_graph, keep_lightness
 from export.picture_reference import color_pixels
 from export.predictors import Floats, OnnxPredictor, Pixels, Predictor
 from export.sessions import open_session

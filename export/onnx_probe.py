@@ -25,7 +25,7 @@ from colorpress.core.text import align_cells
 from export.colorizers import Colorizer, OnnxColorizer, opset_of
 from export.metadata_figures import list_measured
 from export.mobile_predictors import MOBILE_SUFFIXES
-from export.picture_graph import IMAGE_NAME
+from export.picture_contract import IMAGE_NAME
 from export.predictors import OnnxPredictor, Predictor
 from export.run_limits import BeyondLimitsError
 from export.runtimes import find_runtime, open_predictor

@@ -27,15 +27,13 @@ from onnx.helper import make_tensor_value_info as make_value
 
 from colorpress.core.errors import InputError
 from export.affine_field import is_affine, take_field
+from export.picture_contract import COLORIZED_NAME, DEFAULT_WORK_SIZE, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
 from export.predictors import INPUT_NAME, OUTPUT_NAME
 from export.sessions import open_session
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
-DEFAULT_WORK_SIZE = 256
 # At most so many squares of the working size are seen, or a long strip would fill the memory of a network.
 LARGEST_ASPECT = 8
-IMAGE_NAME, COLORIZED_NAME = "image", "colorized"
-WORK_SIZE_NAME, SATURATION_NAME = "work_size", "saturation"
 # Of all names inside the network.
 NETWORK_PREFIX = "network."
 # Pixels of a stripe: a float plane of them fits a core's second-level cache.

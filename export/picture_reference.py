@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colorpress.core.errors import InputError
-from export.picture_graph import DEFAULT_WORK_SIZE, LARGEST_ASPECT
+from export.picture_contract import DEFAULT_WORK_SIZE
+from export.picture_graph import LARGEST_ASPECT
 from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.network import apply_field

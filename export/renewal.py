@@ -18,13 +18,8 @@ from export.colorizers import OnnxColorizer
 from export.graph import Published, publish_model
 from export.onnx_probe import refuse_hostile
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
-from export.picture_graph import (
-    DEFAULT_WORK_SIZE,
-    NETWORK_PREFIX,
-    SATURATION_NAME,
-    WORK_SIZE_NAME,
-    build_picture_graph,
-)
+from export.picture_contract import DEFAULT_WORK_SIZE, SATURATION_NAME, WORK_SIZE_NAME
+from export.picture_graph import NETWORK_PREFIX, build_picture_graph
 from export.predictors import INPUT_NAME, OUTPUT_NAME
 
 

@@ -154,7 +154,7 @@ def open_colorizer(
         content = read_as_picture_graph(path)
         if content is not None:
             return chosen.open_pictures(path, content, chosen.choose_device(opening))
-    from export.picture_graph import DEFAULT_WORK_SIZE
+    from export.picture_contract import DEFAULT_WORK_SIZE
     from export.picture_reference import color_pixels
 
     network = chosen.open(path, replace(opening, field=True))

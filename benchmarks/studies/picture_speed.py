@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from export.picture_graph import DEFAULT_WORK_SIZE, IMAGE_NAME, NETWORK_PREFIX
+from export.picture_contract import DEFAULT_WORK_SIZE, IMAGE_NAME
+from export.picture_graph import NETWORK_PREFIX
 from export.predictors import OUTPUT_NAME
 from export.sessions import open_session
 

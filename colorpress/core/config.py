@@ -108,9 +108,15 @@ def _check_item(config: type[Config], each: Field[Any], value: Any) -> None:
         raise ConfigError("option", name, f"got {value}", f"give {noun} {bounds}")
 
 
+# Each time that they are asked for, Python compiles the types of all fields.
+_hints: dict[type[Config], dict[str, Any]] = {}
+
+
 def field_type(config: type[Config], each: Field[Any]) -> Any:
     """The type of a field's values: `X` also for `X | None`, and for each item of a list."""
-    hint = get_type_hints(config)[each.name]
+    if config not in _hints:
+        _hints[config] = get_type_hints(config)
+    hint = _hints[config][each.name]
     return next((kind for kind in get_args(hint) if kind not in (NoneType, ...)), hint)
 
 

@@ -21,7 +21,7 @@ from compress.precisions import find_precision, origin_of, variant_names
 from compress.students.search_front import list_front
 from compress.students.student_plan import list_students
 from export.autocast import without_autocast
-from export.bundle.bundle import BundleResult, write_bundle
+from export.bundle.bundle import PLAIN_NAME, BundleResult, write_bundle
 from export.colorizers import OnnxColorizer
 from export.deployable import check_colorizer, export_colorizer, write_ort
 from export.graph import as_exported, read_metadata
@@ -39,6 +39,7 @@ from training.run_folder import Run
 # Photographs that a picture graph is compared on before it is published.
 _COMPARED_PHOTOS = 3
 _LONGEST_SIDE = 1024
+_NONE = {"max_levels": 0}
 _PARITY_COLUMNS = ("variant", "precision", "batch", "height", "width", "max_abs", "mean_abs", "p999_abs", "psnr_db")
 
 
@@ -71,6 +72,18 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
             metadata=figures,
         )
         files = [destination]
+        if config.plain or config.plain_shape:
+            plain = export_colorizer(
+                source,
+                run.folder / variant / PLAIN_NAME,
+                work_size=config.work_size,
+                saturation=config.saturation,
+                pictures=_load_pictures(run, compared),
+                metadata=figures,
+                plain=True,
+                size=config.plain_shape,
+            )
+            files.append(plain.path)
         if config.ort:
             files.append(write_ort(destination, destination.with_suffix(".ort")))
         say(f"{variant}: colorizer.onnx, {made.size_bytes:,} bytes, within {made.parity.max_levels} level of PyTorch")
@@ -100,7 +113,9 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
                 common = {"variant": name, "precision": summary[name]["precision"]}
                 rows += [common | asdict(shape) for shape in net.shapes]
                 pictures = summary[name]["pictures"]
-                if not net.passed or (pictures and pictures["own_network"]["max_levels"] > 1):
+                if not net.passed or any(
+                    pictures.get(kind, _NONE)["max_levels"] > 1 for kind in ("own_network", "plain")
+                ):
                     failed.append(name)
                 shown.advance()
         files = [
@@ -110,8 +125,9 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
         return files, {"failed": failed, "variants": summary}
 
     used = {**vars(run.settings.export), "variants": list(variants), "photos": [each.sha256 for each in compared]}
-    colorizers = [each for each in (path.with_name("colorizer.onnx") for path in paths) if each.is_file()]
-    used |= {"colorizers": [path.parent.name for path in colorizers], **run.arch_key()}
+    names = ("colorizer.onnx", PLAIN_NAME)
+    colorizers = [each for name in names for each in (path.with_name(name) for path in paths) if each.is_file()]
+    used |= {"colorizers": [f"{path.parent.name}/{path.name}" for path in colorizers], **run.arch_key()}
     record = run.do("verify", action, inputs=[*paths, *colorizers], settings=used)
     if record.result["failed"]:
         why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"
@@ -142,11 +158,12 @@ def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit,
         raise ConfigError("option --variant", variant, "no such variant", f"choose one of: {', '.join(names)}")
     deploy(run, variant, photos.test)
     graph, network, figures = run.folder / variant / "colorizer.onnx", run.folder / variant / "model.onnx", None
+    plain = run.folder / variant / PLAIN_NAME if run.settings.deploy.plain or run.settings.deploy.plain_shape else None
     if measured:
         row, counts = _row_of(measured, variant), {"train_photos": len(photos.train), "val_photos": len(photos.val)}
         figures = {**(vars(row) if row else {}), "date": measured.date, "machine": measured.machine, **counts}
         figures |= _describe_strength(measured.strength)
-    return write_bundle(graph, network, destination, web=web, figures=figures, force=run.force)
+    return write_bundle(graph, network, destination, web=web, plain=plain, figures=figures, force=run.force)
 
 
 @without_autocast()
@@ -161,7 +178,7 @@ def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[Pa
     reference, candidate = TorchPredictor(network), OnnxPredictor(path)
     atol = run.settings.export.atol if find_precision(precision).exact else None
     net = check_parity(reference, candidate, shapes=matrix_shapes(), atol=atol)
-    colorizer, pictures = path.with_name("colorizer.onnx"), {}
+    colorizer, plain, pictures = path.with_name("colorizer.onnx"), path.with_name(PLAIN_NAME), {}
     if colorizer.is_file():
         refuse_hostile(colorizer)
         photographs = _load_pictures(run, photos)
@@ -171,6 +188,11 @@ def _verify_variant(run: Run, variant: str, photos: Sequence[Photo]) -> tuple[Pa
             lambda pixels, size: color_pixels(pixels, original, work_size=size), graph, photographs=photographs
         )
         pictures = {"own_network": asdict(own), "original_network": asdict(to_original)}
+        if plain.is_file():
+            refuse_hostile(plain)
+            graph = OnnxColorizer(plain, threads=1)
+            own = check_colorizer(graph, OnnxPredictor(path, field=True, threads=1), photographs=photographs)
+            pictures["plain"] = asdict(own)
     return net, {
         "precision": precision,
         "shapes": len(net.shapes),

@@ -7,7 +7,9 @@ torch. All are for files of one's own, as in `predictors`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,15 @@ from numpy.typing import NDArray
 
 from colorpress.core.cores import usable_cores
 from colorpress.core.errors import ConfigError, InputError
-from export.picture_contract import COLORIZED_NAME, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME, is_picture_graph
-from export.predictors import Pixels, compile_for_cpu, import_openvino
+from export.picture_contract import (
+    COLORIZED_NAME,
+    DEFAULT_WORK_SIZE,
+    IMAGE_NAME,
+    SATURATION_NAME,
+    WORK_SIZE_NAME,
+    is_picture_graph,
+)
+from export.predictors import INPUT_NAME, OUTPUT_NAME, Floats, Pixels, compile_for_cpu, import_openvino
 from export.run_limits import BYTES_OF_ONE_VALUE, call_limited
 from export.sessions import GIVE_A_MODEL, call_library, check_model_file, open_session, signature_of
 
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
 Colorizer = Callable[[Pixels], Pixels]
 # The operators around a bare network are of this set of operators.
 _OPSET = 18
+# From so many on, loops compiled by numba gain in one picture a good part of the half second that its import takes.
+_LARGE_PIXELS = 4_000_000
 
 
 class OnnxColorizer:
@@ -119,6 +130,74 @@ class OpenVinoColorizer:
         limited = partial(call_limited, self.path, pixels.size, infer, stop=self._request.cancel)
         answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
         return answer
+
+
+@dataclass(frozen=True)
+class AskedNetwork:
+    """A network with how it is asked: L to ab or an affine field, and as `export.picture_reference.color_pixels`."""
+
+    predictor: Callable[[Floats], Floats]
+    work_size: int = DEFAULT_WORK_SIZE
+    saturation: float = 1.0
+
+
+def color_large_faster(usual: Colorizer, open_network: Callable[[], AskedNetwork], threads: int = 0) -> Colorizer:
+    """Large pictures coloured by loops that numba compiles, where it is installed, and all others as usual.
+
+    A picture is always coloured in the same way, and in both within a grey level of the definition.
+
+    Args:
+        open_network: is called when the first large picture comes. Where it raises InputError, since there is no
+            network of ours, large ones too are coloured as usual.
+        threads: for one picture; 0: one per usable core.
+    """
+    if find_spec("numba") is None:
+        return usual
+
+    @cache
+    def open_loops() -> Colorizer:
+        try:
+            from export.compiled_pixels import color_pixels_compiled
+
+            network = open_network()
+        except (ImportError, InputError):  # of versions of numba and numpy some do not go together
+            return usual
+        return partial(color_pixels_compiled, **vars(network), threads=threads)
+
+    def color(pixels: Pixels) -> Pixels:
+        height, width, _ = pixels.shape
+        return open_loops()(pixels) if height * width >= _LARGE_PIXELS else usual(pixels)
+
+    return color
+
+
+def open_inner_network(
+    path: Path, content: bytes, *, work_size: int | None = None, saturation: float | None = None, threads: int = 0
+) -> AskedNetwork:
+    """The network of a picture graph.
+
+    Args:
+        path: what errors call it.
+        work_size, saturation: None: what the graph says.
+    Raises:
+        InputError: it has no network that could be taken out.
+    """
+    import onnx
+
+    from export.affine_field import take_field
+    from export.picture_network import take_network
+
+    whole = onnx.load_model_from_string(content)
+    said = {each.name: onnx.numpy_helper.to_array(each).item() for each in whole.graph.initializer if not each.dims}
+    size = int(said[WORK_SIZE_NAME]) if work_size is None else work_size
+    gain = float(said[SATURATION_NAME]) if saturation is None else saturation
+    session = open_session(path, take_field(take_network(whole, path)).SerializeToString(), threads=threads)
+
+    def ask(lightness: Floats) -> Floats:
+        answer: Floats = call_library(path, session.run, [OUTPUT_NAME], {INPUT_NAME: lightness})[0]
+        return answer
+
+    return AskedNetwork(ask, size, gain)
 
 
 def read_as_picture_graph(path: Path) -> bytes | None:

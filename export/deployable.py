@@ -16,7 +16,10 @@ from export.graph import Published, publish_model, read_metadata
 from export.onnx_probe import refuse_hostile
 from export.parity import DRAWN_PICTURES, REPORT, PictureParity, check_picture_parity, require_picture_parity
 from export.picture_contract import COLORIZED_NAME, DEFAULT_WORK_SIZE, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
-from export.picture_graph import build_picture_graph, keep_lightness
+from export.picture_graph import (
+    build_picture_graph,
+    keep_lightness,
+)
 from export.picture_reference import color_pixels
 from export.predictors import Floats, OnnxPredictor, Pixels, Predictor
 from export.sessions import open_session
@@ -102,7 +105,8 @@ def check_colorizer(
     Raises:
         GateError: the lightness that the network sees is not that of the definition, or an answer has another shape.
     """
-    path, cases, work_size = colorizer.path, DRAWN_PICTURES, DEFAULT_WORK_SIZE
+    path, work_size = colorizer.path, DEFAULT_WORK_SIZE
+    cases: Sequence[tuple[int, int, int, int]] = DRAWN_PICTURES
     if not colorizer.has_choices:
         said = read_metadata(path)
         saturation, work_size = float(said[SATURATION_NAME]), int(said[WORK_SIZE_NAME])

@@ -244,7 +244,8 @@ def _inspect(path: Path) -> dict[str, Any]:
     onnx.checker.check_model(content, full_check=True)
     # One thread: a pool's stacks count against the memory limit.
     if any(value.name == IMAGE_NAME for value in model.graph.input):
-        _try_pictures(OnnxColorizer(path, threads=1), path)
+        graph = OnnxColorizer(path, threads=1)
+        _try_pictures(graph, path, (graph.size,) if graph.size else _SIDES)
     else:
         _try_network(OnnxPredictor(path, threads=1), path)
     return describe_graph(model)
@@ -267,22 +268,25 @@ def _try_network(predictor: Predictor, path: Path) -> None:
     _try_sizes(answer, lambda height, width: (1, 2, height, width), path)
 
 
-def _try_pictures(colorizer: Colorizer, path: Path) -> None:
+def _try_pictures(colorizer: Colorizer, path: Path, sizes: Sequence[tuple[int, int]] = _SIDES) -> None:
     """As `_try_network`, of a picture graph."""
 
     def answer(height: int, width: int) -> tuple[int, ...]:
         pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
         return colorizer(pixels).shape
 
-    _try_sizes(answer, lambda height, width: (height, width, 3), path)
+    _try_sizes(answer, lambda height, width: (height, width, 3), path, sizes)
 
 
 def _try_sizes(
-    answer: Callable[[int, int], tuple[int, ...]], expected: Callable[[int, int], tuple[int, ...]], path: Path
+    answer: Callable[[int, int], tuple[int, ...]],
+    expected: Callable[[int, int], tuple[int, ...]],
+    path: Path,
+    sizes: Sequence[tuple[int, int]] = _SIDES,
 ) -> None:
-    first, *others = _SIDES
+    first, *others = sizes
     if (shape := answer(*first)) != expected(*first):
-        raise InputError("model", path, f"answers {shape} to a picture of 8x8 pixels", _HINT)
+        raise InputError("model", path, f"answers {shape} to a picture of {'x'.join(map(str, first))} pixels", _HINT)
     for sides in others:
         try:
             answer(*sides)

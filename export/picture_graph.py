@@ -27,13 +27,18 @@ from onnx.helper import make_tensor_value_info as make_value
 
 from colorpress.core.errors import InputError
 from export.affine_field import is_affine, take_field
-from export.picture_contract import COLORIZED_NAME, DEFAULT_WORK_SIZE, IMAGE_NAME, SATURATION_NAME, WORK_SIZE_NAME
+from export.picture_contract import (
+    COLORIZED_NAME,
+    DEFAULT_WORK_SIZE,
+    IMAGE_NAME,
+    LARGEST_ASPECT,
+    SATURATION_NAME,
+    WORK_SIZE_NAME,
+)
 from export.predictors import INPUT_NAME, OUTPUT_NAME
 from export.sessions import open_session
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
-# At most so many squares of the working size are seen, or a long strip would fill the memory of a network.
-LARGEST_ASPECT = 8
 # Of all names inside the network.
 NETWORK_PREFIX = "network."
 # Pixels of a stripe: a float plane of them fits a core's second-level cache.
@@ -286,7 +291,7 @@ def keep_lightness(whole: onnx.ModelProto) -> onnx.ModelProto:
 def _choose_sizes(g: _Graph, height: str, width: str) -> tuple[str, str]:
     """The sides that the network sees, and the side of the squares that are averaged first; int64 vectors.
 
-    In whole numbers, as `export.picture_reference.working_size`: they are exact wherever they are worked out, and
+    In whole numbers, as `export.picture_contract.working_size`: they are exact wherever they are worked out, and
     runtimes for browsers have no float64.
     """
     long, short = g("Max", height, width), g("Min", height, width)

@@ -14,28 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colorpress.core.errors import InputError
-from export.picture_contract import DEFAULT_WORK_SIZE
-from export.picture_graph import LARGEST_ASPECT
+from export.picture_contract import DEFAULT_WORK_SIZE, check_field, working_size
 from export.predictors import Pixels, Predictor
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 from training.network import apply_field
 
 _STRIPE_PIXELS = 1 << 20
-
-
-def working_size(height: int, width: int, work_size: int) -> tuple[int, int, int]:
-    """What the network sees of a picture: rows, columns, and the side of the squares that are averaged first.
-
-    The short side becomes the working size. Of a picture longer than a = LARGEST_ASPECT to 1 the side (long + a short)
-    / 2a does, so that at most `a` squares of the working size are seen of any, and 2a working sizes of its length.
-    """
-    long, short = max(height, width), min(height, width)
-    scale = 2 * LARGEST_ASPECT
-    seen = max(long + LARGEST_ASPECT * short, scale * short, scale * work_size)
-    rows, columns = (max(1, (2 * scale * side * work_size + seen) // (2 * seen)) for side in (height, width))
-    # At least two of the averages lie under a pixel of the working size.
-    return rows, columns, max(1, seen // (2 * scale * work_size))
 
 
 def shrink_pixels(pixels: Pixels, work_size: int) -> Tensor:
@@ -86,11 +70,7 @@ def color_pixels(
     small = shrink_pixels(pixels, work_size).expand(-1, 3, -1, -1)  # (1, 3, h, w)
     lightness = rgb_to_l_ab(small)[0]  # (1, 1, h, w)
     answer = predictor(np.ascontiguousarray(lightness.numpy()))
-    shapes = [(1, channels, *lightness.shape[-2:]) for channels in (2, 4)]
-    if answer.shape not in shapes or not np.isfinite(answer).all():
-        why = f"answered {'x'.join(map(str, answer.shape))} values, some perhaps not finite, instead of colours"
-        raise InputError("model", None, why, "give a model that colorpress exported")
-    field = saturation * torch.from_numpy(np.asarray(answer, np.float32))  # (1, 2 or 4, h, w)
+    field = saturation * torch.from_numpy(check_field(answer, lightness.shape[2:]))  # (1, 2 or 4, h, w)
     height, width, _ = pixels.shape
     colored = np.empty((height, width, 3), np.uint8)
     step = max(1, _STRIPE_PIXELS // width)

@@ -11,16 +11,15 @@ import argparse
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from colorpress.core.errors import InputError
 from export.colorizers import OnnxColorizer
 from export.graph import Published, publish_model
 from export.onnx_probe import refuse_hostile
 from export.parity import PictureParity, check_picture_parity, require_picture_parity
 from export.picture_contract import DEFAULT_WORK_SIZE, SATURATION_NAME, WORK_SIZE_NAME
-from export.picture_graph import NETWORK_PREFIX, build_picture_graph
-from export.predictors import INPUT_NAME, OUTPUT_NAME
+from export.picture_graph import build_picture_graph
+from export.picture_network import take_network
 
 
 def renew_colorizer(source: Path, destination: Path) -> Published[PictureParity]:
@@ -46,39 +45,6 @@ def renew_colorizer(source: Path, destination: Path) -> Published[PictureParity]
         return require_picture_parity(check_picture_parity(before, OnnxColorizer(trial, threads=1)), destination.name)
 
     return publish_model(model, {each.key: each.value for each in whole.metadata_props}, destination, check)
-
-
-def take_network(whole: onnx.ModelProto, path: Path | None = None) -> onnx.ModelProto:
-    """The network in a picture graph, L (N, 1, H, W) to ab or an affine field (N, 2 or 4, H, W), without metadata.
-
-    Args:
-        path: what an error calls it.
-    Raises:
-        InputError: there is none that could be taken out.
-    """
-    nodes = [node for node in whole.graph.node if node.output[0].startswith(NETWORK_PREFIX)]
-    constants = [tensor for tensor in whole.graph.initializer if tensor.name.startswith(NETWORK_PREFIX)]
-    known = {"", *(each.name for each in constants), *(name for node in nodes for name in node.output)}
-    read = {name for node in nodes for name in node.input} - known
-    has_bodies = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
-    if len(read) != 1 or f"{NETWORK_PREFIX}{OUTPUT_NAME}" not in known or has_bodies:
-        why, hint = "has no network in it that could be taken out", "write it again with `colorpress deploy`"
-        raise InputError("model", path, why, hint)
-    names = {read.pop(): INPUT_NAME, **{name: name.removeprefix(NETWORK_PREFIX) for name in known}}
-    network = onnx.ModelProto()
-    network.CopyFrom(whole)
-    del network.metadata_props[:]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, "H", "W"])
-        for name, channels in ((INPUT_NAME, 1), (OUTPUT_NAME, 2))
-    ]
-    network.graph.CopyFrom(helper.make_graph(nodes, "network", values[:1], values[1:], constants))
-    for node in network.graph.node:
-        node.name = node.name.removeprefix(NETWORK_PREFIX)
-        node.input[:], node.output[:] = ([names[each] for each in part] for part in (node.input, node.output))
-    for tensor in network.graph.initializer:
-        tensor.name = names[tensor.name]
-    return network
 
 
 def main() -> None:

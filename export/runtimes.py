@@ -156,10 +156,12 @@ def open_colorizer(
             return chosen.open_pictures(path, content, chosen.choose_device(opening))
     from export.picture_contract import DEFAULT_WORK_SIZE
     from export.picture_reference import color_pixels
+    from export.colorizers import AskedNetwork, color_large_faster
 
     network = chosen.open(path, replace(opening, field=True))
     size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
-    return partial(color_pixels, predictor=network, work_size=size, saturation=gain)
+    asked = AskedNetwork(network, size, gain)
+    return color_large_faster(partial(color_pixels, **vars(asked)), lambda: asked, threads)
 
 
 def find_runtime(path: Path, name: str = "") -> Runtime:
@@ -221,11 +223,17 @@ def _open_openvino(path: Path, opening: Opening) -> TimedPredictor:
 
 
 def _color_onnx(path: Path, content: bytes, opening: Opening, provider: str = "") -> Colorizer:
-    from export.colorizers import OnnxColorizer
+    from export.colorizers import OnnxColorizer, color_large_faster, open_inner_network
 
-    size, gain = opening.work_size, opening.saturation
-    chosen = partial(OnnxColorizer, path, content, work_size=size, saturation=gain, threads=opening.threads)
-    return _on_provider(lambda each: chosen(provider=each), opening, provider)
+    asked: dict[str, Any] = {
+        "work_size": opening.work_size,
+        "saturation": opening.saturation,
+        "threads": opening.threads,
+    }
+    graph = _on_provider(lambda each: OnnxColorizer(path, content, **asked, provider=each), opening, provider)
+    if provider or opening.device != "cpu" or not graph.has_choices:
+        return graph
+    return color_large_faster(graph, partial(open_inner_network, path, content, **asked), opening.threads)
 
 
 def _color_openvino(path: Path, content: bytes, opening: Opening) -> Colorizer:

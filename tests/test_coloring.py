@@ -12,7 +12,8 @@ from PIL import Image
 
 from colorpress.core.errors import InputError
 from export import picture_reference as coloring
-from export.picture_reference import color_pixels, shrink_pixels, working_size
+from export.picture_contract import working_size
+from export.picture_reference import color_pixels, shrink_pixels
 from training.lab import l_ab_to_rgb, rgb_to_l_ab
 
 Floats = NDArray[np.float32]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from conftest import TINY_PLAN, make_network, make_photo
 from onnx import numpy_helper
 
 from benchmarks.rows import FORMAT_VERSION
+from colorpress import deploy_stages
 from colorpress.cli import run_command
 from colorpress.core.config import ExportConfig, Settings
 from colorpress.core.errors import ConfigError, GateError, InputError
@@ -22,9 +25,11 @@ from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
 from compress.export_stages import pack
 from compress.measures import Strength
 from export import deployable, picture_graph
+from export.colorizers import OnnxColorizer
 from export.deployable import export_colorizer, write_ort
 from export.graph import export_onnx, read_metadata
 from export.metadata_figures import MEASURED
+from export.parity import PictureParity
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photo_split import PhotoSplit
 from training.photos import Photo
@@ -86,6 +91,41 @@ def test_a_picture_graph_is_published_with_what_was_measured_and_made_once(run: 
         session = ort.InferenceSession(str(path.with_name(name)), providers=["CPUExecutionProvider"])
         answers.append(session.run(None, {"image": pixels})[0])
     np.testing.assert_array_equal(*answers)
+
+
+def test_a_plain_graph_is_published_verified_and_shipped(
+    run: Run, photos: list[Photo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy_stages, "matrix_shapes", lambda: ((1, 33, 17), (1, 64, 64)))
+    plain = run.folder / "best" / "colorizer-plain.onnx"
+    for size, shape, pictures in (("", "(N,H,W,3)", 12), ("61x90", "(1,61,90,3)", 2)):
+        options = {"work_size": 48, "saturation": 1.5, "plain": not size, "plain_size": size}
+        run = Run(run.folder, Settings.from_options(options))
+        deploy(run, "best", photos)
+        assert read_metadata(plain)["input"].startswith(f"image uint8 {shape}")
+        verify(run, ["best"], photos)
+        found = json.loads((run.folder / "parity.json").read_text())["variants"]["best"]["pictures"]
+        assert found["plain"]["max_levels"] <= 1 and found["plain"]["pictures"] == pictures
+    split = PhotoSplit(tuple(photos[:1]), tuple(photos[1:2]), tuple(photos[2:]))
+    shipped = bundle(run, "best", run.folder / "ship", split, web=False)
+    assert (shipped.folder / plain.name).read_bytes() == plain.read_bytes()
+    assert f"`{plain.name}`" in (shipped.folder / "MODEL_CARD.md").read_text()
+    right = deploy_stages.check_colorizer
+
+    def spoil(graph: OnnxColorizer, *others: Any, **options: Any) -> PictureParity:
+        found = right(graph, *others, **options)
+        return replace(found, max_levels=2) if graph.path == plain else found
+
+    monkeypatch.setattr(deploy_stages, "check_colorizer", spoil)
+    onnx.save(onnx.load(run.folder / "best" / "colorizer.onnx"), plain)  # another file is compared again
+    with pytest.raises(GateError, match="best differ from PyTorch"):
+        verify(run, ["best"], photos)
+
+
+def test_a_size_that_is_none_is_refused() -> None:
+    for size in ("61", "61x", "0x9", "61x90x3", "-1x5"):
+        with pytest.raises(ConfigError, match="--plain-size"):
+            Settings.from_options({"plain_size": size})
 
 
 def test_what_was_not_measured_is_not_in_the_file_and_inspect_says_so(

@@ -29,9 +29,9 @@ from export.picture_graph import (
     Curve,
     build_picture_graph,
 )
+from export.picture_network import take_network
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
-from export.renewal import take_network
 from export.runtimes import open_colorizer
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.cie import LAB_EPSILON, LAB_OFFSET, LAB_SLOPE

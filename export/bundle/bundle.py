@@ -32,6 +32,8 @@ from export.predictors import OnnxPredictor
 from export.sessions import check_model_file
 
 MODEL_NAME, BARE_NAME, SUMS_NAME = "colorizer.onnx", "network.onnx", "SHA256SUMS"
+# The same without control flow, see `colorpress deploy --plain`.
+PLAIN_NAME = "colorizer-plain.onnx"
 _TEMPLATES = Path(__file__).with_name("templates")
 _WEB = Path(__file__).with_name("web")
 _WEB_FILES = ("index.html", "app.js", "worker.js", "style.css")
@@ -80,6 +82,7 @@ def write_bundle(
     destination: Path,
     *,
     web: bool,
+    plain: Path | None = None,
     figures: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> BundleResult:
@@ -89,6 +92,7 @@ def write_bundle(
         model: the picture graph, `image` uint8 (N, H, W, 1 or 3) to `colorized` uint8 (N, H, W, 3).
         bare: the network in it alone, L to ab, shipped as well; None: it is not.
         destination: the folder; it appears complete or not at all.
+        plain: the picture graph without control flow, shipped as well; None: it is not.
         web: a page that runs the model in a browser, with its runtime, in web/.
         figures: a row of a benchmark (see benchmarks.rows.COLUMNS), and `machine` (text, or what describe_machine
             gives), `date`, `train_photos` and `val_photos` (counts), and in words `measure` (what decides), `strength`
@@ -107,6 +111,10 @@ def write_bundle(
         refuse_hostile(bare)
         OnnxPredictor(bare, threads=1)  # refuses what is no network
         contents[BARE_NAME] = bare.read_bytes()
+    if plain is not None:
+        refuse_hostile(plain)
+        OnnxColorizer(plain, threads=1)  # refuses what is no picture graph
+        contents[PLAIN_NAME] = plain.read_bytes()
     folder = Path(os.path.realpath(destination))
     _check_destination(folder, destination, force)
     if web:
@@ -115,7 +123,8 @@ def write_bundle(
         contents["web/ort/LICENSE"] = (_TEMPLATES / "onnxruntime-web.LICENSE").read_bytes()
         # Once more, since the folder web/ alone may be served.
         contents[f"web/{MODEL_NAME}"] = graph.content
-    contents["MODEL_CARD.md"] = format_card(graph, figures or {}, bare=bare is not None, web=web).encode()
+    card = format_card(graph, figures or {}, bare=bare is not None, plain=plain is not None, web=web)
+    contents["MODEL_CARD.md"] = card.encode()
     contents["LICENSE-NOTE.md"] = _fill("LICENSE-NOTE.md", web=web, package=PACKAGE, version=VERSION).encode()
     sums = [f"{sha256_bytes(content)}  {name}\n" for name, content in sorted(contents.items())]
     contents[SUMS_NAME] = "".join(sums).encode()
@@ -154,7 +163,7 @@ def read_picture_graph(path: Path) -> PictureGraph:
     return PictureGraph(content, options, metadata)
 
 
-def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, web: bool) -> str:
+def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, plain: bool, web: bool) -> str:
     """MODEL_CARD.md, with the head that model hubs read; `figures` as in `write_bundle`."""
 
     def show(name: str, pattern: str = "{}", missing: str = NOT_MEASURED) -> str:
@@ -167,7 +176,7 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
         return f" ({what} {low} to {high})" if low and high else ""
 
     size, noted = format_bytes(len(graph.content)), partial(show, missing="not recorded")
-    given = {"graph": graph, "measured": MEASURED, "size": size, "bare": bare, "web": web, "figures": figures}
+    given = {"graph": graph, "measured": MEASURED, "size": size, "bare": bare, "plain": plain, "web": web, "figures": figures}
     return _fill("MODEL_CARD.md", **given, show=show, interval=interval, noted=noted)
 
 

@@ -1,0 +1,235 @@
+"""Colouring a picture by loops that numba compiles: what `export.picture_reference` defines, many times as fast.
+
+Full size is gone through once, row by row: what a row needs stays in the cache, and curves are look-ups in tables that
+are fine enough to stay within half a grey level of the definition. Only large pictures are worth it: numba takes half
+a second to be imported, and seconds to compile when it is called first; what it compiled is kept on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from colorpress.core.cores import usable_cores
+from export.picture_contract import DEFAULT_WORK_SIZE, check_field, working_size
+from export.predictors import Floats, Pixels, Predictor
+from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
+
+# There are no NaN and no division by 0, or comparisons and quotients could not be computed many at a time.
+_FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
+_compile = partial(njit, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+# Linear light to sRGB in so many steps: at most a fifth of a level from the curve, where it is steepest.
+_STEPS = 8192
+_STRIPE_PIXELS = 1 << 18
+
+
+def color_pixels_compiled(
+    pixels: Pixels,
+    predictor: Predictor,
+    *,
+    work_size: int = DEFAULT_WORK_SIZE,
+    saturation: float = 1.0,
+    threads: int = 0,
+) -> Pixels:
+    """Colour one picture, uint8 (H, W, 3) sRGB or (H, W, 1) grey; uint8 (H, W, 3) sRGB.
+
+    Within one grey level of `export.picture_reference.color_pixels`, whose arguments and errors these are.
+
+    Args:
+        threads: 0: one per usable core.
+    """
+    height, width, channels = pixels.shape
+    rows, columns, block = working_size(height, width, work_size)
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
+        averaged = np.empty((-(-height // block), -(-width // block) * channels), np.float32)
+        flat = np.ascontiguousarray(pixels).reshape(height, width * channels)
+        step = max(1, _STRIPE_PIXELS // (width * block))
+        _do_all(pool, partial(_average, flat, averaged, block, channels), averaged.shape[0], step)
+        lightness = _measure_lightness(_shrink(averaged, height, width, channels, rows, columns, block))
+        answer = predictor(lightness[None, None])
+        field = check_field(answer, (rows, columns))[0] * np.float32(saturation)
+        # Of x and z, and of an affine field their slopes: what f of the luminance is added.
+        field *= np.resize(np.array([AB_SCALE / 500.0, -AB_SCALE / 200.0], np.float32), len(field))[:, None, None]
+        wide = np.empty((len(field), rows, width), np.float32)
+        _enlarge_columns(field, wide)
+        colored = np.empty((height, width, 3), np.uint8)
+        step = max(1, _STRIPE_PIXELS // width)
+        _do_all(pool, partial(_color_rows, flat, wide, colored, *_tables(), _to_linear()), height, step)
+    return colored
+
+
+def _do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], None], length: int, step: int) -> None:
+    """`work` from and up to which row, for stripes of all rows."""
+    starts = range(0, length, step)
+    for _ in pool.map(work, starts, (min(start + step, length) for start in starts)):
+        pass
+
+
+@cache
+def _tables() -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Linear light of sRGB codes as a part of Y, (3, 256); f of 256 greys; sRGB codes of linear light."""
+    code = np.arange(256) / 255.0
+    linear = np.where(code > 0.04045, ((code + 0.055) / 1.055) ** 2.4, code / 12.92)
+    weights = np.array(RGB_TO_XYZ[1])
+    light = (np.arange(_STEPS) + 0.5) / _STEPS
+    srgb = np.where(light > 0.0031308, 1.055 * light ** (1.0 / 2.4) - 0.055, 12.92 * light)
+    parts = (weights[:, None] * linear).astype(np.float32)
+    return parts, _lab_curve(linear).astype(np.float32), np.rint(srgb * 255.0).astype(np.uint8)
+
+
+def _to_linear() -> Floats:
+    """X, Y and Z, relative to white, to linear sRGB in steps of its table."""
+    return (np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]) * _STEPS).astype(np.float32)
+
+
+def _lab_curve(light: NDArray[Any]) -> NDArray[Any]:
+    return np.where(light > LAB_EPSILON, np.cbrt(light), LAB_SLOPE * light + LAB_OFFSET)
+
+
+def _shrink(averaged: Floats, height: int, width: int, channels: int, rows: int, columns: int, block: int) -> Floats:
+    """sRGB codes at the working size, (h, w, C), from the averages of squares."""
+    short = np.zeros((rows, averaged.shape[1]), np.float32)
+    _lay_triangles(averaged, height / (rows * block), short)
+    turned = np.ascontiguousarray(short.reshape(rows, -1, channels).transpose(1, 0, 2)).reshape(-1, rows * channels)
+    narrow = np.zeros((columns, rows * channels), np.float32)
+    _lay_triangles(turned, width / (columns * block), narrow)
+    return np.ascontiguousarray(narrow.reshape(columns, rows, channels).transpose(1, 0, 2))
+
+
+def _measure_lightness(code: Floats) -> Floats:
+    """L (h, w) of sRGB codes (h, w, C)."""
+    srgb = code / np.float32(255.0)
+    linear = np.where(srgb > 0.04045, ((srgb + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4), srgb / 12.92)
+    y = linear[..., 0] if code.shape[2] == 1 else linear @ np.array(RGB_TO_XYZ[1], np.float32)
+    return np.ascontiguousarray(1.16 * _lab_curve(y) - 0.16, np.float32)
+
+
+@_compile()
+def _average(flat, averaged, block, channels, first, last):  # type: ignore[no-untyped-def]
+    """Averages of squares of pixels (H, W * C), the last column and row repeated, for some rows of `averaged`."""
+    height, wide = flat.shape
+    width = wide // channels
+    sums = np.empty(wide, np.int32)
+    for row in range(first, last):
+        sums[:] = 0
+        for inner in range(block):
+            line = flat[min(row * block + inner, height - 1)]
+            for i in range(wide):
+                sums[i] += line[i]
+        out = averaged[row]
+        scale = np.float32(1.0 / (block * block))
+        for i in range(out.shape[0]):
+            column, channel = i // channels, i % channels
+            total = np.int32(0)
+            for inner in range(block):
+                total += sums[min(column * block + inner, width - 1) * channels + channel]
+            out[i] = np.float32(total) * scale
+
+
+@_compile()
+def _lay_triangles(values, step, small):  # type: ignore[no-untyped-def]
+    """(length, M) to (n, M), zeros at first: a triangle around (i + 1/2) step - 1/2 each, weights adding to 1."""
+    length = values.shape[0]
+    reach = max(step, 1.0)
+    for i in range(small.shape[0]):
+        center = (i + 0.5) * step - 0.5
+        first, last = max(0, int(np.floor(center - reach))), min(length - 1, int(np.ceil(center + reach)))
+        total = 0.0
+        for k in range(first, last + 1):
+            total += max(0.0, 1.0 - abs(center - k) / reach)
+        out = small[i]
+        for k in range(first, last + 1):
+            weight = np.float32(max(0.0, 1.0 - abs(center - k) / reach) / total)
+            line = values[k]
+            for j in range(out.shape[0]):
+                out[j] += weight * line[j]
+
+
+@_compile()
+def _enlarge_columns(field, wide):  # type: ignore[no-untyped-def]
+    """(K, h, w) to (K, h, W), bilinear."""
+    kinds, rows, columns = field.shape
+    width = wide.shape[2]
+    left, share = np.empty(width, np.int32), np.empty(width, np.float32)
+    for i in range(width):
+        at = min(max((i + 0.5) * columns / width - 0.5, 0.0), columns - 1.0)
+        left[i] = min(int(at), max(columns - 2, 0))
+        share[i] = at - left[i]
+    right = 1 if columns > 1 else 0
+    for kind in range(kinds):
+        for row in range(rows):
+            line, out = field[kind, row], wide[kind, row]
+            for i in range(width):
+                a = line[left[i]]
+                out[i] = a + share[i] * (line[left[i] + right] - a)
+
+
+@_compile()
+def _color_rows(flat, wide, colored, parts, f_of_grey, codes, to_linear, first, last):  # type: ignore[no-untyped-def]
+    """Colour rows `first` to `last` of pixels (H, W * C) with what was enlarged along the columns, (2 or 4, h, W)."""
+    height, width, _ = colored.shape
+    is_grey = flat.shape[1] == width
+    is_affine = wide.shape[0] == 4
+    rows = wide.shape[1]
+    zero = np.float32(0.0)
+    knee, slope, offset = np.float32(LAB_KNEE), np.float32(1.0 / LAB_SLOPE), np.float32(-LAB_OFFSET / LAB_SLOPE)
+    top = np.float32(_STEPS - 1)
+    y, f = np.empty(width, np.float32), np.empty(width, np.float32)
+    index = np.empty((3, width), np.int32)
+    for row in range(first, last):
+        line = flat[row]
+        if is_grey:
+            for i in range(width):
+                code = line[i]
+                y[i] = parts[0, code] + parts[1, code] + parts[2, code]
+                f[i] = f_of_grey[code]
+        else:
+            for i in range(width):
+                y[i] = parts[0, line[3 * i]] + parts[1, line[3 * i + 1]] + parts[2, line[3 * i + 2]]
+            for i in range(width):
+                f[i] = _f_of(y[i])
+        at = min(max((row + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
+        above = min(int(at), max(rows - 2, 0))
+        below = min(above + 1, rows - 1)
+        share = np.float32(at - above)
+        x_above, x_below, z_above, z_below = wide[0, above], wide[0, below], wide[1, above], wide[1, below]
+        a_above, a_below, c_above, c_below = x_above, x_below, z_above, z_below
+        if is_affine:
+            a_above, a_below, c_above, c_below = wide[2, above], wide[2, below], wide[3, above], wide[3, below]
+        for i in range(width):
+            of_x = x_above[i] + share * (x_below[i] - x_above[i])
+            of_z = z_above[i] + share * (z_below[i] - z_above[i])
+            if is_affine:
+                shifted = np.float32(1.16) * f[i] - np.float32(0.66)
+                of_x += shifted * (a_above[i] + share * (a_below[i] - a_above[i]))
+                of_z += shifted * (c_above[i] + share * (c_below[i] - c_above[i]))
+            fx, fz = max(f[i] + of_x, zero), max(f[i] + of_z, zero)
+            x = fx * fx * fx if fx > knee else slope * fx + offset
+            z = fz * fz * fz if fz > knee else slope * fz + offset
+            red = to_linear[0, 0] * x + to_linear[0, 1] * y[i] + to_linear[0, 2] * z
+            green = to_linear[1, 0] * x + to_linear[1, 1] * y[i] + to_linear[1, 2] * z
+            blue = to_linear[2, 0] * x + to_linear[2, 1] * y[i] + to_linear[2, 2] * z
+            index[0, i] = np.int32(min(max(red, zero), top))
+            index[1, i] = np.int32(min(max(green, zero), top))
+            index[2, i] = np.int32(min(max(blue, zero), top))
+        out = colored[row]
+        for i in range(width):
+            out[i, 0] = codes[index[0, i]]
+            out[i, 1] = codes[index[1, i]]
+            out[i, 2] = codes[index[2, i]]
+
+
+@_compile(inline="always")
+def _f_of(y):  # type: ignore[no-untyped-def]
+    """f(Y) of Lab, to 2e-6: a line over the fourth root, then two steps of Newton; below, from its end, the line."""
+    light = max(y, np.float32(LAB_EPSILON))
+    f = np.sqrt(np.sqrt(light)) * np.float32(1.1019521) - np.float32(0.1387668)
+    f = np.float32(2.0 / 3.0) * f + np.float32(1.0 / 3.0) * light / (f * f)
+    f = np.float32(2.0 / 3.0) * f + np.float32(1.0 / 3.0) * light / (f * f)
+    return f + np.float32(LAB_SLOPE) * (y - light)

@@ -122,8 +122,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip("chromium and chromedriver are not installed")
     options = selenium.ChromeOptions()
     options.binary_location = chromium
-    # As root, in a container, there is neither its sandbox nor a large /dev/shm.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    # As root, in a container, there is neither its sandbox nor a large /dev/shm; WebGPU runs in software.
+    webgpu = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900", *webgpu):
         options.add_argument(flag)
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("saved"))})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -15,6 +16,7 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from PIL import Image
 
 from colorpress.core.config import ExportConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError, printable
+from colorpress.core.text import format_bytes
 from export.bundle import bundle, web_runtime
 from export.bundle.bundle import BundleResult, write_bundle
 from export.graph import export_onnx
@@ -93,7 +96,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A package that counts as the right one, with short files in it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in web_runtime.RUNTIME_FILES:
+        for name in chain.from_iterable(web_runtime.RUNTIMES.values()):
             content = f"content of {name}".encode()
             entry = tarfile.TarInfo(f"package/dist/{name}")
             entry.size = len(content)
@@ -398,17 +401,26 @@ def _walk(tokens: Sequence[Token]) -> Iterator[Token]:
         yield from _walk(token.children or [])
 
 
-def test_the_page_holds_its_runtime_and_model(model: Path, tmp_path: Path, registry: Path, package: bytes) -> None:
+def test_the_page_holds_its_runtimes_and_model(model: Path, tmp_path: Path, registry: Path, package: bytes) -> None:
     (registry / "onnxruntime-web-1.30.0.tgz").write_bytes(package)
     result = write_bundle(model, None, tmp_path / "ship", web=True)
-    web = result.folder / "web"
-    assert names_in(web) == PAGE | {f"ort/{name}" for name in web_runtime.RUNTIME_FILES}
+    web, packed = result.folder / "web", {}
+    for runtime, names in web_runtime.RUNTIMES.items():
+        loader, program = names
+        assert (web / "ort" / loader).read_text() == f"content of {loader}"
+        assert gzip.decompress((web / "ort" / f"{program}.gz").read_bytes()).decode() == f"content of {program}"
+        packed[runtime] = {f"ort/{loader}", f"ort/{program}.gz"}
+    assert names_in(web) == PAGE | packed["wasm"] | packed["webgpu"]
     assert result.web_runtime == web_runtime.VERSION
-    assert (web / "ort" / web_runtime.RUNTIME_FILES[0]).read_text() == f"content of {web_runtime.RUNTIME_FILES[0]}"
     assert (web / "colorizer.onnx").read_bytes() == model.read_bytes()
     assert not any(path.is_symlink() for path in web.rglob("*"))
     assert "Microsoft" in (web / "ort" / "LICENSE").read_text()
     assert "onnxruntime-web 1.30.0" in (result.folder / "LICENSE-NOTE.md").read_text()
+    card = " ".join((result.folder / "MODEL_CARD.md").read_text().split())
+    loads = {
+        each: sum((web / name).stat().st_size for name in (PAGE - {"ort/LICENSE"}) | packed[each]) for each in packed
+    }
+    assert f"A visitor loads {format_bytes(loads['wasm'])}, with WebGPU {format_bytes(loads['webgpu'])}; " in card
     check_sums(result.folder)
 
 
@@ -416,11 +428,9 @@ def test_the_page_names_only_files_that_are_there(model: Path, tmp_path: Path, r
     (registry / "onnxruntime-web-1.30.0.tgz").write_bytes(package)
     web = write_bundle(model, None, tmp_path / "ship", web=True).folder / "web"
     page, app, worker = ((web / name).read_text() for name in ("index.html", "app.js", "worker.js"))
-    named = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page)
-    named += re.findall(r'new URL\("([^"]+)"', app)
-    named += re.findall(r'from "([^"]+)"|download\("([^"]+)"', worker)
-    flat = {name for each in named for name in ([each] if isinstance(each, str) else each) if name}
-    assert {name.removeprefix("./") for name in flat} == names_in(web) - {"index.html", "ort/LICENSE"}
+    named = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page) + re.findall(r'new URL\("([^"]+)"', app)
+    named += re.findall(r'(?:loader|program|MODEL)(?:: | = )"([^"]+)"', worker)
+    assert set(named) == names_in(web) - {"index.html", "ort/LICENSE"}
     for text in (page, app, worker):
         assert not re.findall(r"(?:https?:)?//(?!localhost)[a-z0-9]+\.", text), "nothing from elsewhere"
     used = set(re.findall(r"page\.(\w+)", app))
@@ -464,4 +474,4 @@ def test_a_package_is_downloaded_once(
 def test_a_registry_must_be_on_the_web(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("npm_config_registry", f"file://{cache}")
     with pytest.raises(MachineError, match="no web address"):
-        web_runtime.read_web_runtime()
+        web_runtime.read_web_runtimes()

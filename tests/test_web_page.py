@@ -37,15 +37,24 @@ ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, with or without the headers that allow threads."""
+    """Serves a folder, with or without the headers that allow threads, and notes the names of what was asked for."""
 
-    def __init__(self, *arguments: Any, headers: dict[str, str], **options: Any) -> None:
-        self.more_headers = headers
+    def __init__(
+        self, *arguments: Any, headers: dict[str, str], unpacks: bool, asked: list[str] | None, **options: Any
+    ) -> None:
+        self.more_headers, self.unpacks, self.asked = headers, unpacks, asked
         super().__init__(*arguments, **options)
+
+    def do_GET(self) -> None:
+        if self.asked is not None:
+            self.asked.append(self.path.lstrip("/").partition("?")[0] or "index.html")
+        super().do_GET()
 
     def end_headers(self) -> None:
         for name, value in self.more_headers.items():
             self.send_header(name, value)
+        if self.unpacks and self.path.endswith(".gz"):
+            self.send_header("Content-Encoding", "gzip")
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -53,9 +62,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path, headers: dict[str, str]) -> Iterator[str]:
-    """The address of a folder that is served on this machine."""
-    handler = functools.partial(Handler, directory=str(folder), headers=headers)
+def served(
+    folder: Path, headers: dict[str, str], *, unpacks: bool = False, asked: list[str] | None = None
+) -> Iterator[str]:
+    """The address of a folder that is served on this machine.
+
+    With `unpacks` gzip files are said to be compressed answers, as some servers do; names asked for go into `asked`.
+    """
+    handler = functools.partial(Handler, directory=str(folder), headers=headers, unpacks=unpacks, asked=asked)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -85,7 +99,8 @@ def address(request: pytest.FixtureRequest, bundle: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser(browser: Any) -> Any:
     """The browser, patient: a page that asks to be isolated gets another process, and is empty for a moment."""
-    browser.set_script_timeout(120)
+    browser.set_script_timeout(300)
+    browser.command_executor.client_config.timeout = 320
     browser.implicitly_wait(10)
     return browser
 
@@ -152,7 +167,7 @@ def test_the_page_colours_as_python_does(
         record_property(f"{name}_difference", f"max {difference.max()}, mean {difference.mean():.5f}")
         assert difference.max() <= TOLERANCE
         assert np.ptp(after, axis=2).max() > 3, "there is colour in the answer"
-    threads = 1 if "on 1 processor thread." in text_of(browser, "versions") else 2
+    threads = 1 if "on 1 processor thread (WebAssembly)" in text_of(browser, "versions") else 2
     isolated = browser.execute_script("return crossOriginIsolated && navigator.hardwareConcurrency > 1")
     assert (threads > 1) == isolated
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
@@ -216,11 +231,11 @@ def test_nothing_can_leave_the_page(browser: Any, bundle: Path, tmp_path: Path) 
     with served(tmp_path / "elsewhere", {}) as elsewhere, served(web, {}) as address:
         probe = f"fetch({json.dumps(elsewhere)}, {{mode: 'no-cors'}}).then(() => 'sent', () => 'refused')"
         with (web / "worker.js").open("a") as stream:
-            stream.write(f"{probe}.then((text) => postMessage({{kind: 'ready', milliseconds: 1, versions: text}}));\n")
+            stream.write(f"{probe}.then((text) => postMessage({{kind: 'refused', text}}));\n")
         browser.get(address)
         assert browser.execute_async_script(f"{probe}.then(arguments[0])") == "refused"
-        wait_for(browser, "['sent', 'refused'].includes(document.getElementById('versions').textContent)")
-        assert text_of(browser, "versions") == "refused"
+        wait_for(browser, "['sent', 'refused'].includes(document.getElementById('error').textContent)")
+        assert text_of(browser, "error") == "refused"
     browser.get_log("browser")  # the refusals just made are in it
 
 
@@ -264,13 +279,13 @@ def test_a_photograph_beyond_the_limit_is_scaled_down_and_the_page_says_so(
 def test_a_missing_program_is_told_and_can_be_had_later(browser: Any, bundle: Path, tmp_path: Path) -> None:
     web = tmp_path / "web"
     shutil.copytree(bundle / "web", web)
-    program = web / "ort" / "ort-wasm-simd-threaded.wasm"
+    program = web / "ort" / "ort-wasm-simd-threaded.wasm.gz"
     program.rename(tmp_path / "away")
     Image.fromarray(sample("coffee.png")[:50, :50]).save(tmp_path / "cup.png")
     with served(web, {"Cache-Control": "no-store"}) as address:
         browser.get(address)
         wait_for(browser, "document.body.dataset.state === 'idle'")
-        assert "ort-wasm-simd-threaded.wasm is missing on the server (404)" in text_of(browser, "error")
+        assert "ort-wasm-simd-threaded.wasm.gz is missing on the server (404)" in text_of(browser, "error")
         (tmp_path / "away").rename(program)
         choose(browser, tmp_path / "cup.png")
         assert text_of(browser, "error") == ""
@@ -294,3 +309,112 @@ def test_the_picture_is_saved(browser: Any, address: str, tmp_path: Path, kind: 
         threading.Event().wait(0.05)
     difference = np.abs(np.asarray(Image.open(saved).convert("RGB")).astype(int) - after)
     assert difference.max() == 0 if kind == "image/png" else difference.mean() < 3
+
+
+WASM = {"ort/ort.wasm.bundle.min.mjs", "ort/ort-wasm-simd-threaded.wasm.gz"}
+WEBGPU = {"ort/ort.jspi.bundle.min.mjs", "ort/ort-wasm-simd-threaded.jspi.wasm.gz"}
+ON_WEBGPU = "on the graphics processor (WebGPU)"
+OWN = {"index.html", "app.js", "worker.js", "style.css"}
+
+
+def open_page(browser: Any, address: str) -> None:
+    browser.get(address)
+    wait_for(browser, "document.body.dataset.loadMilliseconds")
+
+
+@contextmanager
+def changed_page(bundle: Path, folder: Path, script: str) -> Iterator[tuple[str, list[str]]]:
+    """The address of a page whose worker first runs some lines more, and what is asked of its server."""
+    shutil.copytree(bundle / "web", folder)
+    worker, asked = folder / "worker.js", list[str]()
+    worker.write_text(f"{script}\n{worker.read_text()}")
+    with served(folder, {"Cache-Control": "no-store"}, asked=asked) as address:
+        yield address, asked
+
+
+def test_webgpu_webassembly_and_python_give_the_same_pixels(
+    browser: Any, bundle: Path, tmp_path: Path, record_property: Any
+) -> None:
+    colour, grey = sample("chelsea.png"), np.asarray(Image.fromarray(sample("coffee.png")).convert("L"))
+    pictures = [colour[:101, :67], grey[:64, :257], colour[:1, :1], colour[40:240, 100:400], grey]
+    answers: dict[str, list[NDArray[np.int64]]] = {
+        "python": [colour_directly(bundle, np.ascontiguousarray(pixels)) for pixels in pictures]
+    }
+    with served(bundle / "web", {}) as address:
+        for runtime, words in (("wasm", "on 1 processor thread (WebAssembly)"), ("webgpu", ON_WEBGPU)):
+            open_page(browser, f"{address}?runtime={runtime}")
+            assert words in text_of(browser, "versions")
+            answers[runtime] = []
+            for number, pixels in enumerate(pictures):
+                Image.fromarray(pixels).save(tmp_path / f"{runtime}{number}.png")
+                choose(browser, tmp_path / f"{runtime}{number}.png")
+                assert text_of(browser, "facts").startswith(f"{runtime}{number}.png")
+                assert text_of(browser, "facts").endswith(words)
+                answers[runtime].append(read_canvas(browser, "after"))
+    for one, other in (("wasm", "python"), ("webgpu", "python"), ("webgpu", "wasm")):
+        differences = [np.abs(a - b) for a, b in zip(answers[one], answers[other], strict=True)]
+        record_property(f"{one}_{other}", [f"max {each.max()}, mean {each.mean():.5f}" for each in differences])
+        assert all(each.max() <= TOLERANCE for each in differences)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "runtime", "other"), [("false", WEBGPU, WASM), ("true", WASM, WEBGPU), ("none", WASM, WEBGPU)]
+)
+def test_one_runtime_is_loaded_and_its_bytes_are_told(
+    browser: Any, bundle: Path, tmp_path: Path, hardware: str, runtime: set[str], other: set[str]
+) -> None:
+    """WebGPU of a graphics processor is taken; that of software, as here, is not, nor is none."""
+    script = f"Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', {{ get: () => {hardware} }});"
+    if hardware == "none":
+        script = "Object.defineProperty(GPU.prototype, 'requestAdapter', { value: async () => null });"
+    with changed_page(bundle, tmp_path / "web", script) as (address, asked):
+        open_page(browser, address)
+        said = text_of(browser, "versions")
+    assert (ON_WEBGPU in said) == (runtime is WEBGPU)
+    assert sorted(asked) == sorted({*OWN, "colorizer.onnx", *runtime}), "each once"
+    model, program, own = (
+        sum((tmp_path / "web" / name).stat().st_size for name in names) for names in ({"colorizer.onnx"}, runtime, OWN)
+    )
+    assert f"Loaded {(model + program + own) / 1e6:.1f} MB in all" in said
+    assert f"the model {model / 1e3:.0f} kB, ONNX Runtime Web 1.30.0 (MIT licence) {program / 1e3:,.0f} kB" in said
+    assert f"this page {own / 1e3:.0f} kB" in said
+
+
+# The device is lost while a photograph is coloured, and the program is not there at all.
+LOST_DEVICE = """
+const ask = GPUAdapter.prototype.requestDevice;
+GPUAdapter.prototype.requestDevice = async function (...wishes) {
+  const device = await ask.apply(this, wishes);
+  addEventListener("message", () => device.destroy());
+  return device;
+};"""
+
+
+@pytest.mark.parametrize("script", [LOST_DEVICE, ""], ids=["device lost", "program missing"])
+def test_where_webgpu_fails_webassembly_colours_the_same_photograph(
+    browser: Any, bundle: Path, tmp_path: Path, script: str
+) -> None:
+    pixels = sample("coffee.png")[:50, :50]
+    Image.fromarray(pixels).save(tmp_path / "cup.png")
+    with changed_page(bundle, tmp_path / "web", script) as (address, asked):
+        if not script:
+            (tmp_path / "web" / "ort" / "ort-wasm-simd-threaded.jspi.wasm.gz").unlink()
+        open_page(browser, f"{address}?runtime=webgpu")
+        assert (ON_WEBGPU in text_of(browser, "versions")) == bool(script)
+        choose(browser, tmp_path / "cup.png")
+        assert text_of(browser, "error") == ""
+        assert text_of(browser, "facts").endswith("on 1 processor thread (WebAssembly)")
+        assert text_of(browser, "versions").startswith("WebGPU was tried first and failed. ")
+        assert np.abs(read_canvas(browser, "after") - colour_directly(bundle, pixels)).max() <= TOLERANCE
+        assert set(asked) >= WASM | WEBGPU
+    browser.get_log("browser")  # what failed is in it
+
+
+def test_a_server_may_call_its_gzip_files_compressed_answers(browser: Any, bundle: Path) -> None:
+    with served(bundle / "web", {}, unpacks=True) as address:
+        open_page(browser, address)
+        assert "WebAssembly" in text_of(browser, "versions")
+        assert f"{sum((bundle / 'web' / name).stat().st_size for name in WASM) / 1e3:,.0f} kB" in text_of(
+            browser, "versions"
+        )

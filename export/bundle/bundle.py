@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from colorpress.core.errors import ConfigError, InputError, as_machine_error, printable
 from colorpress.core.files import sha256_bytes, write_bytes
 from colorpress.core.text import format_bytes
-from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtime
+from export.bundle.web_runtime import PACKAGE, VERSION, read_web_runtimes
 from export.colorizers import OnnxColorizer, opset_of
 from export.metadata_figures import MEASURED, NOT_MEASURED
 from export.onnx_probe import refuse_hostile
@@ -117,13 +117,8 @@ def write_bundle(
         contents[PLAIN_NAME] = plain.read_bytes()
     folder = Path(os.path.realpath(destination))
     _check_destination(folder, destination, force)
-    if web:
-        contents |= {f"web/{name}": (_WEB / name).read_bytes() for name in _WEB_FILES}
-        contents |= {f"web/ort/{name}": content for name, content in read_web_runtime().items()}
-        contents["web/ort/LICENSE"] = (_TEMPLATES / "onnxruntime-web.LICENSE").read_bytes()
-        # Once more, since the folder web/ alone may be served.
-        contents[f"web/{MODEL_NAME}"] = graph.content
-    card = format_card(graph, figures or {}, bare=bare is not None, plain=plain is not None, web=web)
+    loads = _add_page(contents, graph.content) if web else {}
+    card = format_card(graph, figures or {}, bare=bare is not None, plain=plain is not None, loads=loads)
     contents["MODEL_CARD.md"] = card.encode()
     contents["LICENSE-NOTE.md"] = _fill("LICENSE-NOTE.md", web=web, package=PACKAGE, version=VERSION).encode()
     sums = [f"{sha256_bytes(content)}  {name}\n" for name, content in sorted(contents.items())]
@@ -163,8 +158,26 @@ def read_picture_graph(path: Path) -> PictureGraph:
     return PictureGraph(content, options, metadata)
 
 
-def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, plain: bool, web: bool) -> str:
-    """MODEL_CARD.md, with the head that model hubs read; `figures` as in `write_bundle`."""
+def _add_page(contents: dict[str, bytes], model: bytes) -> dict[str, int]:
+    """Add the files of web/, and answer what a visitor loads of them, in bytes, by the runtime that is used."""
+    # With the model once more, since the folder web/ alone may be served.
+    page = {name: (_WEB / name).read_bytes() for name in _WEB_FILES} | {MODEL_NAME: model}
+    contents |= {f"web/{name}": content for name, content in page.items()}
+    contents["web/ort/LICENSE"] = (_TEMPLATES / "onnxruntime-web.LICENSE").read_bytes()
+    runtimes = read_web_runtimes()
+    for files in runtimes.values():
+        contents |= {f"web/ort/{name}": content for name, content in files.items()}
+    return {name: sum(map(len, (*page.values(), *files.values()))) for name, files in runtimes.items()}
+
+
+def format_card(
+    graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, plain: bool, loads: Mapping[str, int]
+) -> str:
+    """MODEL_CARD.md, with the head that model hubs read; `figures` as in `write_bundle`.
+
+    `bare` and `plain` say whether those files are there. `loads` is what a visitor of the page loads, in bytes by
+    runtime; empty where there is no page.
+    """
 
     def show(name: str, pattern: str = "{}", missing: str = NOT_MEASURED) -> str:
         value = figures.get(name)
@@ -176,7 +189,8 @@ def format_card(graph: PictureGraph, figures: Mapping[str, Any], *, bare: bool, 
         return f" ({what} {low} to {high})" if low and high else ""
 
     size, noted = format_bytes(len(graph.content)), partial(show, missing="not recorded")
-    given = {"graph": graph, "measured": MEASURED, "size": size, "bare": bare, "plain": plain, "web": web, "figures": figures}
+    given = {"graph": graph, "measured": MEASURED, "size": size, "bare": bare, "plain": plain, "figures": figures}
+    given["loads"] = {name: format_bytes(count) for name, count in loads.items()}
     return _fill("MODEL_CARD.md", **given, show=show, interval=interval, noted=noted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import http.client
 import io
@@ -19,16 +20,21 @@ from colorpress.core.files import write_bytes
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # The registry's own dist.integrity of that version.
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-# The build without WebGPU and WebGL, with its loader inside: half of the next larger one.
-RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+# The smallest build without WebGPU and the smallest with it; a browser loads the two files of one of them. The registry
+# has none that was reduced to a model's operators.
+RUNTIMES = {
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
+}
 _REGISTRY = "https://registry.npmjs.org"
 _LARGEST_BYTES = 200_000_000
 _TIMEOUT_SECONDS = 60.0
 
 
-def read_web_runtime() -> dict[str, bytes]:
-    """The files of RUNTIME_FILES by name, from the user's cache or else from the npm registry.
+def read_web_runtimes() -> dict[str, dict[str, bytes]]:
+    """The files of each of RUNTIMES by name, from the user's cache or else from the npm registry.
 
+    Programs are packed as gzip files, a quarter of their size, which the page unpacks: many servers compress no .wasm.
     The registry is the one in the environment variable npm_config_registry, or npm's own; the cache is in
     XDG_CACHE_HOME, or else in ~/.cache. What does not have the pinned SHA-512 is never used, nor kept.
 
@@ -44,8 +50,14 @@ def read_web_runtime() -> dict[str, bytes]:
         except MachineError as error:
             warn(f"{error}; it will be downloaded again next time")
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-        streams = {name: archive.extractfile(f"package/dist/{name}") for name in RUNTIME_FILES}
-        return {name: stream.read() for name, stream in streams.items() if stream}
+        return {runtime: dict(_take(archive, name) for name in names) for runtime, names in RUNTIMES.items()}
+
+
+def _take(archive: tarfile.TarFile, name: str) -> tuple[str, bytes]:
+    """A file of the package as the page loads it: its name and content."""
+    stream = archive.extractfile(f"package/dist/{name}")
+    content = stream.read() if stream else b""
+    return (f"{name}.gz", gzip.compress(content, mtime=0)) if name.endswith(".wasm") else (name, content)
 
 
 def cached_package() -> Path:

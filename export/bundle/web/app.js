@@ -7,6 +7,10 @@ const isPhone = matchMedia("(pointer: coarse)").matches;
 // A phone has less memory, and its canvases end at 16.7 megapixels.
 const MAX_PIXELS = isPhone ? 16e6 : 24e6;
 
+// The address of the page may name one, as in ?runtime=wasm; else the worker chooses.
+let runtime = ["webgpu", "wasm"].find((name) => name === new URLSearchParams(location.search).get("runtime")) ?? "";
+let gaveUp = ""; // what the page says once WebGPU has failed
+const fileBytes = new Map(); // by address, of what workers loaded
 let worker = null;
 let running = null; // the photograph that the worker has
 let waiting = null; // the one chosen since; of several the last
@@ -16,7 +20,7 @@ function startWorker() {
   // Through a blob, since only such a worker inherits the page's content security policy.
   const source = `import ${JSON.stringify(new URL("worker.js", document.baseURI).href)};`;
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  worker = new Worker(address, { type: "module" });
+  worker = new Worker(address, { type: "module", name: runtime });
   worker.onmessage = ({ data }) => handlers[data.kind](data);
   worker.onerror = (event) => {
     event.preventDefault();
@@ -29,15 +33,16 @@ const handlers = {
     showProgress(`Loading the colouring program: ${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""}`,
       total ? loaded / total : undefined);
   },
-  ready({ milliseconds, versions }) {
+  ready({ milliseconds, place, version, files }) {
     document.body.dataset.loadMilliseconds = milliseconds;
-    page.versions.textContent = versions;
+    note(files);
+    page.versions.textContent = describeProgram(place, version, milliseconds);
     if (!running) say("Ready.");
   },
   working({ text }) {
     showProgress(text);
   },
-  done({ before, after, width, height, milliseconds, wasWidth, wasHeight }) {
+  done({ before, after, width, height, milliseconds, place, wasWidth, wasHeight }) {
     const { name, type } = running;
     finished = { name };
     page.before.getContext("bitmaprenderer").transferFromImageBitmap(before);
@@ -46,7 +51,8 @@ const handlers = {
     page.compare.style.setProperty("--natural", `${width}px`);
     page.format.value = type === "image/jpeg" ? "image/jpeg" : "image/png";
     const scaled = width !== wasWidth ? `, scaled down from ${wasWidth} × ${wasHeight} so that it fits in memory` : "";
-    page.facts.textContent = `${name}: ${width} × ${height} pixels${scaled}, coloured in ${seconds(milliseconds)}`;
+    const took = `coloured in ${seconds(milliseconds)} on ${place}`;
+    page.facts.textContent = `${name}: ${width} × ${height} pixels${scaled}, ${took}`;
     moveSlider(50);
     page.result.hidden = false;
     document.body.classList.add("done");
@@ -59,10 +65,19 @@ const handlers = {
     next();
   },
   // The worker is of no use any more.
-  broken({ text }) {
-    fail(text);
+  broken({ text, runtime: used, files = [] }) {
+    note(files);
     worker?.terminate();
     worker = null;
+    if (used !== "wasm" && runtime !== "wasm") {
+      // Whatever went wrong, WebAssembly may do, with the same photograph.
+      runtime = "wasm";
+      if (used) gaveUp = "WebGPU was tried first and failed. ";
+      if (running) send();
+      else startWorker();
+      return;
+    }
+    fail(text);
     next();
   },
 };
@@ -84,6 +99,20 @@ function colour(file) {
   page.error.hidden = true;
   waiting = file;
   if (!running) next();
+}
+
+function note(files) {
+  for (const [address, bytes] of files) fileBytes.set(address, bytes);
+}
+
+function describeProgram(place, version, milliseconds) {
+  note([...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+    .map(({ name, encodedBodySize }) => [name, encodedBodySize]));
+  const [model, program, all] = ["/colorizer.onnx", "/ort/", ""].map((part) =>
+    [...fileBytes].reduce((sum, [address, bytes]) => sum + (address.includes(part) ? bytes : 0), 0));
+  return `${gaveUp}Loaded ${megabytes(all)} in all, ready after ${seconds(milliseconds)}: the model ` +
+    `${kilobytes(model)}, ONNX Runtime Web ${version} (MIT licence) ${kilobytes(program)}, this page ` +
+    `${kilobytes(all - model - program)}. Runs on ${place}. Made with colorpress.`;
 }
 
 function take(files, what) {
@@ -133,8 +162,9 @@ async function save() {
   page.download.disabled = false;
 }
 
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 9950 ? 2 : 0)} s`;
+const kilobytes = (bytes) => `${Math.round(bytes / 1000).toLocaleString("en")}\u00a0kB`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)}\u00a0MB`;
+const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 9950 ? 2 : 0)}\u00a0s`;
 
 page.chooser.addEventListener("submit", (event) => event.preventDefault());
 page.file.addEventListener("change", () => {

@@ -2,15 +2,22 @@
 // Decodes and colours one photograph after the other. The model does all the picture work: 8-bit pixels of any size in,
 // one channel for grey, three for sRGB; 8-bit sRGB of the same size out.
 
-import * as ort from "./ort/ort.wasm.bundle.min.mjs";
+// Each is of two files, and only those of the one that runs are loaded. The one for WebGPU suspends WebAssembly while
+// the graphics processor works, which not all browsers that have WebGPU can do.
+const RUNTIMES = {
+  webgpu: { loader: "ort/ort.jspi.bundle.min.mjs", program: "ort/ort-wasm-simd-threaded.jspi.wasm.gz" },
+  wasm: { loader: "ort/ort.wasm.bundle.min.mjs", program: "ort/ort-wasm-simd-threaded.wasm.gz" },
+};
+const MODEL = "colorizer.onnx";
 
 const beside = (name) => new URL(name, import.meta.url).href;
 
 class Unusable extends Error {}
 
+let runtime = ""; // the one that is used
 const opening = open();
 // Told when a photograph comes, or right away by this line.
-opening.catch((error) => postMessage({ kind: "broken", text: explain(error) }));
+opening.catch((error) => tellBroken(error));
 let queue = Promise.resolve();
 
 addEventListener("message", ({ data }) => {
@@ -19,26 +26,40 @@ addEventListener("message", ({ data }) => {
 
 async function open() {
   const started = performance.now();
-  // Threads share memory, which browsers allow on pages that are isolated by their server's headers only.
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-  ort.env.logLevel = "error";
-  const [program, model] = await Promise.all([
-    download("ort/ort-wasm-simd-threaded.wasm", (loaded, total) => postMessage({ kind: "loading", loaded, total })),
-    download("colorizer.onnx"),
+  runtime = await chooseRuntime(self.name);
+  const { loader, program } = RUNTIMES[runtime];
+  const [ort, binary, model] = await Promise.all([
+    import(beside(loader)),
+    download(program, (loaded, total) => postMessage({ kind: "loading", loaded, total })).then(unpack),
+    download(MODEL),
   ]);
-  ort.env.wasm.wasmBinary = program;
-  const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+  // Threads share memory, which browsers allow on pages that are isolated by their server's headers only.
+  const threads = runtime === "wasm" && self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  ort.env.wasm.numThreads = threads;
+  ort.env.logLevel = "error";
+  ort.env.wasm.wasmBinary = binary;
+  const session = await ort.InferenceSession.create(model, { executionProviders: [runtime], logSeverityLevel: 3 });
   // The browser makes the program fast while it runs: here rather than under the first photograph.
-  const { colorized } = await session.run({ image: new ort.Tensor("uint8", new Uint8Array(256 * 256), [1, 256, 256, 1]) });
+  const black = new ort.Tensor("uint8", new Uint8Array(256 * 256), [1, 256, 256, 1]);
+  const { colorized } = await session.run({ image: black });
   colorized.dispose();
-  const threads = ort.env.wasm.numThreads;
+  const place = runtime === "webgpu" ? "the graphics processor (WebGPU)"
+    : `${threads} processor thread${threads > 1 ? "s" : ""} (WebAssembly)`;
   postMessage({
     kind: "ready",
     milliseconds: performance.now() - started,
-    versions: `Model: ${Math.round(model.byteLength / 1000)} kB. Runs in ONNX Runtime Web ${ort.env.versions.web} ` +
-      `(MIT licence) on ${threads} processor thread${threads > 1 ? "s" : ""}. Made with colorpress.`,
+    place,
+    version: ort.env.versions.web,
+    files: loadedFiles(),
   });
-  return session;
+  return { ort, session, place };
+}
+
+/** A software adapter is used on demand only: on the same processor WebAssembly is faster. */
+async function chooseRuntime(wish) {
+  if (wish === "wasm" || !("Suspending" in WebAssembly)) return "wasm";
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  return adapter && (wish === "webgpu" || !adapter.info?.isFallbackAdapter) ? "webgpu" : "wasm";
 }
 
 async function download(name, report = () => {}) {
@@ -58,13 +79,31 @@ async function download(name, report = () => {}) {
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
+/** What a gzip file holds; some servers say that it is compressed, and the browser has unpacked it already. */
+async function unpack(bytes) {
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(unpacked).arrayBuffer());
+}
+
+/** The page starts another worker; after WebGPU one with WebAssembly. */
+function tellBroken(error, size = "") {
+  postMessage({ kind: "broken", runtime, files: loadedFiles(), text: explain(error, size) });
+}
+
+/** What this worker loaded, for the page, which cannot see it: [address, bytes as they were sent]. */
+function loadedFiles() {
+  return performance.getEntriesByType("resource").map(({ name, encodedBodySize }) => [name, encodedBodySize]);
+}
+
 async function colour({ file, maxPixels }) {
-  let session;
+  let opened;
   try {
-    session = await opening;
+    opened = await opening;
   } catch {
     return; // said already
   }
+  const { ort, session, place } = opened;
   let size = "";
   try {
     postMessage({ kind: "working", text: "Reading the photograph" });
@@ -81,11 +120,12 @@ async function colour({ file, maxPixels }) {
     colorized.dispose();
     const milliseconds = performance.now() - started;
     const after = await createImageBitmap(picture);
-    postMessage({ kind: "done", before, after, width, height, wasWidth, wasHeight, milliseconds }, [before, after]);
+    const sizes = { width, height, wasWidth, wasHeight };
+    postMessage({ kind: "done", before, after, ...sizes, milliseconds, place }, [before, after]);
   } catch (error) {
     // After any other error the program's memory cannot be trusted: it is started anew.
     if (error instanceof Unusable) postMessage({ kind: "refused", text: error.message });
-    else postMessage({ kind: "broken", text: explain(error, size) });
+    else tellBroken(error, size);
   }
 }
 

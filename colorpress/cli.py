@@ -574,9 +574,10 @@ def deploy(current: Run) -> Iterable[StageRecord]:
 
 @stage_command("arch", "data", "export")
 def verify(current: Run) -> Iterable[StageRecord]:
-    """Compare every ONNX file with PyTorch over 208 sizes.
+    """Compare every ONNX file with PyTorch, and try it in every runtime.
 
-    Writes parity.csv and parity.json to the run folder.
+    Over 208 sizes, to parity.csv and parity.json. Runtimes that are here run each file; of the others the file tells
+    what speaks against them.
     """
     from colorpress.deploy_stages import exported_variants, verify
     from training.run_folder import find_photos
@@ -805,6 +806,10 @@ def _print_records(current: Run, as_json: bool, records: Sequence[StageRecord]) 
             click.echo("\n".join(describe_benchmark(current, has_report=len(records) > 1)))
         else:
             click.echo("\n".join(printable(str(current.folder / path)) for path in record.outputs))
+        if record.name == "verify":
+            from export.provider_matrix import format_matrix
+
+            click.echo("\n".join(printable(line) for line in format_matrix(record.result["providers"])))
 
 
 def _print_json(records: Sequence[StageRecord]) -> None:

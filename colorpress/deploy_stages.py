@@ -14,7 +14,8 @@ from benchmarks.rows import Benchmark, Row, read_benchmark_json
 from benchmarks.verdict import judge_benchmark
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, GateError, InputError
-from colorpress.core.files import write_csv, write_json
+from colorpress.core.files import write_csv, write_json, write_text
+from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
 from compress.measures import MEASURES, Strength
 from compress.precisions import find_precision, origin_of, variant_names
@@ -30,6 +31,7 @@ from export.onnx_probe import refuse_hostile
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
+from export.provider_matrix import format_matrix, list_providers
 from export.torch_runtimes import TorchPredictor
 from training.network import FieldNetwork
 from training.photo_split import PhotoSplit
@@ -96,6 +98,8 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
 def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageRecord:
     """Compare every variant with PyTorch over some 200 sizes, and its pictures on photographs: parity.csv and .json.
 
+    And run every file in all runtimes that are here, and read what the others say that they take: providers.txt.
+
     Raises:
         GateError: a float32 file differs by more than --atol, or any picture graph by more than a grey level from its
             own network's colours; the two files say where.
@@ -118,16 +122,24 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
                 ):
                     failed.append(name)
                 shown.advance()
+        matrix = {
+            f"{path.parent.name}/{path.name}": [row.to_dict() for row in list_providers(path)]
+            for path in (*paths, *colorizers)
+        }
         files = [
             write_csv(run.folder / "parity.csv", _PARITY_COLUMNS, rows),
-            write_json(run.folder / "parity.json", {"variants": summary, "failed": failed}),
+            write_json(
+                run.folder / "parity.json", found := {"variants": summary, "failed": failed, "providers": matrix}
+            ),
+            write_text(run.folder / "providers.txt", "\n".join([*format_matrix(matrix), ""])),
         ]
-        return files, {"failed": failed, "variants": summary}
+        return files, found
 
     used = {**vars(run.settings.export), "variants": list(variants), "photos": [each.sha256 for each in compared]}
     names = ("colorizer.onnx", PLAIN_NAME)
     colorizers = [each for name in names for each in (path.with_name(name) for path in paths) if each.is_file()]
     used |= {"colorizers": [f"{path.parent.name}/{path.name}" for path in colorizers], **run.arch_key()}
+    used |= {"machine": machine_key()}  # which runtimes are there
     record = run.do("verify", action, inputs=[*paths, *colorizers], settings=used)
     if record.result["failed"]:
         why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"

@@ -198,7 +198,13 @@ def test_verification_judges_float_and_reports_the_rest(run: Run, photos: list[P
     deploy(run, "best", photos)
     record = verify(run, exported_variants(run), photos)
     assert exported_variants(run) == ["best", "best-w8"]
-    found = json.loads((run.folder / "parity.json").read_text())["variants"]
+    written = json.loads((run.folder / "parity.json").read_text())
+    found, matrix = written["variants"], written["providers"]
+    assert list(matrix) == ["best/model.onnx", "best-w8/model.onnx", "best/colorizer.onnx"]
+    rows = {row["provider"]: row for row in matrix["best/colorizer.onnx"]}
+    assert (rows["onnxruntime"]["how"], rows["onnxruntime"]["max_difference"]) == ("executed here", 0.0)
+    assert rows["cuda-graph"]["how"] == "checked only" and not rows["cuda-graph"]["takes"]
+    assert "best/colorizer.onnx" in (run.folder / "providers.txt").read_text()
     assert found["best"]["max_abs"] < 1e-4 < found["best-w8"]["max_abs"]
     assert found["best"]["pictures"]["own_network"]["max_levels"] <= 1
     assert not found["best-w8"]["pictures"] and record.result["failed"] == []

@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check slow gpu torture format clean
+.PHONY: demo test check slow gpu webgpu torture format clean
 
 demo: .venv/.installed
 	$(BIN)/colorpress run --force --output-dir reports/demo --start-from training/pretrained/best.pt --val-share 0.2 --test-share 0.3 \
@@ -14,7 +14,7 @@ demo: .venv/.installed
 
 # Two processes, each with whole files, since what a file's tests share takes longest to make.
 test: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not webgpu"
 
 check: .venv/.check
 	$(BIN)/ruff format --check .
@@ -27,6 +27,10 @@ slow: .venv/.slow
 
 gpu: .venv/.test
 	$(BIN)/python -m pytest -m gpu
+
+# On a GPU, or in software by the SwiftShader of Debian's chromium: tests/test_webgpu.py finds that.
+webgpu: .venv/.webgpu
+	$(BIN)/python -m pytest -m webgpu -rs
 
 # Kills, failing disks, damaged and hostile files: an hour or more; TORTURE=0.1 does a tenth.
 TORTURE ?= 1
@@ -53,6 +57,10 @@ clean:
 
 .venv/.slow: .venv/.test
 	$(PIP) -e '.[test,slow]'
+	@touch $@
+
+.venv/.webgpu: .venv/.test
+	$(PIP) -e '.[test,webgpu]'
 	@touch $@
 
 .venv/.check: .venv/.installed

@@ -52,6 +52,7 @@ from compress.precisions import PRECISIONS
 if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
     from export.colorize_folder import Outcome
+    from export.colorizers import AskedNetwork
     from training.run_folder import Run
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."
@@ -623,17 +624,27 @@ _as_stage(bundle, "data", "deploy")
 
 @cli.command()
 @click.argument("model", type=PATH)
+@click.option("--runtime", metavar="NAME", multiple=True,
+              help="Also run it once in this one, such as onnxruntime-webgpu, and count the kernel calls that are "
+                   "left to the CPU; repeatable.")  # fmt: skip
 @json_option
 @debug_option
-def inspect(model: Path, as_json: bool) -> None:
+def inspect(model: Path, runtime: tuple[str, ...], as_json: bool) -> None:
     """Say what is in an .onnx file.
 
     Its contract, metadata, layers, sizes, operators and precisions.
     """
     from export.onnx_probe import format_inspection, inspect_onnx
+    from export.placement import count_kernel_calls
 
     found = inspect_onnx(model)
-    click.echo(json.dumps(found, indent=2) if as_json else format_inspection(model, found))
+    counts = {name: count_kernel_calls(model, name) for name in runtime}
+    if as_json:
+        counted = {"kernel_calls": {name: each.as_dict() for name, each in counts.items()}} if counts else {}
+        click.echo(json.dumps({**found, **counted}, indent=2))
+    else:
+        click.echo(format_inspection(model, found))
+        click.echo("".join(f"\n{name}: {each.describe()}" for name, each in counts.items()), nl=bool(counts))
 
 
 @cli.command()
@@ -734,7 +745,23 @@ def colorize(
         threads=threads,
         runtime=runtime or "",
     )
-    coloring = Coloring(colorizer, workers, max_pixels, overwrite, is_tagged=tag)
+
+    def open_network() -> AskedNetwork:
+        from export.large_pictures import open_network_of
+        from export.runtimes import Opening
+
+        opening = Opening(device, threads * workers, arch, work_size=work_size, saturation=saturation)
+        return open_network_of(model or DEMONSTRATION_MODEL, opening, runtime=runtime or "")
+
+    coloring = Coloring(
+        colorizer,
+        workers,
+        max_pixels,
+        overwrite,
+        is_tagged=tag,
+        open_network=open_network,
+        threads=threads * workers,
+    )
     with closing(colorize_each(photos, output_dir, coloring)) as outcomes:
         _tell_outcomes(outcomes, output_dir, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from colorpress import __version__
+from colorpress.core.errors import ColorpressError, MachineError
 from colorpress.core.machine import describe_machine, installed_version
 from colorpress.core.text import format_bytes
 
@@ -18,6 +20,7 @@ from colorpress.core.text import format_bytes
 _EXTRAS = {
     "gpu": "times ONNX models on a CUDA device",
     "openvino": "runs and times models in OpenVINO",
+    "webgpu": "runs models on GPUs of any make through WebGPU",
     "qnn": "runs models on Qualcomm's processors",
     "litert": "writes and runs .tflite files for phones",
     "executorch": "writes and runs .pte files for phones",
@@ -62,6 +65,7 @@ def _describe_processors() -> dict[str, Any]:
     import torch
 
     from compress.int8.int8_choice import has_vnni
+    from export.runtimes import RUNTIMES
 
     # What is said of the machine beside its libraries, which stand below.
     machine = {key: value for key, value in describe_machine().items() if value and key not in ("python", "libraries")}
@@ -74,8 +78,33 @@ def _describe_processors() -> dict[str, Any]:
         "machine": machine,
         "onnxruntime_providers": onnxruntime.get_available_providers(),
         "cuda_devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "runtimes": {name: describe_runtime(name) for name in RUNTIMES},
         "advice": advice,
     }
+
+
+def describe_runtime(name: str) -> dict[str, Any]:
+    """Whether a runtime of the table is here, and, where it computes elsewhere than on the CPU, a convolution on it.
+
+    Returns:
+        title, status ("ok", "absent" or "fails"), why (empty where ok), hint, and `probe`, see
+        `export.device_probe.probe_runtime`.
+    """
+    from export.device_probe import probe_runtime
+    from export.runtimes import RUNTIMES
+
+    runtime = RUNTIMES[name]
+    found: dict[str, Any] = {"title": runtime.title, "status": "ok", "why": "", "hint": ""}
+    try:
+        runtime.require()
+    except MachineError as error:
+        return {**found, "status": "absent", "why": error.why, "hint": error.hint}
+    if runtime.provider in ("", "cpu"):
+        return found
+    try:
+        return {**found, "probe": probe_runtime(name)}
+    except ColorpressError as error:
+        return {**found, "status": "fails", "why": error.why, "hint": error.hint}
 
 
 def format_environment(found: dict[str, Any]) -> str:
@@ -95,8 +124,17 @@ def format_environment(found: dict[str, Any]) -> str:
         f"{'missing ' if is_required else 'optional'} {each}"
         for is_required, each in zip(absent, found["missing"], strict=True)
     ]
+    lines += [_describe_runtime(name, each) for name, each in found.get("runtimes", {}).items()]
     lines += [f"note     {each}" for each in found.get("advice", [])]
     return "\n".join(lines)
+
+
+def _describe_runtime(name: str, found: Mapping[str, Any]) -> str:
+    from export.device_probe import describe_probe
+
+    probed = f": {describe_probe(found['probe'])}" if "probe" in found else ""
+    said = {"ok": f"here{probed}", "absent": f"not here: {found['why']}", "fails": f"fails: {found['why']}"}
+    return f"runtime  {name}, {found['title']}: {said[found['status']]}"
 
 
 def _describe_entry(key: str, value: object) -> str:

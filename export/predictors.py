@@ -100,7 +100,7 @@ class OnnxPredictor(TimedPredictor):
         self.path, self._gpu = path, provider if provider.startswith(("cuda", "tensorrt")) else ""
         content = _read_field(path) if field else None
         self.session = open_session(path, content, provider=provider, threads=threads, profile_prefix=profile_prefix)
-        self.provider = str(self.session.get_providers()[0])
+        self.provider = self.session.provider
         if content is None:
             check_signature(path, *signature_of(self.session))
 

@@ -42,7 +42,12 @@ class BeyondLimitsError(InputError):
 
 
 def call_limited(
-    path: Path, values: int, call: Callable[..., Answer], *arguments: Any, stop: Callable[[], object] = lambda: None
+    path: Path,
+    values: int,
+    call: Callable[..., Answer],
+    *arguments: Any,
+    stop: Callable[[], object] = lambda: None,
+    more_seconds: float = 0.0,
 ) -> Answer:
     """What `call` answers, in which a library runs a model, or opens it.
 
@@ -50,12 +55,13 @@ def call_limited(
         path: the model, as errors name it.
         values: how many numbers it is given, such as pixels.
         stop: asks the library to stop; called from another thread, perhaps several times.
+        more_seconds: that it may take beside what a run of so many values may.
     Raises:
         BeyondLimitsError: it took too much time or memory.
         Interrupted: SIGINT or SIGTERM arrived meanwhile.
         And whatever `call` raises.
     """
-    run, watch = _Run(path, values, stop), _watching()
+    run, watch = _Run(path, values, stop, more_seconds), _watching()
     watch.refuse_after_signal()
     runs = watch.runs
     # No call of a function of Python lies between: there the handler of a signal may raise before it begins.
@@ -80,6 +86,7 @@ class _Run:
     path: Path
     values: int
     stop: Callable[[], object]
+    more_seconds: float = 0.0
     seconds: float = 0.0
     why: str = ""
     stopped_by: int = 0
@@ -87,7 +94,8 @@ class _Run:
     @cached_property
     def most_seconds(self) -> float:
         file_bytes = self.path.stat().st_size if self.path.is_file() else 0
-        return _SECONDS + _SECONDS_PER_MEGAVALUE * self.values / 1e6 * max(1.0, file_bytes / _USUAL_FILE_BYTES)
+        by_values = _SECONDS_PER_MEGAVALUE * self.values / 1e6 * max(1.0, file_bytes / _USUAL_FILE_BYTES)
+        return _SECONDS + by_values + self.more_seconds
 
     @property
     def most_bytes(self) -> int:

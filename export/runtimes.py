@@ -69,6 +69,7 @@ class Runtime:
         require: raises MachineError where this machine has not what it takes, as far as can be told without a file.
         devices: "cpu" and "cuda", or one of them.
         twin: the name of the runtime that answers the same without a compiler.
+        provider: what `open_session` calls the provider of ONNX Runtime that it is; empty where it is none.
         loads_at_call: its first call belongs to loading a file, since only that prepares the graph for the size.
     """
 
@@ -83,6 +84,7 @@ class Runtime:
     open_pictures: Callable[[Path, bytes, Opening], Colorizer] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     twin: str = ""
+    provider: str = ""
     loads_at_call: bool = False
 
     @property
@@ -154,9 +156,9 @@ def open_colorizer(
         content = read_as_picture_graph(path)
         if content is not None:
             return chosen.open_pictures(path, content, chosen.choose_device(opening))
+    from export.colorizers import AskedNetwork, color_large_faster
     from export.picture_contract import DEFAULT_WORK_SIZE
     from export.picture_reference import color_pixels
-    from export.colorizers import AskedNetwork, color_large_faster
 
     network = chosen.open(path, replace(opening, field=True))
     size, gain = work_size or DEFAULT_WORK_SIZE, 1.0 if saturation is None else saturation
@@ -276,7 +278,7 @@ def _torch(name: str, title: str, way: TorchWay, **more: Any) -> Runtime:
 def _onnx(name: str, title: str, provider: str = "", family: str = "ONNX Runtime", **more: Any) -> Runtime:
     opener, pictures = partial(_open_onnx, provider=provider), partial(_color_onnx, provider=provider)
     more |= {"suffixes": (".onnx",), "modules": ("onnxruntime",), "open_pictures": pictures}
-    more |= {"require": partial(require_provider, provider or "cpu")}
+    more |= {"require": partial(require_provider, provider or "cpu"), "provider": provider or "cpu"}
     return Runtime(name, title, opener, family=family, **more)
 
 
@@ -319,6 +321,7 @@ _OWN = (
     _onnx("onnxruntime-cuda", "ONNX Runtime + CUDA", "cuda", devices=_GPU),
     _onnx("onnxruntime-tensorrt", "ONNX Runtime + TensorRT", "tensorrt", devices=_GPU),
     _onnx("onnxruntime-openvino", "ONNX Runtime + OpenVINO", "openvino", family="OpenVINO", devices=_CPU),
+    _onnx("onnxruntime-webgpu", "ONNX Runtime + WebGPU", "webgpu", devices=_CPU, loads_at_call=True),
     _onnx("onnxruntime-qnn", "ONNX Runtime + QNN", "qnn", devices=_CPU),
     _onnx("onnxruntime-directml", "ONNX Runtime + DirectML", "directml", devices=_CPU),
     _onnx("onnxruntime-coreml", "ONNX Runtime + CoreML", "coreml", devices=_CPU),

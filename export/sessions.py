@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ class _Provider:
         on_gpu: it takes the number of a CUDA device.
         plugin: the Python module of a wheel of its own that brings it, with `get_library_path`.
         options: its own options.
+        sized: a session of it is for one size of picture, see `SizedSession`.
     """
 
     name: str
@@ -40,9 +41,18 @@ class _Provider:
     on_gpu: bool = False
     plugin: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    sized: bool = False
 
 
 CPU_PROVIDER = "CPUExecutionProvider"
+# What lets ONNX Runtime's WebGPU provider compute on a processor, by a driver such as SwiftShader.
+SOFTWARE_ADAPTER = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
+# ONNX Runtime refuses to register the library of a provider again.
+_registered: set[str] = set()
+# Sizes that sessions are kept for.
+_KEPT_SIZES = 8
+# The first run of a size compiles what the device computes, which takes SwiftShader a minute on a busy machine.
+_COMPILING_SECONDS = 300.0
 _PROVIDERS = {
     "cpu": _Provider(CPU_PROVIDER, "CPU"),
     "cuda": _Provider(
@@ -62,6 +72,14 @@ _PROVIDERS = {
         "install onnxruntime-qnn; a processor that is no Qualcomm's prepares graphs at most",
         plugin="onnxruntime_qnn",
         options={"backend_type": "htp"},
+    ),
+    "webgpu": _Provider(
+        "WebGpuExecutionProvider",
+        "WebGPU",
+        "install colorpress[webgpu] on a machine with a GPU and its driver (Vulkan, Metal or Direct3D 12); "
+        f"one of software is taken where {SOFTWARE_ADAPTER} is 1",
+        plugin="onnxruntime_ep_webgpu",
+        sized=True,
     ),
     "directml": _Provider("DmlExecutionProvider", "DirectML", "install onnxruntime-directml on Windows"),
     "coreml": _Provider("CoreMLExecutionProvider", "CoreML", "install onnxruntime on macOS, whose wheel has it"),
@@ -100,36 +118,44 @@ def open_session(
     wanted = _PROVIDERS.get(kind)
     if wanted is None or (index and not (wanted.on_gpu and index.isdigit())):
         raise ConfigError("option", "--device", f"got {provider!r}", "choose one of: cpu, cuda, cuda:N")
-    options = ort.SessionOptions()
-    options.inter_op_num_threads = 1
-    if threads is not None:
-        options.intra_op_num_threads = threads or usable_cores()
-    # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.log_severity_level = 4
-    if profile_prefix is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile_prefix)
-    if ort_path is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry("session.save_model_format", "ORT")
-        options.optimized_model_filepath = str(ort_path)
     if content is None and not is_utf8(path):
         content = path.read_bytes()
     model = str(path) if content is None else content
     size = path.stat().st_size if content is None else len(content)
     require_provider(provider)
-    providers = _choose_provider(ort, options, wanted, int(index or 0))
-    make = partial(ort.InferenceSession, model, options, **providers)
-    cancel = partial(options.set_load_cancellation_flag, True)
-    try:
-        session = call_library(path, partial(call_limited, path, size // BYTES_OF_ONE_VALUE, make, stop=cancel))
-    except InputError as error:
-        if kind == "cpu" or not isinstance(error.__cause__, ort.capi.onnxruntime_pybind11_state.EPFail):
-            raise
-        raise MachineError("device", provider, f"{wanted.title} failed: {error.why}", wanted.hint) from error
-    opened = ModelSession(path, session)
+
+    def open_at(sizes: Sequence[tuple[str, int]] = ()) -> Any:
+        options = ort.SessionOptions()
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads or usable_cores()
+        # Idle threads that spin slow down whatever else runs in the process; they may spin during a call only.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.log_severity_level = 4
+        for axis, length in sizes:
+            options.add_free_dimension_override_by_name(axis, length)
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
+        if ort_path is not None:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.add_session_config_entry("session.save_model_format", "ORT")
+            options.optimized_model_filepath = str(ort_path)
+        providers = _choose_provider(ort, options, wanted, int(index or 0))
+        make = partial(ort.InferenceSession, model, options, **providers)
+        cancel = partial(options.set_load_cancellation_flag, True)
+        try:
+            return call_library(path, partial(call_limited, path, size // BYTES_OF_ONE_VALUE, make, stop=cancel))
+        except InputError as error:
+            if kind == "cpu" or not isinstance(error.__cause__, ort.capi.onnxruntime_pybind11_state.EPFail):
+                raise
+            # Behind what it says of its own code.
+            why = str(error.__cause__).strip().splitlines()[0].rpartition(" was false. ")[2][:200]
+            raise MachineError("device", provider, f"{wanted.title} failed: {why}", wanted.hint) from error
+
+    opened = SizedSession(path, open_at(), open_at) if wanted.sized else ModelSession(path, open_at())
+    opened.provider = describe_provider(provider)
     if kind != "cpu":
         _require_provider_used(opened, wanted, provider)
     return opened
@@ -149,6 +175,18 @@ def require_provider(provider: str) -> None:
             raise MachineError("device", provider, f"{wanted.title} found no device here", wanted.hint)
     elif wanted.name not in ort.get_available_providers():
         raise MachineError("device", provider, f"this ONNX Runtime has no {wanted.title}", wanted.hint)
+
+
+def describe_provider(provider: str) -> str:
+    """ONNX Runtime's own name of a provider that is there, and of WebGPU whether its device is of software.
+
+    Times on such a device say nothing of any GPU.
+    """
+    import onnxruntime as ort
+
+    wanted = _PROVIDERS[provider.partition(":")[0]]
+    kinds = [each.device.type for each in _plugin_devices(ort, wanted)] if wanted.sized else []
+    return wanted.name + (", in software" if kinds[:1] == [ort.OrtHardwareDeviceType.CPU] else "")
 
 
 def _choose_provider(ort: Any, options: Any, wanted: _Provider, index: int) -> dict[str, Any]:
@@ -190,14 +228,16 @@ def _plugin_devices(ort: Any, wanted: _Provider) -> list[Any]:
     def found() -> list[Any]:
         return [each for each in ort.get_ep_devices() if each.ep_name == wanted.name]
 
-    if not (devices := found()):  # ONNX Runtime refuses to register a library again
+    if not (devices := found()) and wanted.name not in _registered:
         try:
+            ort.set_default_logger_severity(3)  # it warns of what was asked for
             ort.register_execution_provider_library(wanted.name, import_module(wanted.plugin).get_library_path())
         except ImportError as error:
             raise MachineError("device", wanted.title, "is not installed", wanted.hint) from error
         except Exception as error:  # the errors of ONNX Runtime share no base class
             why = f"its library does not load ({str(error).strip().splitlines()[0][:200]})"
             raise MachineError("device", wanted.title, why, wanted.hint) from error
+        _registered.add(wanted.name)
         devices = found()
     return devices
 
@@ -207,10 +247,15 @@ class ModelSession:
 
     Args:
         path: what errors call the model.
+        more_seconds: that a run may take for what is compiled in it.
+    Attributes:
+        provider: what computes, see `describe_provider`.
     """
 
-    def __init__(self, path: Path, session: Any) -> None:
-        self._path, self._session = path, session
+    provider = CPU_PROVIDER
+
+    def __init__(self, path: Path, session: Any, *, more_seconds: float = 0.0) -> None:
+        self._path, self._session, self._more_seconds = path, session, more_seconds
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
         """The values of outputs (None: of all), from arrays by the names of inputs.
@@ -224,7 +269,8 @@ class ModelSession:
         options = RunOptions()
         values = sum(each.size for each in feeds.values())
         stop = partial(setattr, options, "terminate", True)
-        answers: list[Any] = call_limited(self._path, values, self._session.run, names, feeds, options, stop=stop)
+        run = partial(self._session.run, names, feeds, options)
+        answers: list[Any] = call_limited(self._path, values, run, stop=stop, more_seconds=self._more_seconds)
         return answers
 
     @property
@@ -238,6 +284,42 @@ class ModelSession:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
+
+
+class SizedSession(ModelSession):
+    """A session that is opened anew for each size of its inputs; the last few are kept.
+
+    What a graph works out from sizes is constant in it, where a session for all sizes has the CPU work it out at each
+    call, a third of a small network's kernels.
+
+    Args:
+        session: for all sizes.
+        open_at: opens one for the names of axes and their lengths.
+    """
+
+    def __init__(self, path: Path, session: Any, open_at: Callable[[Sequence[tuple[str, int]]], Any]) -> None:
+        super().__init__(path, session, more_seconds=_COMPILING_SECONDS)
+        self._axes = {each.name: each.shape for each in session.get_inputs()}
+        opened = partial(ModelSession, path, more_seconds=_COMPILING_SECONDS)
+        self._session_for = lru_cache(_KEPT_SIZES)(lambda sizes: opened(open_at(sizes)))
+        self._last: ModelSession = self
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        """As `ModelSession.run`."""
+        sizes = {
+            (axis, length)
+            for name, axes in self._axes.items()
+            for axis, length in zip(axes, feeds[name].shape, strict=False)
+            if isinstance(axis, str)
+        }
+        if not sizes:
+            return super().run(names, feeds)
+        self._last = self._session_for(tuple(sorted(sizes)))
+        return self._last.run(names, feeds)
+
+    def end_profiling(self) -> str:
+        """The path of the profile of the size that ran last."""
+        return str(self._last._session.end_profiling())
 
 
 def signature_of(session: Any) -> tuple[Signature, Signature]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,18 @@ from PIL import Image
 
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, InputError
-from export.colorizers import Colorizer
+from export.colorizers import AskedNetwork, Colorizer
 from export.deep_lightness import keep_deep_lightness
 from export.photo_files import ColoredPage, can_be_deep, choose_packet, choose_suffix, has_pages, save_pages
 from export.predictors import Pixels
+from export.striped_pixels import ArrayRows, PictureRows, color_rows
 from training.decoding import DecodedPhoto, decode_pages, measure_frames, open_regular_file
 from training.photos import SkippedPhoto, say_white, walk_photos, warn_of_passed_over
 from training.picture_types import names_of_read_types
 
 # For demonstration; its card lies beside it.
 DEMONSTRATION_MODEL = Path(__file__).with_name("pretrained") / "colorizer.onnx"
-# Workers share this much, each; what is larger than all of it is coloured alone.
+# Workers share this much, each. What is larger is coloured in stripes, and what is larger than all of it alone.
 _PIXELS_A_WORKER = 1 << 25
 # Photographs begun ahead of the first that is not done, for each worker.
 _AHEAD = 4
@@ -81,6 +83,9 @@ class Coloring:
         max_pixels: larger photographs are refused unread.
         overwrite: colour again what is in the output folder already.
         is_tagged: whether the results say that software coloured them.
+        open_network: gives the network of the colorizer, which is called when the first photograph comes that is too
+            large to be several arrays; None, or an InputError: such ones are coloured by the colorizer too.
+        threads: for each of those.
     """
 
     colorizer: Colorizer
@@ -88,6 +93,16 @@ class Coloring:
     max_pixels: int = 89_478_485
     overwrite: bool = False
     is_tagged: bool = True
+    open_network: Callable[[], AskedNetwork] | None = None
+    threads: int = 1
+
+    @cached_property
+    def network(self) -> AskedNetwork | None:
+        """What `open_network` gives; None where there is none."""
+        try:
+            return self.open_network() if self.open_network else None
+        except InputError:
+            return None
 
 
 def colorize_photos(
@@ -231,10 +246,10 @@ def _color_photo(source: Path, output: Path, coloring: Coloring, room: _Room) ->
     is_deep = can_be_deep(output)
 
     def color(page: DecodedPhoto) -> ColoredPage:
-        pixels: Any = coloring.colorizer(_take_pixels(page.picture))
+        colored: Any = _color_picture(page.picture, coloring, as_array=has_pages(output) or page.deep is not None)
         if page.deep is not None and is_deep:
-            pixels = keep_deep_lightness(pixels, page.deep)
-        return ColoredPage(page, pixels, choose_packet(page, output, is_tagged=coloring.is_tagged))
+            colored = keep_deep_lightness(colored, page.deep)
+        return ColoredPage(page, colored, choose_packet(page, output, is_tagged=coloring.is_tagged))
 
     with closing(_read_pages(source, coloring.max_pixels, room, alone=not has_pages(output))) as pages:
         first, count = next(pages)
@@ -242,6 +257,21 @@ def _color_photo(source: Path, output: Path, coloring: Coloring, room: _Room) ->
         if count > 1 and not has_pages(output):
             warn(f"'{source}' has {count} pages or frames, of which the first alone is coloured")
         save_pages(color(first), (color(page) for page, _ in pages), output, count=count)
+
+
+def _color_picture(picture: Image.Image, coloring: Coloring, *, as_array: bool) -> Pixels | Image.Image:
+    """A picture of mode L or RGB coloured, perhaps in its place; a large one as a picture again unless `as_array`."""
+    is_large = picture.width * picture.height > _PIXELS_A_WORKER
+    if not is_large or (network := coloring.network) is None:
+        return coloring.colorizer(_take_pixels(picture))
+    if as_array:
+        pixels = _take_pixels(picture)
+        colored = pixels if pixels.shape[2] == 3 else np.empty((*pixels.shape[:2], 3), np.uint8)
+        color_rows(ArrayRows(pixels), ArrayRows(colored), network, threads=coloring.threads)
+        return colored
+    target = picture if picture.mode == "RGB" else Image.new("RGB", picture.size)
+    color_rows(PictureRows(picture), PictureRows(target), network, threads=coloring.threads)
+    return target
 
 
 def _read_pages(

@@ -54,11 +54,12 @@ class ColoredPage:
 
     Attributes:
         original: without its picture, which may be closed.
+        pixels: a picture of mode RGB where it is large.
         xmp: the packet that the file is to have; empty for none.
     """
 
     original: DecodedPhoto
-    pixels: NDArray[Any]
+    pixels: NDArray[Any] | Image.Image
     xmp: bytes
 
 
@@ -136,8 +137,10 @@ def save_pages(first: ColoredPage, others: Iterator[ColoredPage], output: Path, 
     # Should the machine fail, the names of the last seconds are lost, and those photographs coloured again.
     with atomic_write(output, syncs_name=False) as temporary:
         if kind == "TIFF":
-            _write_tiff(temporary, chain([first], others), is_big=count * first.pixels.nbytes > _LARGEST_TIFF_BYTES)
-        elif first.pixels.dtype == np.uint16:
+            _write_tiff(
+                temporary, chain([first], others), is_big=count * np.asarray(first.pixels).nbytes > _LARGEST_TIFF_BYTES
+            )
+        elif isinstance(first.pixels, np.ndarray) and first.pixels.dtype == np.uint16:
             with temporary.open("wb") as stream:
                 _write_deep_png(stream, first)
         else:
@@ -145,7 +148,9 @@ def save_pages(first: ColoredPage, others: Iterator[ColoredPage], output: Path, 
 
 
 def _write_with_pillow(path: Path, page: ColoredPage, kind: str) -> None:
-    original, picture = page.original, Image.fromarray(page.pixels)
+    original = page.original
+    picture = page.pixels if isinstance(page.pixels, Image.Image) else Image.fromarray(page.pixels)
+    picture.info = {}  # what is to be written of the original's is said below
     if original.alpha is not None and kind != "JPEG":
         picture.putalpha(original.alpha)
     metadata, options = original.metadata, dict(_SAVE_OPTIONS[kind])
@@ -184,11 +189,12 @@ def _append_xmp_box(path: Path, xmp: bytes) -> None:
 
 def _with_alpha(page: ColoredPage) -> NDArray[Any]:
     """The pixels (H, W, 3), or (H, W, 4) with the transparency of the original."""
+    pixels = np.asarray(page.pixels)
     if page.original.alpha is None:
-        return page.pixels
+        return pixels
     # 255 times 257 is 65535.
-    alpha = np.asarray(page.original.alpha).astype(page.pixels.dtype) * (257 if page.pixels.dtype == np.uint16 else 1)
-    return np.concatenate([page.pixels, alpha[..., None]], axis=2)
+    alpha = np.asarray(page.original.alpha).astype(pixels.dtype) * (257 if pixels.dtype == np.uint16 else 1)
+    return np.concatenate([pixels, alpha[..., None]], axis=2)
 
 
 def _write_tiff(path: Path, pages: Iterator[ColoredPage], *, is_big: bool) -> None:

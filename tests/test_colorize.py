@@ -330,7 +330,11 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from export import colorize_folder, photo_files
+from export.colorizers import read_as_picture_graph
 
+# Nor does that need what takes longer to import than a photograph to colour.
+assert read_as_picture_graph(colorize_folder.DEMONSTRATION_MODEL)
+assert not {"onnx", "torch", "tifffile", "skimage", "pandas"} & set(sys.modules)
 written = []
 write = photo_files._write_with_pillow
 

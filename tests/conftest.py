@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import pickle
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks import latency
 from colorpress.core.console import set_quiet
 from compress.measures import CONTENT, MEASURES, Measure, Score
+from export import timing
+from export.latency_worker import run_job
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
 
@@ -40,6 +48,56 @@ def _own_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+class _ByValues(pickle.Pickler):
+    """Writes equal tensors alike, where PyTorch's own pickles name the place in memory."""
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return None
+        return type(value).__name__, str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translated_once() -> Iterator[None]:
+    """PyTorch takes a second to translate a network to ONNX, a quarter of it to read its list of operators.
+
+    Here equal networks are translated once in a process, and the list is read once.
+    """
+    from torch.onnx._internal._lazy_import import onnxscript_apis  # which pytest would load in looking for fixtures
+
+    translate, translated = torch.onnx.export, dict[tuple[bytes, frozenset[type]], bytes]()
+
+    def remember(network: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        if not translated:  # no sooner: it imports much
+            patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        content = io.BytesIO()
+        try:
+            _ByValues(content).dump((network, arguments, options["opset_version"]))
+        except (pickle.PicklingError, AttributeError, TypeError):  # such as a class that another file has by now
+            return translate(network, *arguments, **options)
+        # Two files may each have a class of one name.
+        key = content.getvalue(), frozenset(type(module) for module in network.modules())
+        if key not in translated:  # as bytes: a program holds the network's own weights, which may be trained on
+            translated[key] = translate(network, *arguments, **options).model_proto.SerializeToString()
+        return SimpleNamespace(model_proto=onnx.load_from_string(translated[key]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", remember)
+        yield
+
+
+@pytest.fixture
+def timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are timed in this process: one of its own for each would take most of the test's time."""
+    time_here(monkeypatch)
+
+
+def time_here(patch: pytest.MonkeyPatch) -> None:
+    """`timed_here` for what lasts longer than a test."""
+    for module in (latency, timing):
+        patch.setattr(module, "run_worker", lambda job, **_: run_job(job))
 
 
 def make_network(plan: UNetPlan = TINY_PLAN, seed: int = 0) -> UNet:

@@ -14,11 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import latency
 from colorpress.core.config import Settings
 from colorpress.pipeline import run_pipeline
 from compress.students.student_plan import StudentPlan, write_student_plan
-from export.latency_worker import run_job
 from tests import foreign_networks
 from tests.conftest import make_photo
 from tests.test_pipeline import OPTIONS, VARIANTS
@@ -59,12 +57,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(8):
         make_photo(index).save(folder / f"{index}.png")
     return folder
-
-
-@pytest.fixture
-def timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are timed in this process: another one for each file would take most of the test's time."""
-    monkeypatch.setattr(latency, "run_worker", lambda job, **_: run_job(job))
 
 
 def write_weights(case: Case, path: Path) -> Path:

@@ -65,9 +65,21 @@ def quantize(source: Path, folder: Path, **arguments) -> QuantizeResult:
     return quantize_onnx(source, folder / "int8.onnx", smooth_pictures(), config, judge)
 
 
-def test_the_way_with_the_least_loss_is_taken(source: Path, tmp_path: Path) -> None:
-    seen: list[bytes] = []
-    result = quantize(source, tmp_path, scoring=score_against(source, tmp_path, seen))
+@pytest.fixture(scope="module")
+def seen() -> list[bytes]:
+    """What was scored for `first`, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def first(source: Path, seen: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
+    """The best of all ways, where any loss is small enough."""
+    folder = tmp_path_factory.mktemp("first")
+    return quantize(source, folder, scoring=score_against(source, folder, seen))
+
+
+def test_the_way_with_the_least_loss_is_taken(first: QuantizeResult, seen: list[bytes]) -> None:
+    result = first
     assert {each.way.method for each in result.tries} == {"minmax", "percentile", "entropy", "mse"}
     assert any(each.way.equalized for each in result.tries) and any(each.way.corrected for each in result.tries)
     best = min(result.tries, key=lambda each: each.score.loss)
@@ -87,8 +99,9 @@ def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path
     assert "minmax, corrected" in {e.value for e in onnx.load(result.path).metadata_props if e.key == "quantization"}
 
 
-def test_layers_go_back_to_float_until_the_loss_is_small_enough(source: Path, tmp_path: Path) -> None:
-    first = quantize(source, tmp_path)
+def test_layers_go_back_to_float_until_the_loss_is_small_enough(
+    source: Path, first: QuantizeResult, tmp_path: Path
+) -> None:
     best = min(each.score.loss for each in first.tries)
     loose = quantize(source, tmp_path, most_loss=best)
     assert loose.way == first.way
@@ -102,8 +115,7 @@ def test_layers_go_back_to_float_until_the_loss_is_small_enough(source: Path, tm
     assert len(never.quantized) >= 1
 
 
-def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, tmp_path: Path) -> None:
-    first = quantize(source, tmp_path)
+def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, first: QuantizeResult, tmp_path: Path) -> None:
     likely = max(each.score.likely_figures()["fidelity"] for each in first.tries)
     met = quantize(source, tmp_path, goals=(Limit("min_fidelity", likely - 1e-6),))
     assert met.way == first.way and len(met.tries) == len(first.tries)

@@ -84,6 +84,7 @@ def bring_odd(tmp_path: Path) -> Run:
     return Run(tmp_path.with_name(f"{tmp_path.name}-out"), Settings.from_options(settings))
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Path) -> None:
     run = bring_odd(tmp_path)
     result = run_pipeline(run, checkpoint=tmp_path / "odd.pt")
@@ -97,6 +98,7 @@ def test_a_network_that_nothing_can_be_made_of_is_still_taught_from(tmp_path: Pa
     assert set(json.loads((run.folder / "run.json").read_text())["left_out"]) == {"best", "pruned.pt"}
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_without_any_export_there_is_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise NO_NETWORK

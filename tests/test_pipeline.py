@@ -19,7 +19,7 @@ from colorpress.core.stages import run_stage
 from colorpress.pipeline import RunResult, run_pipeline
 from compress.students.search_front import list_front
 from export.controls import CONTROL_TITLES
-from tests.conftest import make_photo
+from tests.conftest import make_photo, time_here
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.run_folder import Run, find_photos
 
@@ -68,7 +68,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunResult]:
         make_photo(index).save(folder / "photos" / f"{index}.png")
     (folder / "photos" / "broken.jpg").write_text("no picture")
     run = Run(folder / "out", Settings.from_options({**OPTIONS, "data": folder / "photos"}))
-    return run, run_pipeline(run, argv=["colorpress", "run"])
+    with pytest.MonkeyPatch.context() as patch:
+        time_here(patch)
+        return run, run_pipeline(run, argv=["colorpress", "run"])
 
 
 def test_a_run_writes_exactly_its_files(finished: tuple[Run, RunResult]) -> None:
@@ -128,6 +130,7 @@ def test_a_second_run_skips_everything_and_changes_no_file(finished: tuple[Run, 
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_an_option_redoes_only_what_depends_on_it(finished: tuple[Run, RunResult]) -> None:
     run, _ = finished
     changed = Run(run.folder, Settings.from_options({**OPTIONS, "data": run.settings.data.data, "runs": 4}))
@@ -135,6 +138,7 @@ def test_an_option_redoes_only_what_depends_on_it(finished: tuple[Run, RunResult
     assert redone == ["benchmark", "report"]
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_a_run_from_a_checkpoint_trains_nothing(finished: tuple[Run, RunResult], tmp_path: Path) -> None:
     run, _ = finished
     given = {"student_plan": run.folder / "auto" / "plan.json", "rank_photos": 0, "search_effort": "none"}

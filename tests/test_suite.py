@@ -103,6 +103,7 @@ def test_a_gpu_that_is_not_there_is_refused(
         run_benchmark(run_in(tmp_path, device="cuda"), [describe_variant("best.pt", tiny_checkpoint)], photos)
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_time_alone_needs_no_photograph_and_has_no_controls(tiny_checkpoint: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path, eval_photos=0)
     rows, _ = run_benchmark(run, [describe_variant("best.pt", tiny_checkpoint)], None)
@@ -110,6 +111,7 @@ def test_time_alone_needs_no_photograph_and_has_no_controls(tiny_checkpoint: Pat
     assert read_benchmark_json(tmp_path / "benchmark.json").strength is None
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_further_folders_are_scored_for_every_variant_and_redone_when_they_change(
     tiny_checkpoint: Path, photos: PhotoSplit, photo_folder: Path, tmp_path: Path
 ) -> None:

@@ -55,7 +55,8 @@ def reachable_files(module: str, root: Path) -> frozenset[Path]:
     return frozenset(found)
 
 
-def imported_names(file: Path) -> set[str]:
+@cache
+def imported_names(file: Path) -> frozenset[str]:
     """What a file imports when it runs, by dotted name: of `from a import b` both "a" and "a.b"."""
     names: set[str] = set()
     for node in _run_nodes(_parse(file)):
@@ -63,7 +64,7 @@ def imported_names(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -85,7 +86,8 @@ def _file_of(module: str, root: Path) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _named_data(file: Path) -> set[Path]:
+@cache
+def _named_data(file: Path) -> frozenset[Path]:
     texts = {
         node.value for node in ast.walk(_parse(file)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
@@ -100,4 +102,4 @@ def _named_data(file: Path) -> set[Path]:
             data.add(found)
             content = found.read_bytes()
             waiting += [beside for beside in others if beside.name.encode() in content]
-    return data
+    return frozenset(data)

@@ -157,7 +157,7 @@ def draw_outputs(colored: Sequence[ColoredPhoto], name: str, *, columns: int = 3
 def save_sheet(sheet: Image.Image, path: Path) -> Path:
     """Write a sheet as PNG, atomically."""
     with atomic_write(path) as temporary:
-        sheet.save(temporary, optimize=True)
+        sheet.save(temporary)  # optimized it takes three times as long, and is 2 % smaller
     return path
 
 

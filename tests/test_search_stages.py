@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from colorpress.cli import run_command
 from colorpress.core.config import Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
+from compress.budgets import Limit
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_stages import CANDIDATES, FULL, read_worker_options, search
+from compress.students.search_stages import CANDIDATES, FULL, count_candidates, read_worker_options, search
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
@@ -250,6 +251,21 @@ def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
         path.relative_to(run.folder).parts[0] for path in before
     }
     assert new <= {".stages"}
+
+
+def test_candidates_are_over_budgets_that_were_given_alone() -> None:
+    ended = ("predicted macs", "latency_ms", "predicted params, latency_ms", None)
+    trials = [
+        create_trial(state=TrialState.PRUNED, user_attrs={"refused": each}) if each
+        else create_trial(state=TrialState.COMPLETE, values=[1.0])
+        for each in ended
+    ]  # fmt: skip
+    limits = (Limit("keep_params", 5), Limit("keep_macs", 5), Limit("target_latency_ms", 2.0, "2"))
+    counts = count_candidates(trials, limits)
+    assert {name: count for name, count in counts.items() if count} == {
+        "finished": 1, "over a budget": 2, "larger than is tried without a budget": 1,
+    }  # fmt: skip
+    assert count_candidates(trials, limits[:2])["over a budget"] == 0
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from colorpress.core.machine import machine_key
 from colorpress.core.reading import as_damaged
 from colorpress.core.stages import StageRecord
 from colorpress.core.text import format_number
+from compress.budgets import Limit
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.measures import MEASURES, Scores
@@ -37,7 +38,7 @@ from compress.precisions import variant_name
 from compress.students import search_front, search_study, search_trial
 from compress.students.search_front import ControlRow, FrontRow, Recommendation
 from compress.students.search_space import ladder_points
-from compress.students.search_trial import SearchJob, make_row
+from compress.students.search_trial import SearchJob, make_row, refused_figures
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
 from compress.yardstick import answering_of
@@ -51,9 +52,11 @@ _TABLE_ROWS = 12
 _POLL_SECONDS = 1.0
 # What became of a candidate, in words.
 _STATES = {
-    "finished": TrialState.COMPLETE, "over a budget": TrialState.PRUNED, "failed": TrialState.FAIL,
-    "running": TrialState.RUNNING, "waiting": TrialState.WAITING,
+    TrialState.COMPLETE: "finished", TrialState.PRUNED: "over a budget", TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
+# Refused by a limit that nobody asked for.
+_TOO_LARGE = "larger than is tried without a budget"
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
 # Options that name a place are each worker's own.
 _OF_THE_STUDY = ("data", "fit", "count", "time", "score", "budget", "distil", "search", "export")
@@ -427,7 +430,7 @@ def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
         "asked_for": list(map(str, job.demands)),
         "measure": job.decided_by,
         "strength": led.oracle.strength.to_dict(),
-        "candidates": _count_candidates(led),
+        "candidates": count_candidates(led.candidates.get_trials(deepcopy=False), job.limits),
         "seconds": round(time.monotonic() - led.started, 1),
     }
     controls = job.controls
@@ -435,15 +438,23 @@ def _write_result(led: _Search, rows: Sequence[FrontRow]) -> SearchResult:
     return SearchResult(tuple(search_front.front_of(rows)), controls, found, led.best_bytes, paths)
 
 
-def _count_candidates(led: _Search) -> dict[str, int]:
-    """Trials of the first study by what became of them."""
-    states = [trial.state for trial in led.candidates.get_trials(deepcopy=False)]
-    return {name: states.count(state) for name, state in _STATES.items()}
+def count_candidates(trials: Sequence[FrozenTrial], limits: Sequence[Limit]) -> dict[str, int]:
+    """Trials of the first study by what became of them, in words.
+
+    Args:
+        limits: that they had to keep.
+    """
+    counts = dict.fromkeys([*_STATES.values(), _TOO_LARGE], 0)
+    asked = {limit.figure for limit in limits if limit.given}
+    for trial in trials:
+        is_too_large = trial.state is TrialState.PRUNED and not asked & set(refused_figures(trial))
+        counts[_TOO_LARGE if is_too_large else _STATES[trial.state]] += 1
+    return counts
 
 
 def _describe_progress(led: _Search) -> str:
     """How far the search is, and the candidate that was finished last."""
-    counts = _count_candidates(led)
+    counts = count_candidates(led.candidates.get_trials(deepcopy=False), led.job.limits)
     parts = [f"{counts['finished']} of {led.job.effort.trials} candidates"]
     parts += [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
     if full := len(led.full.get_trials(deepcopy=False)):

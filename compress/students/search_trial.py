@@ -38,6 +38,8 @@ from training.unet import UNetPlan
 COSTS = ("params", "macs", "size_bytes", "latency_ms")
 # Of the photographs that choose, those that choose a candidate's best epoch.
 _EPOCH_PHOTOS = 64
+# Ahead of the name of a figure that was not measured.
+_PREDICTED = "predicted "
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
 # Without options that say so, the most that a student may have of what best.pt has: one with more is slow to train.
@@ -159,7 +161,7 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     network, cost = point.network(), job.space.cost(point)
     trial.set_user_attr("point", point.to_dict())
     predicted = find_excess(job.limits, {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)})
-    _refuse(trial, {f"predicted {name}": share for name, share in predicted.items()})
+    _refuse(trial, {_PREDICTED + name: share for name, share in predicted.items()})
     if known := _find_same(trial, network):
         _note(trial, **{name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}, processor_s=0.0)
         return tuple(known.values)
@@ -259,6 +261,11 @@ def _refuse(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
     if over := [name for name, share in excess.items() if share > 0]:
         trial.set_user_attr("refused", ", ".join(over))
         raise optuna.TrialPruned
+
+
+def refused_figures(trial: FrozenTrial) -> list[str]:
+    """The figures, such as "macs", that a trial was ended for; of a trial that was not none."""
+    return [name.removeprefix(_PREDICTED) for name in trial.user_attrs.get("refused", "").split(", ") if name]
 
 
 def _note(trial: optuna.Trial, **values: Any) -> None:

@@ -34,6 +34,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 DEFAULT_FOLDER = Path("reports")
+# Lists that are given by repeating their option.
+_REPEATED = tuple(
+    each.name
+    for config in CONFIGS.values()
+    for each in fields(config)
+    if is_list(each) and not is_comma_list(config, each)
+)
 
 
 class _CommaList(click.ParamType[tuple[Any, ...]]):
@@ -214,6 +221,8 @@ def load_options(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise ConfigError(error.what, error.subject, error.why, error.hint) from None
     options = {name.replace("-", "_"): value for name, value in values.items()}
+    # One will do for a list of one; of a text click would take each letter.
+    options |= {name: [options[name]] for name in _REPEATED if isinstance(options.get(name), str)}
     if path.name == RESOLVED_OPTIONS:
         # Part of a run folder, which may be somebody else's: it names no code to run.
         _warn_of_unknown(path, tuple(name for name in options if name not in OPTION_NAMES))

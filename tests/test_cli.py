@@ -460,8 +460,14 @@ def test_further_folders_of_a_benchmark_are_kept_and_bad_ones_refused(
         assert why in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert run_command([*command, "--also", str(tmp_path / "none")]) == 3
+    # In TOML one will do for a list of one.
+    for written in ('also = "missing"', 'also = ["missing"]'):
+        (tmp_path / "c.toml").write_text(written)
+        assert run_command([*command, "--config", str(tmp_path / "c.toml")]) == 2
+        assert "option --also 'missing': no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_any_files_are_timed_in_lists_of_conditions(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

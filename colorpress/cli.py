@@ -269,10 +269,11 @@ def adopt(output_dir: Path, force: bool, as_json: bool, original: Path, **option
     photographs: the table says how near to the truth each way of asking comes, and what is taken.
     """
     current = _open_run(output_dir, force, options)
-    from training.original import adopt_checkpoint
+    from training.original import adopt_checkpoint, read_named
     from training.run_folder import find_photos
 
     with _one_writer(output_dir):
+        read_named(current, original)
         adopted = adopt_checkpoint(current, original, find_photos(current), anew=True)
         current.write_settings()
     assert adopted is not None
@@ -292,10 +293,11 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     Sensitivity is the colour that is lost when a layer is changed.
     """
     from compress.ranking_stages import rank, rank_views
-    from training.original import settle_conventions
+    from training.original import read_named, settle_conventions
     from training.run_folder import find_photos
 
     path = checkpoint or current.best_path
+    read_named(current, path)
     photos = find_photos(current) if current.settings.rank.rank_photos else None
     current = settle_conventions(current, path, photos)
     yield rank(current, path)
@@ -312,10 +314,12 @@ def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     Writes pruned/plan.json, which can be edited and given back, and pruned/model.pt.
     """
     from compress.prune_stage import prune
-    from training.original import settle_conventions
+    from training.original import read_named, settle_conventions
     from training.run_folder import find_photos
 
-    path, photos = checkpoint or current.best_path, find_photos(current)
+    path = checkpoint or current.best_path
+    read_named(current, path)
+    photos = find_photos(current)
     return [prune(settle_conventions(current, path, photos), path, photos)]
 
 
@@ -332,9 +336,10 @@ def student(current: Run, checkpoint: Path | None, name: str) -> Iterable[StageR
     The smallest of several widths that keeps best.pt's colour, or the network of --student-plan.
     """
     from compress.students.student_stages import distil_student
-    from training.original import adopt_checkpoint
+    from training.original import adopt_checkpoint, read_named
     from training.run_folder import find_photos
 
+    read_named(current, checkpoint or current.best_path)
     photos = find_photos(current)
     adopt_checkpoint(current, checkpoint, photos)
     return distil_student(current, photos, name)
@@ -366,7 +371,7 @@ def compress(
     current = _open_run(output_dir, force, options)
     from compress.students.search_estimate import describe_plan
     from compress.students.search_stages import lead_or_assist, result_lines, search, summarize
-    from training.original import adopt_checkpoint
+    from training.original import adopt_checkpoint, read_named
     from training.run_folder import find_photos
 
     def lead() -> None:
@@ -379,6 +384,7 @@ def compress(
         click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(map(printable, lines)))
 
     with _one_writer(output_dir):
+        read_named(current, original or checkpoint or current.best_path)
         photos = find_photos(current)
         adopt_checkpoint(current, original or checkpoint, photos)
         lead_or_assist(current, photos, study, lead)
@@ -405,7 +411,7 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
     All other options are those of the search.
     """
     from compress.students.search_stages import lead_or_assist, read_worker_options, work
-    from training.original import adopt_checkpoint
+    from training.original import adopt_checkpoint, read_named
     from training.run_folder import Run, find_photos
 
     shared = read_worker_options(study, WorkerConfig().worker_timeout)
@@ -416,6 +422,7 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
         click.echo(json.dumps({"trials": done}) if as_json else f"{done} trials done here")
 
     with _one_writer(output_dir):
+        read_named(current, checkpoint or current.best_path)
         photos = find_photos(current)
         adopt_checkpoint(current, checkpoint, photos)
         lead_or_assist(current, photos, study, lead)
@@ -491,12 +498,13 @@ def benchmark(
     from benchmarks.also import find_also
     from benchmarks.suite import benchmark, require_measured
     from benchmarks.variants import describe_models, list_variants
-    from training.original import adopt_checkpoint
+    from training.original import adopt_checkpoint, read_named
     from training.run_folder import find_photos
 
+    read_named(current, checkpoint)
+    given = describe_models(models, size=current.settings.time.bench_size[0], arch=current.settings.arch)
     photos = find_photos(current) if current.settings.benchmark.eval_photos else None
     adopt_checkpoint(current, checkpoint, photos)
-    given = describe_models(models, size=current.settings.time.bench_size[0], arch=current.settings.arch)
     variants = given or list_variants(current)
     measured = benchmark(current, variants, photos, find_also(current, photos) if photos else ())
     require_measured(current, measured)

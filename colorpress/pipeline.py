@@ -22,7 +22,6 @@ from colorpress.browser import REPORT
 from colorpress.core.config import NO_SEARCH
 from colorpress.core.files import sha256_file, write_json
 from colorpress.core.machine import describe_machine
-from colorpress.core.reading import read_file
 from colorpress.core.stages import RUN_RECORD, StageRecord
 from colorpress.deploy_stages import deploy
 from compress.export_stages import export, export_for_phones
@@ -35,11 +34,9 @@ from compress.students.search_stages import search_stage
 from compress.students.student_plan import read_student_network
 from compress.students.student_stages import STUDENT, make_student, pack_student
 from training.curve_prose import explain
-from training.foreign_source import load_source
-from training.original import adopt_checkpoint, train
+from training.original import adopt_checkpoint, read_named, train
 from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
-from training.weights_file import NO_CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -137,13 +134,9 @@ def _read_given(run: Run, checkpoint: Path | None) -> None:
     """What the user names is read before all photographs are, and before the hours that a mistyped name would cost.
 
     Raises:
-        ConfigError: there is no such file, or --arch names no code that runs.
-        InputError: a plan is none.
+        ConfigError, InputError: as `read_named`; or a plan is none.
     """
-    if checkpoint:
-        read_file(checkpoint, "checkpoint", NO_CHECKPOINT)
-    if arch := run.settings.arch.arch:
-        load_source(arch)
+    read_named(run, checkpoint)
     if given := run.settings.prune.prune_plan:
         read_plan(given)
     if given := run.settings.student.student_plan:

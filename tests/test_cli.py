@@ -187,7 +187,7 @@ def test_a_name_belongs_to_the_first_option_that_claims_it() -> None:
         (["nonsense"], "nonsense"),
         (["train", "--device", "tpu"], "'--device': got 'tpu'"),
         (["run", "--prune-ratio", "1.5"], "'--prune-ratio': got 1.5"),
-        (["rank", "--checkpoint", "none.pt"], "model 'none.pt': no such file"),
+        (["rank", "--checkpoint", "none.pt"], "checkpoint 'none.pt': no such file"),
         (["train", "--config", "none.toml"], "configuration 'none.toml': no such file"),
         (["colorize"], "PHOTOS"),
     ],
@@ -211,6 +211,23 @@ def test_unusable_input_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "photographs are needed" in fails_with(3, capsys, "train", "--data", tmp_path / "empty", *output)
     assert "holds no model.onnx" in fails_with(3, capsys, "quantize", *output)
     assert "holds no benchmark.json" in fails_with(3, capsys, "report", *output)
+
+
+def test_a_named_checkpoint_is_read_before_the_photographs(
+    photo_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of many photographs that takes minutes."""
+    place = ["--data", photo_folder, "-o", tmp_path / "out"]
+    for command in ("adopt", "prune", "rank", "student", "compress"):
+        name = [] if command == "adopt" else ["-c"]
+        for checkpoint, options, why in (
+            ("none.pt", [], "checkpoint 'none.pt': no such file"),
+            (tiny_checkpoint, ["--state-key", "net"], "option '--state-key': says where a file of another program has"),
+        ):
+            said = [str(each) for each in (command, *name, checkpoint, *options, *place)]
+            assert run_command(said) == 2
+            error = capsys.readouterr().err
+            assert why in error and "photographs:" not in error, said
 
 
 def test_what_the_machine_cannot_do_ends_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.variants import describe_variant
+from benchmarks.variants import describe_models, describe_variant
 from colorpress.core.config import (
     ArchConfig,
     DataConfig,
@@ -24,6 +24,7 @@ from colorpress.core.config import (
     MachineConfig,
     PruneConfig,
     Recipe,
+    Settings,
 )
 from colorpress.core.errors import ConfigError, InputError
 from compress.dependency_graph import layer_widths
@@ -43,6 +44,7 @@ from training.foreign import AdaptedNetwork, adapt_network
 from training.foreign_source import parse_arguments
 from training.network import ColorNetwork
 from training.photo_scan import scan_photos
+from training.run_folder import Run
 from training.unet import UNet, UNetPlan, count_parameters
 
 SAME_ANSWER = 1e-5  # float32 sums in another order
@@ -508,9 +510,15 @@ def test_a_whole_pickled_network_is_refused_unread(source: Path) -> None:
     assert not source.with_name("canary").exists()
 
 
-def test_our_own_unet_and_a_foreign_name_do_not_go_together(source: Path, tiny_checkpoint: Path) -> None:
+def test_our_own_unet_is_opened_as_one_beside_a_foreign_network(
+    source: Path, tiny_checkpoint: Path, tiny_unet: UNet
+) -> None:
+    weights = saved(source, theirs(source).net.state_dict())
+    models = describe_models([weights, tiny_checkpoint], size=16, arch=named(source))
+    assert [model.params for model in models] == [count_parameters(theirs(source)), count_parameters(tiny_unet)]
+    # Where it is the only one, --arch is a mistake.
     with pytest.raises(ConfigError, match="colorpress' own UNet"):
-        load_checkpoint(tiny_checkpoint, named(source)).build_network()
+        Run(source.parent, Settings(arch=named(source))).load(tiny_checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ class Checkpoint:
         training_state: optimizer, sampler and generator state of `last.pt`; None in files that are shipped.
         path, sha256: of the file it was read from; None and empty when it was never written.
         converted: whether that file was of another program.
-        arch: the options that name a foreign network; never from the file itself.
+        arch: the options that name a foreign network; never from the file itself. A UNet of our own is opened as one
+            whatever they name.
     """
 
     architecture: Architecture
@@ -72,9 +73,6 @@ class Checkpoint:
             InputError: the weights are of another network.
         """
         if isinstance(self.architecture, UNetPlan):
-            if self.arch.arch:
-                why = "holds colorpress' own UNet"
-                raise ConfigError("checkpoint", self.path, why, "leave --arch out, or give another --checkpoint")
             return build_unet(self.architecture, self.state_dict)
         if not isinstance(self.architecture, ForeignArchitecture):
             why = "holds the weights of a tuned ONNX graph, and not the graph"

@@ -24,6 +24,7 @@ from training.conventions import Conventions
 from training.device import choose_device, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.foreign import AdaptedNetwork, ForeignArchitecture
+from training.foreign_source import load_source
 from training.history import EXPLANATION_NAME, plot_history, write_history
 from training.losses import ChromaClassLoss, L1Loss
 from training.metrics import validate_l1
@@ -141,6 +142,25 @@ class Adopted:
         doubt = self.finding.doubt if self.finding else ""
         name = architecture.describe()["name"]
         return {"network": name, "conventions": taken, "sizes": sizes, "doubt": doubt, "tried": tried}
+
+
+def read_named(run: Run, checkpoint: Path | None) -> None:
+    """What the user names of a trained model is read before all photographs are, which of many takes minutes.
+
+    Args:
+        checkpoint: the folder's own best.pt, or one that was given.
+    Raises:
+        ConfigError: there is no such file, --arch names no code that runs, or --state-key is of no use.
+        InputError: the checkpoint cannot be used.
+    """
+    if arch := run.settings.arch.arch:
+        load_source(arch)
+    if checkpoint is None:
+        return
+    is_converted = run.load(checkpoint).converted
+    if run.settings.arch.state_key and not is_converted and checkpoint != run.best_path:
+        why = f"says where a file of another program has its weights, and {checkpoint} is colorpress' own"
+        raise ConfigError("option", "--state-key", why, "leave it out, or give another --checkpoint")
 
 
 def adopt_checkpoint(

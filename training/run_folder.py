@@ -40,11 +40,18 @@ class Run:
         return self.folder / ".answers"
 
     def load(self, checkpoint: Path) -> Checkpoint:
-        """Read a checkpoint, whose network may be the foreign one that the options of this run name."""
+        """Read a checkpoint, whose network may be the foreign one that the options of this run name.
+
+        Raises:
+            ConfigError, InputError: as `load_checkpoint`; or they name one, and this is neither that nor its student.
+        """
         found = load_checkpoint(checkpoint, self.settings.arch)
-        # A student of a foreign network is a UNet of our own.
-        is_student = isinstance(found.architecture, UNetPlan) and "teacher_sha256" in found.extra
-        return replace(found, arch=ArchConfig()) if is_student else found
+        if isinstance(found.architecture, UNetPlan) and self.settings.arch.arch:
+            if "teacher_sha256" not in found.extra:
+                why, hint = "holds colorpress' own UNet", "leave --arch out, or give another --checkpoint"
+                raise ConfigError("checkpoint", checkpoint, why, hint)
+            return replace(found, arch=ArchConfig())
+        return found
 
     def do(
         self, name: str, action: Action, *, inputs: Sequence[Path] = (), settings: Mapping[str, Any] | None = None

@@ -288,6 +288,7 @@ def test_peers_json_says_what_became_of_each(tmp_path: Path) -> None:
     assert {each["tool"] for each in record["unmeasured"]} == {each.tool for each in UNMEASURED}
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_one_command_makes_and_measures_peers_beside_ours(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES
-from tests.conftest import make_photo
+from tests.conftest import make_photo, time_here
 from training.checkpoint import load_checkpoint
 from training.original import train
 from training.photo_split import PhotoSplit
@@ -43,6 +44,13 @@ OPTIONS = {
     "search_trials": 3, "search_crops": 16, "search_full_crops": 32, "search_front": 2, "search_int8": False,
     "worker_timeout": 2,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _timed_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        time_here(patch)
+        yield
 
 
 def read_front(folder: Path) -> pd.DataFrame:

@@ -296,7 +296,7 @@ def test_the_same_in_a_database_file(tmp_path: Path) -> None:
 
 def test_a_candidate_that_kills_every_worker_is_tried_twice_in_all(tmp_path: Path) -> None:
     url = str(tmp_path / "journal.log")
-    study = make_study(url)
+    study = make_study(url, timeout_s=1)
     for _ in range(2):
         doomed = start_worker(url, "doomed", 600, 1)
         assert doomed.stdout is not None
@@ -304,9 +304,9 @@ def test_a_candidate_that_kills_every_worker_is_tried_twice_in_all(tmp_path: Pat
         doomed.kill()
         doomed.wait()
         doomed.stdout.close()
-        time.sleep(2.5)
+        time.sleep(1.5)
         optuna.storages.fail_stale_trials(study)
-        time.sleep(2.5)
+        time.sleep(1.5)
         optuna.storages.fail_stale_trials(study)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.FAIL]
 

@@ -6,8 +6,10 @@ affine network's answer is up-sampled before lightness makes colours of it, so t
 is done at full size is done in stripes of rows (Loop), so memory does not grow with the picture but for its pixels,
 and what one operator leaves is in the cache when the next one reads it.
 
-ONNX Runtime has no fast power, look-up or choice (a Pow costs as much as 30 multiplications), so at full size the
-curves of sRGB and Lab are polynomials of roots, with their linear toes as clips; at the working size they are exact.
+ONNX Runtime has no fast power or choice (a Pow costs as much as 30 multiplications). So at full size the curves of sRGB
+and Lab are looked up in tables by GatherElements (Gather costs twelve times as much), which are worked out when the
+graph is opened, from exact formulas; in a plain graph, for accelerators, they are polynomials of roots, with their
+linear toes as clips. At the working size they are exact.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE,
 
 # Of all names inside the network.
 NETWORK_PREFIX = "network."
+# Steps of the tables of f(Y) and of sRGB. An error of f counts many times where one colour is nearly black beside a
+# bright one, a quarter of a grey level here; the table of sRGB is a fifth of a level off at most, in its toe.
+_F_STEPS, _SRGB_STEPS = 1 << 14, 1 << 13
 # Pixels of a stripe: a float plane of them fits a core's second-level cache.
 _STRIPE_PIXELS = 1 << 17
 # And its rows, since it is enlarged by a matrix of as many rows and, in a picture that is not shrunk, columns.
@@ -53,21 +58,18 @@ _GATHERED_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Curve:
-    """y = sum of upper[i] z^i + sum of middle[j] m^j + toe * clip(x, 0, low), with z and m of two parts of x.
+    """y = sum of upper[i] z^i + toe * clip(x, 0, low), with z of a part of x.
 
     Attributes:
-        upper: of z^0, z^1, ..., z = max(x, high)^(1 / root).
-        low, high: where the line ends, and where the upper part begins.
+        upper: of z^0, z^1, ..., z = max(x, low)^(1 / root).
+        low: where the line ends, and the upper part begins.
         toe: slope of the line up to `low`.
-        middle: of m^1, m^2, ..., m = clip(x, low, high); empty where `low` is `high`.
         root: 1, 2 or 4.
     """
 
     upper: tuple[float, ...]
     low: float
-    high: float
     toe: float
-    middle: tuple[float, ...] = ()
     root: int = 1
 
     def of(self, unit: float) -> Curve:
@@ -75,9 +77,7 @@ class Curve:
         return Curve(
             upper=tuple(each / unit**power for power, each in enumerate(self.upper)),
             low=self.low * unit,
-            high=self.high * unit,
             toe=self.toe / unit,
-            middle=tuple(each / unit**power for power, each in enumerate(self.middle, start=1)),
         )
 
 
@@ -87,23 +87,13 @@ class Curve:
 SRGB_FROM_LINEAR = Curve(
     upper=(-0.112403718, 0.255893143, 0.952421539, -0.136749128),
     low=0.003177966,
-    high=0.003177966,
     toe=12.78302,
     root=4,
 )
-# sRGB grey to f(Y) = (L* + 16) / 116; within 0.021 of a level, of which 296 are one of f.
-F_FROM_GREY = Curve(
-    upper=(0.004223990385, 1.245046022959, -0.827469975302, 0.954393585252, -0.661929460300, 0.191487201486),
-    low=11.0 / 255.0,
-    high=25.0 / 255.0,
-    toe=0.604105988031,
-    middle=(0.226527571922, 4.791101387387),
-)
-# Y to f(Y); within 0.007 of a level.
+# Y to f(Y) = (L* + 16) / 116; within 0.007 of a level, of which 296 are one of f.
 F_FROM_Y = Curve(
     upper=(-0.088317552101, 0.547225938673, 0.704567399013, -0.309184805134, 0.076467595044),
     low=0.0089,
-    high=0.0089,
     toe=0.069262411134 / 0.0089,
     root=4,
 )
@@ -111,7 +101,6 @@ F_FROM_Y = Curve(
 LINEAR_FROM_SRGB = Curve(
     upper=(-0.0022779452958, 0.0326944184844, 0.519378478142, 0.668165266849, -0.309531298238, 0.0884973457373),
     low=10.5 / 255.0,
-    high=10.5 / 255.0,
     toe=0.0031982241438 / (10.5 / 255.0),
 )
 
@@ -248,7 +237,9 @@ def _fix_size(model: onnx.ModelProto, height: int, width: int) -> onnx.ModelProt
     of_sizes = {WORK_SIZE_NAME, SATURATION_NAME}
     for node in graph.node:
         read = {name for name in node.input if name}
-        if node.op_type == "Shape" or (read & of_sizes and read <= of_sizes | constants):
+        # Not what is of constants alone in the network: it unpacks weights.
+        counts = read & of_sizes or not node.output[0].startswith(NETWORK_PREFIX)
+        if node.op_type == "Shape" or (counts and read <= of_sizes | constants):
             of_sizes.update(node.output)
     values = _compute(fixed, sorted(of_sizes - constants), np.zeros((1, height, width, 3), np.uint8))
     small = {name: value for name, value in values.items() if value.nbytes <= _FOLDED_BYTES}
@@ -372,18 +363,19 @@ def _shrink(g: _Graph, rows: str, shape: tuple[str, str, str, str], small: str, 
     pads = g("Concat", [0, 0, 0, 0], extra, [0], axis=0)
     row_shape = g("Concat", [-1], block, g("Mul", width, channels), axis=0)
     flat_shape = g("Concat", [-1], width, channels, axis=0)
-    block_shape = g("Concat", [-1], wide, block, channels, axis=0)
-    turned_shape = g("Concat", [-1], block, g("Mul", wide, channels), axis=0)
-    area = g.as_float(g("Mul", block, block))
+    across = g("Mul", block, channels)
+    block_shape = g("Concat", [-1], across, axis=0)
+    # A product, since ReduceSum is quick over the middle one of three axes only, and to turn squares takes as long.
+    channel = g.range(channels)
+    adder = g.as_float(g("Equal", g("Unsqueeze", g("Mod", g.range(across), channels), [1]), channel))  # (block * C, C)
+    adder = g("Div", adder, g.as_float(g("Mul", block, block)))
     b = over.body
     at = b("Min", b("Add", inner_rows, b("Mul", over.first, block)), last_row)
     at = b("Add", at, b("Mul", over.picture, height))
     values = b("Reshape", b.as_float(b("Gather", rows, at, axis=0)), row_shape)  # (rows, block, W * C)
     sums = b("Reshape", b("ReduceSum", values, [1], keepdims=0), flat_shape)  # (rows, W, C)
-    squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)  # (rows, columns, block, C)
-    # Turned, since ReduceSum is quick over the middle one of three axes only.
-    turned = b("Reshape", b("Transpose", squares, perm=[0, 2, 1, 3]), turned_shape)
-    averages = b("Div", b("ReduceSum", turned, [1], keepdims=0), area)  # (rows, columns * C)
+    squares = b("Reshape", b("Pad", sums, pads, mode="edge"), block_shape)  # (rows * columns, block * C)
+    averages = b("MatMul", squares, adder)  # (rows * columns, C)
     averaged = over.join(averages, TensorProto.FLOAT, g("Mul", wide, channels))  # (N, rows, columns * C)
     step = g("Div", g.as_float(g("Concat", height, width, axis=0)), g.as_float(g("Mul", small, block)))
     small_high, small_wide = g.split(small)
@@ -428,15 +420,23 @@ def _lay_triangles(g: _Graph, prefix: str, values: str, used: str, small: str, s
 
 def _measure_lightness(g: _Graph, code: str) -> str:
     """L (N, 1, h, w) of sRGB codes (N, C, h, w), exactly."""
-    srgb = g("Div", code, 255.0)
-    power = g("Pow", g("Div", g("Add", srgb, 0.055), 1.055), 2.4)
-    linear = g("Where", g("Greater", srgb, 0.04045), power, g("Div", srgb, 12.92))  # (N, C, h, w)
+    linear = _light_of(g, g("Div", code, 255.0))  # (N, C, h, w)
     weights = np.array(RGB_TO_XYZ[1], np.float32).reshape(1, 3, 1, 1)
     # One channel of grey counts as three equal ones: the weights add to 1.
     y = g("ReduceSum", g("Mul", linear, weights), [1], keepdims=1)  # (N, 1, h, w)
+    return str(g("Sub", g("Mul", _lab_of(g, y), 1.16), 0.16))
+
+
+def _light_of(g: _Graph, srgb: str) -> str:
+    """Linear light of sRGB in [0, 1], exactly."""
+    power = g("Pow", g("Div", g("Add", srgb, 0.055), 1.055), 2.4)
+    return str(g("Where", g("Greater", srgb, 0.04045), power, g("Div", srgb, 12.92)))
+
+
+def _lab_of(g: _Graph, y: str) -> str:
+    """f(Y) of Lab, exactly."""
     root = g("Pow", g("Max", y, LAB_EPSILON), 1.0 / 3.0)
-    f = g("Where", g("Greater", y, LAB_EPSILON), root, g("Add", g("Mul", y, LAB_SLOPE), LAB_OFFSET))
-    return str(g("Sub", g("Mul", f, 1.16), 0.16))
+    return str(g("Where", g("Greater", y, LAB_EPSILON), root, g("Add", g("Mul", y, LAB_SLOPE), LAB_OFFSET)))
 
 
 def _put_under_luminance(
@@ -471,9 +471,8 @@ def _put_under_luminance(
     gains = [g("Mul", SATURATION_NAME, scale * AB_SCALE / each) for each in (500.0, -200.0)]
 
     def offsets(of_x: str, of_z: str) -> str:
-        """Of fx, fy and fz from f of the luminance, scaled as all f: (3, N * h, W) of two planes of ab."""
-        of_x, of_z = (g("Mul", each, gain) for each, gain in zip((of_x, of_z), gains, strict=True))
-        return str(g("Concat", of_x, g("Mul", of_x, 0.0), of_z, axis=0))
+        """Of fx and fz from f of the luminance, scaled as all f: (2, N * h, W) of two planes of ab."""
+        return str(g("Concat", *(g("Mul", each, gain) for each, gain in zip((of_x, of_z), gains, strict=True)), axis=0))
 
     factor = ""
     if affine:
@@ -501,58 +500,107 @@ def _put_under_luminance(
     near = b("Add", near, b("Mul", over.picture, small_high))  # (1 or N, near)
 
     def enlarge_rows(value: str) -> str:
-        enlarged = b("MatMul", weights, b("Gather", value, near, axis=1))  # (3, 1 or N, rows, W)
-        return str(b("Reshape", enlarged, [3, -1]))
+        enlarged = b("MatMul", weights, b("Gather", value, near, axis=1))  # (2, 1 or N, rows, W)
+        return str(b("Reshape", enlarged, [2, -1]))
 
     offset = enlarge_rows(enlarged)
     if g.plain:
         f = _read_colours(g, rows, gain=scale)  # (1, P)
+        y = _undo_lab(g, f, scale * knee)
     else:
         seen = b("Gather", rows, b("Add", at, b("Mul", over.picture, height)), axis=0)  # (1, rows, W, C)
         grey, colours = _Graph("grey."), _Graph("rgb.")
         is_grey = g("Equal", g("Squeeze", channels), 1)
-        then_branch = grey.as_part({_read_grey(grey, seen, gain=scale): TensorProto.FLOAT})
-        else_branch = colours.as_part({_read_colours(colours, seen, gain=scale): TensorProto.FLOAT})
-        f = b("If", is_grey, then_branch=then_branch, else_branch=else_branch)  # (1, P)
+        tables = _LuminanceTables(g, scale, 1.0 / knee_xyz)
+        then_branch = grey.as_part(dict.fromkeys(tables.read_grey(grey, seen), TensorProto.FLOAT))
+        else_branch = colours.as_part(dict.fromkeys(tables.read_colours(colours, seen), TensorProto.FLOAT))
+        f, y = b("If", is_grey, then_branch=then_branch, else_branch=else_branch, outputs=2)  # (1, P) each
     f = b("Mul", f, enlarge_rows(factor)) if affine else f
-    f = b("Add", offset, f)  # (3, P)
-    power = b("Max", f, scale * knee)
+    # X, Z and Y, since of Y it is known.
+    xzy = b("Concat", _undo_lab(b, b("Add", offset, f), scale * knee), y, axis=0)  # (3, P)
+    to_rgb = np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None])[:, [0, 2, 1]] * knee_xyz
+    answer = _write_by_curve(b, to_rgb, xzy) if g.plain else _write_by_table(g, b, to_rgb, xzy)
+    over.cut(over.join(answer, TensorProto.UINT8, width, [3]))
+
+
+def _undo_lab(b: _Graph, f: str, knee: float) -> str:
+    """(max(f, knee))^3 + clip(f / knee, 0, 1) - 1."""
+    power = b("Max", f, knee)
     power = b("Mul", b("Mul", power, power), power)
-    xyz = b("Sub", power, b("HardSigmoid", f, alpha=-1.0 / (scale * knee), beta=1.0))
-    to_rgb = np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None])
+    return str(b("Sub", power, b("HardSigmoid", f, alpha=-1.0 / knee, beta=1.0)))
+
+
+def _write_by_table(g: _Graph, b: _Graph, to_rgb: NDArray[np.float64], xzy: str) -> str:
+    """sRGB codes, uint8 (P, 3), of `to_rgb` times (3, P), which is linear light."""
+    light = g("Div", g("Add", g.as_float(g("Range", 0, _SRGB_STEPS, 1)), 0.5), float(_SRGB_STEPS))
+    power = g("Sub", g("Mul", g("Pow", g("Max", light, 0.0031308), 1.0 / 2.4), 1.055), 0.055)
+    srgb = g("Where", g("Greater", light, 0.0031308), power, g("Mul", light, 12.92))
+    table = g("Unsqueeze", g("QuantizeLinear", srgb, np.float32(1.0 / 255.0), np.uint8(0)), [0])  # (1, steps)
+    step = b("MatMul", (to_rgb * _SRGB_STEPS).astype(np.float32), xzy)  # (3, P)
+    step = b("Cast", b("Clip", step, 0.0, _SRGB_STEPS - 1.0), to=TensorProto.INT32)
+    coded = b("GatherElements", table, b("Reshape", step, [1, -1]), axis=1)  # (1, 3 * P)
+    return str(b("Transpose", b("Reshape", coded, [3, -1]), perm=[1, 0]))
+
+
+def _write_by_curve(b: _Graph, to_rgb: NDArray[np.float64], xzy: str) -> str:
+    """As `_write_by_table`, of operators that accelerators have.
+
+    They have none to quantize, or to transpose what is uint8.
+    """
     # In units in which the toe of the last curve is the light itself, and its leading factor -1.
     curve = SRGB_FROM_LINEAR
     constant, first_factor, second_factor, last_factor = curve.upper
     root = curve.toe / -last_factor
     unit, light = -last_factor * root**-3, root**4
-    linear = b("MatMul", (to_rgb * knee_xyz * light).astype(np.float32), xyz)  # (3, P)
-    z = b("Sqrt", b("Sqrt", b("Max", linear, curve.high * light)))
+    linear = b("MatMul", (to_rgb * light).astype(np.float32), xzy)  # (3, P)
+    z = b("Sqrt", b("Sqrt", b("Max", linear, curve.low * light)))
     total = b("Mul", b("Sub", second_factor / unit / root**2, z), z)
     total = b("Mul", b("Add", total, first_factor / unit / root), z)
-    total = b("Add", total, b("Clip", linear, 0.0, curve.high * light))
-    if g.plain:
-        # What accelerators have kernels for, as they have none to quantize, or to transpose what is uint8.
-        level = b("Add", b("Mul", total, 255.0 * unit), 255.0 * constant + 0.5)
-        level = b("Transpose", b("Clip", level, 0.0, 255.5), perm=[1, 0])  # (P, 3)
-        answer = b("Cast", level, to=TensorProto.UINT8)
-    else:
-        coded = b("QuantizeLinear", b("Add", total, constant / unit), np.float32(1.0 / (255.0 * unit)), np.uint8(0))
-        answer = b("Transpose", coded, perm=[1, 0])  # (P, 3)
-    over.cut(over.join(answer, TensorProto.UINT8, width, [3]))
+    total = b("Add", total, b("Clip", linear, 0.0, curve.low * light))
+    level = b("Add", b("Mul", total, 255.0 * unit), 255.0 * constant + 0.5)
+    level = b("Transpose", b("Clip", level, 0.0, 255.5), perm=[1, 0])  # (P, 3)
+    return str(b("Cast", level, to=TensorProto.UINT8))
 
 
-def _read_grey(h: _Graph, pixels: str, *, gain: float) -> str:
-    """`gain` * f(Y), float32 (1, P), of grey codes uint8, P of them."""
-    code = h.as_float(h("Reshape", pixels, [1, -1]))  # (1, P)
-    return _apply_curve(h, F_FROM_GREY.of(255.0), code, gain=gain)
+class _LuminanceTables:
+    """f(Y) and Y of pixels, by tables in the graph around.
+
+    Args:
+        f_gain, y_gain: what f and Y are multiplied by.
+    """
+
+    def __init__(self, g: _Graph, f_gain: float, y_gain: float) -> None:
+        light = _light_of(g, g("Div", g.as_float(g("Range", 0, 256, 1)), 255.0))
+        self.grey_f = g("Unsqueeze", g("Mul", _lab_of(g, light), f_gain), [0])  # (1, 256)
+        self.grey_y = g("Unsqueeze", g("Mul", light, y_gain), [0])
+        # Of colours Y is summed in steps of the table of f, which is of the middle of each.
+        self.parts = g(
+            "Mul", light, np.array(RGB_TO_XYZ[1], np.float32)[:, None] * np.float32(_F_STEPS - 1)
+        )  # (3, 256)
+        middle = g("Add", g.as_float(g("Range", 0, _F_STEPS, 1)), 0.5)
+        of_step = _lab_of(g, g("Div", middle, _F_STEPS - 1.0))
+        self.step_f = g("Unsqueeze", g("Mul", of_step, f_gain), [0])  # (1, steps)
+        self.step_gain = y_gain / (_F_STEPS - 1)
+
+    def read_grey(self, h: _Graph, pixels: str) -> tuple[str, str]:
+        """f and Y, float32 (1, P), of grey codes uint8, P of them."""
+        code = h("Cast", h("Reshape", pixels, [1, -1]), to=TensorProto.INT32)  # (1, P)
+        f, y = (h("GatherElements", table, code, axis=1) for table in (self.grey_f, self.grey_y))
+        return f, y
+
+    def read_colours(self, h: _Graph, pixels: str) -> tuple[str, str]:
+        """f and Y, float32 (1, P), of sRGB codes uint8, P times 3."""
+        code = h("Transpose", h("Reshape", pixels, [-1, 3]), perm=[1, 0])  # (3, P)
+        parts = h("GatherElements", self.parts, h("Cast", code, to=TensorProto.INT32), axis=1)
+        step = h("MatMul", np.ones((1, 3), np.float32), parts)  # (1, P)
+        f = h("GatherElements", self.step_f, h("Cast", step, to=TensorProto.INT32), axis=1)
+        return f, h("Mul", step, self.step_gain)
 
 
 def _read_colours(h: _Graph, pixels: str, *, gain: float) -> str:
     """`gain` * f(Y), float32 (1, P), of sRGB codes uint8, P times 3."""
-    code = h("Reshape", pixels, [-1, 3])
-    # Accelerators transpose no uint8; where there is a kernel, that is fewer bytes.
-    code = h("Transpose", h.as_float(code) if h.plain else code, perm=[1, 0])  # (3, P)
-    code = code if h.plain else h.as_float(code)
+    # Accelerators transpose no uint8.
+    code = h("Transpose", h.as_float(h("Reshape", pixels, [-1, 3])), perm=[1, 0])  # (3, P)
     curve = LINEAR_FROM_SRGB.of(255.0)
     # The leading factor is left to the sum over the channels.
     linear = _apply_curve(h, curve, code, gain=1.0 / curve.upper[-1])
@@ -562,14 +610,11 @@ def _read_colours(h: _Graph, pixels: str, *, gain: float) -> str:
 
 def _apply_curve(g: _Graph, curve: Curve, value: str, *, gain: float) -> str:
     """`gain` * curve(value)."""
-    z = g("Max", value, curve.high)
+    z = g("Max", value, curve.low)
     for _ in range(round(math.log2(curve.root))):
         z = g("Sqrt", z)
     constant, *factors = (gain * each for each in curve.upper)
     total = g("Add", _evaluate(g, factors, z), constant)
-    if curve.middle:
-        m = g("Clip", value, curve.low, curve.high)
-        total = g("Add", total, _evaluate(g, [gain * each for each in curve.middle], m))
     return str(g("Add", total, g("Mul", g("Clip", value, 0.0, curve.low), gain * curve.toe)))
 
 

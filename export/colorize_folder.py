@@ -325,15 +325,17 @@ def _check_plan(photos: Sequence[Path], output_dir: Path, overwrite: bool) -> _P
     sources: set[int] = set()
     standing: set[int] = set()
     photographs = due = 0
+    has_results = output_dir.exists()
     for source, output in _plan_outputs(photos, output_dir):
         if isinstance(source, SkippedPhoto):
             passed_over.append(source)
             continue
         photographs += 1
-        sources.add(_number_of(source))
-        there = _number_of(output)
-        standing.add(there)
+        there = _number_of(output) if has_results else 0
         due += overwrite or not there
+        if has_results:
+            sources.add(_number_of(source))
+            standing.add(there)
     warn_of_passed_over(passed_over)
     if taken := (sources & standing) - {0}:
         found = (output for _, output in _plan_outputs(photos, output_dir) if _number_of(output) in taken)

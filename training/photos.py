@@ -111,20 +111,20 @@ def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path
             if identity in seen:
                 continue
             seen.add(identity)
-            with os.scandir(current) as listing:
-                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+            # As bytes: the names alone, and in an order that does not depend on their encoding.
+            names = sorted(os.listdir(os.fsencode(current)))  # noqa: PTH208, pathlib makes a path of each
         except OSError as error:
             yield SkippedPhoto(current, f"folder cannot be read: {error.strerror or error}", is_photo=False)
             continue
         folders = []
-        for entry in entries:
-            if entry.name.startswith("."):
+        for name in map(os.fsdecode, names):
+            if name.startswith("."):
                 continue
-            path, dot = Path(entry.path), "." in entry.name
+            path, dot = current / name, "." in name
             # A folder with a picture's name is a candidate as well: it is reported as "not a regular file".
-            if dot and type_of_suffix(f".{entry.name.rpartition('.')[2]}") is not None:
+            if dot and type_of_suffix(f".{name.rpartition('.')[2]}") is not None:
                 yield path
-            elif _is_folder(entry):
+            elif os.path.isdir(path):  # noqa: PTH112, pathlib's raises for a link to itself
                 folders.append(path)
             elif not dot:
                 yield _sniff(path)
@@ -134,13 +134,6 @@ def walk_photos(folder: Path, *, leave_out: Path | None = None) -> Iterator[Path
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a link to itself
-        return False
 
 
 def _sniff(path: Path) -> Path | SkippedPhoto:

@@ -40,6 +40,7 @@ class Recorded(MobilePredictor):
 
     def _infer(self, lightness: Floats) -> Floats:
         self.shapes.append(lightness.shape)
+        self.last = lightness
         return np.concatenate([lightness, -lightness], axis=1)
 
 
@@ -50,7 +51,12 @@ def write(path: Path, multiple: int, longest: int, sha256: str = "abc") -> Path:
 
 def test_a_file_says_what_it_reads_in_any_place(tmp_path: Path) -> None:
     assert read_description(write(tmp_path / "a.tflite", 16, 512)) == MobileDescription("int8", 16, 512, "abc")
-    for content in (b"TFL3 weights alone", b"colorpress-mobile:{}", b'colorpress-mobile:{"size_multiple": 0}\0'):
+    for content in (
+        b"TFL3 weights alone",
+        b"colorpress-mobile:{}",
+        MobileDescription("int8", 0, 512, "abc").to_bytes(),
+        MobileDescription("int8", 64, 32, "abc").to_bytes(),
+    ):
         (tmp_path / "b.pte").write_bytes(content)
         with pytest.raises(InputError, match="does not say what it reads"):
             read_description(tmp_path / "b.pte")
@@ -61,6 +67,7 @@ def test_pictures_are_padded_cropped_and_averaged_down_to_what_the_file_reads(tm
     lightness = np.random.default_rng(0).random((2, 1, 13, 21), dtype=np.float32)
     np.testing.assert_array_equal(several(lightness), np.concatenate([lightness, -lightness], axis=1))
     assert several.shapes == [(1, 1, 16, 24)] * 2, "one at a time, the next multiples"
+    np.testing.assert_array_equal(several.last[0, 0, 13:, :21], lightness[1, 0, 12:13].repeat(3, 0), "the edge goes on")
     one = Recorded(write(tmp_path / "b.tflite", 32, 32))
     assert one(lightness).shape == (2, 2, 13, 21)
     wide = np.linspace(0.0, 1.0, 40 * 80, dtype=np.float32).reshape(1, 1, 40, 80)

@@ -140,11 +140,14 @@ async function decode(file, maxPixels) {
   const { width: wasWidth, height: wasHeight } = bitmap;
   const scale = Math.min(1, Math.sqrt(maxPixels / (wasWidth * wasHeight)));
   const [width, height] = [wasWidth, wasHeight].map((side) => Math.max(1, Math.floor(side * scale)));
-  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
-  return { picture: context.getImageData(0, 0, width, height), wasWidth, wasHeight };
+  const picture = context.getImageData(0, 0, width, height);
+  canvas.width = canvas.height = 0; // now, not when memory is tidied: it is as large as the photograph
+  return { picture, wasWidth, wasHeight };
 }
 
 function isGrey(rgba) {

@@ -2,7 +2,8 @@
 
     python -m benchmarks.studies.picture_speed out/auto-w8/colorizer.onnx --megapixels 12
 
-Every way runs in a process of its own, in interleaved rounds; OpenCV is measured where it is installed.
+Every way runs in a process of its own, in interleaved rounds; OpenCV and numba are measured where they are
+installed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Steps = dict[str, Callable[[], object]]
 _RUNS = 9
-_WAYS = ("graph", "graph of grey", "openvino", "torch", "opencv", "scikit-image", "jpeg")
+_WAYS = (
+    "graph",
+    "graph of grey",
+    "compiled",
+    "compiled of grey",
+    "openvino",
+    "torch",
+    "opencv",
+    "scikit-image",
+    "jpeg",
+)
 
 
 def draw_photograph(megapixels: float) -> Pixels:
@@ -59,6 +70,13 @@ def make_steps(way: str, model: Path, pixels: Pixels, threads: int) -> Steps:
         graphs = cut_graph(model)
         sessions = {step: open_session(model, content, threads=threads) for step, content in graphs.items()}
         return {step: partial(session.run, None, {IMAGE_NAME: image}) for step, session in sessions.items()}
+    if way.startswith("compiled"):
+        from export.colorizers import open_inner_network
+        from export.compiled_pixels import color_pixels_compiled
+
+        asked = vars(open_inner_network(model, model.read_bytes(), threads=threads))
+        seen = np.ascontiguousarray(pixels[..., : 1 if way.endswith("grey") else 3])
+        return {"whole, network included": lambda: color_pixels_compiled(seen, **asked, threads=threads)}
     if way == "openvino":
         from export.colorizers import OpenVinoColorizer
 
@@ -165,7 +183,7 @@ def main() -> None:
             for step, milliseconds in _measure(way).items():
                 found.setdefault((way, step), []).append(milliseconds)
     for (way, step), times in sorted(found.items(), key=lambda each: _WAYS.index(each[0][0])):
-        print(f"{way:14}  {step:28} {median(times):8.1f} ms  ({min(times):.1f}-{max(times):.1f})")
+        print(f"{way:16}  {step:28} {median(times):8.1f} ms  ({min(times):.1f}-{max(times):.1f})")
 
 
 def _measure(way: str) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def main() -> None:
     """Do the job that standard input names in this process, which puts limits on itself first; prints the answer."""
     job = json.load(sys.stdin)
     path = Path(job["path"])
+    if path.suffix in MOBILE_SUFFIXES:
+        find_runtime(path).require()  # such a library wants to write a file when it is imported
     memory, cpu = _memory_bytes(path, job["library"]), _cpu_seconds(path)
     limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     for limit, value in limits.items():

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from colorpress.core.cores import usable_cores
 from export.picture_contract import DEFAULT_WORK_SIZE, check_field, working_size
 from export.predictors import Floats, Pixels, Predictor
-from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
+from export.striped_pixels import LIGHT_STEPS, curve_tables, measure_lightness
+from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE
 
 # There are no NaN and no division by 0, or comparisons and quotients could not be computed many at a time.
 _FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
 _compile = partial(njit, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-# Linear light to sRGB in so many steps: at most a fifth of a level from the curve, where it is steepest.
-_STEPS = 8192
 _STRIPE_PIXELS = 1 << 18
 
 
@@ -51,7 +48,7 @@ def color_pixels_compiled(
         flat = np.ascontiguousarray(pixels).reshape(height, width * channels)
         step = max(1, _STRIPE_PIXELS // (width * block))
         _do_all(pool, partial(_average, flat, averaged, block, channels), averaged.shape[0], step)
-        lightness = _measure_lightness(_shrink(averaged, height, width, channels, rows, columns, block))
+        lightness = measure_lightness(_shrink(averaged, height, width, channels, rows, columns, block))
         answer = predictor(lightness[None, None])
         field = check_field(answer, (rows, columns))[0] * np.float32(saturation)
         # Of x and z, and of an affine field their slopes: what f of the luminance is added.
@@ -60,7 +57,7 @@ def color_pixels_compiled(
         _enlarge_columns(field, wide)
         colored = np.empty((height, width, 3), np.uint8)
         step = max(1, _STRIPE_PIXELS // width)
-        _do_all(pool, partial(_color_rows, flat, wide, colored, *_tables(), _to_linear()), height, step)
+        _do_all(pool, partial(_color_rows, flat, wide, colored, *curve_tables()), height, step)
     return colored
 
 
@@ -71,27 +68,6 @@ def _do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], None], length: 
         pass
 
 
-@cache
-def _tables() -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Linear light of sRGB codes as a part of Y, (3, 256); f of 256 greys; sRGB codes of linear light."""
-    code = np.arange(256) / 255.0
-    linear = np.where(code > 0.04045, ((code + 0.055) / 1.055) ** 2.4, code / 12.92)
-    weights = np.array(RGB_TO_XYZ[1])
-    light = (np.arange(_STEPS) + 0.5) / _STEPS
-    srgb = np.where(light > 0.0031308, 1.055 * light ** (1.0 / 2.4) - 0.055, 12.92 * light)
-    parts = (weights[:, None] * linear).astype(np.float32)
-    return parts, _lab_curve(linear).astype(np.float32), np.rint(srgb * 255.0).astype(np.uint8)
-
-
-def _to_linear() -> Floats:
-    """X, Y and Z, relative to white, to linear sRGB in steps of its table."""
-    return (np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]) * _STEPS).astype(np.float32)
-
-
-def _lab_curve(light: NDArray[Any]) -> NDArray[Any]:
-    return np.where(light > LAB_EPSILON, np.cbrt(light), LAB_SLOPE * light + LAB_OFFSET)
-
-
 def _shrink(averaged: Floats, height: int, width: int, channels: int, rows: int, columns: int, block: int) -> Floats:
     """sRGB codes at the working size, (h, w, C), from the averages of squares."""
     short = np.zeros((rows, averaged.shape[1]), np.float32)
@@ -100,14 +76,6 @@ def _shrink(averaged: Floats, height: int, width: int, channels: int, rows: int,
     narrow = np.zeros((columns, rows * channels), np.float32)
     _lay_triangles(turned, width / (columns * block), narrow)
     return np.ascontiguousarray(narrow.reshape(columns, rows, channels).transpose(1, 0, 2))
-
-
-def _measure_lightness(code: Floats) -> Floats:
-    """L (h, w) of sRGB codes (h, w, C)."""
-    srgb = code / np.float32(255.0)
-    linear = np.where(srgb > 0.04045, ((srgb + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4), srgb / 12.92)
-    y = linear[..., 0] if code.shape[2] == 1 else linear @ np.array(RGB_TO_XYZ[1], np.float32)
-    return np.ascontiguousarray(1.16 * _lab_curve(y) - 0.16, np.float32)
 
 
 @_compile()
@@ -179,7 +147,7 @@ def _color_rows(flat, wide, colored, parts, f_of_grey, codes, to_linear, first, 
     rows = wide.shape[1]
     zero = np.float32(0.0)
     knee, slope, offset = np.float32(LAB_KNEE), np.float32(1.0 / LAB_SLOPE), np.float32(-LAB_OFFSET / LAB_SLOPE)
-    top = np.float32(_STEPS - 1)
+    top = np.float32(LIGHT_STEPS - 1)
     y, f = np.empty(width, np.float32), np.empty(width, np.float32)
     index = np.empty((3, width), np.int32)
     for row in range(first, last):

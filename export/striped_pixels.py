@@ -22,7 +22,7 @@ from export.predictors import Floats, Pixels
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 
 # Linear light to sRGB in so many steps: at most a fifth of a level from the curve, where it is steepest.
-_STEPS = 8192
+LIGHT_STEPS = 8192
 # A float plane of a stripe fits a core's second-level cache.
 _STRIPE_PIXELS = 1 << 16
 
@@ -55,7 +55,7 @@ def color_rows(source: Rows, target: Rows, network: AskedNetwork, *, threads: in
     rows, columns, block = working_size(height, width, network.work_size)
     with ThreadPoolExecutor(threads) as pool:
         code = _shrink(pool, source, rows, columns, block)  # (h, w, C)
-        answer = network.predictor(_measure_lightness(code)[None, None])
+        answer = network.predictor(measure_lightness(code)[None, None])
         field = check_field(answer, (rows, columns))[0] * np.float32(network.saturation)  # (2 or 4, h, w)
         # Of x and z, and of an affine field their slopes: what f of the luminance is added.
         field *= np.resize(np.array([AB_SCALE / 500.0, -AB_SCALE / 200.0], np.float32), len(field))[:, None, None]
@@ -148,7 +148,7 @@ def _triangles(length: int, step: float, small: int) -> Floats:
     return np.asarray(near / near.sum(axis=1, keepdims=True), np.float32)
 
 
-def _measure_lightness(code: Floats) -> Floats:
+def measure_lightness(code: Floats) -> Floats:
     """L (h, w) of sRGB codes (h, w, C)."""
     linear = _linear_of(code / np.float32(255.0))
     y = linear[..., 0] if code.shape[2] == 1 else linear @ np.array(RGB_TO_XYZ[1])
@@ -164,20 +164,20 @@ def _lab_curve(light: NDArray[Any]) -> NDArray[Any]:
 
 
 @cache
-def _tables() -> tuple[Floats, Floats, Pixels, Floats]:
+def curve_tables() -> tuple[Floats, Floats, Pixels, Floats]:
     """Light of sRGB codes as parts of Y (3, 256); f of 256 greys; sRGB codes of light; X, Y, Z / white to light."""
     linear = _linear_of(np.arange(256) / 255.0)
-    light = (np.arange(_STEPS) + 0.5) / _STEPS
+    light = (np.arange(LIGHT_STEPS) + 0.5) / LIGHT_STEPS
     srgb = np.where(light > 0.0031308, 1.055 * light ** (1.0 / 2.4) - 0.055, 12.92 * light)
     parts = np.array(RGB_TO_XYZ[1])[:, None] * linear
-    to_linear = np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]) * _STEPS
+    to_linear = np.linalg.inv(np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]) * LIGHT_STEPS
     f_of_grey, codes = _lab_curve(linear).astype(np.float32), np.rint(srgb * 255.0).astype(np.uint8)
     return parts.astype(np.float32), f_of_grey, codes, to_linear.astype(np.float32)
 
 
 def _color_stripe(pixels: Pixels, offsets: Floats) -> Pixels:
     """Rows (rows, W, C) coloured, (rows, W, 3); `offsets` (2 or 4, rows, W) as in `color_rows`."""
-    parts, f_of_grey, codes, to_linear = _tables()
+    parts, f_of_grey, codes, to_linear = curve_tables()
     if pixels.shape[2] == 1:
         y, f = (table.take(pixels[..., 0], mode="clip") for table in (parts.sum(axis=0), f_of_grey))
     else:

@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/deployment.md": 1,  # the npm registry
     "docs/gpu.md": 4,
     "docs/peers.md": 1,  # an environment for each tool
+    "docs/runtimes.md": 1,  # the libraries for phones
     "docs/several-machines.md": 2,
     "docs/torchrun.md": 2,
 }

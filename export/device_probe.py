@@ -18,6 +18,9 @@ import numpy as np
 
 from colorpress.core.errors import ColorpressError, GateError, MachineError
 from colorpress.core.locks import scratch_folder
+from export.colorize_folder import DEMONSTRATION_MODEL
+from export.picture_network import take_network
+from export.placement import count_kernel_calls
 from export.predictors import INPUT_NAME, OUTPUT_NAME, OnnxPredictor
 from export.runtimes import RUNTIMES, Opening, Runtime
 from export.timing import run_worker
@@ -34,7 +37,8 @@ def probe_runtime(name: str) -> dict[str, Any]:
     Args:
         name: a key of RUNTIMES, of one that is such a provider.
     Returns:
-        provider, nodes (how many of each operator each provider took), max_difference (from the CPU).
+        provider, nodes (how many of each operator each provider took), max_difference (from the CPU), and of the
+        network that comes along kernel_calls and how many of them were left to the CPU, left_to_cpu.
     Raises:
         MachineError: it is not here, fails, or its process died.
         GateError: its answer is another than the CPU's.
@@ -57,6 +61,7 @@ def run_convolution(runtime: Runtime) -> dict[str, Any]:
         predictor = runtime.open(path, Opening("auto", 1))
         assert isinstance(predictor, OnnxPredictor)
         answer, expected = predictor(lightness), OnnxPredictor(path, threads=1)(lightness)
+        counted = count_kernel_calls(_write_network(folder / "network.onnx"), runtime.name, side=_SIDE)
     difference = float(np.abs(answer - expected).max())
     if not difference <= _SAME:
         why = f"answers a convolution {difference:.2g} away from the CPU"
@@ -68,17 +73,27 @@ def run_convolution(runtime: Runtime) -> dict[str, Any]:
         "provider": predictor.provider,
         "nodes": {provider: dict(count) for provider, count in nodes.items()},
         "max_difference": difference,
+        "kernel_calls": counted.total,
+        "left_to_cpu": counted.on_cpu,
     }
 
 
 def describe_probe(found: Mapping[str, Any]) -> str:
-    """In a few words, such as "1 Conv on CUDAExecutionProvider, within 1.2e-04 of the CPU"."""
+    """In a line, such as "1 Conv on CUDAExecutionProvider, within 1.2e-04 of the CPU; ..."."""
     nodes = ", ".join(
         f"{count} {operator} on {provider}"
         for provider, counts in found["nodes"].items()
         for operator, count in counts.items()
     )
-    return f"{nodes}, within {found['max_difference']:.1e} of the CPU"
+    left = f"{found['left_to_cpu']} of {found['kernel_calls']} kernel calls of the network that comes along"
+    return f"{found['provider']}: {nodes}, within {found['max_difference']:.1e} of the CPU; {left} on the CPU"
+
+
+def _write_network(path: Path) -> Path:
+    import onnx
+
+    onnx.save(take_network(onnx.load(str(DEMONSTRATION_MODEL))), str(path))
+    return path
 
 
 def _write_convolution(path: Path) -> Path:

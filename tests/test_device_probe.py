@@ -57,8 +57,13 @@ def test_a_session_that_computes_elsewhere_than_asked_is_an_error(
 
 def test_a_session_names_the_provider_of_every_node_and_a_process_of_its_own_tells_it() -> None:
     found = probe_runtime("onnxruntime")
-    assert found == {"provider": CPU, "nodes": {CPU: {"Conv": 1}}, "max_difference": 0.0}
-    assert describe_probe(found) == f"1 Conv on {CPU}, within 0.0e+00 of the CPU"
+    calls = found["kernel_calls"]
+    assert found == {
+        **{"provider": CPU, "nodes": {CPU: {"Conv": 1}}, "max_difference": 0.0},
+        **{"kernel_calls": calls, "left_to_cpu": calls},
+    }
+    along = f"{calls} of {calls} kernel calls of the network that comes along on the CPU"
+    assert describe_probe(found) == f"{CPU}: 1 Conv on {CPU}, within 0.0e+00 of the CPU; {along}" and calls > 20
     if CUDA not in onnxruntime.get_available_providers():
         with pytest.raises(MachineError, match="this ONNX Runtime has no CUDA") as caught:
             probe_runtime("onnxruntime-cuda")
@@ -88,12 +93,14 @@ def test_a_process_that_dies_is_said_and_doctor_goes_on(monkeypatch: pytest.Monk
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     found = {name: describe_runtime(name) for name in ("cuda", "coreml")}
     assert found["cuda"]["status"] == "fails" and found["coreml"]["status"] == "absent" and found["coreml"]["hint"]
-    probe = {"nodes": {CUDA: {"Conv": 1}}, "max_difference": 0.001}
+    probe = {"provider": CUDA, "nodes": {CUDA: {"Conv": 1}}, "max_difference": 0.001}
+    probe |= {"kernel_calls": 40, "left_to_cpu": 2}
     found["here"] = {"title": "H", "status": "ok", "why": "", "probe": probe}
     common = {"colorpress": "1", "python": "3", "missing": [], "free_disk_gb": 1.0, "versions": {}}
     lines = [each for each in format_environment({**common, "runtimes": found}).splitlines() if "runtime" in each]
     assert lines == [
         "runtime  cuda, ONNX Runtime + CUDA: fails: its process ended: crashed(SIGSEGV): libcudnn.so.9: no version",
         "runtime  coreml, ONNX Runtime + CoreML: not here: this ONNX Runtime has no CoreML",
-        f"runtime  here, H: here: 1 Conv on {CUDA}, within 1.0e-03 of the CPU",
+        f"runtime  here, H: here: {CUDA}: 1 Conv on {CUDA}, within 1.0e-03 of the CPU; "
+        "2 of 40 kernel calls of the network that comes along on the CPU",
     ]

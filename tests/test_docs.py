@@ -32,7 +32,7 @@ README_LINES = 150
 # Blocks that `<!-- not run: why -->` keeps from being run, by page: what needs something that tests do not have.
 NOT_RUN = {
     "docs/deployment.md": 1,  # the npm registry
-    "docs/gpu.md": 4,
+    "docs/gpu.md": 6,  # GPUs, and a wheel for WebGPU
     "docs/peers.md": 1,  # an environment for each tool
     "docs/runtimes.md": 1,  # the libraries for phones
     "docs/several-machines.md": 2,

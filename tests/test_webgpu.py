@@ -83,9 +83,9 @@ def test_a_network_answers_what_it_does_on_the_cpu_at_every_size(networks: dict[
     assert lowest >= LEAST_DB and np.isfinite(found.max_abs)
 
 
-@pytest.mark.parametrize("form", ["colorizer.onnx", "plain"])
+@pytest.mark.parametrize(("form", "step"), [("colorizer.onnx", 1), ("plain", 4)])
 def test_pictures_are_those_of_the_cpu_to_one_level_at_every_size(
-    networks: dict[str, Path], form: str, tmp_path: Path
+    networks: dict[str, Path], form: str, step: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "colorizer.onnx"
     network = onnx.load(networks["affine"])
@@ -93,7 +93,7 @@ def test_pictures_are_those_of_the_cpu_to_one_level_at_every_size(
     open_on = partial(OnnxColorizer, path, threads=1)
     expected, found = open_on(), open_on(provider="webgpu")
     rng, worst, count = np.random.default_rng(0), 0, 0
-    for _, height, width in matrix_shapes():
+    for height, width in sorted({shape[1:] for shape in matrix_shapes()})[::step]:
         for channels in (1, 3):
             pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
             difference = np.abs(found(pixels).astype(np.int16) - expected(pixels))

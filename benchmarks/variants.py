@@ -95,7 +95,7 @@ def describe_variant(
     Args:
         runtime: another one than the file's own.
         arch: names the network of a foreign checkpoint.
-        count_at: side in pixels that multiply-accumulates of a checkpoint or an .onnx file are counted at; None: unknown.
+        count_at: side in pixels that multiply-accumulates of a checkpoint or an .onnx file are counted at; None: not.
         known: further attributes of the variant, in the place of what the file tells; None: the file's. So `params`:
             an exported graph has its batch norms folded, so it holds fewer than the network it came from.
     Raises:

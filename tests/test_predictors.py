@@ -247,8 +247,8 @@ def test_hostile_files_end_in_one_line(models, tmp_path):
 
 def test_missing_and_unsuitable_paths(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
-    (tmp_path / "model.tflite").write_bytes(b"x")
-    for name, kind in (("none.onnx", ConfigError), ("folder.onnx", InputError), ("model.tflite", ConfigError)):
+    (tmp_path / "model.h5").write_bytes(b"x")
+    for name, kind in (("none.onnx", ConfigError), ("folder.onnx", InputError), ("model.h5", ConfigError)):
         with pytest.raises(kind):
             open_predictor(tmp_path / name, device="cpu", threads=1)
 

@@ -1,4 +1,4 @@
-"""The stages that write a checkpoint's files: ONNX as it is and with its weights in fewer bits, and those for phones."""
+"""The stages that write a checkpoint's files: ONNX as it is and in fewer bits of weights, and those for phones."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ from compress.precisions import PRECISIONS
 if TYPE_CHECKING:
     from colorpress.core.stages import StageRecord
     from export.colorize_folder import Outcome
-    from export.colorizers import AskedNetwork
+    from export.picture_contract import AskedNetwork
     from training.run_folder import Run
 
 _THE_CHECKPOINT = "A trained model; default: best.pt of the run folder."

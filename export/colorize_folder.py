@@ -22,9 +22,10 @@ from PIL import Image
 
 from colorpress.core.console import progress, say, warn
 from colorpress.core.errors import ConfigError, InputError
-from export.colorizers import AskedNetwork, Colorizer
+from export.colorizers import Colorizer
 from export.deep_lightness import keep_deep_lightness
 from export.photo_files import ColoredPage, can_be_deep, choose_packet, choose_suffix, has_pages, save_pages
+from export.picture_contract import AskedNetwork
 from export.predictors import Pixels
 from export.striped_pixels import ArrayRows, PictureRows, color_rows
 from training.decoding import DecodedPhoto, decode_pages, measure_frames, open_regular_file

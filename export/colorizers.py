@@ -7,7 +7,6 @@ torch. All are for files of one's own, as in `predictors`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +19,10 @@ from colorpress.core.cores import usable_cores
 from colorpress.core.errors import ConfigError, InputError
 from export.picture_contract import (
     COLORIZED_NAME,
-    DEFAULT_WORK_SIZE,
     IMAGE_NAME,
     SATURATION_NAME,
     WORK_SIZE_NAME,
+    AskedNetwork,
     is_picture_graph,
 )
 from export.predictors import INPUT_NAME, OUTPUT_NAME, Floats, Pixels, compile_for_cpu, import_openvino
@@ -130,15 +129,6 @@ class OpenVinoColorizer:
         limited = partial(call_limited, self.path, pixels.size, infer, stop=self._request.cancel)
         answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
         return answer
-
-
-@dataclass(frozen=True)
-class AskedNetwork:
-    """A network with how it is asked: L to ab or an affine field, and as `export.picture_reference.color_pixels`."""
-
-    predictor: Callable[[Floats], Floats]
-    work_size: int = DEFAULT_WORK_SIZE
-    saturation: float = 1.0
 
 
 def color_large_faster(usual: Colorizer, open_network: Callable[[], AskedNetwork], threads: int = 0) -> Colorizer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from export.colorizers import AskedNetwork, open_inner_network
-from export.picture_contract import DEFAULT_WORK_SIZE, is_picture_graph
+from export.colorizers import open_inner_network
+from export.picture_contract import DEFAULT_WORK_SIZE, AskedNetwork, is_picture_graph
 from export.runtimes import Opening, find_runtime
 
 

@@ -4,7 +4,8 @@ imported for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,15 @@ LARGEST_ASPECT = 8
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.input, ValueInfoProto.name.
 _GRAPH, _INPUT, _NAME = 7, 11, 1
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class AskedNetwork:
+    """A network with how it is asked: L to ab or an affine field, and as `export.picture_reference.color_pixels`."""
+
+    predictor: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    work_size: int = DEFAULT_WORK_SIZE
+    saturation: float = 1.0
 
 
 def working_size(height: int, width: int, work_size: int) -> tuple[int, int, int]:

@@ -156,8 +156,8 @@ def open_colorizer(
         content = read_as_picture_graph(path)
         if content is not None:
             return chosen.open_pictures(path, content, chosen.choose_device(opening))
-    from export.colorizers import AskedNetwork, color_large_faster
-    from export.picture_contract import DEFAULT_WORK_SIZE
+    from export.colorizers import color_large_faster
+    from export.picture_contract import DEFAULT_WORK_SIZE, AskedNetwork
     from export.picture_reference import color_pixels
 
     network = chosen.open(path, replace(opening, field=True))

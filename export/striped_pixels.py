@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.colorizers import AskedNetwork
-from export.picture_contract import check_field, working_size
+from export.picture_contract import AskedNetwork, check_field, working_size
 from export.predictors import Floats, Pixels
 from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE, RGB_TO_XYZ, WHITE
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from colorpress.core.errors import InputError
 from export import colorizers
 from export.colorize_folder import DEMONSTRATION_MODEL
-from export.colorizers import AskedNetwork, OnnxColorizer, color_large_faster, open_inner_network
+from export.colorizers import OnnxColorizer, color_large_faster, open_inner_network
+from export.picture_contract import AskedNetwork
 from export.picture_reference import color_pixels
 from export.runtimes import open_colorizer
 from training.checkpoint import Checkpoint, save_checkpoint

@@ -13,9 +13,8 @@ from PIL import Image
 
 from colorpress.core.errors import InputError
 from export.colorize_folder import DEMONSTRATION_MODEL, Coloring, colorize_each
-from export.colorizers import AskedNetwork
 from export.large_pictures import open_network_of
-from export.picture_contract import is_picture_graph
+from export.picture_contract import AskedNetwork, is_picture_graph
 from export.picture_reference import color_pixels
 from export.runtimes import Opening, open_colorizer
 from export.striped_pixels import ArrayRows, PictureRows, color_rows

@@ -430,7 +430,7 @@ def worker(output_dir: Path, force: bool, as_json: bool, checkpoint: Path | None
 
 @stage_command("arch", "data", "export", "mobile", checkpoint=_THE_CHECKPOINT, aliased=("mobile",))
 def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Export to ONNX, checked against PyTorch, and to what phones run.
+    """Export to ONNX, checked against PyTorch, and for phones.
 
     best.pt and every network made from it, or the one --checkpoint. With --to also to LiteRT (.tflite) and ExecuTorch
     (.pte), each in float and in int8.
@@ -583,7 +583,7 @@ def deploy(current: Run) -> Iterable[StageRecord]:
 
 @stage_command("arch", "data", "export")
 def verify(current: Run) -> Iterable[StageRecord]:
-    """Compare every ONNX file with PyTorch, and try it in every runtime.
+    """Compare ONNX files with PyTorch, and try every runtime.
 
     Over 208 sizes, to parity.csv and parity.json. Runtimes that are here run each file; of the others the file tells
     what speaks against them.

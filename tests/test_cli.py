@@ -529,7 +529,7 @@ def test_bad_lists_and_files_of_a_benchmark_are_refused(
         ("--batch-size", "1,0", "got 0"),
         ("--imgsz", "64,64", "got [64, 64]"),
         ("--threads", "0", "got 0"),
-        ("--runtime", "torch,tensorflow", "got 'tensorflow'"),
+        ("--runtime", "torch,tensorflow", "runtime 'tensorflow': is unknown"),
         ("-c", tiny_checkpoint, "does not go with MODELS"),
     ):
         assert why in fails_with(2, capsys, *command, option, value)

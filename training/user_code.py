@@ -53,6 +53,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_an_author(filename: str) -> bool:
-    path = Path(filename)
+    # As the packages are: an environment may be reached by a link.
+    path = Path(filename).resolve()
     # Python's own modules lie side by side; the packages of others may lie in a folder below.
     return path.is_file() and path.parent != _PYTHON and not any(path.is_relative_to(folder) for folder in _PASSING)

@@ -136,7 +136,7 @@ def colorize_each(photos: Sequence[Path], output_dir: Path, coloring: Coloring) 
     pixels are upright), XMP, IPTC and, but as JPEG, its transparency. One with a colour profile becomes sRGB and says
     so. It stays of the type that its suffix says where that is one that is written, and becomes PNG else; as TIFF and
     PNG it keeps the precision of more than 8 bits a channel, and as TIFF all its pages. Names that would clash are
-    told apart: a.bmp beside a.png becomes a.bmp.png.
+    told apart in their order: of a.bmp and a.png the first becomes a.png, the other a-2.png.
 
     Every file appears whole or not at all, and one that is there already is done: a call that was killed goes on where
     it was.

@@ -134,6 +134,8 @@ def save_pages(first: ColoredPage, others: Iterator[ColoredPage], output: Path, 
     kind = _pillow_name(output)
     if first.original.alpha is not None and kind == "JPEG":
         warn(f"'{output}' loses its transparency: JPEG has none")
+    if _is_too_long(exif := first.original.metadata.exif, kind):
+        warn(f"'{output}' loses its EXIF, which is longer than a JPEG holds, {len(exif):,} bytes")
     # Should the machine fail, the names of the last seconds are lost, and those photographs coloured again.
     with atomic_write(output, syncs_name=False) as temporary:
         if kind == "TIFF":
@@ -147,6 +149,10 @@ def save_pages(first: ColoredPage, others: Iterator[ColoredPage], output: Path, 
             _write_with_pillow(temporary, first, kind)
 
 
+def _is_too_long(exif: bytes, kind: str) -> bool:
+    return kind == "JPEG" and len(exif) > _LONGEST_EXIF
+
+
 def _write_with_pillow(path: Path, page: ColoredPage, kind: str) -> None:
     original = page.original
     picture = page.pixels if isinstance(page.pixels, Image.Image) else Image.fromarray(page.pixels)
@@ -154,7 +160,7 @@ def _write_with_pillow(path: Path, page: ColoredPage, kind: str) -> None:
     if original.alpha is not None and kind != "JPEG":
         picture.putalpha(original.alpha)
     metadata, options = original.metadata, dict(_SAVE_OPTIONS[kind])
-    if metadata.exif and len(metadata.exif) <= _LONGEST_EXIF:
+    if metadata.exif and not _is_too_long(metadata.exif, kind):
         options["exif"] = metadata.exif
     if original.profile:
         options["icc_profile"] = original.profile

@@ -246,6 +246,18 @@ def test_equal_names_are_told_apart_and_a_photograph_given_twice_is_coloured_onc
     assert len(result.colorized) == 4
 
 
+def test_long_exif_is_kept_where_the_type_holds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif.get_ifd(0x8769)[0x927C] = "a camera", b"notes of the maker" * 5000
+    for name in ("long.png", "long.webp", "long.jpg"):
+        kind = "PNG" if name == "long.jpg" else None
+        make_photo(0, 8, 8).save(tmp_path / name, kind, exif=exif)
+    for path in colorize_photos([tmp_path], tmp_path / "out", blue).colorized:
+        with Image.open(path) as picture:
+            assert (0x010F in picture.getexif()) == (path.suffix != ".jpg"), path.name
+    assert capsys.readouterr().err.count("long.jpg' loses its EXIF, which is longer than a JPEG holds") == 1
+
+
 def test_what_cannot_be_coloured(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "b.jpg").write_bytes(b"no")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from xml.dom import minidom
 
@@ -155,12 +154,21 @@ def test_a_packet_that_cannot_be_kept_is_left_out_and_said(tmp_path: Path, capsy
     assert (metadata_of(plain["damaged.jpg"]).xmp, metadata_of(plain["long.jpg"]).xmp) == (b"<a", b"")
 
 
-def test_the_orientation_of_a_packet_goes_with_that_of_exif(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def test_the_orientation_of_a_packet_goes_since_pixels_are_upright(tmp_path: Path) -> None:
     turned = PACKET.replace(b"xmlns:dc=", b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" xmlns:dc=')
-    make_photo(0, 40, 24).save(tmp_path / "a.jpg", xmp=turned, exif=exif)
-    found = color(tmp_path, tmp_path / "out")["a.jpg"]
-    assert b"Orientation" not in metadata_of(found).xmp
-    with Image.open(io.BytesIO(found.read_bytes())) as picture:
-        assert picture.size == (24, 40)
+    (tmp_path / "in").mkdir()
+    # Programs that turn the pixels set EXIF to 1 and forget the packet.
+    for value in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        make_photo(0, 40, 24).save(tmp_path / "in" / f"{value}.jpg", xmp=turned, exif=exif)
+    # Pillow reads no colours in floating point.
+    tags = [(700, 1, len(turned), turned, True), (274, "H", 1, 6, True)]
+    pixels = np.asarray(make_photo(0, 40, 24), np.float32) / 255
+    tifffile.imwrite(tmp_path / "in" / "deep.tif", pixels, photometric="rgb", extratags=tags, metadata=None)
+    for name, path in color(tmp_path / "in", tmp_path / "out").items():
+        metadata = metadata_of(path)
+        assert b"Orientation" not in metadata.xmp and "Die Brücke" in metadata.xmp.decode(), name
+        with Image.open(path) as picture:
+            picture.load()
+            assert (picture.getexif().get(0x0112, 1), picture.size[0]) == (1, 40 if name == "1.jpg" else 24), name

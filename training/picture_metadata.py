@@ -6,6 +6,7 @@ Metadata of foreign files may be anything. What is broken counts as none, as in 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _MOST_BOXES, _LARGEST_PACKET_BYTES = 100, 1 << 24
 _ACROSS_TAG, _DOWN_TAG, _UNIT_TAG = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
+_XMP_ORIENTATION = re.compile(
+    rb"""tiff:Orientation\s*=\s*(?:"\d"|'\d')|<tiff:Orientation>\s*\d\s*</tiff:Orientation>"""
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Metadata:
 
     Attributes:
         exif: an EXIF block without the orientation; of a TIFF its texts alone.
-        xmp: an XMP packet as the file has it, perhaps damaged, without the orientation where that was applied.
+        xmp: an XMP packet as the file has it, perhaps damaged; without the orientation, but of a JPEG 2000, which is
+            not turned.
         iptc: IPTC-IIM records.
         dots_per_inch: across and down.
     """
@@ -86,8 +91,9 @@ def read_tiff_metadata(tags: Mapping[int, Any]) -> Metadata:
 
 
 def _as_packet(found: Any) -> bytes:
+    """A packet without the orientation: pixels are upright, and viewers take it where EXIF has none."""
     packet = found.encode("utf-8", "replace") if isinstance(found, str) else found
-    return packet if isinstance(packet, bytes) else b""
+    return _XMP_ORIENTATION.sub(b"", packet) if isinstance(packet, bytes) else b""
 
 
 def _as_bytes(tags: Mapping[int, Any], tag: int) -> bytes:

@@ -49,14 +49,15 @@ def take_network(whole: onnx.ModelProto, path: Path | None = None) -> onnx.Model
 
 def _pad_all_axes_(network: onnx.GraphProto) -> None:
     """Padding as `build_graph` writes it, where an earlier version named two axes; what crops by them goes on so."""
-    if not any(node.op_type == "Pad" and len(node.input) > 2 for node in network.node):
+    ours = [node for node in network.node if node.op_type == "Pad" and list(node.input[3:]) == ["pad.axes"]]
+    if not ours:
         return
     amounts = {"pad.begin": [0] * 6, "up.border": [0, 0, 1, 1] * 2}
     crops = {"pad.begin": "crop.begin", "pad.axes": "crop.axes"}
+    for node in ours:
+        del node.input[2:]
     for node in network.node:
-        if node.op_type == "Pad":
-            del node.input[2:]
-        elif node.op_type == "Slice":
+        if node.op_type == "Slice":
             node.input[:] = [crops.get(each, each) for each in node.input]
     constants = []
     for tensor in network.initializer:

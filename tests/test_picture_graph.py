@@ -13,6 +13,7 @@ import torch
 from conftest import TINY_PLAN, make_network, make_photo
 from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from colorpress.core.config import ExportConfig
 from colorpress.core.errors import ConfigError, InputError
@@ -204,6 +205,21 @@ def test_a_network_is_taken_out_of_a_picture_graph_as_it_went_in(network: Path, 
         assert again.graph == whole.graph
     with pytest.raises(InputError, match="has no network in it"):
         take_network(onnx.load(network))
+
+
+def test_a_network_is_taken_out_with_the_padding_of_its_own() -> None:
+    whole = onnx.load(DEMONSTRATION_MODEL)
+    convolution = next(
+        node for node in whole.graph.node if node.output[0].startswith("network.") and node.op_type == "Conv"
+    )
+    padding = helper.make_node("Pad", [convolution.input[0], "network.edges", "network.white"], ["network.bordered"])
+    convolution.input[0] = "network.bordered"
+    whole.graph.node.insert(list(whole.graph.node).index(convolution), padding)
+    whole.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "network.edges"))
+    whole.graph.initializer.append(numpy_helper.from_array(np.array(1.0, np.float32), "network.white"))
+    taken = take_network(whole).graph
+    (own,) = (node for node in taken.node if node.output[0] == "bordered")
+    assert list(own.input)[1:] == ["edges", "white"] and "white" in {each.name for each in taken.initializer}
 
 
 def test_stripes_make_no_difference(network: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,9 @@ def _refuse_what_is_no_constant(graph: onnx.GraphProto) -> Sequence[str]:
     counts = Counter(
         node.op_type
         for node in graph.node
-        if node.op_type in needed and node.input[needed[node.op_type]] not in constants
+        if node.op_type in needed
+        and len(node.input) > needed[node.op_type]  # else they are attributes, of early versions of the operators
+        and node.input[needed[node.op_type]] not in constants
     )
     edges = sum(node.op_type == "Pad" and _text(node, "mode") not in ("", "constant") for node in graph.node)
     said = [f"{count} {name} of what is worked out" for name, count in sorted(counts.items())]

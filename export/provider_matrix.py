@@ -91,9 +91,10 @@ def _make_row(
     why = limits.why if limits else ()
     try:
         runtime.require()
-        answer = ask(path, runtime.name)
     except MachineError:
         return _as_checked(limits) if limits else None
+    try:
+        answer = ask(path, runtime.name)
     except ColorpressError as error:
         return ProviderRow(runtime.name, runtime.title, EXECUTED, False, (error.why, *why), None, limits)
     difference = float(np.abs(answer.astype(np.float64) - expected).max())
@@ -113,9 +114,14 @@ def _read_sides(value: onnx.ValueInfoProto, axes: tuple[int, int]) -> tuple[int,
 
 def _ask_network(path: Path, runtime: str, *, sides: tuple[int, ...]) -> _Answer:
     lightness = np.random.default_rng(0).random((1, 1, *sides), dtype=np.float32)
-    return open_predictor(path, runtime=runtime, device="auto", threads=1)(lightness)
+    return open_predictor(path, runtime=runtime, device=_device_of(runtime), threads=1)(lightness)
 
 
 def _ask_pictures(path: Path, runtime: str, *, sides: tuple[int, ...]) -> _Answer:
     pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
-    return open_colorizer(path, runtime=runtime, device="auto", threads=1)(pixels)
+    return open_colorizer(path, runtime=runtime, device=_device_of(runtime), threads=1)(pixels)
+
+
+def _device_of(runtime: str) -> str:
+    """The CPU also where there is a GPU, but for what runs on a GPU alone."""
+    return "auto" if RUNTIMES[runtime].needs_gpu else "cpu"

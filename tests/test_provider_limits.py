@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from colorpress.core.errors import InputError
+from colorpress.core.errors import InputError, MachineError
 from export import provider_matrix
 from export.provider_limits import LIMITS, LimitsCheck, check_limits, check_providers
 from export.provider_matrix import CHECKED, EXECUTED, format_matrix, list_providers
@@ -108,6 +108,8 @@ def test_rules_of_single_providers() -> None:
     assert check([CONV, helper.make_node("QuantizeLinear", ["wide", "scale"], ["ab"])], "onnxruntime-tensorrt").takes
     why = check(SIZED, "onnxruntime-coreml", sides=ANY).why
     assert why == ("1 Pad of what is worked out", "1 Pad by what is at the edge")
+    padded = [helper.make_node("Pad", ["L"], ["padded"], pads=[0] * 8), CONV]
+    assert check(padded, "onnxruntime-coreml", opset=10).takes, "amounts were attributes once"
 
 
 def test_what_is_here_runs_the_file_and_the_others_are_checked_only(
@@ -119,12 +121,27 @@ def test_what_is_here_runs_the_file_and_the_others_are_checked_only(
     def refuse(path: Path, opening: Opening) -> Any:
         raise InputError("model", path, "is too much", "")
 
+    def fall_back(path: Path, opening: Opening) -> Any:
+        raise MachineError("device", "coreml", "fell back to the CPU", "")
+
+    devices: list[str] = []
+
+    def note(path: Path, opening: Opening) -> Any:
+        devices.append(opening.device)
+        return RUNTIMES["onnxruntime"].open_network(path, opening)
+
     broken = replace(RUNTIMES["onnxruntime"], name="broken", title="Broken", open_network=refuse)
+    failing = replace(RUNTIMES["onnxruntime-coreml"], title="CoreML", open_network=fall_back, require=lambda: None)
     absent = replace(RUNTIMES["onnxruntime-qnn"], name="absent")
-    table = {name: RUNTIMES[name] for name in ("torch", "onnxruntime", "onnxruntime-cuda")}
-    monkeypatch.setattr(provider_matrix, "RUNTIMES", MappingProxyType({**table, "broken": broken, "absent": absent}))
-    monkeypatch.setattr("export.runtimes.RUNTIMES", MappingProxyType({**RUNTIMES, "broken": broken}))
+    table = {name: RUNTIMES[name] for name in ("torch", "onnxruntime-cuda")}
+    table |= {"onnxruntime": replace(RUNTIMES["onnxruntime"], open_network=note)}
+    table |= {"broken": broken, "absent": absent, failing.name: failing}
+    monkeypatch.setattr(provider_matrix, "RUNTIMES", MappingProxyType(table))
+    monkeypatch.setattr("export.runtimes.RUNTIMES", MappingProxyType({**RUNTIMES, **table}))
     rows = {row.provider: row for row in list_providers(path)}
+    assert set(devices) == {"cpu"}, "also where there is a GPU"
+    coreml = rows["onnxruntime-coreml"]
+    assert (coreml.how, coreml.takes, coreml.why) == (EXECUTED, False, ("fell back to the CPU",)), "it is here"
     assert "torch" not in rows, "it runs no such file"
     assert "absent" not in rows, "nothing is known of it"
     assert (rows["onnxruntime"].how, rows["onnxruntime"].takes, rows["onnxruntime"].max_difference) == (

@@ -51,7 +51,7 @@ class OnnxColorizer:
     Raises:
         ConfigError: no such file, another provider name, or a choice where the graph has none.
         InputError: the file is no ONNX model, or no picture graph.
-        MachineError: CUDA is not there.
+        MachineError: the provider is not there.
     Attributes:
         size: rows and columns of the only pictures that it takes; None: it takes any.
         has_choices: whether another working size and saturation can be given than what the file says.
@@ -148,9 +148,11 @@ def color_large_faster(usual: Colorizer, open_network: Callable[[], AskedNetwork
     def open_loops() -> Colorizer:
         try:
             from export.compiled_pixels import color_pixels_compiled
-
+        except (ImportError, RuntimeError):  # another version of numpy, or nowhere to keep what it compiles
+            return usual
+        try:
             network = open_network()
-        except (ImportError, InputError):  # of versions of numba and numpy some do not go together
+        except InputError:
             return usual
         return partial(color_pixels_compiled, **vars(network), threads=threads)
 
@@ -170,7 +172,7 @@ def open_inner_network(
         path: what errors call it.
         work_size, saturation: None: what the graph says.
     Raises:
-        InputError: it has no network that could be taken out.
+        InputError: it has no network that could be taken out, or does not say how that is asked.
     """
     import onnx
 
@@ -179,6 +181,8 @@ def open_inner_network(
 
     whole = onnx.load_model_from_string(content)
     said = {each.name: onnx.numpy_helper.to_array(each).item() for each in whole.graph.initializer if not each.dims}
+    if not {WORK_SIZE_NAME, SATURATION_NAME} <= said.keys():  # a graph for one size, where they are worked in
+        raise InputError("model", path, "does not say how its network is asked", GIVE_A_MODEL)
     size = int(said[WORK_SIZE_NAME]) if work_size is None else work_size
     gain = float(said[SATURATION_NAME]) if saturation is None else saturation
     session = open_session(path, take_field(take_network(whole, path)).SerializeToString(), threads=threads)

@@ -19,7 +19,7 @@ from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, MachineError
 from export.mobile_predictors import ExecuTorchPredictor, LiteRtPredictor, import_executorch, import_litert
 from export.predictors import OnnxPredictor, OpenVinoPredictor, TimedPredictor, TorchWay, import_openvino
-from export.sessions import require_provider
+from export.sessions import CPU_PROVIDER, require_provider
 
 if TYPE_CHECKING:  # it imports onnx, which no timed process should have in its memory
     from export.colorizers import Colorizer
@@ -233,7 +233,7 @@ def _color_onnx(path: Path, content: bytes, opening: Opening, provider: str = ""
         "threads": opening.threads,
     }
     graph = _on_provider(lambda each: OnnxColorizer(path, content, **asked, provider=each), opening, provider)
-    if provider or opening.device != "cpu" or not graph.has_choices:
+    if graph.session.provider != CPU_PROVIDER or not graph.has_choices:
         return graph
     return color_large_faster(graph, partial(open_inner_network, path, content, **asked), opening.threads)
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import TINY_PLAN, make_network, make_photo
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from export import colorizers
 from export.colorize_folder import DEMONSTRATION_MODEL
 from export.colorizers import OnnxColorizer, color_large_faster, open_inner_network
 from export.picture_contract import AskedNetwork
+from export.picture_graph import build_picture_graph
+from export.picture_network import take_network
 from export.picture_reference import color_pixels
 from export.runtimes import open_colorizer
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -77,6 +80,19 @@ def test_large_pictures_alone_are_coloured_by_loops(tmp_path: Path, monkeypatch:
         assert sizes == expected
 
 
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_picture_graph_on_the_cpu_has_loops_whether_that_was_named_or_found(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = ModuleType("export.compiled_pixels")
+    loops.color_pixels_compiled = lambda pixels, predictor, **asked: pixels + 1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, loops.__name__, loops)
+    monkeypatch.setattr(colorizers, "_LARGE_PIXELS", 1)
+    monkeypatch.setattr(colorizers, "find_spec", lambda name: True)
+    colorizer = open_colorizer(DEMONSTRATION_MODEL, device=device, threads=1)
+    assert colorizer(np.zeros((1, 1, 3), np.uint8)).tolist() == [[[1, 1, 1]]]
+
+
 def test_the_network_of_a_picture_graph_is_asked_as_the_graph_says() -> None:
     content = DEMONSTRATION_MODEL.read_bytes()
     given = open_inner_network(DEMONSTRATION_MODEL, content, work_size=16, saturation=0.5, threads=1)
@@ -86,10 +102,26 @@ def test_the_network_of_a_picture_graph_is_asked_as_the_graph_says() -> None:
     assert np.abs(color_pixels(pixels, **vars(asked)).astype(int) - graph(pixels)).max() <= 1
 
 
-def test_a_network_that_is_not_ours_is_coloured_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_loops_is_coloured_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> AskedNetwork:
         raise InputError("model", None, "has no network in it", "none")
 
+    def fail(name: str) -> None:
+        raise RuntimeError("cannot cache function: no locator available")  # numba's, in a folder that is read-only
+
     monkeypatch.setattr(colorizers, "find_spec", lambda name: True)
     monkeypatch.setattr(colorizers, "_LARGE_PIXELS", 1)
+    loops = ModuleType("export.compiled_pixels")
+    monkeypatch.setitem(sys.modules, loops.__name__, loops)
+    loops.__getattr__ = fail  # type: ignore[method-assign]
+    given = AskedNetwork(partial(ask, kinds=2))
+    assert color_large_faster(lambda pixels: pixels + 1, lambda: given)(np.zeros((1, 1, 3), np.uint8)).max() == 1
+    loops.color_pixels_compiled = color_pixels  # type: ignore[attr-defined]
     assert color_large_faster(lambda pixels: pixels + 1, refuse)(np.zeros((1, 1, 3), np.uint8)).max() == 1
+
+
+def test_a_graph_for_one_size_does_not_say_how_its_network_is_asked() -> None:
+    network = take_network(onnx.load(DEMONSTRATION_MODEL))
+    content = build_picture_graph(network, size=(24, 16)).SerializeToString()
+    with pytest.raises(InputError, match="does not say how"):
+        open_inner_network(DEMONSTRATION_MODEL, content, threads=1)

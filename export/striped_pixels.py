@@ -6,6 +6,7 @@ from. Curves are look-ups in tables that are fine enough to stay within a grey l
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,13 +93,16 @@ class PictureRows:
     def __init__(self, picture: Image.Image) -> None:
         self.picture = picture
         self.shape = (picture.height, picture.width, len(picture.getbands()))
+        # Pillow copies a picture that it calls read-only before the first write: two threads would make two copies.
+        self._writing = threading.Lock()
 
     def read(self, first: int, last: int) -> Pixels:
         rows = np.asarray(self.picture.crop((0, first, self.picture.width, last)))
         return rows.reshape(last - first, *self.shape[1:])
 
     def write(self, first: int, pixels: Pixels) -> None:
-        self.picture.paste(Image.fromarray(pixels), (0, first))
+        with self._writing:
+            self.picture.paste(Image.fromarray(pixels), (0, first))
 
 
 def _do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], length: int, step: int) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,22 @@ def test_stripes_are_within_a_level_of_the_definition(
     target = picture if shape[2] == 3 else Image.new("RGB", picture.size)
     color_rows(PictureRows(picture), PictureRows(target), network)
     assert np.array_equal(np.asarray(target), colored)
+
+
+def test_threads_write_one_picture_though_pillow_copies_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(picture: Any) -> None:
+        copied = picture.im.copy()
+        time.sleep(0.002)  # as for a large one, after which another thread has its turn
+        picture.im, picture.readonly = copied, 0
+
+    monkeypatch.setattr("export.striped_pixels._STRIPE_PIXELS", 64)
+    monkeypatch.setattr(Image.Image, "_copy", copy)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.readonly = 1  # as HEIC is when it was loaded
+    color_rows(PictureRows(picture), PictureRows(picture), waves(2), threads=4)
+    color_rows(ArrayRows(pixels), ArrayRows(pixels), waves(2))
+    assert np.array_equal(np.asarray(picture), pixels)
 
 
 def test_a_network_that_answers_no_colours_is_refused() -> None:

@@ -80,14 +80,11 @@ class OnnxColorizer:
         self.has_choices = bool(self.session.get_overridable_initializers())
         self._chosen = _choose(work_size, saturation)
         if self._chosen and not self.has_choices:
-            why = "is a plain graph, whose working size and saturation are constants"
-            raise ConfigError("model", path, why, "give neither, or a colorizer.onnx that is not plain")
+            raise _without_choices(path)
 
     def __call__(self, pixels: Pixels, work_size: int | None = None) -> Pixels:
         """Colour one picture; `work_size` takes the place of what was chosen at first, where one can be."""
-        feeds = {IMAGE_NAME: pixels[None], **self._chosen}
-        if self.size:
-            feeds[IMAGE_NAME] = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))[None]
+        feeds = {IMAGE_NAME: _as_taken(pixels, self.size), **self._chosen}
         if self.has_choices:
             feeds |= _choose(work_size, None)
         answer: Pixels = call_library(self.path, self.session.run, [COLORIZED_NAME], feeds)[0][0]
@@ -95,7 +92,7 @@ class OnnxColorizer:
 
 
 class OpenVinoColorizer:
-    """A picture graph in OpenVINO on the CPU; imports no torch. Arguments and errors as `OnnxColorizer`."""
+    """A picture graph in OpenVINO on the CPU; imports no torch. Arguments, errors and `size` as `OnnxColorizer`."""
 
     def __init__(
         self,
@@ -110,10 +107,13 @@ class OpenVinoColorizer:
 
         # OpenVINO takes no value for an input that has a default, so the default is what is asked for.
         model, chosen = onnx.load_model_from_string(content), _choose(work_size, saturation)
-        for tensor in model.graph.initializer:
-            if tensor.name in chosen:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(chosen[tensor.name], tensor.name))
-        self.path = path
+        defaults = {each.name: each for each in model.graph.initializer}
+        if not chosen.keys() <= defaults.keys():
+            raise _without_choices(path)
+        for name, value in chosen.items():
+            defaults[name].CopyFrom(onnx.numpy_helper.from_array(value, name))
+        height, width = (each.dim_value for each in model.graph.input[0].type.tensor_type.shape.dim[1:3])
+        self.path, self.size = path, (height, width) if height and width else None
         core = import_openvino().Core()
         # bf16, its default where the processor has it, would round what is at full size to 8 bits and less.
         settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "INFERENCE_PRECISION_HINT": "f32"}
@@ -125,7 +125,7 @@ class OpenVinoColorizer:
         self._request: Any = call_library(path, call_limited, path, values, compile_model).create_infer_request()
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        infer = partial(self._request.infer, {IMAGE_NAME: pixels[None]}, share_inputs=True)
+        infer = partial(self._request.infer, {IMAGE_NAME: _as_taken(pixels, self.size)}, share_inputs=True)
         limited = partial(call_limited, self.path, pixels.size, infer, stop=self._request.cancel)
         answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
         return answer
@@ -215,6 +215,16 @@ def read_as_picture_graph(path: Path) -> bytes | None:
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of ONNX's own operators; 0 where a model names none."""
     return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+
+
+def _as_taken(pixels: Pixels, size: tuple[int, int] | None) -> Pixels:
+    """One picture as a graph takes it, (1, H, W, C); one for a single size takes no grey."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if size else pixels)[None]
+
+
+def _without_choices(path: Path) -> ConfigError:
+    why = "is a plain graph, whose working size and saturation are constants"
+    return ConfigError("model", path, why, "give neither, or a colorizer.onnx that is not plain")
 
 
 def _choose(work_size: int | None, saturation: float | None) -> dict[str, NDArray[Any]]:

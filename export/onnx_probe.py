@@ -22,7 +22,7 @@ import numpy as np
 from colorpress.core.errors import ColorpressError, InputError, MachineError, is_out_of_memory, printable
 from colorpress.core.files import sha256_bytes
 from colorpress.core.text import align_cells
-from export.colorizers import Colorizer, OnnxColorizer, opset_of
+from export.colorizers import OnnxColorizer, OpenVinoColorizer, opset_of
 from export.metadata_figures import list_measured
 from export.mobile_predictors import MOBILE_SUFFIXES
 from export.picture_contract import IMAGE_NAME
@@ -210,8 +210,6 @@ def _do(task: str, path: Path, library: str) -> dict[str, Any]:
         if IMAGE_NAME not in found.get("inputs", {}):
             _try_network(OpenVinoPredictor(path, threads=1), path)
         else:
-            from export.colorizers import OpenVinoColorizer
-
             _try_pictures(OpenVinoColorizer(path, path.read_bytes(), threads=1), path)
     return found
 
@@ -246,8 +244,7 @@ def _inspect(path: Path) -> dict[str, Any]:
     onnx.checker.check_model(content, full_check=True)
     # One thread: a pool's stacks count against the memory limit.
     if any(value.name == IMAGE_NAME for value in model.graph.input):
-        graph = OnnxColorizer(path, threads=1)
-        _try_pictures(graph, path, (graph.size,) if graph.size else _SIDES)
+        _try_pictures(OnnxColorizer(path, threads=1), path)
     else:
         _try_network(OnnxPredictor(path, threads=1), path)
     return describe_graph(model)
@@ -270,13 +267,14 @@ def _try_network(predictor: Predictor, path: Path) -> None:
     _try_sizes(answer, lambda height, width: (1, 2, height, width), path)
 
 
-def _try_pictures(colorizer: Colorizer, path: Path, sizes: Sequence[tuple[int, int]] = _SIDES) -> None:
-    """As `_try_network`, of a picture graph."""
+def _try_pictures(colorizer: OnnxColorizer | OpenVinoColorizer, path: Path) -> None:
+    """As `_try_network`, of a picture graph; one for a single size is asked that."""
 
     def answer(height: int, width: int) -> tuple[int, ...]:
         pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
         return colorizer(pixels).shape
 
+    sizes = (colorizer.size,) if colorizer.size else _SIDES
     _try_sizes(answer, lambda height, width: (height, width, 3), path, sizes)
 
 

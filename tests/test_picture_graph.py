@@ -22,6 +22,7 @@ from export import picture_graph
 from export.colorize_folder import DEMONSTRATION_MODEL
 from export.colorizers import OnnxColorizer, OpenVinoColorizer
 from export.graph import export_onnx
+from export.onnx_probe import refuse_hostile
 from export.picture_graph import (
     F_FROM_Y,
     LINEAR_FROM_SRGB,
@@ -293,6 +294,16 @@ def test_another_runtime_gives_the_same_pixels(network: Path, graph: bytes) -> N
         expected = OnnxColorizer(network, graph, work_size=48, threads=1)(pixels).astype(int)
         got = OpenVinoColorizer(network, graph, work_size=48, threads=1)(pixels)
         assert np.abs(got - expected).max() <= 2
+
+
+def test_another_runtime_takes_a_graph_for_one_size_as_it_is(network: Path, tmp_path: Path) -> None:
+    path, pixels = tmp_path / "colorizer.onnx", draw(24, 16, 1)
+    onnx.save(build_picture_graph(onnx.load(network), size=(24, 16)), path)
+    refuse_hostile(path, runtime="openvino")
+    got = OpenVinoColorizer(path, path.read_bytes(), threads=1)(pixels)
+    assert np.abs(got.astype(int) - OnnxColorizer(path, threads=1)(pixels)).max() <= 1
+    with pytest.raises(ConfigError, match="is a plain graph"):
+        OpenVinoColorizer(path, path.read_bytes(), saturation=0.5)
 
 
 def test_other_flavours_of_the_network_fit_too(network: Path, tmp_path: Path) -> None:

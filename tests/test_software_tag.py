@@ -69,9 +69,10 @@ def write_originals(folder: Path, packet: bytes) -> None:
     texts.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)
     photo.save(folder / "a.png", pnginfo=texts)
     Image.fromarray(np.asarray(photo)[..., 0].astype(np.uint16) * 257).save(folder / "deep.png", pnginfo=texts)
-    photo.save(folder / "a.jp2")
-    with (folder / "a.jp2").open("ab") as stream:
-        stream.write((24 + len(packet)).to_bytes(4, "big") + b"uuid" + XMP_UUID + packet)
+    for name, size in (("a.jp2", 24 + len(packet)), ("last.jp2", 0)):
+        photo.save(folder / name)
+        with (folder / name).open("ab") as stream:
+            stream.write(size.to_bytes(4, "big") + b"uuid" + XMP_UUID + packet)
     tags = [(700, 1, len(packet), packet, True), (33723, 7, len(IPTC), IPTC, True)]
     for name, dtype, factor in (("a.tif", np.uint8, 1), ("deep.tif", np.uint16, 257)):
         pixels = np.asarray(photo).astype(dtype) * dtype(factor)

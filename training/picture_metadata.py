@@ -73,7 +73,8 @@ def find_jp2_packet(stream: BinaryIO) -> bytes:
             size, start = int.from_bytes(head[8:16], "big"), 16
         if head[4:8] == b"uuid" and head[start : start + 16] == XMP_UUID:
             stream.seek(place + start + 16)
-            return stream.read(min(max(0, size - start - 16), _LARGEST_PACKET_BYTES))
+            length = size - start - 16 if size else _LARGEST_PACKET_BYTES  # the last box need not say its size
+            return stream.read(min(max(0, length), _LARGEST_PACKET_BYTES))
         if size < start or len(head) < 8:
             break
         place += size

@@ -20,6 +20,8 @@ from colorpress.core.text import format_bytes
 _EXTRAS = {
     "gpu": "times ONNX models on a CUDA device",
     "openvino": "runs and times models in OpenVINO",
+    "fast": "colours large photographs in less time",
+    "heif": "reads photographs of type HEIC",
     "webgpu": "runs models on GPUs of any make through WebGPU",
     "qnn": "runs models on Qualcomm's processors",
     "litert": "writes and runs .tflite files for phones",

@@ -28,7 +28,8 @@ def test_every_dependency_and_what_people_may_want_is_listed(monkeypatch: pytest
     required = {name for name, purpose in packages.items() if purpose == "required"}
     assert required == {Requirement(line).name for line in project["dependencies"]}
     assert packages["onnxruntime-gpu"] == "times ONNX models on a CUDA device (pip install -e '.[gpu]')"
-    assert {"openvino", "nncf", "psycopg"} <= set(packages) and not {"pytest", "ruff", "selenium"} & set(packages)
+    assert {"openvino", "nncf", "psycopg", "numba", "pillow-heif"} <= set(packages)
+    assert not {"pytest", "ruff", "selenium"} & set(packages)
 
 
 def test_markers_decide_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

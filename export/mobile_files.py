@@ -108,7 +108,7 @@ def export_mobile(
     side = -(-side // multiple) * multiple
     reads = (side, side) if kind.has_one_size else (multiple, _LONGEST_SIDE // multiple * multiple)
     described = MobileDescription(kind.precision, *reads, checkpoint.sha256)
-    example = torch.zeros(1, 1, side, side if kind.has_one_size else 2 * side)
+    example = torch.zeros(1, 1, *((side, side) if kind.has_one_size else (8 * multiple, 16 * multiple)))
     try:
         with silence_libraries(), torch.no_grad():
             content = kind.write(_WholeNetwork(network).eval(), example, described, _as_multiples(pictures, multiple))

@@ -59,7 +59,7 @@ def read_description(path: Path) -> MobileDescription:
     """
     check_model_file(path)
     _, mark, rest = path.read_bytes().partition(_MARK)
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         said = json.loads(rest.partition(b"\0")[0]) if mark else {}
         multiple, longest = int(said["size_multiple"]), int(said["longest_side"])
         if 1 <= multiple <= longest <= 1 << 16:

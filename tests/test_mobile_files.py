@@ -56,6 +56,7 @@ def test_a_file_says_what_it_reads_in_any_place(tmp_path: Path) -> None:
         b"colorpress-mobile:{}",
         MobileDescription("int8", 0, 512, "abc").to_bytes(),
         MobileDescription("int8", 64, 32, "abc").to_bytes(),
+        b'colorpress-mobile:{"size_multiple": 1e999}',
     ):
         (tmp_path / "b.pte").write_bytes(content)
         with pytest.raises(InputError, match="does not say what it reads"):
@@ -103,6 +104,21 @@ def test_a_library_that_is_not_installed_is_said_before_anything_else(
         run = Run(tmp_path, Settings.from_options({"mobile_format": [name]}))
         with pytest.raises(MachineError, match="is not installed"):
             export_for_phones(run, checkpoint, "best", ())
+
+
+@pytest.mark.parametrize("name", ["tflite", "pte"])
+def test_what_is_traced_is_within_what_the_file_reads(name: str, tmp_path: Path) -> None:
+    traced: list[tuple[int, ...]] = []
+
+    def write_nothing(whole: torch.nn.Module, example: torch.Tensor, described: MobileDescription, _: object) -> bytes:
+        traced.append(tuple(example.shape))
+        assert max(example.shape) <= described.longest_side
+        return b""
+
+    kind = replace(MOBILE_FORMATS[name], tool="json", write=write_nothing)
+    with pytest.raises(InputError, match="is empty"):
+        export_mobile(Checkpoint(TINY_PLAN, make_network().state_dict()), tmp_path / "model", kind, side=2048)
+    assert traced and (not kind.has_one_size or traced == [(1, 1, 2048, 2048)])
 
 
 def test_a_run_folder_lists_those_that_can_run_and_says_why_others_cannot(

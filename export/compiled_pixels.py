@@ -7,7 +7,6 @@ a second to be imported, and seconds to compile when it is called first; what it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,10 +14,10 @@ import numpy as np
 from numba import njit
 
 from colorpress.core.cores import usable_cores
-from export.picture_contract import DEFAULT_WORK_SIZE, check_field, working_size
+from export.picture_contract import DEFAULT_WORK_SIZE, AskedNetwork, working_size
 from export.predictors import Floats, Pixels, Predictor
-from export.striped_pixels import LIGHT_STEPS, curve_tables, measure_lightness
-from training.cie import AB_SCALE, LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE
+from export.striped_pixels import LIGHT_STEPS, ask_offsets, curve_tables, do_all
+from training.cie import LAB_EPSILON, LAB_KNEE, LAB_OFFSET, LAB_SLOPE
 
 # There are no NaN and no division by 0, or comparisons and quotients could not be computed many at a time.
 _FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
@@ -47,25 +46,15 @@ def color_pixels_compiled(
         averaged = np.empty((-(-height // block), -(-width // block) * channels), np.float32)
         flat = np.ascontiguousarray(pixels).reshape(height, width * channels)
         step = max(1, _STRIPE_PIXELS // (width * block))
-        _do_all(pool, partial(_average, flat, averaged, block, channels), averaged.shape[0], step)
-        lightness = measure_lightness(_shrink(averaged, height, width, channels, rows, columns, block))
-        answer = predictor(lightness[None, None])
-        field = check_field(answer, (rows, columns))[0] * np.float32(saturation)
-        # Of x and z, and of an affine field their slopes: what f of the luminance is added.
-        field *= np.resize(np.array([AB_SCALE / 500.0, -AB_SCALE / 200.0], np.float32), len(field))[:, None, None]
+        do_all(pool, partial(_average, flat, averaged, block, channels), averaged.shape[0], step)
+        code = _shrink(averaged, height, width, channels, rows, columns, block)
+        field = ask_offsets(code, AskedNetwork(predictor, work_size, saturation))
         wide = np.empty((len(field), rows, width), np.float32)
         _enlarge_columns(field, wide)
         colored = np.empty((height, width, 3), np.uint8)
         step = max(1, _STRIPE_PIXELS // width)
-        _do_all(pool, partial(_color_rows, flat, wide, colored, *curve_tables()), height, step)
+        do_all(pool, partial(_color_rows, flat, wide, colored, *curve_tables()), height, step)
     return colored
-
-
-def _do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], None], length: int, step: int) -> None:
-    """`work` from and up to which row, for stripes of all rows."""
-    starts = range(0, length, step)
-    for _ in pool.map(work, starts, (min(start + step, length) for start in starts)):
-        pass
 
 
 def _shrink(averaged: Floats, height: int, width: int, channels: int, rows: int, columns: int, block: int) -> Floats:

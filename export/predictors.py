@@ -25,15 +25,21 @@ from colorpress.core.cores import usable_cores
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.text import is_utf8
 from export.run_limits import call_limited
-from export.sessions import GIVE_A_MODEL, Signature, call_library, check_model_file, open_session, signature_of
+from export.sessions import (
+    GIVE_A_MODEL,
+    KEPT_SIZES,
+    Signature,
+    call_library,
+    check_model_file,
+    open_session,
+    signature_of,
+)
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Predictor = Callable[[Floats], Floats]
 INPUT_NAME, OUTPUT_NAME = "L", "ab"
-# Sizes of pictures that OpenVINO keeps a compiled graph for.
 _SS_DISABLE = 2  # of <signal.h> of Linux
-_KEPT_SIZES = 8
 
 
 class TimedPredictor(ABC):
@@ -162,7 +168,7 @@ class OpenVinoPredictor(TimedPredictor):
         self._core = openvino.Core()
         self._settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "PERFORMANCE_HINT": "LATENCY"}
         check_signature(path, *call_library(path, self._read_signature))
-        self._request_for = lru_cache(_KEPT_SIZES)(self._make_request)
+        self._request_for = lru_cache(KEPT_SIZES)(self._make_request)
 
     def __call__(self, lightness: Floats) -> Floats:
         answer: Floats = call_library(self.path, self._infer, lightness)

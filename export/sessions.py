@@ -49,8 +49,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 SOFTWARE_ADAPTER = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 # ONNX Runtime refuses to register the library of a provider again.
 _registered: set[str] = set()
-# Sizes that sessions are kept for.
-_KEPT_SIZES = 8
+# Sizes of pictures that a runtime which compiles for each keeps what it compiled for.
+KEPT_SIZES = 8
 # The first run of a size compiles what the device computes, which takes SwiftShader a minute on a busy machine.
 _COMPILING_SECONDS = 300.0
 _PROVIDERS = {
@@ -301,7 +301,7 @@ class SizedSession(ModelSession):
         super().__init__(path, session, more_seconds=_COMPILING_SECONDS)
         self._axes = {each.name: each.shape for each in session.get_inputs()}
         opened = partial(ModelSession, path, more_seconds=_COMPILING_SECONDS)
-        self._session_for = lru_cache(_KEPT_SIZES)(lambda sizes: opened(open_at(sizes)))
+        self._session_for = lru_cache(KEPT_SIZES)(lambda sizes: opened(open_at(sizes)))
         self._last: ModelSession = self
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:

@@ -55,10 +55,7 @@ def color_rows(source: Rows, target: Rows, network: AskedNetwork, *, threads: in
     rows, columns, block = working_size(height, width, network.work_size)
     with ThreadPoolExecutor(threads) as pool:
         code = _shrink(pool, source, rows, columns, block)  # (h, w, C)
-        answer = network.predictor(measure_lightness(code)[None, None])
-        field = check_field(answer, (rows, columns))[0] * np.float32(network.saturation)  # (2 or 4, h, w)
-        # Of x and z, and of an affine field their slopes: what f of the luminance is added.
-        field *= np.resize(np.array([AB_SCALE / 500.0, -AB_SCALE / 200.0], np.float32), len(field))[:, None, None]
+        field = ask_offsets(code, network)
         across, down = _Bilinear.between(columns, width), _Bilinear.between(rows, height)
 
         def color(first: int, last: int) -> None:
@@ -70,7 +67,7 @@ def color_rows(source: Rows, target: Rows, network: AskedNetwork, *, threads: in
             offsets = above + down.share[first:last, None] * (below - above)  # (2 or 4, rows, W)
             target.write(first, _color_stripe(source.read(first, last), offsets))
 
-        _do_all(pool, color, height, max(1, _STRIPE_PIXELS // width))
+        do_all(pool, color, height, max(1, _STRIPE_PIXELS // width))
 
 
 class ArrayRows:
@@ -105,7 +102,7 @@ class PictureRows:
             self.picture.paste(Image.fromarray(pixels), (0, first))
 
 
-def _do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], length: int, step: int) -> list[Any]:
+def do_all(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], length: int, step: int) -> list[Any]:
     """What `work` answers, from and up to which row, of stripes of all rows."""
     starts = range(0, length, step)
     return list(pool.map(work, starts, (min(start + step, length) for start in starts)))
@@ -138,7 +135,7 @@ def _shrink(pool: ThreadPoolExecutor, source: Rows, rows: int, columns: int, blo
         sums: NDArray[np.int32] = squares.sum(axis=1, dtype=np.int32).sum(axis=2, dtype=np.int32)
         return (sums / np.float32(block * block)).astype(np.float32)
 
-    averaged = np.concatenate(_do_all(pool, average, -(-height // block), max(1, _STRIPE_PIXELS // (width * block))))
+    averaged = np.concatenate(do_all(pool, average, -(-height // block), max(1, _STRIPE_PIXELS // (width * block))))
     short = np.tensordot(_triangles(len(averaged), height / (rows * block), rows), averaged, 1)  # (h, wide, C)
     across = _triangles(wide, width / (columns * block), columns)
     return np.ascontiguousarray(np.tensordot(short, across, ([1], [1])).transpose(0, 2, 1), np.float32)
@@ -151,7 +148,23 @@ def _triangles(length: int, step: float, small: int) -> Floats:
     return np.asarray(near / near.sum(axis=1, keepdims=True), np.float32)
 
 
-def measure_lightness(code: Floats) -> Floats:
+def ask_offsets(code: Floats, network: AskedNetwork) -> Floats:
+    """What a network adds to f of the luminance for x and z, and of an affine field their slopes too.
+
+    Args:
+        code: sRGB codes at the working size, (h, w, C).
+    Returns:
+        (2 or 4, h, w).
+    Raises:
+        InputError: it answers NaN, infinity or another shape.
+    """
+    answer = network.predictor(_measure_lightness(code)[None, None])
+    field: Floats = check_field(answer, code.shape[:2])[0] * np.float32(network.saturation)
+    field *= np.resize(np.array([AB_SCALE / 500.0, -AB_SCALE / 200.0], np.float32), len(field))[:, None, None]
+    return field
+
+
+def _measure_lightness(code: Floats) -> Floats:
     """L (h, w) of sRGB codes (h, w, C)."""
     linear = _linear_of(code / np.float32(255.0))
     y = linear[..., 0] if code.shape[2] == 1 else linear @ np.array(RGB_TO_XYZ[1])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,13 +122,14 @@ class OpenVinoColorizer:
         def compile_model() -> Any:
             return compile_for_cpu(core, core.read_model(model.SerializeToString()), settings)
 
-        values = len(content) // BYTES_OF_ONE_VALUE
+        values, self._lock = len(content) // BYTES_OF_ONE_VALUE, Lock()
         self._request: Any = call_library(path, call_limited, path, values, compile_model).create_infer_request()
 
     def __call__(self, pixels: Pixels) -> Pixels:
         infer = partial(self._request.infer, {IMAGE_NAME: _as_taken(pixels, self.size)}, share_inputs=True)
         limited = partial(call_limited, self.path, pixels.size, infer, stop=self._request.cancel)
-        answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
+        with self._lock:  # until the answer is copied from where the next one comes to lie
+            answer: Pixels = np.array(call_library(self.path, limited)[COLORIZED_NAME])[0]
         return answer
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class MobilePredictor(TimedPredictor):
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        self.path, self._description = path, read_description(path)
+        self.path, self._description, self._lock = path, read_description(path), Lock()
         call_library(path, self._load, threads or usable_cores())
 
     def __call__(self, lightness: Floats) -> Floats:
@@ -92,7 +93,8 @@ class MobilePredictor(TimedPredictor):
         missing = ((0, 0), (0, 0), (0, -inner[0] % multiple), (0, -inner[1] % multiple))
         padded = np.ascontiguousarray(np.pad(seen, missing, mode="edge"))
         infer = partial(call_limited, self.path, padded.size, self._infer)
-        answer = np.concatenate([call_library(self.path, infer, padded[[index]]) for index in range(len(padded))])
+        with self._lock:  # neither library has place for more than one picture
+            answer = np.concatenate([call_library(self.path, infer, padded[[index]]) for index in range(len(padded))])
         if answer.shape != (len(padded), 2, *padded.shape[2:]):
             raise InputError("model", self.path, f"answers {answer.shape} to {padded.shape}", _HINT)
         answer = answer[..., : inner[0], : inner[1]]

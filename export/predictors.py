@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
+from threading import Lock
 from time import perf_counter_ns
 from typing import Any
 
@@ -168,10 +169,11 @@ class OpenVinoPredictor(TimedPredictor):
         self._core = openvino.Core()
         self._settings = {"INFERENCE_NUM_THREADS": threads or usable_cores(), "PERFORMANCE_HINT": "LATENCY"}
         check_signature(path, *call_library(path, self._read_signature))
-        self._request_for = lru_cache(KEPT_SIZES)(self._make_request)
+        self._request_for, self._lock = lru_cache(KEPT_SIZES)(self._make_request), Lock()
 
     def __call__(self, lightness: Floats) -> Floats:
-        answer: Floats = call_library(self.path, self._infer, lightness)
+        with self._lock:  # a request has place for one picture, and one answer
+            answer: Floats = call_library(self.path, self._infer, lightness)
         return answer
 
     def _infer(self, lightness: Floats) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +78,23 @@ def test_pictures_are_padded_cropped_and_averaged_down_to_what_the_file_reads(tm
     assert set(one.shapes) == {(1, 1, 32, 32)} and answer.shape == (1, 2, 40, 80)
     # A ramp survives but for its ends.
     assert np.abs(answer[:, :1] - wide)[..., 4:-4, 4:-4].max() < 0.02
+
+
+def test_several_threads_share_a_file_that_computes_one_picture_at_a_time(tmp_path: Path) -> None:
+    class Slow(Recorded):
+        is_busy = False
+
+        def _infer(self, lightness: Floats) -> Floats:
+            assert not self.is_busy, "another picture's answer would be in the same place"
+            self.is_busy = True
+            time.sleep(0.02)
+            self.is_busy = False
+            return super()._infer(lightness)
+
+    slow = Slow(write(tmp_path / "a.pte", 8, 64))
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda value: slow(np.full((1, 1, 8, 8), value, np.float32)), range(4)))
+    assert [each[0, 0, 0, 0] for each in answers] == [0, 1, 2, 3]
 
 
 def test_resizing_without_torch_is_resizing_with_it() -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from colorpress.cli import run_command
 from colorpress.core.config import BenchmarkPlan, ExportConfig
 from colorpress.core.errors import ColorpressError, ConfigError, InputError, MachineError
 from compress.packing import pack_onnx
+from export.colorize_folder import DEMONSTRATION_MODEL
+from export.colorizers import OpenVinoColorizer
 from export.deployable import export_colorizer
 from export.graph import export_onnx
 from export.onnx_probe import format_inspection, inspect_onnx, refuse_hostile
@@ -284,6 +288,36 @@ def test_openvino_answers_as_onnx_runtime_does_at_every_size(models):
         picture = np.random.default_rng(height).random((1, 1, height, width), dtype=np.float32)
         # OpenVINO computes in bf16 where the processor has it.
         np.testing.assert_allclose(other(picture), reference(picture), atol=2e-3)
+
+
+def test_several_threads_share_what_openvino_computes_in(models, monkeypatch):
+    under_way: list[int] = []
+
+    class Request:
+        """Answers the first value that it is given, a while later, in memory of its own."""
+
+        answer = np.zeros((1, 1, 1, 1))
+
+        def infer(self, given, *, share_inputs):
+            under_way.append(1)
+            self.answer[:] = next(iter(given.values())).flat[0]
+            time.sleep(0.02)
+            assert len(under_way) == 1, "another picture's answer would be in the same place"
+            under_way.clear()
+            return {"colorized": self.answer, 0: self.answer.copy()}
+
+        def cancel(self):
+            pass
+
+    colorizer = OpenVinoColorizer(DEMONSTRATION_MODEL, DEMONSTRATION_MODEL.read_bytes(), threads=1)
+    predictor = OpenVinoPredictor(models[1], threads=1)
+    request = Request()
+    monkeypatch.setattr(colorizer, "_request", request)
+    monkeypatch.setattr(predictor, "_request_for", lambda shape: request)
+    for ask, shape in ((colorizer, (1, 1, 3)), (predictor, (1, 1, 1, 1))):
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda value, ask=ask, shape=shape: ask(np.full(shape, value)), range(5)))
+        assert [each.item() for each in answers] == list(range(5))
 
 
 def test_openvino_says_what_it_cannot_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.rows import Benchmark, Row, read_benchmark_json
 from benchmarks.verdict import judge_benchmark
 from colorpress.core.console import progress, say, warn
-from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.errors import ConfigError, GateError, InputError, MachineError
 from colorpress.core.files import write_csv, write_json, write_text
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
@@ -32,6 +33,7 @@ from export.parity import ParityResult, check_parity, check_picture_parity, matr
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
 from export.provider_matrix import format_matrix, list_providers
+from export.runtimes import RUNTIMES
 from export.torch_runtimes import TorchPredictor
 from training.network import FieldNetwork
 from training.photo_split import PhotoSplit
@@ -139,12 +141,23 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
     names = ("colorizer.onnx", PLAIN_NAME)
     colorizers = [each for name in names for each in (path.with_name(name) for path in paths) if each.is_file()]
     used |= {"colorizers": [f"{path.parent.name}/{path.name}" for path in colorizers], **run.arch_key()}
-    used |= {"machine": machine_key()}  # which runtimes are there
+    used |= {"machine": machine_key(), "runtimes": _runtimes_here()}
     record = run.do("verify", action, inputs=[*paths, *colorizers], settings=used)
     if record.result["failed"]:
         why = f"{', '.join(record.result['failed'])} differ from PyTorch by more than is allowed"
         raise GateError("parity", run.folder, why, "see parity.csv")
     return record
+
+
+def _runtimes_here() -> list[str]:
+    """Those that run ONNX files; wheels of providers are not all among the libraries of `machine_key`."""
+    names: list[str] = []
+    for name, runtime in RUNTIMES.items():
+        with suppress(MachineError):
+            if ".onnx" in runtime.suffixes:
+                runtime.require()
+                names.append(name)
+    return names
 
 
 def bundle(run: Run, variant: str | None, destination: Path, photos: PhotoSplit, *, web: bool) -> BundleResult:

@@ -21,6 +21,7 @@ from colorpress import deploy_stages
 from colorpress.cli import run_command
 from colorpress.core.config import ExportConfig, Settings
 from colorpress.core.errors import ConfigError, GateError, InputError
+from colorpress.core.stages import StageRecord
 from colorpress.deploy_stages import bundle, deploy, exported_variants, verify
 from compress.export_stages import pack
 from compress.measures import Strength
@@ -30,6 +31,7 @@ from export.deployable import export_colorizer, write_ort
 from export.graph import export_onnx, read_metadata
 from export.metadata_figures import MEASURED
 from export.parity import PictureParity
+from export.runtimes import RUNTIMES
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.photo_split import PhotoSplit
 from training.photos import Photo
@@ -211,6 +213,21 @@ def test_verification_judges_float_and_reports_the_rest(run: Run, photos: list[P
     assert table.groupby("variant").size().to_dict() == {"best": 208, "best-w8": 208}
     assert table["max_abs"].max() == pytest.approx(found["best-w8"]["max_abs"])
     assert verify(run, exported_variants(run), photos).skipped
+
+
+def test_verification_is_done_again_once_another_runtime_is_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    decides: list[Any] = []
+
+    def note(self: Run, name: str, action: Any, *, inputs: Any, settings: dict[str, Any]) -> StageRecord:
+        decides.append(settings["runtimes"])
+        return StageRecord(name, "", {}, {"failed": []}, 0.0)
+
+    monkeypatch.setattr(Run, "do", note)
+    verify(run, ["best"], [])
+    arrived = replace(RUNTIMES["onnxruntime-coreml"], require=lambda: None)
+    monkeypatch.setattr(deploy_stages, "RUNTIMES", {**RUNTIMES, arrived.name: arrived})
+    verify(run, ["best"], [])
+    assert set(decides[1]) - set(decides[0]) == {arrived.name} and "onnxruntime" in decides[0]
 
 
 def test_verification_fails_for_a_file_that_answers_otherwise(run: Run, photos: list[Photo]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +209,18 @@ def test_one_point_and_none_are_drawn_too(tmp_path: Path) -> None:
 def test_a_name_is_text_not_mathematics(tmp_path: Path) -> None:
     # Matplotlib reads text between dollar signs as TeX, and fails on what is none.
     assert draw_pareto([row(r"$\frac{$.onnx", 10, 1.0, 0.1)], CONTENT, tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("span", [1.5, 8.0, 19.0, 85.0, 99.0, 3000.0])
+def test_numbers_of_an_axis_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span: float) -> None:
+    figure = drawn(
+        [row("best.pt", 1_000_000, 57.3, 1.0), row("a", 100_000, 57.3 / span, 0.9)], tmp_path / "p.png", monkeypatch
+    )
+    for axes in figure.axes[:2]:
+        low, high = axes.get_xlim()
+        shown = [
+            label for label, at in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True) if low <= at <= high
+        ]
+        ends = [(box.x0, box.x1) for box in map(Text.get_window_extent, shown)]
+        gap = 3.0  # pixels
+        assert all(left[1] + gap <= right[0] for left, right in pairwise(ends)), [each.get_text() for each in shown]

@@ -66,8 +66,10 @@ def number_log_axis(axes: Axes, values: Sequence[float], show: Callable[[float],
     """Number the logarithmic x axis of some values, each tick as `show` writes it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    # Less than two decades have too few powers of ten to read a value by.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) / min(values) < 100 else (1.0,)))
+    # Less than two decades have too few powers of ten to read a value by, and more have no room for others.
+    span = max(values) / min(values)
+    digits = (1.0, 2.0, 5.0) if span < 20 else (1.0, 3.0) if span < 100 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=digits))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

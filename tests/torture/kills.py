@@ -29,8 +29,8 @@ _MEASURED = re.compile(
     r"second|_ms|latency|speed|time|sha256|images_per_s|outputs|key|artifacts|began|cv_|rss|bytes|threads|fastest|slow"
     r"|sentence|p\d\d|median|noise"
 )
-# Which networks a search goes on with and keeps is decided by how long they take, too.
-_CHOSEN_BY_TIME = re.compile(r"front/|study/|\.stages/[^/]*front/")
+# Which networks a search goes on with and keeps, such as 7kb-151, is decided by how long they take, too.
+_CHOSEN_BY_TIME = re.compile(r"front/|study/|\.stages/.*\d+kb-\d+")
 
 
 def digest_run(folder: Path) -> dict[str, Any]:

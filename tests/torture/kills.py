@@ -27,7 +27,7 @@ from tests.torture.figures import LONGEST_S, TINY, Figures, leftovers, load_all,
 # What a clock says, or what contains it, is another in every run.
 _MEASURED = re.compile(
     r"second|_ms|latency|speed|time|sha256|images_per_s|outputs|key|artifacts|began|cv_|rss|bytes|threads|fastest|slow"
-    r"|sentence|p\d\d|median|noise"
+    r"|sentence|finding|p\d\d|median|noise"
 )
 # Which networks a search goes on with and keeps, such as 7kb-151, is decided by how long they take, too.
 _CHOSEN_BY_TIME = re.compile(r"front/|study/|\.stages/.*\d+kb-\d+")
@@ -73,7 +73,7 @@ def _without_times(value: Any) -> Any:
 
 def compare_runs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Where two answers of `digest_run` differ; of what is chosen by times, where both have it."""
-    lone = {name for name in expected.keys() ^ found.keys() if _CHOSEN_BY_TIME.match(name)} | {"front.json"}
+    lone = {name for name in expected.keys() ^ found.keys() if _CHOSEN_BY_TIME.match(name)} | {"front.json", ".stages/search.json"}
     one, two = ({name: each for name, each in run.items() if name not in lone} for run in (expected, found))
     return differences(one, two)
 

@@ -73,7 +73,8 @@ def _without_times(value: Any) -> Any:
 
 def compare_runs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Where two answers of `digest_run` differ; of what is chosen by times, where both have it."""
-    lone = {name for name in expected.keys() ^ found.keys() if _CHOSEN_BY_TIME.match(name)} | {"front.json", ".stages/search.json"}
+    lone = {name for name in expected.keys() ^ found.keys() if _CHOSEN_BY_TIME.match(name)}
+    lone |= {"front.json", ".stages/search.json"}
     one, two = ({name: each for name, each in run.items() if name not in lone} for run in (expected, found))
     return differences(one, two)
 

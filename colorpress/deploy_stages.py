@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,17 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
     figures = _read_figures(run, variant)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
-        made = export_colorizer(
+        export = partial(
+            export_colorizer,
             source,
-            destination,
             work_size=config.work_size,
             saturation=config.saturation,
             pictures=_load_pictures(run, compared),
             metadata=figures,
         )
-        files = [destination]
+        made, files = export(destination), [destination]
         if config.plain or config.plain_shape:
-            plain = export_colorizer(
-                source,
-                run.folder / variant / PLAIN_NAME,
-                work_size=config.work_size,
-                saturation=config.saturation,
-                pictures=_load_pictures(run, compared),
-                metadata=figures,
-                plain=True,
-                size=config.plain_shape,
-            )
+            plain = export(run.folder / variant / PLAIN_NAME, plain=True, size=config.plain_shape)
             files.append(plain.path)
         if config.ort:
             files.append(write_ort(destination, destination.with_suffix(".ort")))

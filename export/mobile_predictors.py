@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from colorpress.core.cores import usable_cores
-from colorpress.core.errors import InputError, MachineError
-from export.predictors import INPUT_NAME, OUTPUT_NAME, Floats, TimedPredictor
+from colorpress.core.errors import InputError
+from export.predictors import INPUT_NAME, OUTPUT_NAME, Floats, TimedPredictor, import_extra
 from export.run_limits import call_limited
 from export.sessions import call_library, check_model_file
 
@@ -168,29 +168,12 @@ def _triangles(length: int, new: int) -> Floats:
 
 
 def import_litert() -> Any:
-    """The module `ai_edge_litert`, with its interpreter.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    try:
-        import ai_edge_litert.interpreter
-    except ImportError as error:
-        hint = "install it: pip install ai-edge-litert, or colorpress with its extra [litert]"
-        raise MachineError("runtime", "litert", "is not installed", hint) from error
-    return ai_edge_litert
+    """The module `ai_edge_litert`, with its interpreter; raises as `import_extra`."""
+    return import_extra("litert", "ai-edge-litert", "ai_edge_litert", "ai_edge_litert.interpreter")[0]
 
 
 def import_executorch() -> tuple[Any, Any]:
-    """The modules `executorch.runtime` and that of its threads.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    try:
-        import executorch.extension.pybindings.portable_lib as pool
-        import executorch.runtime as runtime
-    except ImportError as error:
-        hint = "install it: pip install executorch, or colorpress with its extra [executorch]"
-        raise MachineError("runtime", "executorch", "is not installed", hint) from error
-    return runtime, pool
+    """The modules `executorch.runtime` and that of its threads; raises as `import_extra`."""
+    pool, runtime = "executorch.extension.pybindings.portable_lib", "executorch.runtime"
+    threads, executorch = import_extra("executorch", "executorch", pool, runtime)
+    return executorch, threads

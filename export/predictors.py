@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -230,17 +231,21 @@ def compile_for_cpu(core: Any, model: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def import_openvino() -> Any:
-    """The module `openvino`.
+    """The module `openvino`; raises as `import_extra`."""
+    return import_extra("openvino", "openvino", "openvino")[0]
+
+
+def import_extra(runtime: str, package: str, *modules: str) -> list[Any]:
+    """Modules of a package that an extra of colorpress brings; the extra is called as the runtime is.
 
     Raises:
         MachineError: it is not installed.
     """
     try:
-        import openvino
+        return [import_module(each) for each in modules]
     except ImportError as error:
-        hint = "install it: pip install openvino, or colorpress with its extra [openvino]"
-        raise MachineError("runtime", "openvino", "is not installed", hint) from error
-    return openvino
+        hint = f"install it: pip install {package}, or colorpress with its extra [{runtime}]"
+        raise MachineError("runtime", runtime, "is not installed", hint) from error
 
 
 def check_signature(path: Path, inputs: Signature, outputs: Signature) -> None:

@@ -10,8 +10,6 @@ that did not choose the epochs, where there are any.
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.studies.lever_rows import Row, choose_levers, learn_rows
 from colorpress.cli import run_command
 from colorpress.command_options import PATH, config_options, debug_option, quiet_option
 from colorpress.core.config import PruneConfig, Settings
-from colorpress.core.errors import ConfigError
-from colorpress.core.files import with_nan, without_nan, write_json
+from colorpress.core.files import with_nan, without_nan
 from colorpress.core.locks import locked_folder
-from colorpress.core.reading import read_json
 from colorpress.core.source_code import hash_code
 from compress.distillation import DistilLoss, Lesson, distil_network
 from compress.measures import MEASURES, Score
@@ -301,19 +298,13 @@ def compare_levers(
         adopt_checkpoint(run, checkpoint, photos)
         job = LeverJob(run, photos, network, crops)
         levers = list_levers(job, pruned)
-        if unknown := sorted(set(names) - set(levers)):
-            raise ConfigError("option", "--lever", f"got {unknown[0]!r}", f"give one of: {', '.join(levers)}")
-        path, asked = output_dir / "levers.json", describe_question(job)
-        rows = read_rows(path, asked)
-        # Before the first training, so that what is left of an interrupted one is not gone on with by another question.
-        write_json(path, {"asked": asked, "rows": rows})
-        known = {(row["lever"], row["seed"]) for row in rows}
-        for seed, name in itertools.product(range(seeds), names or levers):
-            if (name, seed) not in known:
-                learned, score = job.learn(levers[name], seed)
-                row = {"lever": name, "seed": seed, "params": count_parameters(learned)}
-                rows.append({**row, **without_nan(asdict(score))})
-                write_json(path, {"asked": asked, "rows": rows})
+
+        def learn(name: str, seed: int) -> list[Row]:
+            learned, score = job.learn(levers[name], seed)
+            return [{"params": count_parameters(learned), **without_nan(asdict(score))}]
+
+        chosen = choose_levers(names, levers)
+        rows = learn_rows(output_dir / "levers.json", describe_question(job), chosen, seeds, learn)
     click.echo(format_levers(rows))
 
 
@@ -329,22 +320,6 @@ def describe_question(job: LeverJob) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in used.items()},
         "code": hash_code("benchmarks.studies.distillation_levers"),
     }
-
-
-def read_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are in a file already; none where there is no file.
-
-    Raises:
-        ConfigError: they answer another question.
-    """
-    if not path.exists():
-        return []
-    hint = "choose another --output-dir"
-    found = read_json(path, "comparison", hint)
-    if not isinstance(found, dict) or found.get("asked") != json.loads(json.dumps(asked)):
-        raise ConfigError("folder", path.parent, "compares other trainings", hint)
-    rows: list[dict[str, Any]] = found["rows"]
-    return rows
 
 
 def format_levers(rows: Sequence[Mapping[str, Any]]) -> str:

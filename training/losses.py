@@ -17,7 +17,7 @@ from training.unet import UNet
 
 # A grid over ab: cells of 0.1 (12.8 in a* and b*), from -0.8 to 0.8; colours beyond belong to the outermost cells.
 CLASSES_PER_AXIS = 16
-_CELL = 0.1
+CLASS_CELL = 0.1
 _LEVELS_UP = 2  # of the decoder: a quarter of the height and width
 
 
@@ -117,7 +117,7 @@ def class_cross_entropy(logits: Tensor, ab: Tensor, stride: int) -> Tensor:
     Classes are those of the mean colours of areas of stride x stride pixels.
     """
     pooled = F.avg_pool2d(ab, stride, ceil_mode=True)  # (N, 2, H/stride, W/stride), rounded up
-    cells = ((pooled / _CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
+    cells = ((pooled / CLASS_CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
     height, width = pooled.shape[-2:]
     classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]  # (N, H/stride, W/stride), 0 to 255
     return F.cross_entropy(logits[..., :height, :width].float(), classes)

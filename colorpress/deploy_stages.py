@@ -76,12 +76,15 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
             pictures=_load_pictures(run, compared),
             metadata=figures,
         )
+        plain, ort = destination.with_name(PLAIN_NAME), destination.with_suffix(".ort")
+        # Those of an earlier call may be of another network, and would be taken for this one's.
+        for earlier in (plain, ort):
+            earlier.unlink(missing_ok=True)
         made, files = export(destination), [destination]
         if config.plain or config.plain_shape:
-            plain = export(run.folder / variant / PLAIN_NAME, plain=True, size=config.plain_shape)
-            files.append(plain.path)
+            files.append(export(plain, plain=True, size=config.plain_shape).path)
         if config.ort:
-            files.append(write_ort(destination, destination.with_suffix(".ort")))
+            files.append(write_ort(destination, ort))
         say(f"{variant}: colorizer.onnx, {made.size_bytes:,} bytes, within {made.parity.max_levels} level of PyTorch")
         return files, {"size_bytes": made.size_bytes, **asdict(made.parity)}
 

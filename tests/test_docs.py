@@ -209,7 +209,7 @@ def all_options() -> set[str]:
     """Every option of every command that a page may speak of."""
     modules = [load_module(f"benchmarks.{name}") for name in (
         "peers", "studies.choice_coverage", "studies.distillation_levers", "studies.loading", "studies.picture_speed",
-        "studies.search_worth",
+        "studies.search_worth", "studies.training_levers",
     )]  # fmt: skip
     commands = [*cli.commands.values(), *filter(None, map(click_command, modules))]
     found = {

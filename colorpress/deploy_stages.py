@@ -33,7 +33,7 @@ from export.onnx_probe import refuse_hostile
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
-from export.provider_matrix import format_matrix, list_providers
+from export.provider_matrix import format_matrix, list_matrix
 from export.runtimes import RUNTIMES
 from export.torch_runtimes import TorchPredictor
 from training.network import FieldNetwork
@@ -119,10 +119,9 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
                 ):
                     failed.append(name)
                 shown.advance()
-        matrix = {
-            f"{path.parent.name}/{path.name}": [row.to_dict() for row in list_providers(path)]
-            for path in (*paths, *colorizers)
-        }
+        files_seen = [*paths, *colorizers]
+        names = [f"{path.parent.name}/{path.name}" for path in files_seen]
+        matrix = dict(zip(names, list_matrix(files_seen), strict=True))
         files = [
             write_csv(run.folder / "parity.csv", _PARITY_COLUMNS, rows),
             write_json(

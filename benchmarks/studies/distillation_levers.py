@@ -190,17 +190,10 @@ class LeverJob(StudentJob):
         settings = self.run.settings
         start = lever.start(seed) if lever.start else build_student(self.plan, seed)
         train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
-        crops, val_size = int(lever.crops_share * self.crops), settings.score.eval_size
-        recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=val_size)
-        lesson = Lesson.of(
-            self.run,
-            self.best,
-            replace(self.photos, train=train).limit_halves(MOST_CHOOSING),
-            replace(recipe, **lever.recipe),
-            teacher_weight=settings.distil.student_teacher_weight,
-        )
-        data = replace(settings.data, seed=seed)
-        lesson = replace(lesson, data=data, scale=self.jury.choosing.scale(), **lever.lesson)
+        photos = replace(self.photos, train=train).limit_halves(MOST_CHOOSING)
+        lesson = Lesson.of(self.run, self.best, photos, crops=int(lever.crops_share * self.crops))
+        recipe, data = replace(lesson.recipe, **lever.recipe), replace(settings.data, seed=seed)
+        lesson = replace(lesson, recipe=recipe, data=data, scale=self.jury.choosing.scale(), **lever.lesson)
         destination = self.run.folder / f"{lever.name.replace(' ', '-')}-{seed}" / "model.pt"
         distilled = distil_network(copy.deepcopy(start), lesson, destination, label=f"{lever.name}, seed {seed}")
         network = distilled.checkpoint.build_network()
@@ -213,7 +206,7 @@ def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:
     Hints only where best.pt has features of the student's stride; best.pt itself without the share `pruned` of its
     channels, where that is given.
     """
-    teacher, learning_rate = job.best.build_network(), job.run.settings.distil.student_learning_rate
+    teacher, learning_rate = job.best.build_network(), job.run.settings.distil.distil_learning_rate
     levers = [
         Lever("recipe"),
         Lever("truth alone", lesson={"teacher_weight": 0.0}),
@@ -221,7 +214,7 @@ def list_levers(job: LeverJob, pruned: float | None) -> dict[str, Lever]:
         Lever("same tones", recipe={"tone_jitter": 0.0}),
         Lever("one scale", recipe={"crop_share": 1.0}),
         Lever("one size", recipe={"size_jitter": 0.0}),
-        Lever("growing crops", recipe={"start_imgsz": max(16, job.run.settings.distil.student_imgsz // 3)}),
+        Lever("growing crops", recipe={"start_imgsz": max(16, job.run.settings.distil.distil_imgsz // 3)}),
         Lever("last weights, no average", recipe={"ema_decay": 0.0}),
         Lever("constant learning rate", recipe={"schedule": "constant"}),
         Lever("half the learning rate", recipe={"learning_rate": learning_rate / 2}),

@@ -8,16 +8,21 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Timer
+
+from tests.torture.figures import LONGEST_S, Figures, patience
 
 # By its seed, its number and a folder to work in, what becomes of an input: one of `GOOD`, or what is raised.
 Task = Callable[[int, int, Path], str]
 
 GOOD = ("read", "refused")
-LONGEST_S = 30.0
+# What becomes of an input, and the figure that it is.
+_COUNTED_AS = {
+    "read": "went_on", "refused": "refused", "hang": "hangs", "internal": "internal", "crash": "internal",
+    "memory": "internal",
+}  # fmt: skip
 # Address space: what the libraries take once loaded, and 1 GiB of work.
 MEMORY_BYTES = 4 << 30
 
@@ -54,7 +59,7 @@ def run_limited(module: str, task: str, seed: int, count: int, folder: Path) -> 
             assert child.stdout is not None
             while number < count:
                 # The first input of a child waits for its imports.
-                timer = Timer(2 * LONGEST_S, child.kill)
+                timer = Timer(2 * LONGEST_S * patience(), child.kill)
                 timer.start()
                 line = child.stdout.readline()
                 is_late = not timer.is_alive()
@@ -64,29 +69,26 @@ def run_limited(module: str, task: str, seed: int, count: int, folder: Path) -> 
                     number += 1
                     break
                 _, outcome, seconds, peak = line.rstrip("\n").split("\t")
-                yield number, "hang" if float(seconds) > LONGEST_S else outcome, float(seconds), int(peak)
+                is_late = float(seconds) > LONGEST_S * patience()
+                yield number, "hang" if is_late else outcome, float(seconds), int(peak)
                 number += 1
             child.kill()
 
 
 def torture(
-    module: str, task: str, seed: int, count: int, folder: Path, *, keep: Callable[[int], None] = lambda number: None
-) -> bool:
-    """Run a task, print its figures, and say whether nothing happened but reading and refusing.
+    figures: Figures, module: str, task: str, seed: int, count: int, folder: Path, *,
+    keep: Callable[[int], None] = lambda number: None,
+) -> None:  # fmt: skip
+    """Run a task, count what became of its inputs, and say how long and large the worst of them was.
 
     Args:
-        keep: is given the numbers of the inputs that anything else became of.
+        keep: is given the numbers of the inputs that anything but reading and refusing became of.
     """
-    outcomes: Counter[str] = Counter()
     slowest, largest = (0.0, 0), 0
     for number, outcome, seconds, peak in run_limited(module, task, seed, count, folder):
-        outcomes[outcome.split()[0]] += 1
         slowest, largest = max(slowest, (seconds, number)), max(largest, peak)
+        kind = _COUNTED_AS[outcome.split()[0]]
+        figures.add(f"{task} {number}", kind, outcome)
         if outcome not in GOOD:
-            print(f"  {task} {number}: {outcome}")
             keep(number)
-    figures = ", ".join(f"{outcomes[name]} {name}" for name in (*GOOD, "internal", "hang", "crash", "memory"))
-    print(
-        f"{task}: {count}: {figures}; slowest {slowest[0]:.1f} s ({slowest[1]}), most memory {largest} MB", flush=True
-    )
-    return sum(outcomes[name] for name in GOOD) == count
+    print(f"{task}: {count}; slowest {slowest[0]:.1f} s ({slowest[1]}), most memory {largest} MB", flush=True)

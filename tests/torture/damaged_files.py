@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tests.torture.children import Task, run_child, torture
+from tests.torture.figures import Figures
 from tests.torture.hostile_pickles import hostile_pickles
 
 Dice = np.random.Generator
@@ -402,7 +403,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="checkpoints; 3/20 as many of each other kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=sorted(TASKS), help="one kind alone")
+    parser.add_argument("--only", action="append", choices=sorted(TASKS), help="one kind alone; repeat it for more")
     parser.add_argument("--child", choices=sorted(TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -412,11 +413,11 @@ def main() -> int:
         return 0
     counts = dict.fromkeys(TASKS, max(1, given.count * 3 // 20))
     counts |= {"checkpoints": given.count, "pickles": len(hostile_pickles())}
-    good = True
-    for task in [given.only] if given.only else TASKS:
+    figures = Figures()
+    for task in given.only or TASKS:
         with tempfile.TemporaryDirectory() as folder:
-            good &= torture("tests.torture.damaged_files", task, given.seed, counts[task], Path(folder))
-    return 0 if good else 1
+            torture(figures, "tests.torture.damaged_files", task, given.seed, counts[task], Path(folder))
+    return figures.finish()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.torture.children import run_child, torture
+from tests.torture.figures import Figures
 
 Bytes = NDArray[np.uint8]
 Dice = np.random.Generator
@@ -235,6 +236,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000, help="damaged pictures; a twentieth as many aspects")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("torture-pictures"), help="where failures are kept")
+    parser.add_argument("--only", choices=sorted(TASKS), help="one kind alone")
     parser.add_argument("--child", choices=sorted(TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -246,11 +248,13 @@ def main() -> int:
         given.folder.mkdir(parents=True, exist_ok=True)
         (given.folder / f"{given.seed}-{number}").write_bytes(make_damaged(given.seed, number)[1])
 
-    module = "tests.torture.damaged_pictures"
+    figures, module = Figures(), "tests.torture.damaged_pictures"
+    counts = {"damaged": given.count, "aspect": max(1, given.count // 20)}
     with tempfile.TemporaryDirectory() as folder:
-        damaged = torture(module, "damaged", given.seed, given.count, Path(folder), keep=keep)
-        aspects = torture(module, "aspect", given.seed, max(1, given.count // 20), Path(folder))
-    return 0 if damaged and aspects else 1
+        for task in [given.only] if given.only else TASKS:
+            kept = keep if task == "damaged" else lambda number: None
+            torture(figures, module, task, given.seed, counts[task], Path(folder), keep=kept)
+    return figures.finish()
 
 
 if __name__ == "__main__":

@@ -2,96 +2,69 @@
 
     python -m tests.torture.faults [--share 0.1]
 
-As SQLite is tested: the n-th call fails, for every n; of every fourth all that follow fail, too, as on a full disk. The
-command has to end with 4 in two lines, or go on where it can do without; whatever is there is whole; and the same
-command, undisturbed, completes.
+As SQLite is tested: the n-th call fails, for every n, but of those that the same lines make in a loop the first, the
+last and one between; of every fourth all that follow fail, too, as on a full disk. The command has to end with 4 in
+two lines, or go on where it can do without; whatever is there is whole; and the same command, undisturbed, completes.
 """
 
 from __future__ import annotations
 
 import argparse
-import builtins
-import errno
-import io
 import os
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.torture.figures import TINY, Ended, Figures, leftovers, load_all, make_photos, start
+from tests.torture.figures import TINY, Ended, Figures, leftovers, load_all, start
+from tests.torture.file_calls import FileCalls
 from tests.torture.kills import digest_run
+from tests.torture.sound_run import make_sound_run
 
-_CALLS = "calls"
 
-
-class Shim:
-    """Replaces the calls of this process that change files below a folder; the n-th of them fails.
+class Failing:
+    """What a call below a folder is: the n-th fails, and every one is noted.
 
     Args:
-        log: a file, outside of the folder, that gets a byte for each call.
+        log: a file, outside of the folder, that gets a line for each call, which says by what lines of code it is made.
         fails_at: from 1; 0: none.
         stays: whether all that follow fail, too.
     """
 
-    def __init__(self, folder: Path, log: Path, fails_at: int, *, stays: bool) -> None:
-        self.folder, self.fails_at, self.stays, self.calls = os.path.realpath(folder), fails_at, stays, 0
-        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def __init__(self, log: Path, fails_at: int, *, stays: bool) -> None:
+        self._fails_at, self._stays, self._calls = fails_at, stays, 0
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
-    def install(self) -> None:
-        """From here on."""
-        self._replace(os, "replace", errno.EIO, lambda source, target, **_: target)
-        self._replace(os, "rename", errno.EIO, lambda source, target, **_: target)
-        self._replace(os, "mkdir", errno.ENOSPC, lambda path, *_, **__: path)
-        self._replace(os, "open", errno.ENOSPC, lambda path, flags, *_, **__: path if flags & os.O_CREAT else "")
-        self._replace(os, "fsync", errno.EIO, lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())
-        given = io.open
-        shim = self
+    def __call__(self, number: int, path: str) -> None:
+        self._calls += 1
+        os.write(self._log, f"{number} {_hash_stack():x}\n".encode())
+        if self._calls == self._fails_at or (self._stays and self._fails_at and self._calls > self._fails_at):
+            raise OSError(number, os.strerror(number), path)
 
-        class Raw(io.FileIO):
-            def write(self, data: Any) -> int:
-                shim.pass_by(errno.ENOSPC, str(self.name))
-                return super().write(data)
 
-        def opened(
-            path: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
-            newline: Any = None, *more: Any, **options: Any,
-        ) -> Any:  # fmt: skip
-            if not isinstance(path, str | os.PathLike) or not set(mode) & set("wax+") or not shim.watches(path):
-                return given(path, mode, buffering, encoding, errors, newline, *more, **options)
-            shim.pass_by(errno.ENOSPC, path)
-            raw = Raw(path, mode.replace("b", "").replace("t", ""))
-            buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-            if "b" in mode:
-                return buffered
-            return io.TextIOWrapper(buffered, encoding, errors, newline)
+def _hash_stack() -> int:
+    frame, found = sys._getframe(1), 0
+    while frame is not None:
+        found = hash((found, frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back  # type: ignore[assignment]
+    return found & 0xFFFFFFFFFFFF
 
-        io.open = builtins.open = opened  # type: ignore[assignment]
 
-    def _replace(self, module: Any, name: str, number: int, path_of: Callable[..., Any]) -> None:
-        given = getattr(module, name)
+def choose_calls(places: Sequence[str], share: float, dice: random.Random) -> list[int]:
+    """Numbers, from 1, of calls that are to fail: of all that one place makes the first, the last and one between.
 
-        def called(*arguments: Any, **options: Any) -> Any:
-            path = path_of(*arguments, **options)
-            if path and self.watches(path):
-                self.pass_by(number, path)
-            return given(*arguments, **options)
-
-        setattr(module, name, called)
-
-    def watches(self, path: Any) -> bool:
-        """Whether a path is below the folder."""
-        return os.path.realpath(os.fsdecode(path)).startswith(self.folder)
-
-    def pass_by(self, number: int, path: Any) -> None:
-        """Count a call; raises where it is one that fails."""
-        self.calls += 1
-        os.write(self.log, b".")
-        if self.calls == self.fails_at or (self.stays and self.fails_at and self.calls > self.fails_at):
-            raise OSError(number, os.strerror(number), os.fsdecode(path))
+    Args:
+        places: by what lines each call is made.
+        share: of those that is taken, by chance; one at least.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, place in enumerate(places, 1):
+        numbers.setdefault(place, []).append(number)
+    chosen = sorted({each for of_one in numbers.values() for each in (of_one[0], of_one[-1], dice.choice(of_one))})
+    return sorted(dice.sample(chosen, max(1, round(share * len(chosen)))))
 
 
 def list_commands(photos: Path, out: Path) -> dict[str, list[Any]]:
@@ -127,20 +100,19 @@ def _only(command: str) -> list[str]:
     return [*kept, "--workers", "0"]
 
 
-def torture(share: float, seed: int, folder: Path, only: str = "") -> Figures:
+def torture(share: float, seed: int, folder: Path, sound_folder: Path, only: str = "") -> Figures:
     """Fail a share of the calls of every command."""
     figures, dice = Figures(), random.Random(seed)
-    photos, whole, out, log = make_photos(folder / "photos", 6), folder / "whole", folder / "out", folder / "log"
-    scratch = folder / "out-tmp"  # below what the shim watches, since names that begin with it are
+    out, log = folder / "out", folder / "log"
+    scratch = folder / "out-tmp"  # below what is watched, since names that begin with it are
     scratch.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-    ended = start("run", "--data", photos, *TINY, "--workers", "0", "-o", whole).wait(3600.0)
-    if ended.code != 0:
-        figures.count("the undisturbed run", ended, (0,))
+    sound = make_sound_run(sound_folder, figures)
+    if sound is None:
         return figures
-    for name, command in list_commands(photos, out).items():
+    for name, command in list_commands(sound.photos, out).items():
         if only in ("", name):
-            _fail_each(figures, dice, share, name, command, (whole, out, log))
+            _fail_each(figures, dice, share, name, command, (sound.run, out, log))
     return figures
 
 
@@ -150,7 +122,7 @@ def _fail_each(
     whole, out, log = paths
 
     def attempt(fails_at: int, *, stays: bool = False) -> Ended:
-        return start(*command, before=Shim(out, log, fails_at, stays=stays).install).wait()
+        return start(*command, before=FileCalls(out, Failing(log, fails_at, stays=stays)).install).wait()
 
     def restore() -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -163,8 +135,8 @@ def _fail_each(
     first = attempt(0)
     if not figures.count(f"{name}, undisturbed", first, (0,)):
         return
-    calls = log.stat().st_size
-    chosen = sorted(dice.sample(range(1, calls + 1), max(1, round(share * calls))))
+    places = log.read_text().splitlines()
+    calls, chosen = len(places), choose_calls(places, share, dice)
     for number in chosen:
         for stays in (False, True) if number % 4 == 0 else (False,):
             restore()
@@ -174,8 +146,7 @@ def _fail_each(
             _check(figures, what, out)
             again = attempt(0)
             figures.count(f"{what}, and again", again, (0,))
-            if left := leftovers(out, out.with_name("out-tmp")):
-                figures.lose(f"{what}: left over {left[:3]}")
+            figures.leave(what, leftovers(out, out.with_name("out-tmp")))
     print(f"{name}: {len(chosen)} of {calls} calls failed", flush=True)
 
 
@@ -194,10 +165,12 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the calls, drawn by chance")
     parser.add_argument("--only", default="", help="one command")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sound", type=Path, help="folder of a run that nobody disturbed; made where it is missing")
     given = parser.parse_args()
     load_all()
     with tempfile.TemporaryDirectory(prefix="torture-faults-") as name:
-        return torture(given.share, given.seed, Path(name), given.only).finish()
+        folder = Path(name)
+        return torture(given.share, given.seed, folder, given.sound or folder / "sound", given.only).finish()
 
 
 if __name__ == "__main__":

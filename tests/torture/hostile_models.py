@@ -3,23 +3,22 @@
     python -m tests.torture.hostile_models [--only loop-elsewhere] [--command colorize]
 
 Each ends with a message and an exit code of `colorpress.core.errors` (0 where a command never runs the model, or makes
-a row of its failure), within the time and memory of `_MOST_SECONDS` and `_MOST_BYTES`. The last line is the sum, and
-the exit code 1 where anything is wrong.
+a row of its failure), within the time and memory of `_MOST_SECONDS` and `_MOST_BYTES`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,13 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from tests.torture.figures import SEVERE, Ended, Figures, load_all, patience, start
+
 # Beyond what the same command takes with an innocent model.
 _MOST_SECONDS = 30.0
 _MOST_BYTES = 6 << 30
 _MOST_SECONDS_AFTER_SIGNAL = 5.0
+_LONGEST_SECONDS = 240.0
 _ENDLESS = 1 << 62
 _PHOTOS = 12
 _VARIANT = "best"
@@ -218,11 +220,15 @@ def names_of_markup() -> onnx.ModelProto:
     return model
 
 
-HOSTILE: tuple[Callable[[], onnx.ModelProto | bytes], ...] = (
-    loop_always, loop_elsewhere, loop_on_photographs, loop_in_loops, memory_always, memory_elsewhere,
-    memory_on_photographs, constant_of_gigabytes, long_product, crash_always, crash_elsewhere, deep_branches,
-    names_of_markup,
-)  # fmt: skip
+HOSTILE: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
+    each.__name__.replace("_", "-"): each
+    for each in (
+        loop_always, loop_elsewhere, loop_on_photographs, loop_in_loops, memory_always, memory_elsewhere,
+        memory_on_photographs, constant_of_gigabytes, long_product, crash_always, crash_elsewhere, deep_branches,
+        names_of_markup,
+    )
+}  # fmt: skip
+_SIGNALLED = "loop-on-photographs"
 _WIDTH, _HEIGHT = 96, 64
 
 
@@ -235,54 +241,52 @@ class Outcome:
     """How a command ended.
 
     Attributes:
-        seconds: until it ended, or was killed.
+        ended: its code, what it said, and seconds until it ended or was killed; after a signal, since then.
         peak_bytes: of it and all its children together.
+        kind: of `Figures`.
         wrong: what is wrong about it; empty where nothing is.
     """
 
-    exit_code: int
-    seconds: float
+    ended: Ended
     peak_bytes: int
-    said: str
+    kind: str
     wrong: str = ""
 
 
-def run(arguments: Sequence[str], *, signal_after: float | None = None) -> Outcome:
+def run(arguments: Sequence[str], usual_s: float = math.inf, *, signal_after: float | None = None) -> Outcome:
     """Run a command of colorpress, and judge how it ended.
 
     Args:
+        usual_s: what it takes with a sound model.
         signal_after: seconds after which it is sent SIGTERM.
     """
-    command = [sys.executable, "-m", "colorpress", *arguments]
-    with tempfile.TemporaryFile() as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-        started, peak = time.monotonic(), 0
-        signalled = None
-        while process.poll() is None:
-            peak = max(peak, _resident_bytes(process.pid))
-            passed = time.monotonic() - started
-            if signal_after is not None and signalled is None and passed > signal_after:
-                process.send_signal(signal.SIGTERM)
-                signalled = passed
-            if passed > 240 or peak > 2 * _MOST_BYTES:
-                os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(0.05)
-        seconds = time.monotonic() - started - (signalled or 0.0)
-        stream.seek(0)
-        said = stream.read().decode("utf-8", "replace")
-    code, wrong = process.returncode, ""
-    allowed = (143,) if signalled is not None else (0, 2, 3, 4, 5)
-    if code not in allowed:
-        wrong = f"exit {code}"
-    elif "Traceback" in said or "internal:" in said:
-        wrong = "traceback or internal"
-    elif "\x1b[31m" in said or "\u202e" in said:
-        wrong = "control characters reach the terminal"
-    elif peak > _MOST_BYTES:
-        wrong = f"{peak / 1e9:.1f} GB"
-    elif seconds > _MOST_SECONDS_AFTER_SIGNAL and signalled is not None:
-        wrong = f"{seconds:.0f} s after the signal"
-    return Outcome(code, seconds, peak, said, wrong)
+    child, peak, signalled = start(*arguments), 0, None
+    while child.is_running():
+        peak = max(peak, _resident_bytes(child.pid))
+        passed = time.monotonic() - child.started
+        if signal_after is not None and signalled is None and passed > signal_after:
+            os.kill(child.pid, signal.SIGTERM)
+            signalled = passed
+        if passed > _LONGEST_SECONDS * patience() or peak > 2 * _MOST_BYTES:
+            os.killpg(child.pid, signal.SIGKILL)
+        time.sleep(0.05)
+    ended = child.wait()
+    ended = replace(ended, seconds=ended.seconds - (signalled or 0.0))
+    return Outcome(ended, peak, *_judge(ended, peak, usual_s, is_signalled=signalled is not None))
+
+
+def _judge(ended: Ended, peak: int, usual_s: float, *, is_signalled: bool) -> tuple[str, str]:
+    told = ended.said + ended.printed
+    if is_signalled and ended.seconds > _MOST_SECONDS_AFTER_SIGNAL * patience():
+        return "hangs", f"{ended.seconds:.0f} s after the signal"
+    if not is_signalled and ended.seconds > usual_s + _MOST_SECONDS * patience():
+        return "hangs", f"{ended.seconds - usual_s:.0f} s beyond the sound model"
+    if peak > _MOST_BYTES:
+        return "internal", f"{peak / 1e9:.1f} GB"
+    if "\x1b[31m" in told or "\u202e" in told:
+        return "internal", "control characters reach the terminal"
+    kind = ended.kind((143,) if is_signalled else (0, 2, 3, 4, 5))
+    return kind, ended.describe() if kind in SEVERE else ""
 
 
 def _resident_bytes(number: int) -> int:
@@ -354,53 +358,50 @@ def list_commands(folder: Path, model: Path, work: Path) -> dict[str, list[str]]
     }  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="one model, such as loop-elsewhere")
-    parser.add_argument("--command", help="one command, such as benchmark")
-    parser.add_argument("--verbose", action="store_true", help="show what every command said last")
-    options = parser.parse_args()
-    chosen = [each for each in HOSTILE if options.only in (None, each.__name__.replace("_", "-"))]
+def torture(figures: Figures, chosen: Sequence[str], commands: Sequence[str], *, is_verbose: bool = False) -> None:
+    """Give every command each of the chosen models, after a sound one by which it is timed."""
     usual: dict[str, float] = {}
-    wrong, slowest, largest, count = 0, 0.0, 0, 0
     with _folder() as folder:
-        for make in (innocent, *chosen):
-            model = folder / f"{make.__name__}.onnx"
+        for name, make in {"innocent": innocent, **{each: HOSTILE[each] for each in chosen}}.items():
+            model = folder / f"{name}.onnx"
             made = make()
             model.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
-            with tempfile.TemporaryDirectory(prefix="hostile-work-", dir=folder) as name:
-                commands = list_commands(folder, model, Path(name))
-                for title, arguments in commands.items():
-                    if options.command not in (None, title):
+            with tempfile.TemporaryDirectory(prefix="hostile-work-", dir=folder) as work:
+                for title, arguments in list_commands(folder, model, Path(work)).items():
+                    if title not in (commands or [title]):
                         continue
-                    found = run(arguments)
-                    usual.setdefault(title, found.seconds)
-                    beyond = found.seconds - usual[title]
-                    bad = found.wrong or (f"hung {beyond:.0f} s" if beyond > _MOST_SECONDS else "")
-                    last = " ".join(line for line in found.said.splitlines()[-2:-1]) if options.verbose or bad else ""
-                    figures = f"exit {found.exit_code:4} {found.seconds:6.1f} s {found.peak_bytes / 1e6:6.0f} MB"
-                    print(f"{make.__name__:22} {title:18} {figures}  {bad and 'WRONG: ' + bad} {last!r}", flush=True)
-                    if make is not innocent:
-                        wrong, count = wrong + bool(bad), count + 1
-                        slowest, largest = max(slowest, beyond), max(largest, found.peak_bytes)
-        if options.command in (None, "signal"):
-            wrong += _send_signals(folder)
-    print(f"{count} commands on {len(chosen)} hostile models: {wrong} wrong")
-    print(f"the slowest took {slowest:.1f} s more than with the innocent model, the largest {largest / 1e9:.2f} GB")
-    return 1 if wrong else 0
+                    found = run(arguments, usual.get(title, math.inf))
+                    usual.setdefault(title, found.ended.seconds)
+                    figures.add(f"{name}, {title}", found.kind, found.wrong)
+                    last = " ".join(found.ended.said.splitlines()[-2:-1]) if is_verbose else ""
+                    told = f"exit {found.ended.code!s:4} {found.ended.seconds:6.1f} s {found.peak_bytes / 1e6:6.0f} MB"
+                    print(f"{name:22} {title:18} {told}  {last!r}", flush=True)
+        if "signal" in (commands or ["signal"]) and _SIGNALLED in chosen:
+            _send_signals(figures, folder)
 
 
-def _send_signals(folder: Path) -> int:
-    """SIGTERM while a model that never ends is running on a photograph; how many did not obey."""
-    wrong = 0
+def _send_signals(figures: Figures, folder: Path) -> None:
+    """SIGTERM while a model that never ends is running on a photograph."""
     model = folder / "signal.onnx"
-    onnx.save(loop_on_photographs(), model)
+    onnx.save(HOSTILE[_SIGNALLED](), model)
     for photos in (folder / "photos" / "0.png", folder / "photos"):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             found = run(["colorize", str(photos), "-m", str(model), "-o", f"{work}/out"], signal_after=8.0)
-        print(f"SIGTERM, colorize {photos.name}: exit {found.exit_code} after {found.seconds:.1f} s {found.wrong}")
-        wrong += bool(found.wrong)
-    return wrong
+        figures.add(f"SIGTERM, colorize {photos.name}", found.kind, found.wrong)
+        print(f"SIGTERM, colorize {photos.name}: exit {found.ended.code} after {found.ended.seconds:.1f} s", flush=True)
+
+
+def main() -> int:
+    """Torture by the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=sorted(HOSTILE), help="one model; repeat it for more")
+    parser.add_argument("--command", action="append", default=[], help="one command, such as benchmark")
+    parser.add_argument("--verbose", action="store_true", help="show what every command said last")
+    given = parser.parse_args()
+    load_all()
+    figures = Figures()
+    torture(figures, given.only or list(HOSTILE), given.command, is_verbose=given.verbose)
+    return figures.finish()
 
 
 if __name__ == "__main__":

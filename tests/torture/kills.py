@@ -1,9 +1,11 @@
-"""SIGKILL at random moments of a whole run, and the run goes on: nothing is lost, left over, or other than undisturbed.
+"""SIGKILL at moments of a whole run, and the run goes on: nothing is lost, left over, or other than undisturbed.
 
     python -m tests.torture.kills --count 240
 
-Every run is killed and started again until it ends; then its networks, history and records are compared with those of
-a run that nobody disturbed, and the next run begins, until there were as many kills.
+A moment is a change of a file or a line that is said, of a stage of the undisturbed run: ahead of it, or a while after.
+All stages have as many kills, however long they take and whatever else the machine does. Every run is killed and
+started again until it ends; then its networks, history and records are compared with those of the undisturbed one, and
+the next run begins, until there were as many kills.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
-import time
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tests.torture.figures import LONGEST_S, TINY, Figures, leftovers, load_all, make_photos, start
+from tests.torture.figures import LONGEST_S, Figures, leftovers, load_all, start
+from tests.torture.sound_run import Moments, SoundRun, Stage, ended_stages, make_sound_run
 
 # What a clock says, or what contains it, is another in every run.
 _MEASURED = re.compile(
@@ -87,59 +93,95 @@ def differences(one: Any, two: Any, where: str = "") -> list[str]:
     return [] if one == two else [f"{where.strip()}: {str(one)[:80]} and {str(two)[:80]}"]
 
 
-def torture(count: int, seed: int, folder: Path) -> Figures:
+@dataclass(frozen=True, order=True)
+class Kill:
+    """When a process is killed: ahead of a moment (from 1) of the stage after so many, or `pause_s` after it."""
+
+    stages_over: int
+    number: int
+    pause_s: float = 0.0
+
+
+def plan_kills(stages: Sequence[Stage], count: int, dice: random.Random) -> list[Kill]:
+    """As many kills of every stage, give or take one, nearly all in the order in which a run comes to them."""
+    order = dice.sample(range(len(stages)), len(stages))
+    kills = []
+    for place in (order[number % len(order)] for number in range(count)):
+        pauses_s = stages[place].pauses_s
+        if dice.random() < 0.5:
+            kills.append(Kill(place, dice.randint(1, len(pauses_s))))
+        else:  # in the midst of what takes long
+            when = dice.uniform(0.0, sum(pauses_s))
+            moments = accumulate(pauses_s, initial=0.0)
+            number, begun = max(each for each in enumerate(moments, 1) if each[1] <= when)
+            kills.append(Kill(place, min(number, len(pauses_s)), when - begun))
+    kills.sort()
+    # And some while what is done already is found to be.
+    for _ in range(count // 10):
+        kills.insert(dice.randint(0, count - 1), kills.pop(dice.randrange(count)))
+    return kills
+
+
+class Killer(Moments):
+    """Kills this process at its moment, or at the first one after it."""
+
+    def __init__(self, folder: Path, kill: Kill) -> None:
+        super().__init__(folder)
+        self._kill, self._is_armed = kill, False
+
+    def on_moment(self) -> None:
+        if self._is_armed or (self.stages_over, self.number) < (self._kill.stages_over, self._kill.number):
+            return
+        self._is_armed = True
+        if self._kill.pause_s:
+            timer = threading.Timer(self._kill.pause_s, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def torture(count: int, seed: int, folder: Path, sound_folder: Path) -> Figures:
     """Kill `count` times; the figures count every start as a case."""
     figures, dice = Figures(), random.Random(seed)
-    photos = make_photos(folder / "photos")
     # Not below the run folders: what is left there has to be noticed.
     scratch = folder / "tmp"
     scratch.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-    options = ["run", "--data", photos, *TINY, "--workers", "1"]
-    began = time.monotonic()
-    undisturbed = start(*options, "-o", folder / "undisturbed").wait(3600.0)
-    if undisturbed.code != 0:
-        figures.count("the undisturbed run", undisturbed, (0,))
+    sound = make_sound_run(sound_folder, figures)
+    if sound is None:
         return figures
-    expected, whole_s = digest_run(folder / "undisturbed"), time.monotonic() - began
-    print(f"an undisturbed run takes {whole_s:.0f} s", flush=True)
+    expected = digest_run(sound.run)
     kills, runs, stages = 0, 0, Counter[str]()
     while kills < count:
         runs += 1
         out = folder / f"killed{runs}"
-        kills += _kill_until_done(figures, dice, [*options, "-o", out], count - kills, whole_s, stages)
+        kills += _kill_until_done(figures, sound, out, plan_kills(sound.stages, count - kills, dice), stages)
         if changed := compare_runs(expected, digest_run(out)):
             figures.lose(f"run {runs} ended otherwise than undisturbed: {'; '.join(changed[:3])}")
-        if left := leftovers(out, scratch):
-            figures.lose(f"left over after run {runs}: {left[:3]}")
+        figures.leave(f"run {runs}", leftovers(out, scratch))
         print(f"run {runs}: {kills} kills", flush=True)
-    print("killed after:", ", ".join(f"{name} {number}" for name, number in sorted(stages.items())))
+    print("killed in:", ", ".join(f"{name} {number}" for name, number in sorted(stages.items())))
     return figures
 
 
-def _kill_until_done(
-    figures: Figures, dice: random.Random, options: list[Any], most: int, whole_s: float, stages: Counter[str]
-) -> int:
-    kills = 0
-    while True:
-        child = start(*options)
-        # Long enough that stages end now and then, and short enough that most do not.
-        time.sleep(dice.uniform(0.0, max(0.5, whole_s / 6)) if kills < most else 0.0)
-        if kills < most:
-            child.kill()
-        ended = child.wait(3 * whole_s + LONGEST_S)
+def _kill_until_done(figures: Figures, sound: SoundRun, out: Path, plan: Sequence[Kill], stages: Counter[str]) -> int:
+    """Kill a run as it is planned, and let it end; how many kills there were before it did."""
+    command = sound.command(out)
+    for kills in range(len(plan) + 1):
+        before = Killer(out, plan[kills]).install if kills < len(plan) else None
+        child = start(*command, before=before)
+        ended = child.wait(3 * sound.seconds + 10 * LONGEST_S)
         if orphans := child.orphans():
             figures.lose(f"{len(orphans)} processes of a killed one live on")
-        if ended.code != -9:
+        if ended.code != -signal.SIGKILL:
             figures.count(f"the run after {kills} kills", ended, (0,))
-            if ended.code != 0 or kills:
-                return kills
-            return 0
-        kills += 1
+            return kills
         figures.cases += 1
         figures.went_on += 1
-        done = re.findall(r"^(\S+): (?:done in|up to date)", ended.said, re.MULTILINE)
-        stages[done[-1].partition("/")[0] if done else "the start"] += 1
+        over = len(ended_stages(ended.said))
+        stages[sound.stages[over].name if over < len(sound.stages) else "the end"] += 1
+    raise AssertionError("a run that nobody kills ends")
 
 
 def main() -> int:
@@ -147,10 +189,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=240, help="kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sound", type=Path, help="folder of a run that nobody disturbed; made where it is missing")
     given = parser.parse_args()
     load_all()
     with tempfile.TemporaryDirectory(prefix="torture-kills-") as name:
-        return torture(given.count, given.seed, Path(name)).finish()
+        folder = Path(name)
+        return torture(given.count, given.seed, folder, given.sound or folder / "sound").finish()
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def vanish(figures: Figures, dice: random.Random, photos: Path, folder: Path) ->
         dice.choice((_remove, _cut, _make_folder))(path)
     # 5 where they were counted before the first step: more are bad than is allowed.
     figures.count("photographs that vanish", child.wait(), (0, 3, 5))
-    if left := leftovers(folder):
-        figures.lose(f"left over: {left[:3]}")
+    figures.leave("photographs that vanish", leftovers(folder))
 
 
 def take_away(figures: Figures, dice: random.Random, photos: Path, folder: Path) -> None:

@@ -305,7 +305,7 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 
 
 @stage_command(
-    "arch", "data", "prune", "budget", "count", "time", "score", "finetune", "fit",
+    "arch", "data", "prune", "budget", "count", "time", "score", "distil",
     "machine", checkpoint=_THE_CHECKPOINT,
 )  # fmt: skip
 def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
@@ -450,7 +450,7 @@ def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 # Training of int8 has a learning rate of its own.
 @stage_command(
     "arch", "data", "goal", "quantize", "qat", "count", "score", "distil",
-    "machine", checkpoint=_THE_EXPORT, without=("student_learning_rate",),
+    "machine", checkpoint=_THE_EXPORT, without=("distil_learning_rate",),
 )  # fmt: skip
 def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Quantize exported models to static int8.

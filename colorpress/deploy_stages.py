@@ -33,7 +33,7 @@ from export.onnx_probe import refuse_hostile
 from export.parity import ParityResult, check_parity, check_picture_parity, matrix_shapes
 from export.picture_reference import color_pixels
 from export.predictors import OnnxPredictor
-from export.provider_matrix import format_matrix, list_providers
+from export.provider_matrix import format_matrix, list_matrix
 from export.runtimes import RUNTIMES
 from export.torch_runtimes import TorchPredictor
 from training.network import FieldNetwork
@@ -76,12 +76,15 @@ def deploy(run: Run, variant: str, photos: Sequence[Photo]) -> StageRecord:
             pictures=_load_pictures(run, compared),
             metadata=figures,
         )
+        plain, ort = destination.with_name(PLAIN_NAME), destination.with_suffix(".ort")
+        # Those of an earlier call may be of another network, and would be taken for this one's.
+        for earlier in (plain, ort):
+            earlier.unlink(missing_ok=True)
         made, files = export(destination), [destination]
         if config.plain or config.plain_shape:
-            plain = export(run.folder / variant / PLAIN_NAME, plain=True, size=config.plain_shape)
-            files.append(plain.path)
+            files.append(export(plain, plain=True, size=config.plain_shape).path)
         if config.ort:
-            files.append(write_ort(destination, destination.with_suffix(".ort")))
+            files.append(write_ort(destination, ort))
         say(f"{variant}: colorizer.onnx, {made.size_bytes:,} bytes, within {made.parity.max_levels} level of PyTorch")
         return files, {"size_bytes": made.size_bytes, **asdict(made.parity)}
 
@@ -116,10 +119,9 @@ def verify(run: Run, variants: Sequence[str], photos: Sequence[Photo]) -> StageR
                 ):
                     failed.append(name)
                 shown.advance()
-        matrix = {
-            f"{path.parent.name}/{path.name}": [row.to_dict() for row in list_providers(path)]
-            for path in (*paths, *colorizers)
-        }
+        files_seen = [*paths, *colorizers]
+        names = [f"{path.parent.name}/{path.name}" for path in files_seen]
+        matrix = dict(zip(names, list_matrix(files_seen), strict=True))
         files = [
             write_csv(run.folder / "parity.csv", _PARITY_COLUMNS, rows),
             write_json(

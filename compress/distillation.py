@@ -126,11 +126,18 @@ class Lesson:
     scale: Scale | None = None
 
     @staticmethod
-    def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, recipe: Recipe, *, teacher_weight: float) -> Lesson:
-        """As a run folder has it."""
+    def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, *, crops: int) -> Lesson:
+        """So many crops, as the options of a run have it. Of more photographs than crops the first ones serve."""
         settings = run.settings
+        recipe = settings.distil.recipe(
+            settings.fit,
+            crops=crops,
+            photos=len(photos.train),
+            val_size=settings.score.eval_size,
+        )
+        seen = replace(photos, train=photos.train[: max(1, recipe.epochs * recipe.epoch_crops)])
         return Lesson(
-            teacher, photos, recipe, teacher_weight,
+            teacher, seen, recipe, settings.distil.teacher_weight,
             run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
         )  # fmt: skip
 

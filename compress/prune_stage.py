@@ -47,7 +47,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     settings, folder = run.settings, run.folder / "pruned"
     given, size = settings.prune.prune_plan, settings.count.rank_size
     # Of each step; the last one's are those of the network that is kept.
-    epochs = split_epochs(settings.finetune.finetune_epochs, 1 if given else settings.prune.prune_steps)
+    crops = split_crops(settings.prune.finetune_crops, 1 if given else settings.prune.prune_steps)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = run.load(checkpoint)
@@ -55,16 +55,14 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         if run.force and is_main_process():
             forget_fit(folder)
 
-        def distil(network: ColorNetwork, destination: Path, epochs: int) -> DistillResult:
-            finetune = replace(settings.finetune, finetune_epochs=epochs)
-            recipe = finetune.recipe(settings.fit, val_size=settings.score.eval_size)
-            lesson = Lesson.of(run, teacher, photos, recipe, teacher_weight=finetune.teacher_weight)
-            distilled = distil_network(network, lesson, destination, tune=epochs > 0)
+        def distil(network: ColorNetwork, destination: Path, crops: int) -> DistillResult:
+            lesson = Lesson.of(run, teacher, photos, crops=max(1, crops))
+            distilled = distil_network(network, lesson, destination, tune=crops > 0)
             say(distilled.summary())
             return distilled
 
         def tune(network: ColorNetwork, step: int) -> ColorNetwork:
-            return distil(network, folder / f"step{step}" / "model.pt", epochs[step - 1]).checkpoint.build_network()
+            return distil(network, folder / f"step{step}" / "model.pt", crops[step - 1]).checkpoint.build_network()
 
         network = teacher.build_network()
         with scratch_folder() as trials:
@@ -80,7 +78,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         say(pruned.summary())
         if is_main_process():
             write_plan(folder / "plan.json", plan)
-        distilled = distil(smaller, folder / "model.pt", epochs[-1])
+        distilled = distil(smaller, folder / "model.pt", crops[-1])
         scores = _score(run, teacher, distilled, photos)
         return [folder / "plan.json", *distilled.paths], {
             **pruned.figures(),
@@ -89,8 +87,8 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             **scores.to_dict(),
         }
 
-    used = {**vars(settings.prune), **vars(settings.finetune), **vars(settings.fit), "size": size}
-    used |= {**run.arch_key(), **run.data_key(photos), **_measured_key(run), **vars(settings.score)}
+    used = {**vars(settings.prune), **vars(settings.distil), **vars(settings.fit)}
+    used |= {"size": size, **run.arch_key(), **run.data_key(photos), **_measured_key(run), **vars(settings.score)}
     inputs = [checkpoint] if given is None else [checkpoint, given]
     return run.do("prune", action, inputs=inputs, settings=used)
 
@@ -125,9 +123,9 @@ def _choose_and_prune(
     return prune_in_steps(network, plan, config, evidence, tune=tune)
 
 
-def split_epochs(epochs: int, steps: int) -> list[int]:
-    """The epochs of each step, the last one's fine-tuning included: as even as can be, never fewer later on."""
-    return [epochs * (step + 1) // steps - epochs * step // steps for step in range(steps)]
+def split_crops(crops: int, steps: int) -> list[int]:
+    """The crops of each step, the last one's fine-tuning included: as even as can be, never fewer later on."""
+    return [crops * (step + 1) // steps - crops * step // steps for step in range(steps)]
 
 
 def prune_limits(run: Run, original: Checkpoint, folder: Path) -> MeasuredLimits:

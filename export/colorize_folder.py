@@ -6,6 +6,8 @@ number for each name that is taken. So its folders are walked twice, first to se
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -39,6 +41,8 @@ _PIXELS_A_WORKER = 1 << 25
 # Photographs begun ahead of the first that is not done, for each worker.
 _AHEAD = 4
 _STRIPE_BYTES = 1 << 18
+# Of a file's name, on all file systems in use.
+_LONGEST_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Coloring:
         is_tagged: whether the results say that software coloured them.
         open_network: gives the network of the colorizer, which is called when the first photograph comes that is too
             large to be several arrays; None, or an InputError: such ones are coloured by the colorizer too.
-        threads: for each of those.
+        threads: for those, together.
     """
 
     colorizer: Colorizer
@@ -104,6 +108,10 @@ class Coloring:
             return self.open_network() if self.open_network else None
         except InputError:
             return None
+
+    def threads_of(self, pixels: int) -> int:
+        """For a photograph of so many pixels: as large a share of all as it takes of the room that workers have."""
+        return min(self.threads, math.ceil(self.threads * pixels / (max(1, self.workers) * _PIXELS_A_WORKER)))
 
 
 def colorize_photos(
@@ -262,16 +270,17 @@ def _color_photo(source: Path, output: Path, coloring: Coloring, room: _Room) ->
 
 def _color_picture(picture: Image.Image, coloring: Coloring, *, as_array: bool) -> Pixels | Image.Image:
     """A picture of mode L or RGB coloured, perhaps in its place; a large one as a picture again unless `as_array`."""
-    is_large = picture.width * picture.height > _PIXELS_A_WORKER
-    if not is_large or (network := coloring.network) is None:
+    pixel_count = picture.width * picture.height
+    if pixel_count <= _PIXELS_A_WORKER or (network := coloring.network) is None:
         return coloring.colorizer(_take_pixels(picture))
+    threads = coloring.threads_of(pixel_count)
     if as_array:
         pixels = _take_pixels(picture)
         colored = pixels if pixels.shape[2] == 3 else np.empty((*pixels.shape[:2], 3), np.uint8)
-        color_rows(ArrayRows(pixels), ArrayRows(colored), network, threads=coloring.threads)
+        color_rows(ArrayRows(pixels), ArrayRows(colored), network, threads=threads)
         return colored
     target = picture if picture.mode == "RGB" else Image.new("RGB", picture.size)
-    color_rows(PictureRows(picture), PictureRows(target), network, threads=coloring.threads)
+    color_rows(PictureRows(picture), PictureRows(target), network, threads=threads)
     return target
 
 
@@ -364,12 +373,20 @@ def _plan_outputs(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Pa
         suffix = choose_suffix(source, place)
         whole = place.name.removesuffix(suffix)
         # "a.png" for a.bmp, else "a.bmp.png", else "a.bmp-2.png"; compared as file systems without case would.
-        stems = chain((place.stem, whole), (f"{whole}-{number}" for number in count(2)))
-        outputs = (output_dir / place.with_name(stem + suffix) for stem in stems)
+        stems = chain(((place.stem, ""), (whole, "")), ((whole, f"-{number}") for number in count(2)))
+        outputs = (output_dir / place.with_name(_join_name(stem, end + suffix)) for stem, end in stems)
         output = next(each for each in outputs if hash(each.as_posix().casefold()) not in taken)
         # Hashes, since the names of a large archive would take more than its photographs.
         taken.add(hash(output.as_posix().casefold()))
         yield source, output
+
+
+def _join_name(stem: str, end: str) -> str:
+    """A file name, of whose stem so much is left out that file systems take it."""
+    room = _LONGEST_NAME_BYTES - len(os.fsencode(end))
+    if len(os.fsencode(stem)) > room:
+        stem = os.fsencode(stem)[:room].decode("utf-8", "ignore")
+    return stem + end
 
 
 def _list_sources(photos: Sequence[Path], output_dir: Path) -> Iterator[tuple[Path | SkippedPhoto, Path]]:

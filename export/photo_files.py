@@ -172,7 +172,7 @@ def _write_with_pillow(path: Path, page: ColoredPage, kind: str) -> None:
     elif page.xmp and kind != "JPEG2000":
         options["xmp"] = page.xmp
     if kind == "JPEG":
-        options["extra"] = _iptc_segment(metadata.iptc)
+        options["extra"] = _iptc_segment(metadata.iptc) + _extension_segments(page)
     picture.save(path, format=kind, **options)
     if kind == "JPEG2000" and page.xmp:
         _append_xmp_box(path, page.xmp)
@@ -184,6 +184,14 @@ def _iptc_segment(iptc: bytes) -> bytes:
     if not iptc or len(content) > _LONGEST_RESOURCES:
         return b""
     return b"\xff\xed" + struct.pack(">H", 2 + len(_PHOTOSHOP) + len(content)) + _PHOTOSHOP + content
+
+
+def _extension_segments(page: ColoredPage) -> bytes:
+    """The segments of a JPEG that its packet names and goes on in, as the original has them."""
+    if b"HasExtendedXMP" not in page.xmp:
+        return b""
+    contents = page.original.metadata.extended_xmp
+    return b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(each)) + each for each in contents)
 
 
 def _append_xmp_box(path: Path, xmp: bytes) -> None:

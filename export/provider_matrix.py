@@ -1,8 +1,13 @@
-"""An .onnx file on every runtime of the table: those that are here run it, of the others their limits are read."""
+"""An .onnx file on every runtime of the table: those that are here run it, of the others their limits are read.
+
+Run as `python -m export.provider_matrix` it asks one of them about files: JSON on standard input and output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +23,15 @@ from export.picture_contract import IMAGE_NAME
 from export.predictors import INPUT_NAME
 from export.provider_limits import LimitsCheck, check_providers
 from export.runtimes import RUNTIMES, Runtime, open_colorizer, open_predictor
+from export.timing import run_worker
 
 EXECUTED, CHECKED = "executed here", "checked only"
 # Height and width of what the runtimes are asked, no multiple of anything.
 _SIDES = (61, 97)
 _Answer = npt.NDArray[Any]
+# Libraries that run on any CPU. Drivers, and what other packages bring, may end the process.
+_SAFE = ("onnxruntime", "openvino")
+_SECONDS_A_FILE = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,47 @@ class ProviderRow:
         return asdict(self)
 
 
-def list_providers(path: Path) -> list[ProviderRow]:
+def list_matrix(paths: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    """The rows of `list_providers` of several files, JSON-ready; what may end the process is run in one of its own."""
+    apart = [each.name for each in RUNTIMES.values() if each.name not in _SAFE and _runs_here(each)]
+    rows = {name: _ask_apart(name, paths) for name in apart}
+    usual = [name for name in RUNTIMES if name not in apart]
+    order = [*RUNTIMES]
+    return [
+        sorted(
+            [*(row.to_dict() for row in list_providers(path, usual)), *(rows[name][place] for name in apart)],
+            key=lambda row: order.index(row["provider"]) if row["provider"] in order else len(order),
+        )
+        for place, path in enumerate(paths)
+    ]
+
+
+def _runs_here(runtime: Runtime) -> bool:
+    try:
+        runtime.require()
+    except MachineError:
+        return False
+    return ".onnx" in runtime.suffixes
+
+
+def _ask_apart(name: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """A runtime's row of each file, by a process; where that died, so does every row say."""
+    job = {"runtime": name, "paths": [str(path.resolve()) for path in paths]}
+    timeout_s = _SECONDS_A_FILE * (1 + len(paths))
+    answer = run_worker(job, threads=1, timeout_s=timeout_s, module=sys.modules[__name__])
+    if answer["status"] == "ok":
+        return list(answer["rows"])
+    why = f"its process ended: {answer['status']}: {answer['error']}"
+    return [ProviderRow(name, RUNTIMES[name].title, EXECUTED, False, (why,)).to_dict() for _ in paths]
+
+
+def list_providers(path: Path, names: Collection[str] | None = None) -> list[ProviderRow]:
     """What becomes of an .onnx file of one's own, a bare network or a picture graph, on each runtime of the table.
 
     A runtime that is not installed here, and whose limits are not known either, has no row.
+
+    Args:
+        names: of those that are asked; what is no runtime but has limits, such as a CUDA graph, is there all the same.
     """
     model = onnx.load(str(path))
     limits = {each.provider: each for each in check_providers(model)}
@@ -64,11 +110,11 @@ def list_providers(path: Path) -> list[ProviderRow]:
     ask = partial(_ask_pictures if is_picture else _ask_network, sides=sides)
     expected = ask(path, "onnxruntime")
     rows = [
-        _make_row(path, runtime, limits.pop(runtime.name, None), ask, expected)
+        _make_row(path, runtime, limits.get(runtime.name), ask, expected)
         for runtime in RUNTIMES.values()
-        if path.suffix in runtime.suffixes
+        if path.suffix in runtime.suffixes and (names is None or runtime.name in names)
     ]
-    checked = [_as_checked(each) for each in limits.values()]  # those that are no runtime, such as a CUDA graph
+    checked = [_as_checked(each) for name, each in limits.items() if name not in RUNTIMES]
     return [row for row in (*rows, *checked) if row is not None]
 
 
@@ -125,3 +171,19 @@ def _ask_pictures(path: Path, runtime: str, *, sides: tuple[int, ...]) -> _Answe
 def _device_of(runtime: str) -> str:
     """The CPU also where there is a GPU, but for what runs on a GPU alone."""
     return "auto" if RUNTIMES[runtime].needs_gpu else "cpu"
+
+
+def main() -> None:
+    """Ask the runtime that standard input names about files; prints the answer. Errors are answers too."""
+    job = json.load(sys.stdin)
+    name = str(job["runtime"])
+    try:
+        found = [{row.provider: row for row in list_providers(Path(path), [name])}[name] for path in job["paths"]]
+        answer = {"status": "ok", "rows": [row.to_dict() for row in found]}
+    except Exception as error:  # whatever a library raises
+        answer = {"status": "error", "error": f"{type(error).__name__}: {str(error).strip()[:300]}"}
+    print(json.dumps(answer, allow_nan=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

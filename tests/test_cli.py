@@ -126,7 +126,7 @@ def test_whoever_scores_offers_what_it_scores_at() -> None:
 def test_only_options_that_are_used_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["quantize", "--help"]) == 0
     offered = offered_in(capsys.readouterr().out)
-    assert "--student-learning-rate" not in offered and {"--qat-learning-rate", "--student-imgsz"} <= offered
+    assert "--distil-learning-rate" not in offered and {"--qat-learning-rate", "--distil-imgsz"} <= offered
 
 
 def complete(*words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -327,10 +327,10 @@ def test_a_stage_goes_on_with_the_options_of_its_folder(
     assert run_command(["train", "--data", str(photo_folder), *tiny, *output]) == 0
     assert run_command(["train", *output]) == 0
     assert "train: up to date, skipped" in capsys.readouterr().err
-    assert run_command(["prune", "--finetune-epochs", "0", "--round-to", "1", *output]) == 0
+    assert run_command(["prune", "--finetune-crops", "0", "--round-to", "1", *output]) == 0
     assert "8 to train on" in capsys.readouterr().err
     options = (tmp_path / "out" / "config.resolved.toml").read_text()
-    assert all(line in options for line in ("base = 4", "round-to = 1", "finetune-epochs = 0"))
+    assert all(line in options for line in ("base = 4", "round-to = 1", "finetune-crops = 0"))
 
 
 def test_an_edited_prune_plan_is_applied(
@@ -339,7 +339,7 @@ def test_an_edited_prune_plan_is_applied(
     tiny = ["--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "16", "--epochs", "1", "--workers", "0"]
     output = ["-o", str(tmp_path / "out")]
     assert run_command(["train", "--data", str(photo_folder), *tiny, *output]) == 0
-    assert run_command(["prune", "--finetune-epochs", "0", "--round-to", "1", *output]) == 0
+    assert run_command(["prune", "--finetune-crops", "0", "--round-to", "1", *output]) == 0
     plan = json.loads((tmp_path / "out" / "pruned" / "plan.json").read_text())
     del plan["groups"][1:]
     (tmp_path / "mine.json").write_text(json.dumps(plan))
@@ -376,11 +376,11 @@ def test_a_foreign_network_goes_through_every_command(
     torch.save({"net": scope["Net"](base=4).state_dict(), "epoch": 3}, "theirs.pt")  # type: ignore[operator]
     (tmp_path / "mine.toml").write_text('arch = "net.py:Net"\narch-arg = ["base=4"]\nab-scale = 110\n')
     tiny = [
-        "--val-size", "16", "--finetune-epochs", "1", "--finetune-imgsz", "16", "--round-to", "1", "--workers", "0",
+        "--val-size", "16", "--finetune-crops", "16", "--round-to", "1", "--workers", "0",
         "--rank-size", "16", "--rank-photos", "1", "--rank-runs", "2",
         "--bench-size", "16", "--rounds", "1", "--runs", "3", "--warmup", "1",
         "--min-seconds", "0", "--eval-size", "24", "--calibration-size", "24", "--threads", "1",
-        "--student-crops", "16", "--student-trial-crops", "16", "--student-imgsz", "32",
+        "--student-crops", "16", "--student-trial-crops", "16", "--distil-imgsz", "32",
         "--search-trials", "1", "--search-crops", "16", "--search-full-crops", "16", "--search-front", "1",
         "--no-search-int8", "--no-roof",
     ]  # fmt: skip

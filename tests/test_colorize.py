@@ -246,6 +246,15 @@ def test_equal_names_are_told_apart_and_a_photograph_given_twice_is_coloured_onc
     assert len(result.colorized) == 4
 
 
+def test_names_that_would_grow_too_long_are_cut(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    stem = "\N{LATIN SMALL LETTER E WITH ACUTE}" * 125  # 250 bytes
+    for suffix in (".BMP", ".bmp", ".gif"):
+        make_photo(0).save(tmp_path / "in" / f"{stem}{suffix}")
+    assert len(colorize_photos([tmp_path / "in"], tmp_path / "out", blue).colorized) == 3
+    assert names_in(tmp_path / "out") == [f"{stem[:-1]}-2.png", f"{stem}..png", f"{stem}.png"]
+
+
 def test_long_exif_is_kept_where_the_type_holds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exif = Image.Exif()
     exif[0x010F], exif.get_ifd(0x8769)[0x927C] = "a camera", b"notes of the maker" * 5000
@@ -399,6 +408,13 @@ def test_photographs_are_begun_a_few_ahead_however_many_there_are(photo_folder: 
             worker.join(0.01)
         worker.join(0.2)
         assert len(coloured) <= 5
+
+
+def test_threads_are_shared_by_the_photographs_that_have_room_together() -> None:
+    million, alone = 1_000_000, Coloring(blue, workers=1, threads=8)
+    assert [alone.threads_of(size * million) for size in (34, 40, 400)] == [8, 8, 8]
+    several = Coloring(blue, workers=8, threads=8)
+    assert [several.threads_of(size * million) for size in (34, 40, 100, 200, 400)] == [2, 2, 3, 6, 8]
 
 
 def test_photographs_that_are_large_together_are_coloured_one_after_another(

@@ -113,7 +113,7 @@ def test_configs_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("crops", "photos"), [(48_000, 6_604), (4_000, 6_604), (96_000, 780), (64_000, 20_000), (400, 32), (1, 10)]
 )
-def test_a_student_learns_from_as_many_crops_as_were_asked_for(crops: int, photos: int) -> None:
+def test_who_learns_from_best_pt_sees_as_many_crops_as_were_asked_for(crops: int, photos: int) -> None:
     recipe = DistilConfig().recipe(FitConfig(), crops=crops, photos=photos, val_size=64)
     assert recipe.epochs * recipe.epoch_crops == pytest.approx(crops, rel=0.1)
     # The loader shows each photograph equally often: another number of crops it would round up.

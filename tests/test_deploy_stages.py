@@ -121,6 +121,9 @@ def test_a_plain_graph_is_published_verified_and_shipped(
     monkeypatch.setattr(deploy_stages, "check_colorizer", spoil)
     with pytest.raises(GateError, match="best differ from PyTorch"):
         verify(replace(run, force=True), ["best"], [])
+    deploy(Run(run.folder, Settings.from_options({"work_size": 48, "saturation": 1.5})), "best", [])
+    left = {path.name for path in plain.parent.glob("colorizer*")}
+    assert left == {"colorizer.onnx"}, "the others may be of another network"
 
 
 def test_a_size_that_is_none_is_refused() -> None:

@@ -14,8 +14,6 @@ from PIL import Image
 from colorpress.core.config import (
     DataConfig,
     ExportConfig,
-    FinetuneConfig,
-    FitConfig,
     MachineConfig,
     PruneConfig,
     Recipe,
@@ -36,7 +34,6 @@ from training.photo_split import PhotoSplit
 from training.unet import UNetPlan, count_parameters
 
 UNET = UNetConfig(base=8, depth=2)
-FIT = FitConfig(batch_size=8)
 TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3)
 MACHINE = MachineConfig(workers=0, threads=1)
 STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_stride=2)
@@ -57,10 +54,8 @@ def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
 
 
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
-    pruned = prune_network(teacher.build_network(), PruneConfig(prune_ratio=0.5, round_to=1)).network
-    recipe = FinetuneConfig(finetune_epochs=epochs, finetune_learning_rate=3e-3, finetune_imgsz=16).recipe(
-        FIT, val_size=24
-    )
+    pruned = prune_network(teacher.build_network(), PruneConfig(largest_share=0.98, round_to=1)).network
+    recipe = replace(TRAIN, epochs=max(1, epochs), learning_rate=3e-3, class_weight=0.0)
     lesson = Lesson(teacher, split, recipe, 0.5, folder.parent / "answers", 64, DataConfig(), MACHINE)
     return distil_network(pruned, lesson, folder / "model.pt", tune=epochs > 0)
 
@@ -96,11 +91,6 @@ def test_an_affine_student_learns_where_it_is_compared() -> None:
     assert left[0] < 0.4 * left[1]
 
 
-def test_fine_tuning_sees_crops_of_its_own_and_is_judged_at_the_size_it_is_used_at() -> None:
-    recipe = FinetuneConfig(finetune_epochs=2, finetune_learning_rate=4e-3).recipe(FIT, val_size=256)
-    assert recipe == replace(TRAIN, epochs=2, learning_rate=4e-3, imgsz=128, val_size=256, class_weight=0.0)
-
-
 def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
     teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
 ) -> None:
@@ -114,9 +104,7 @@ def test_a_network_that_training_makes_worse_stays_as_it_was(
 ) -> None:
     network = teacher.build_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    recipe = FinetuneConfig(finetune_epochs=1, finetune_learning_rate=10.0, finetune_imgsz=16).recipe(
-        replace(FIT, ema_decay=0.0), val_size=24
-    )
+    recipe = replace(TRAIN, epochs=1, learning_rate=10.0, class_weight=0.0, ema_decay=0.0)
     lesson = Lesson(teacher, split, recipe, 0.5, tmp_path / "answers", 64, DataConfig(), MACHINE)
     result = distil_network(network, lesson, tmp_path / "same" / "model.pt")
     assert result.val_l1_after == result.val_l1_before

@@ -246,7 +246,7 @@ def line(tmp_path: Path, tiny_checkpoint: Path, photo_folder: Path) -> list[str]
 
 
 def test_a_comparison_goes_on_where_it_was(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line += ["--crops", "32", "--student-imgsz", "16", "--workers", "0", "--pruned", "0.5"]
+    line += ["--crops", "32", "--distil-imgsz", "16", "--workers", "0", "--pruned", "0.5"]
 
     def compare(*options: str) -> int:
         return run_command([*line, *options], compare_levers, "levers")

@@ -43,11 +43,11 @@ _BEGINS_FINISHED = "<!-- begins with a finished run in out/ -->"
 _LANGUAGES = {"sh", "console", "python"}
 TINY = {
     "base": "8", "depth": "2", "epochs": "2", "batch_size": "8", "epoch_crops": "16", "imgsz": "16", "val_size": "24",
-    "finetune_epochs": "1", "finetune_imgsz": "16", "round_to": "2", "test_share": "0.2", "workers": "0",
+    "finetune_crops": "16", "round_to": "2", "test_share": "0.2", "workers": "0",
     "threads": "1", "calibration_photos": "2", "importance_photos": "2", "eval_size": "24", "calibration_size": "24",
     "qat_crops": "8", "bench_size": "32", "roof": "false", "rounds": "1", "runs": "3", "min_seconds": "0",
-    "warmup": "1", "student_crops": "32", "student_trial_crops": "16", "student_imgsz": "32",
-    "student_batch_size": "8", "rank_size": "32", "rank_photos": "1", "rank_runs": "2", "search_trials": "2",
+    "warmup": "1", "student_crops": "32", "student_trial_crops": "16", "distil_imgsz": "32",
+    "distil_batch_size": "8", "rank_size": "32", "rank_photos": "1", "rank_runs": "2", "search_trials": "2",
     "search_crops": "8", "search_full_crops": "16", "search_front": "2", "search_int8": "false",
 }  # fmt: skip
 NETWORK = """\
@@ -209,7 +209,7 @@ def all_options() -> set[str]:
     """Every option of every command that a page may speak of."""
     modules = [load_module(f"benchmarks.{name}") for name in (
         "peers", "studies.choice_coverage", "studies.distillation_levers", "studies.loading", "studies.picture_speed",
-        "studies.search_worth",
+        "studies.search_worth", "studies.training_levers",
     )]  # fmt: skip
     commands = [*cli.commands.values(), *filter(None, map(click_command, modules))]
     found = {

@@ -28,7 +28,7 @@ PLAN = UNetPlan.classic(8, 1)
 CUT = {"calibration_method": "percentile", "calibration_percentile": 90.0, "equalize": "off", "correct_bias": "off"}
 OPTIONS = {
     "threads": 1, "workers": 0, "device": "cpu", "rank_size": 16, "calibration_photos": 2, "eval_size": 32,
-    "choosing_photos": 2, "qat_crops": 0, "student_imgsz": 16, **CUT,
+    "choosing_photos": 2, "qat_crops": 0, "distil_imgsz": 16, **CUT,
 }  # fmt: skip
 
 

@@ -24,11 +24,10 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.run_folder import Run, find_photos
 
 OPTIONS = {
-    "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_epochs": 1,
-    "finetune_imgsz": 16,
+    "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "finetune_crops": 16,
     "round_to": 2, "test_share": 0.2, "workers": 0, "threads": 1, "calibration_photos": 2,
     "bench_size": (32,), "roof": False, "rounds": 1, "runs": 3, "min_seconds": 0.0, "warmup": 1, "max_bad_share": 0.2,
-    "student_crops": 32, "student_trial_crops": 16, "student_imgsz": 32, "student_batch_size": 8,
+    "student_crops": 32, "student_trial_crops": 16, "distil_imgsz": 32, "distil_batch_size": 8,
     "rank_size": 32, "rank_photos": 1, "rank_runs": 2,
     "search_trials": 2, "search_crops": 8, "search_full_crops": 16, "search_front": 2, "search_int8": False,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from colorpress.core.errors import InputError, MachineError
 from export import provider_matrix
 from export.provider_limits import LIMITS, LimitsCheck, check_limits, check_providers
-from export.provider_matrix import CHECKED, EXECUTED, format_matrix, list_providers
-from export.runtimes import RUNTIMES, Opening
+from export.provider_matrix import CHECKED, EXECUTED, format_matrix, list_matrix, list_providers
+from export.runtimes import RUNTIMES, Opening, Runtime
 
 FIXED: Sequence[int | str] = (1, 1, 8, 8)
 ANY: Sequence[int | str] = ("N", 1, "H", "W")
@@ -156,3 +157,26 @@ def test_what_is_here_runs_the_file_and_the_others_are_checked_only(
                                 "against", "it"]  # fmt: skip
     assert any("CUDA graph" in line and CHECKED in line and line.endswith("sizes are not fixed") for line in lines)
     assert any("ONNX Runtime  executed here  yes       0" in line for line in lines)
+
+
+def test_a_provider_that_ends_its_process_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        onnx.save(make_model([CONV, RELU], ANY), str(tmp_path / name))
+    (tmp_path / "a_driver.py").write_text(
+        "import os\nfrom export.runtimes import Runtime\n"
+        "crashing = Runtime(\n"
+        "    'crashing', 'Crashing', lambda *_: os.abort(), family='Drivers', suffixes=('.onnx',), modules=()\n"
+        ")\n"
+    )
+    (tmp_path / "a_driver-1.dist-info").mkdir()
+    (tmp_path / "a_driver-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: a-driver\nVersion: 1\n")
+    entry = "[colorpress.runtimes]\ncrashing = a_driver:crashing\n"
+    (tmp_path / "a_driver-1.dist-info" / "entry_points.txt").write_text(entry)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # the process finds it as another package's
+    theirs = Runtime("crashing", "Crashing", lambda *_: os.abort(), family="Drivers", suffixes=(".onnx",), modules=())
+    table = MappingProxyType({"onnxruntime": RUNTIMES["onnxruntime"], "crashing": theirs})
+    monkeypatch.setattr(provider_matrix, "RUNTIMES", table)
+    for rows in list_matrix([tmp_path / "a.onnx", tmp_path / "b.onnx"]):
+        found = {row["provider"]: row for row in rows}
+        assert found["onnxruntime"]["takes"] and not found["crashing"]["takes"]
+        assert "crashed(SIGABRT)" in found["crashing"]["why"][0]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from colorpress.cli import cli, run_command
 from colorpress.core.config import BudgetConfig, DataConfig, Settings
 from compress.measures import Score, Scores
-from compress.prune_stage import prune_limits, split_epochs
+from compress.prune_stage import prune_limits, split_crops
 from compress.yardstick import make_yardstick
 from export.graph import export_onnx
 from training.checkpoint import load_checkpoint
@@ -43,8 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def prune(trained: tuple[Path, Path], output: Path, *options: str) -> tuple[int, dict[str, Any]]:
     photos, best = trained
     code = run_command([
-        "prune", "-c", str(best), "--data", str(photos), "--finetune-imgsz", "16", "--round-to", "1",
-        "--largest-share", "1", "--finetune-epochs", "0", *TIMED, "-o", str(output), *options,
+        "prune", "-c", str(best), "--data", str(photos), "--distil-imgsz", "16", "--round-to", "1",
+        "--largest-share", "1", "--finetune-crops", "0", *TIMED, "-o", str(output), *options,
     ])  # fmt: skip
     path = output / "pruned" / "plan.json"
     return code, json.loads(path.read_text()) if code == 0 else {}
@@ -120,10 +120,9 @@ def test_importance_by_training_photographs(trained: tuple[Path, Path], tmp_path
 def test_steps_fine_tune_in_between_and_leave_one_plan(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, plan = prune(trained, tmp_path, "--prune-steps", "2", "--finetune-epochs", "3")
+    code, plan = prune(trained, tmp_path, "--prune-steps", "2", "--finetune-crops", "24")
     assert code == 0
-    printed = capsys.readouterr().err
-    assert printed.index("distilled for 1 epoch:") < printed.index("distilled for 2 epochs")
+    assert capsys.readouterr().err.count("distilled for 1 epoch:") == 2
     assert (tmp_path / "pruned" / "step1" / "model.pt").is_file()
     again = tmp_path / "again"
     code, _ = prune(trained, again, "--prune-plan", str(tmp_path / "pruned" / "plan.json"))
@@ -171,11 +170,11 @@ def test_a_foreign_network_is_pruned_to_its_budgets(trained: tuple[Path, Path], 
 
 
 def test_epochs_are_shared_by_the_steps() -> None:
-    assert split_epochs(5, 2) == [2, 3]
-    assert split_epochs(6, 3) == [2, 2, 2]
-    assert split_epochs(1, 3) == [0, 0, 1]
-    assert split_epochs(5, 1) == [5]
-    assert split_epochs(0, 2) == [0, 0]
+    assert split_crops(5, 2) == [2, 3]
+    assert split_crops(6, 3) == [2, 2, 2]
+    assert split_crops(1, 3) == [0, 0, 1]
+    assert split_crops(5, 1) == [5]
+    assert split_crops(0, 2) == [0, 0]
 
 
 def test_the_options_are_offered() -> None:
@@ -187,9 +186,10 @@ def test_the_options_are_offered() -> None:
 
 
 def test_the_result_scores_what_is_kept_on_photographs_that_did_not_choose(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = prune(trained, tmp_path, "--finetune-epochs", "2", "--val-share", "0.4", "--json")
+    monkeypatch.setattr("colorpress.core.config._DISTIL_EPOCH", 8)
+    code, _ = prune(trained, tmp_path, "--finetune-crops", "16", "--val-share", "0.4", "--json")
     assert code == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)["prune"]

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "val_share": 0.2,
     "test_share": 0.2, "workers": 0, "threads": 1, "rank_size": 64, "calibration_photos": 2, "rounds": 1, "runs": 3,
-    "min_seconds": 0.0, "warmup": 1, "student_imgsz": 32, "student_batch_size": 8, "bench_size": (32,),
+    "min_seconds": 0.0, "warmup": 1, "distil_imgsz": 32, "distil_batch_size": 8, "bench_size": (32,),
     "search_trials": 3, "search_crops": 16, "search_full_crops": 32, "search_front": 2, "search_int8": False,
     "worker_timeout": 2,
 }  # fmt: skip
@@ -188,7 +188,7 @@ def test_weights_that_another_machine_has_are_learned_again(
     assert hash_weights(load_checkpoint(made).build_network()) == before
 
 
-@pytest.mark.parametrize("options", [{"search_crops": 24}, {"target_size": "30KB"}, {"student_learning_rate": 1e-3}])
+@pytest.mark.parametrize("options", [{"search_crops": 24}, {"target_size": "30KB"}, {"distil_learning_rate": 1e-3}])
 def test_a_study_of_other_settings_is_not_gone_on_with(
     finished: tuple[Run, PhotoSplit, pd.DataFrame], options: dict[str, object]
 ) -> None:

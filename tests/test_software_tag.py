@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from pathlib import Path
 from xml.dom import minidom
 
@@ -102,6 +104,23 @@ def test_every_type_says_that_software_coloured_it_and_keeps_what_it_said_before
     for name, path in color(tmp_path / "in", tmp_path / "plain", is_tagged=False).items():
         assert metadata_of(path).xmp == PACKET, name
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_a_packet_goes_on_in_is_kept_beside_it(tmp_path: Path) -> None:
+    name = hashlib.md5(b"depth").hexdigest().upper()
+    parts = [
+        b"http://ns.adobe.com/xmp/extension/\0" + name.encode() + struct.pack(">II", 5, place) + b"depth"[place:][:3]
+        for place in (0, 3)
+    ]
+    packet = PACKET.replace(b'rdf:about=""', f'rdf:about="" xmlns:n="adobe:note" n:HasExtendedXMP="{name}"'.encode(), 1)
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(each)) + each for each in parts)
+    (tmp_path / "in").mkdir()
+    for file, xmp in (("a.jpg", packet), ("stray.jpg", PACKET)):
+        make_photo(0).save(tmp_path / "in" / file, xmp=xmp, extra=segments)
+    found = color(tmp_path / "in", tmp_path / "out")
+    kept = metadata_of(found["a.jpg"])
+    assert kept.extended_xmp == tuple(parts) and f'HasExtendedXMP="{name}"' in kept.xmp.decode()
+    assert metadata_of(found["stray.jpg"]).extended_xmp == (), "nothing names it"
 
 
 def test_a_photograph_without_xmp_is_tagged_too_unless_told_otherwise(tmp_path: Path) -> None:

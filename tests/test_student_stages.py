@@ -32,8 +32,8 @@ from training.unet import count_parameters
 OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "val_share": 0.2,
     "test_share": 0.2, "workers": 0, "threads": 1, "rank_size": 64, "calibration_photos": 2, "rounds": 1, "runs": 3,
-    "min_seconds": 0.0, "warmup": 1, "student_crops": 32, "student_trial_crops": 16, "student_imgsz": 32,
-    "student_batch_size": 8, "bench_size": (32,),
+    "min_seconds": 0.0, "warmup": 1, "student_crops": 32, "student_trial_crops": 16, "distil_imgsz": 32,
+    "distil_batch_size": 8, "bench_size": (32,),
 }  # fmt: skip
 
 

@@ -111,13 +111,25 @@ class ChromaClassLoss(Loss):
         return l1 + self.weight * class_cross_entropy(logits, batch.ab, self.stride), l1.detach()
 
 
-def class_cross_entropy(logits: Tensor, ab: Tensor, stride: int) -> Tensor:
+def class_cross_entropy(logits: Tensor, ab: Tensor, stride: int, weights: Tensor | None = None) -> Tensor:
     """The mean cross-entropy of logits (N, 256, >= H / stride, >= W / stride) with the classes of `ab` (N, 2, H, W).
 
-    Classes are those of the mean colours of areas of stride x stride pixels.
+    Args:
+        weights: (256,), of each class in the mean; None: all count alike.
+    """
+    classes = find_classes(ab, stride)
+    height, width = classes.shape[-2:]
+    return F.cross_entropy(logits[..., :height, :width].float(), classes, weights)
+
+
+def find_classes(ab: Tensor, stride: int) -> Tensor:
+    """The classes, 0 to 255, of the mean colours of areas of stride x stride pixels.
+
+    Args:
+        ab: (N, 2, H, W) in ab/128.
+    Returns:
+        (N, H / stride, W / stride), rounded up.
     """
     pooled = F.avg_pool2d(ab, stride, ceil_mode=True)  # (N, 2, H/stride, W/stride), rounded up
     cells = ((pooled / CLASS_CELL).floor() + CLASSES_PER_AXIS // 2).clamp(0, CLASSES_PER_AXIS - 1).long()
-    height, width = pooled.shape[-2:]
-    classes = cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]  # (N, H/stride, W/stride), 0 to 255
-    return F.cross_entropy(logits[..., :height, :width].float(), classes)
+    return cells[:, 0] * CLASSES_PER_AXIS + cells[:, 1]

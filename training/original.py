@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from colorpress.core.config import ArchConfig, UNetConfig, option_name
+from colorpress.core.config import ArchConfig, Recipe, UNetConfig, option_name
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
@@ -26,7 +26,7 @@ from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fi
 from training.foreign import AdaptedNetwork, ForeignArchitecture
 from training.foreign_source import load_source
 from training.history import EXPLANATION_NAME, plot_history, write_history
-from training.losses import ChromaClassLoss, L1Loss
+from training.losses import ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
 from training.network import copy_weights
 from training.photo_split import PhotoSplit
@@ -70,13 +70,10 @@ def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = F
     extra = {"stage": "train", "train_photos": len(job.train), "val_photos": len(job.val)}
     with torch.random.fork_rng(devices=[]), torch_threads(job.machine.threads):
         torch.manual_seed(job.data.seed)
-        network = _new_unet(unet) if unet.start_from is None else _load_start(unet.start_from)
+        network = new_unet(unet) if unet.start_from is None else _load_start(unet.start_from)
         started_l1 = None if unet.start_from is None else _validate(network, job)
         start = copy_weights(network)
-        network.dropout.p = job.recipe.dropout
-        weight = job.recipe.class_weight
-        # Classes are named from what a decoder makes; a student may have none.
-        criterion = ChromaClassLoss(network, weight) if weight and len(network.decoder) else L1Loss(network)
+        criterion = choose_loss(network, job.recipe)
         fitted = fit_network(criterion, job, FitFiles(folder / "best.pt", extra, restart), label="train")
     best_l1 = fitted.best.val_l1
     if started_l1 is not None and best_l1 is not None and started_l1 < best_l1:
@@ -91,7 +88,16 @@ def train_unet(job: FitJob, unet: UNetConfig, folder: Path, *, restart: bool = F
     return fitted
 
 
-def _new_unet(unet: UNetConfig) -> UNet:
+def choose_loss(network: UNet, recipe: Recipe) -> Loss:
+    """What a recipe trains a UNet for; sets the network's dropout."""
+    network.dropout.p = recipe.dropout
+    # Classes are named from what a decoder makes; a student may have none.
+    if recipe.class_weight and len(network.decoder):
+        return ChromaClassLoss(network, recipe.class_weight)
+    return L1Loss(network)
+
+
+def new_unet(unet: UNetConfig) -> UNet:
     """A network that answers grey, the best answer that knows nothing: it has no random colours to unlearn."""
     network = UNet(UNetPlan.classic(unet.base, unet.depth, unet.upsample))
     for parameter in network.head.parameters():

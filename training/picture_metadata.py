@@ -24,6 +24,8 @@ IPTC_RESOURCE = 0x0404
 # Of the box in which a JPEG 2000 has its XMP. Source: the XMP specification, part 3.
 XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _MOST_BOXES, _LARGEST_PACKET_BYTES = 100, 1 << 24
+# Of segments of a JPEG with what its packet has no room for and names by a hash, such as depth. Source: as above.
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ACROSS_TAG, _DOWN_TAG, _UNIT_TAG = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
 _XMP_ORIENTATION = re.compile(
@@ -39,12 +41,14 @@ class Metadata:
         exif: an EXIF block without the orientation; of a TIFF its texts alone.
         xmp: an XMP packet as the file has it, perhaps damaged; without the orientation, but of a JPEG 2000, which is
             not turned.
+        extended_xmp: the contents of a JPEG's segments that its packet goes on in.
         iptc: IPTC-IIM records.
         dots_per_inch: across and down.
     """
 
     exif: bytes = b""
     xmp: bytes = b""
+    extended_xmp: tuple[bytes, ...] = ()
     iptc: bytes = b""
     dots_per_inch: tuple[float, float] | None = None
 
@@ -57,6 +61,7 @@ def read_metadata(picture: Image.Image) -> Metadata:
     return Metadata(
         exif=_read_exif(picture),
         xmp=_as_packet(picture.info.get("xmp")),
+        extended_xmp=_read_extension(picture),
         iptc=iptc if isinstance(iptc, bytes) else b"",
         dots_per_inch=_read_dots(picture.info),
     )
@@ -88,13 +93,19 @@ def read_tiff_metadata(tags: Mapping[int, Any]) -> Metadata:
     except Exception:
         exif = b""
     iptc = _as_bytes(tags, IPTC_TAG)
-    return Metadata(exif, _as_packet(_as_bytes(tags, XMP_TAG)), iptc, _read_dots(tags))
+    return Metadata(exif, _as_packet(_as_bytes(tags, XMP_TAG)), iptc=iptc, dots_per_inch=_read_dots(tags))
 
 
 def _as_packet(found: Any) -> bytes:
     """A packet without the orientation: pixels are upright, and viewers take it where EXIF has none."""
     packet = found.encode("utf-8", "replace") if isinstance(found, str) else found
     return _XMP_ORIENTATION.sub(b"", packet) if isinstance(packet, bytes) else b""
+
+
+def _read_extension(picture: Image.Image) -> tuple[bytes, ...]:
+    segments = getattr(picture, "applist", ())
+    found = tuple(each for name, each in segments if name == "APP1" and each.startswith(_EXTENDED_XMP))
+    return found if sum(map(len, found)) <= _LARGEST_PACKET_BYTES else ()
 
 
 def _as_bytes(tags: Mapping[int, Any], tag: int) -> bytes:

@@ -190,7 +190,7 @@ def prune_rungs(given: argparse.Namespace, seed: int, measure: str) -> Found:
         before = _children_s()
         pruning = start_command(
             "prune", folder, given, "--data", given.data, "--seed", seed, "--largest-share", 1, "--prune-ratio", ratio,
-            "--round-to", 4, "--epoch-crops", given.crops, "--finetune-epochs", 1, "--batch-size", 16, "--json",
+            "--round-to", 4, "--finetune-crops", given.crops, "--json",
             stdout=subprocess.PIPE,
         )  # fmt: skip
         # Of the best epoch, or of what it was before them where none is better.

@@ -183,7 +183,7 @@ class UNetConfig(Config):
 
 @dataclass(frozen=True)
 class FitConfig(Config):
-    """How a network is fitted, the original and a pruned one alike."""
+    """How the original is fitted; what learns from it takes over what `DistilConfig` leaves open."""
 
     batch_size: int = option(
         8, "Crops per training step, over all processes of torchrun together.", low=1, high=65_536, common=True
@@ -432,7 +432,7 @@ class PruneConfig(Config):
         choices=("largest", "latency"),
     )
     largest_share: float = option(
-        0.98, "Prune the largest layers that together hold this share of what can be pruned.", low=0.01, high=1.0
+        1.0, "Prune the largest layers that together hold this share of what can be pruned.", low=0.01, high=1.0
     )
     prune_ratio: float = option(
         0.5,
@@ -459,53 +459,12 @@ class PruneConfig(Config):
         high=100_000,
     )
     prune_steps: int = option(
-        1, "Prune in this many steps, fine-tuning between them; they share --finetune-epochs.", low=1, high=100
+        1, "Prune in this many steps, fine-tuning between them; they share --finetune-crops.", low=1, high=100
     )
     prune_plan: Path | None = option(None, "Apply this plan.json, perhaps edited, instead of making one.")
-
-
-# Of networks that learn from best.pt, pruned ones and students alike.
-_TEACHER_WEIGHT = "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey."
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(Config):
-    """Distillation of the pruned network from best.pt."""
-
-    finetune_epochs: int = option(
-        5,
-        "Passes over the training photographs after pruning; 0: none.",
-        low=0,
-        high=100_000,
-        common=True,
+    finetune_crops: int = option(
+        64_000, "Crops that the pruned network learns from; 0: none.", low=0, high=10**12, common=True
     )
-    # Whatever the original's crops were: of small ones a network unlearns what it knew of whole photographs.
-    finetune_imgsz: int = option(
-        128, "Side of the square crops while fine-tuning, in pixels, in the mean.", low=8, high=4096
-    )
-    finetune_learning_rate: float = option(3e-3, "Peak learning rate while fine-tuning.", low=1e-9, high=10.0)
-    teacher_weight: float = option(
-        0.5,
-        _TEACHER_WEIGHT,
-        low=0.0,
-        high=1.0,
-    )
-
-    def recipe(self, fit: FitConfig, *, val_size: int) -> Recipe:
-        """How the pruned network is fitted.
-
-        Args:
-            val_size: short side of the photographs that choose the best epoch, in pixels: the size it is used at.
-        """
-        return Recipe(
-            **vars(fit),
-            epochs=max(1, self.finetune_epochs),
-            learning_rate=self.finetune_learning_rate,
-            imgsz=self.finetune_imgsz,
-            val_size=val_size,
-            # The teacher's answer says more of each pixel than a class of colour does.
-            class_weight=0.0,
-        )
 
 
 @dataclass(frozen=True)
@@ -617,51 +576,56 @@ class FurtherConfig(Config):
 
 @dataclass(frozen=True)
 class DistilConfig(Config):
-    """How students learn from best.pt, whoever chooses them."""
+    """How networks learn from best.pt: pruned ones, students, and those that are trained in 8 bits."""
 
-    student_imgsz: int = option(128, "Side of the square crops, in pixels, in the mean.", low=16, high=4096)
-    student_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)
-    student_crop_share: float = option(
+    distil_imgsz: int = option(128, "Side of the square crops, in pixels, in the mean.", low=8, high=4096)
+    distil_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)
+    distil_crop_share: float = option(
         0.12, "Smallest share of a photograph's area that a crop shows; the largest is 1.", low=0.01, high=1.0
     )
-    student_tone_jitter: float = option(
-        0.2, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
+    distil_tone_jitter: float = option(
+        0.0, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
-    student_learning_rate: float = option(4e-3, "Peak learning rate of the student.", low=1e-9, high=10.0)
-    student_teacher_weight: float = option(
-        0.5,
-        _TEACHER_WEIGHT,
+    distil_learning_rate: float = option(3e-3, "Peak learning rate.", low=1e-9, high=10.0)
+    teacher_weight: float = option(
+        0.25,
+        "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
         low=0.0,
         high=1.0,
     )
 
     def recipe(self, fit: FitConfig, *, crops: int, photos: int, val_size: int) -> Recipe:
-        """How a student is fitted to `crops` crops of `photos` photographs, validated at the size it is used at."""
+        """How a network is fitted to `crops` crops of `photos` photographs.
+
+        Args:
+            val_size: short side of the photographs that choose the best epoch, in pixels: the size it is used at.
+        """
         # An epoch shows each photograph equally often.
-        epoch_crops = min(crops, photos * max(1, round(_STUDENT_EPOCH / photos)))
+        epoch_crops = min(crops, photos * max(1, round(_DISTIL_EPOCH / photos)))
         own = {
             "epoch_crops": epoch_crops,
-            "batch_size": self.student_batch_size,
-            "crop_share": self.student_crop_share,
-            "tone_jitter": self.student_tone_jitter,
+            "batch_size": self.distil_batch_size,
+            "crop_share": self.distil_crop_share,
+            "tone_jitter": self.distil_tone_jitter,
             "schedule": "cosine",
             "warmup_share": 0.05,
             "dropout": 0.0,
-            "ema_decay": 0.999,
+            "ema_decay": 0.998,
             "patience": 0,
         }
         return Recipe(
             **{**vars(fit), **own},
             epochs=max(1, round(crops / epoch_crops)),
-            imgsz=self.student_imgsz,
-            learning_rate=self.student_learning_rate,
+            imgsz=self.distil_imgsz,
+            learning_rate=self.distil_learning_rate,
+            # best.pt's answer says more of each pixel than a class of colour does.
             class_weight=0.0,
             val_size=val_size,
         )
 
 
-# Crops of a student's epoch at least: validation after each should be a small part of the work.
-_STUDENT_EPOCH = 8_000
+# Crops of an epoch at least: validation after each should be a small part of the work.
+_DISTIL_EPOCH = 8_000
 
 
 @dataclass(frozen=True)
@@ -918,7 +882,6 @@ class Settings:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     goal: GoalConfig = field(default_factory=GoalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     further: FurtherConfig = field(default_factory=FurtherConfig)

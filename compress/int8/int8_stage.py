@@ -163,17 +163,15 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         return score_onnx(jury.choosing, path, threads=settings.machine.threads)
 
     def tune(network: GraphNetwork) -> None:
-        distil = settings.distil
-        side = CropSides.of(photos.train, Recipe(imgsz=distil.student_imgsz)).middle
+        side = CropSides.of(photos.train, Recipe(imgsz=settings.distil.distil_imgsz)).middle
         checkpoint = source.with_name("model.pt")
         origin = run.load(checkpoint) if checkpoint.exists() else best
         macs_of_a_crop = count_macs(origin.build_network(), height=side, width=side)
         crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // macs_of_a_crop))
-        taught = replace(photos, train=photos.train[:crops])
-        recipe = distil.recipe(settings.fit, crops=crops, photos=len(taught.train), val_size=settings.score.eval_size)
+        lesson = Lesson.of(run, best, photos, crops=crops)
         # bf16 would round what int8 is to round.
-        recipe = replace(recipe, learning_rate=settings.qat.qat_learning_rate, precision="fp32")
-        lesson = Lesson.of(run, best, taught, recipe, teacher_weight=distil.student_teacher_weight)
+        recipe = replace(lesson.recipe, learning_rate=settings.qat.qat_learning_rate, precision="fp32")
+        lesson = replace(lesson, recipe=recipe)
         distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
         network.load_state_dict(distilled.checkpoint.state_dict)
 

@@ -114,13 +114,13 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
 
 
 def _crop_side(job: SearchJob) -> int:
-    return CropSides.of(job.photos.train, job.recipe(job.effort.full_crops)).middle
+    return CropSides.of(job.photos.train, job.lesson(job.effort.full_crops).recipe).middle
 
 
 def _time_loading(job: SearchJob) -> float:
     """Seconds a crop, by as many processes as training has."""
     settings = job.run.settings
-    with CropLoader(job.photos.train, job.recipe(job.effort.full_crops), settings.data, workers=0) as loader:
+    with CropLoader(job.photos.train, job.lesson(job.effort.full_crops).recipe, settings.data, workers=0) as loader:
         started, crops = time.monotonic(), 0
         for batch in islice(loader.epoch(0), _BATCHES):
             crops += len(batch)
@@ -132,9 +132,9 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     settings = job.run.settings
     device = choose_device(settings.machine.device)
     network = build_student(point.network(), settings.data.seed).to(device).train()
-    batch, side = settings.distil.student_batch_size, _crop_side(job)
+    batch, side = settings.distil.distil_batch_size, _crop_side(job)
     lightness = torch.rand(batch, 1, side, side, device=device)
-    criterion = DistilLoss(network, settings.distil.student_teacher_weight)
+    criterion = DistilLoss(network, settings.distil.teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
     with torch_threads(settings.machine.threads):

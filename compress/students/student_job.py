@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colorpress.core.config import Recipe, Settings
+from colorpress.core.config import Settings
 from colorpress.core.console import say, warn
 from colorpress.core.files import with_nan, without_nan
 from colorpress.core.locks import measuring_alone, scratch_folder
@@ -131,10 +131,9 @@ class StudentJob:
         with measuring_alone():
             return time_quickly(path, size=settings.time.bench_size[0], threads=settings.machine.threads)
 
-    def recipe(self, crops: int) -> Recipe:
-        """How a student learns from so many crops."""
-        settings, photos = self.run.settings, len(self.photos.train)
-        return settings.distil.recipe(settings.fit, crops=crops, photos=photos, val_size=settings.score.eval_size)
+    def lesson(self, crops: int) -> Lesson:
+        """What and how a student learns from so many crops; all photographs that choose tell the best epoch."""
+        return Lesson.of(self.run, self.best, self.photos, crops=crops)
 
     def distil(
         self,
@@ -153,14 +152,11 @@ class StudentJob:
             epoch_photos: how many of the photographs that choose tell the best epoch.
             scale: on those, where another process of the same training asked best.pt already.
         """
-        recipe, usual = self.recipe(crops), self.run.settings.distil.student_teacher_weight
-        weight = usual if teacher_weight is None else teacher_weight
-        # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
-        seen = self.photos.train[: max(1, recipe.epochs * recipe.epoch_crops)]
-        choosing = self.given.choosing[:epoch_photos]
-        photos = replace(self.photos, train=seen, choosing=choosing, confirming=())
-        lesson = Lesson.of(self.run, self.best, photos, recipe, teacher_weight=weight)
-        lesson = replace(lesson, scale=scale or self.jury.choosing.scale(epoch_photos))
+        lesson = self.lesson(crops)
+        photos = replace(lesson.photos, choosing=self.given.choosing[:epoch_photos], confirming=())
+        weight = lesson.teacher_weight if teacher_weight is None else teacher_weight
+        scale = scale or self.jury.choosing.scale(epoch_photos)
+        lesson = replace(lesson, photos=photos, teacher_weight=weight, scale=scale)
         student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 

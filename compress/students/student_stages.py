@@ -98,7 +98,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     records: list[StageRecord] = []
 
     def try_out(candidate: Candidate) -> Score:
-        records.append(_try_out(job, candidate.network, settings.distil.student_teacher_weight))
+        records.append(_try_out(job, candidate.network, settings.distil.teacher_weight))
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
@@ -203,7 +203,7 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
             "grey_val_l1": distilled.scale.grey_l1,
         }
 
-    crops, weight = settings.student.crops, settings.distil.student_teacher_weight
+    crops, weight = settings.student.crops, settings.distil.teacher_weight
     return _learn(job, f"student-{name}", network, crops, destination, describe, weight, confirms=True)
 
 
@@ -246,7 +246,7 @@ def _learn(
 
     used = {
         "network": network.to_dict(),
-        "recipe": vars(job.recipe(crops)),
+        "recipe": vars(job.lesson(crops).recipe),
         "teacher_weight": teacher_weight,
         **vars(job.run.settings.count),
         **job.run.arch_key(),

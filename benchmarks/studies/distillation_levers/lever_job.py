@@ -84,16 +84,12 @@ class LeverJob(StudentJob):
         return make(seed)
 
     def _lesson(self, lever: Lever, teacher: Checkpoint, seed: int) -> Lesson:
-        settings = self.run.settings
         train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
-        crops, val_size = max(1, round(lever.crops_share * self.crops)), settings.score.eval_size
-        recipe = settings.distil.recipe(settings.fit, crops=crops, photos=len(train), val_size=val_size)
-        # An epoch shows every photograph: of more than there are crops to look at the first ones serve.
-        photos = replace(self.photos, train=train[: recipe.epochs * recipe.epoch_crops]).limit_halves(_EPOCH_PHOTOS)
-        weight = settings.distil.student_teacher_weight
-        lesson = Lesson.of(self.run, teacher, photos, replace(recipe, **lever.recipe), teacher_weight=weight)
+        photos = replace(self.photos, train=train).limit_halves(_EPOCH_PHOTOS)
+        lesson = Lesson.of(self.run, teacher, photos, crops=max(1, round(lever.crops_share * self.crops)))
+        recipe, data = replace(lesson.recipe, **lever.recipe), replace(self.run.settings.data, seed=seed)
         scale = self.jury.choosing.scale(_EPOCH_PHOTOS)
-        return replace(lesson, data=replace(settings.data, seed=seed), scale=scale, **lever.lesson)
+        return replace(lesson, recipe=recipe, data=data, scale=scale, **lever.lesson)
 
     def _folder(self, name: str, seed: int) -> Path:
         return self.run.folder / f"{name.replace(' ', '-')}-{seed}"

@@ -36,7 +36,10 @@ RECIPE, LIGHTNESS_TABLE = "recipe", CONTROL_NAMES[TABLE]
 GROUPS = ("control", "learn", "shape", "bits", "length", "recipe", "start")
 _WIDER = "twice the channels"
 _LENGTHS = {"a quarter of": 0.25, "half of": 0.5, "twice": 2.0, "four times": 4.0}
+_TEACHER_WEIGHTS = {"a quarter of": 0.25, "half of": 0.5, "three quarters of": 0.75, "all of": 1.0}
 _BITS = (8, 6, 4)
+# Spread of the logarithm of the crops' gamma.
+_TONES = 0.2
 # Of the crops, for what is learned while weights are rounded, and of the peak rate.
 _ROUNDING_SHARE, _ROUNDING_RATE = 0.1, 0.25
 # Any that is no seed of another row.
@@ -85,9 +88,9 @@ def list_levers(
         Lever(LIGHTNESS_TABLE, "control", crops_share=0.0),
         Lever("recipe, other chance", "control", seed_shift=_OTHER_SEED),
         Lever("truth alone", "control", lesson={"teacher_weight": 0.0}),
-        *_list_lessons(plan, teacher),
+        *_list_lessons(plan, teacher, distil.teacher_weight),
         *_list_shapes(plan, side),
-        *_list_bits(distil.student_learning_rate),
+        *_list_bits(distil.distil_learning_rate),
         *(Lever(f"{name} the crops", "length", crops_share=share) for name, share in _LENGTHS.items()),
         *_list_recipes(distil),
         Lever(
@@ -101,7 +104,7 @@ def list_levers(
     return {lever.name: lever for lever in levers}
 
 
-def _list_lessons(plan: UNetPlan, teacher: ColorNetwork) -> list[Lever]:
+def _list_lessons(plan: UNetPlan, teacher: ColorNetwork, teacher_weight: float) -> list[Lever]:
     """What is learned."""
     losses: dict[str, Callable[..., Any]] = {
         "colour classes too": ClassLoss,
@@ -114,7 +117,11 @@ def _list_lessons(plan: UNetPlan, teacher: ColorNetwork) -> list[Lever]:
         losses["attention of best.pt"] = partial(AttentionLoss, teacher=teacher, layer=layer)
         losses["relations of best.pt"] = partial(RelationLoss, teacher=teacher, layer=layer)
     return [
-        Lever("best.pt's answer alone", "learn", lesson={"teacher_weight": 1.0}),
+        *(
+            Lever(f"{name} the loss from best.pt", "learn", lesson={"teacher_weight": weight})
+            for name, weight in _TEACHER_WEIGHTS.items()
+            if weight != teacher_weight
+        ),
         *(Lever(name, "learn", lesson={"make_loss": loss}) for name, loss in losses.items()),
         Lever(_WIDER, "learn", crops_share=0.5, start=partial(build_student, scale_widths(plan, 2.0))),
         Lever("taught by a wider one", "learn", crops_share=0.5, after=_WIDER),
@@ -148,12 +155,16 @@ def _list_bits(learning_rate: float) -> list[Lever]:
 
 def _list_recipes(distil: DistilConfig) -> list[Lever]:
     """How it is learned."""
-    rate = distil.student_learning_rate
+    rate = distil.distil_learning_rate
     changes: dict[str, dict[str, Any]] = {
-        "same tones": {"tone_jitter": 0.0},
+        **(
+            {"same tones": {"tone_jitter": 0.0}}
+            if distil.distil_tone_jitter
+            else {"many tones": {"tone_jitter": _TONES}}
+        ),
         "one scale": {"crop_share": 1.0},
         "one size": {"size_jitter": 0.0},
-        "growing crops": {"start_imgsz": max(16, distil.student_imgsz // 3)},
+        "growing crops": {"start_imgsz": max(16, distil.distil_imgsz // 3)},
         "last weights, no average": {"ema_decay": 0.0},
         "constant learning rate": {"schedule": "constant"},
         "half the learning rate": {"learning_rate": rate / 2},

@@ -33,7 +33,7 @@ from training.unet import UNetPlan, empty_unet
 
 RECIPE, LIGHTNESS_TABLE = "recipe", CONTROL_NAMES[TABLE]
 # "control" goes with each of the others.
-GROUPS = ("control", "learn", "shape", "bits", "length", "recipe", "start")
+GROUPS = ("control", "learn", "bits", "shape", "length", "recipe", "features", "start")
 _WIDER = "twice the channels"
 _LENGTHS = {"a quarter of": 0.25, "half of": 0.5, "twice": 2.0, "four times": 4.0}
 _TEACHER_WEIGHTS = {"a quarter of": 0.25, "half of": 0.5, "three quarters of": 0.75, "all of": 1.0}
@@ -41,7 +41,7 @@ _BITS = (8, 6, 4)
 # Spread of the logarithm of the crops' gamma.
 _TONES = 0.2
 # Of the crops, for what is learned while weights are rounded, and of the peak rate.
-_ROUNDING_SHARE, _ROUNDING_RATE = 0.1, 0.25
+_ROUNDING_SHARE, _ROUNDING_RATE = 0.1, 0.1
 # Any that is no seed of another row.
 _OTHER_SEED = 1000
 
@@ -82,17 +82,20 @@ def list_levers(
         teacher: best.pt; hints and maps only where it has features of the student's stride.
         side: of the pictures, in pixels, that multiply-accumulates are counted of.
         pruned: also best.pt itself without this share of its channels.
+    Returns:
+        In the order in which they are learned: what tells most in the least time comes first.
     """
     levers = [
         Lever(RECIPE, "control"),
         Lever(LIGHTNESS_TABLE, "control", crops_share=0.0),
         Lever("recipe, other chance", "control", seed_shift=_OTHER_SEED),
         Lever("truth alone", "control", lesson={"teacher_weight": 0.0}),
-        *_list_lessons(plan, teacher, distil.teacher_weight),
-        *_list_shapes(plan, side),
+        *_list_lessons(plan, distil.teacher_weight),
         *_list_bits(distil.distil_learning_rate),
+        *_list_shapes(plan, side),
         *(Lever(f"{name} the crops", "length", crops_share=share) for name, share in _LENGTHS.items()),
         *_list_recipes(distil),
+        *_list_features(plan, teacher),
         Lever(
             "from a wider one, pruned", "start", crops_share=0.5, after=_WIDER, go_on=partial(prune_evenly, ratio=0.5)
         ),
@@ -104,11 +107,25 @@ def list_levers(
     return {lever.name: lever for lever in levers}
 
 
-def _list_lessons(plan: UNetPlan, teacher: ColorNetwork, teacher_weight: float) -> list[Lever]:
+def _list_lessons(plan: UNetPlan, teacher_weight: float) -> list[Lever]:
     """What is learned."""
+    wider = partial(build_student, scale_widths(plan, 2.0))
+    return [
+        *(
+            Lever(f"{name} the loss from best.pt", "learn", lesson={"teacher_weight": weight})
+            for name, weight in _TEACHER_WEIGHTS.items()
+            if weight != teacher_weight
+        ),
+        Lever("colour classes too", "learn", lesson={"make_loss": ClassLoss}),
+        Lever("best.pt's colour classes too", "learn", lesson={"make_loss": TeacherClassLoss}),
+        Lever(_WIDER, "learn", crops_share=0.5, start=wider),
+        Lever("taught by a wider one", "learn", crops_share=0.5, after=_WIDER),
+    ]
+
+
+def _list_features(plan: UNetPlan, teacher: ColorNetwork) -> list[Lever]:
+    """What needs best.pt's answer to each crop, which takes several times as long as the student's own work."""
     losses: dict[str, Callable[..., Any]] = {
-        "colour classes too": ClassLoss,
-        "best.pt's colour classes too": TeacherClassLoss,
         "best.pt asked about each crop": partial(CropTeacherLoss, teacher=teacher),
     }
     if found := find_layer_of_stride(teacher, plan.output_stride):
@@ -116,16 +133,7 @@ def _list_lessons(plan: UNetPlan, teacher: ColorNetwork, teacher_weight: float) 
         losses["hints of best.pt's features"] = partial(HintLoss, teacher=teacher, layer=layer, channels=channels)
         losses["attention of best.pt"] = partial(AttentionLoss, teacher=teacher, layer=layer)
         losses["relations of best.pt"] = partial(RelationLoss, teacher=teacher, layer=layer)
-    return [
-        *(
-            Lever(f"{name} the loss from best.pt", "learn", lesson={"teacher_weight": weight})
-            for name, weight in _TEACHER_WEIGHTS.items()
-            if weight != teacher_weight
-        ),
-        *(Lever(name, "learn", lesson={"make_loss": loss}) for name, loss in losses.items()),
-        Lever(_WIDER, "learn", crops_share=0.5, start=partial(build_student, scale_widths(plan, 2.0))),
-        Lever("taught by a wider one", "learn", crops_share=0.5, after=_WIDER),
-    ]
+    return [Lever(name, "features", lesson={"make_loss": loss}) for name, loss in losses.items()]
 
 
 def _list_shapes(plan: UNetPlan, side: int) -> list[Lever]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.ranking import count_macs
 from compress.students.student_job import build_student
+from compress.students.student_plan import FINEST_AFFINE_STRIDE
 from training.network import ColorNetwork, GraphArchitecture
 from training.unet import ConvBlock, UNet, UNetPlan
 
@@ -88,12 +89,10 @@ class Shape:
 def list_shapes(plan: UNetPlan) -> dict[str, Shape]:
     """Each change of the shape of a student, by name; those that its plan has already are left out."""
     shapes = {
-        "narrow fine, wide deep": Shape(plan, _GROWTH),
-        "wide fine, narrow deep": Shape(plan, 1 / _GROWTH),
-        "depth-wise separable": Shape(plan, change_=use_separable_),
-        "inverted residuals": Shape(plan, change_=use_inverted_),
         "pooled context": Shape(plan, change_=add_pooled_context_),
         "self-attention": Shape(plan, change_=add_attention_),
+        "narrow fine, wide deep": Shape(plan, _GROWTH),
+        "wide fine, narrow deep": Shape(plan, 1 / _GROWTH),
     }
     if plan.residual:
         shapes["plain blocks"] = Shape(replace(plan, residual=False))
@@ -101,10 +100,15 @@ def list_shapes(plan: UNetPlan) -> dict[str, Shape]:
         if stride <= plan.size_multiple:
             coarser = answer_at(plan, stride)
             plans = {f"answers at 1/{stride}": replace(coarser, affine=False)}
-            if stride >= 8:
+            if stride >= FINEST_AFFINE_STRIDE:
                 plans[f"answers at 1/{stride}, affine"] = replace(coarser, affine=True)
             shapes |= {name: Shape(each) for name, each in plans.items() if each != plan}
-    return shapes
+    # Last, since they take two or three times as long to train.
+    return {
+        **shapes,
+        "depth-wise separable": Shape(plan, change_=use_separable_),
+        "inverted residuals": Shape(plan, change_=use_inverted_),
+    }
 
 
 def scale_widths(plan: UNetPlan, width: float, growth: float = 1.0) -> UNetPlan:

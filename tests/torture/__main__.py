@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,10 +95,18 @@ class Torture:
         self._record = folder / "results.json"
         self._results = json.loads(self._record.read_bytes()) if self._record.exists() else {}
         self._writing = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._is_stopped = False
 
     def forget(self) -> None:
         """Begin anew."""
         self._results = {}
+
+    def stop(self) -> None:
+        """End what is under way, which is to be done again."""
+        self._is_stopped = True
+        for process in tuple(self._running):
+            process.kill()
 
     def run(self, part: Part) -> Counter[str]:
         """The figures of a part, which is run unless it was clean before with the same options and code."""
@@ -110,6 +119,8 @@ class Torture:
         began = time.monotonic()
         figures = self._start(part)
         figures["seconds"] = round(time.monotonic() - began)
+        if self._is_stopped:
+            return figures
         with self._writing:
             self._results[part.name] = {"key": key, "figures": figures}
             self._record.write_text(json.dumps(self._results, indent=1))
@@ -129,6 +140,7 @@ class Torture:
                 command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=_ROOT, env=given
             ) as process:
                 assert process.stdout is not None
+                self._running.add(process)
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
@@ -136,6 +148,7 @@ class Torture:
                         print(f"  {part.name}: {line}", end="", flush=True)
                     found += read_figures(line)
                 # Of it and of all that it waited for.
+                self._running.remove(process)
                 _, status, used = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
         found["processor_s"] = round(used.ru_utime + used.ru_stime)
@@ -183,10 +196,17 @@ def main() -> int:
         torture.forget()
     first, *rest = list_parts(given.scale, torture.folder)
     chosen = [part for part in rest if not given.only or part.name.startswith(tuple(given.only))]
-    rows = {first.name: torture.run(first)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # One thread a part, which waits for the process that does it.
-    with ThreadPoolExecutor(given.jobs) as pool:
+    pool = ThreadPoolExecutor(given.jobs)
+    try:
+        rows = {first.name: pool.submit(torture.run, first).result()}
         rows |= dict(zip((part.name for part in chosen), pool.map(torture.run, chosen), strict=True))
+    except BaseException:
+        torture.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     print("\n".join(write_table(rows)))
     print(f"{time.monotonic() - began:.0f} s, {given.jobs} parts at a time; what each said is in {given.folder}")
     return 1 if any(row[each] for row in rows.values() for each in SEVERE) else 0

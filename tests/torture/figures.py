@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from colorpress.core.child import end_with_parent
+
 LONGEST_S = 30.0
 SEVERE = ("losses", "hangs", "tracebacks", "internal", "leftovers")
 # Options of a run as small as it can be, with every stage in it.
@@ -116,11 +118,13 @@ class Child:
         self.started = time.monotonic()
         self._code: int | None = None
         sys.stdout.flush()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
                 os.setsid()
+                end_with_parent(parent)
                 null = os.open(os.devnull, os.O_RDONLY)
                 for target, source in enumerate((null, self._printed.fileno(), self._said.fileno())):
                     os.dup2(source, target)

@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
 from tests.conftest import make_network
 from training.batches import AnswerFolder
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.fitting import FitFiles, FitJob, FitResult, _seed_dropout, fit_network, forget_fit
+from training.fitting import FitFiles, FitJob, FitResult, _RunningAverage, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
 from training.network import GraphArchitecture
 from training.original import train_unet
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
-from training.unet import UNet, UNetPlan
+from training.unet import UNet, UNetPlan, hash_weights
 
 RECIPE = Recipe(epochs=3, batch_size=8, imgsz=16, val_size=24, learning_rate=5e-3, class_weight=0.0, precision="fp32")
 STEPS = 9  # of an epoch: seven photographs of the fixture, ten crops of each, in batches of eight
@@ -448,3 +449,16 @@ def make_grey() -> UNet:
 def test_an_answer_that_is_missing_ends_a_validation(split: PhotoSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing or damaged"):
         validate_l1(make_network(), split.val, **LIMITS, target=AnswerFolder(tmp_path))
+
+
+def test_the_running_average_is_that_of_pytorch_to_the_same_bit() -> None:
+    network = make_network().train()
+    own, theirs = _RunningAverage(network), AveragedModel(network, use_buffers=True)
+    for decay in (0.1, 0.5, 0.9):
+        network(torch.rand(2, 1, 8, 8))  # batch norms count and measure
+        for parameter in network.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+        theirs.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        theirs.update_parameters(network)
+        own.update_(decay)
+    assert hash_weights(own.network) == hash_weights(theirs.module) != hash_weights(network)

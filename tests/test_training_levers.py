@@ -191,16 +191,16 @@ def test_a_comparison_goes_on_where_it_was(
 
     assert compare("recipe", "plain loop, as many seconds", "classes answer") == 0
     rows = json.loads((out / "levers.json").read_text())["rows"]
-    answers = ["", "chroma x 1.3", "", "annealed mean, T 0.38", "expectation", "median"]
+    answers = ["", "chroma x 1.3", "chroma x 1.7", "", "annealed mean, T 0.38", "expectation", "median"]
     assert [row["answer"] for row in rows] == answers
-    assert rows[0]["crops"] == 20 and rows[2]["crops"] >= 8 and rows[2]["speed_share"] > 0
+    assert rows[0]["crops"] == 20 and rows[3]["crops"] >= 8 and rows[3]["speed_share"] > 0
     assert all(row["photos"] == len(row["l1"]) > 0 for row in rows)
     with Image.open(out / "levers.png") as sheet:
-        assert sheet.height == 8 * 116 and sheet.width > 330
+        assert sheet.height == 9 * 116 and sheet.width > 330
     assert "| classes answer, median | 1 |" in capsys.readouterr().out
     assert compare("recipe", "no second task") == 0
     again = json.loads((out / "levers.json").read_text())["rows"]
-    assert again[:6] == rows and [row["lever"] for row in again[6:]] == ["no second task"]
+    assert again[:7] == rows and [row["lever"] for row in again[7:]] == ["no second task"]
     assert compare("recipe", crops="24") == 2
     assert compare("magic") == 2
     assert "error: option '--lever': got 'magic'" in capsys.readouterr().err

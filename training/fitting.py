@@ -8,11 +8,14 @@ compute what one process would.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from colorpress.core.config import DataConfig, MachineConfig, Recipe
 from colorpress.core.console import progress, say, warn
@@ -176,6 +179,40 @@ def _held_signals() -> Iterator[Callable[[], int]]:
         raise Interrupted(received)
 
 
+class _RunningAverage:
+    """A network whose weights and buffers are running averages of those of another, which keeps its tensors.
+
+    To the same bit what `torch.optim.swa_utils.AveragedModel` makes, which looks all tensors up anew in each step and
+    takes five times as long for a small network.
+
+    Attributes:
+        network: with the averages; as the other was at first.
+        has_begun: whether there is an average to go on from; else the next update takes the other's weights.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.has_begun = copy.deepcopy(network), False
+        self._pairs: defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for own, other in zip(_tensors_of(self.network), _tensors_of(network), strict=True):
+            for each, tensor in zip(self._pairs[own.dtype], (own, other), strict=True):
+                each.append(tensor.detach())
+
+    def update_(self, decay: float) -> None:
+        """Keep `decay` of what there is, and take the rest of the other network's weights."""
+        average = get_ema_multi_avg_fn(decay) if self.has_begun else _copy_all_  # type: ignore[no-untyped-call]
+        for own, other in self._pairs.values():
+            average(own, other, None)
+        self.has_begun = True
+
+
+def _tensors_of(network: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(network.parameters(), network.buffers())
+
+
+def _copy_all_(own: list[Tensor], other: list[Tensor], _: None) -> None:
+    torch._foreach_copy_(own, other)
+
+
 class _Fit:
     """A fit under way: its state, which is all that an interrupted one needs to go on, and the arithmetic."""
 
@@ -190,7 +227,7 @@ class _Fit:
             share_batch_norm_(criterion.network)
         self.optimizer = _make_optimizer(criterion, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.average = AveragedModel(criterion.network, use_buffers=True) if recipe.ema_decay else None
+        self.average = _RunningAverage(criterion.network) if recipe.ema_decay else None
         self.history: list[Mapping[str, float]] = []
         # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
         self.step, self.seconds, self.crops, self.l1_sum = 0, 0.0, 0, 0.0
@@ -207,7 +244,7 @@ class _Fit:
 
     def kept(self) -> nn.Module:
         """What is validated and kept: the network or its running average."""
-        return self.criterion.network if self.average is None else self.average.module
+        return self.criterion.network if self.average is None else self.average.network
 
     def to_checkpoint(self) -> Checkpoint:
         """What is kept of the epoch that ended last, without the state that training needs."""
@@ -257,8 +294,8 @@ class _Fit:
                 self.optimizer.load_state_dict(saved["optimizer"])
                 self.scaler.load_state_dict(saved["scaler"])
                 if self.average is not None:
-                    self.average.module.load_state_dict(dict(last.state_dict))
-                    self.average.n_averaged.fill_(1)  # the average has begun: the next step does not replace it
+                    self.average.network.load_state_dict(dict(last.state_dict))
+                    self.average.has_begun = True
             except RuntimeError as error:  # PyTorch's word for weights that do not fit
                 raise ValueError(f"its state does not fit ({error})") from error
 
@@ -358,9 +395,7 @@ class _Fit:
         self.scaler.update()
         if self.average is not None:
             # A young average forgets faster, or the first weights would stay in it for long.
-            decay = min(recipe.ema_decay, (1 + done) / (10 + done))
-            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self.average.update_parameters(self.criterion.network)
+            self.average.update_(min(recipe.ema_decay, (1 + done) / (10 + done)))
         # A gradient that is not finite must be noticed too: times zero it is NaN, else nothing. Scaled gradients may
         # be infinite; the scaler then leaves the step out and scales less.
         lost = 0.0 if self.scaler.is_enabled() else 0.0 * norm

@@ -75,7 +75,7 @@ _SHOWN_PHOTOS = 12
 _PLAIN_RATE = 1e-3
 _EDGES_WEIGHT, _SCALES_WEIGHT, _CRITIC_WEIGHT = 1.0, 1.0, 0.01
 # What vividness costs that is bought without any training: `deploy --saturation`.
-_SATURATION = 1.3
+_SATURATIONS = (1.3, 1.7)
 _SPEED_ROUNDS, _SPEED_CROPS = 3, 1200
 
 
@@ -194,8 +194,13 @@ def _ways_to_ask(network: nn.Module, *, saturated: bool) -> dict[str, Answering]
         return {name: partial(_decode_by, network, name) for name in DECODERS}
     ways: dict[str, Answering] = {"": network}
     if saturated:
-        ways[f"chroma x {_SATURATION:g}"] = lambda lightness: (_SATURATION * network(lightness)).clamp(-1.0, 1.0)
+        ways |= {f"chroma x {gain:g}": partial(_saturate, network, gain) for gain in _SATURATIONS}
     return ways
+
+
+def _saturate(network: nn.Module, gain: float, lightness: Tensor) -> Tensor:
+    answer: Tensor = network(lightness)
+    return (gain * answer).clamp(-1.0, 1.0)
 
 
 def _decode_by(network: ClassNetwork, name: str, lightness: Tensor) -> Tensor:

@@ -588,7 +588,7 @@ class DistilConfig(Config):
     )
     distil_learning_rate: float = option(3e-3, "Peak learning rate.", low=1e-9, high=10.0)
     teacher_weight: float = option(
-        0.25,
+        0.5,
         "Weight of best.pt's answer beside the truth; always 1 where best.pt is no truer than grey.",
         low=0.0,
         high=1.0,

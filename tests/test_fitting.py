@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
 from colorpress.core.errors import ConfigError, DivergedError, InputError, Interrupted, MachineError
+from colorpress.core.locks import locked_folder
 from tests.conftest import make_network
 from training.batches import AnswerFolder
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -449,6 +450,10 @@ def make_grey() -> UNet:
 def test_an_answer_that_is_missing_ends_a_validation(split: PhotoSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing or damaged"):
         validate_l1(make_network(), split.val, **LIMITS, target=AnswerFolder(tmp_path))
+    # Not the photographs' fault, for which training would leave them out one by one.
+    with pytest.raises(MachineError, match="was removed or replaced"), locked_folder(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "away")
+        AnswerFolder(tmp_path / "run" / ".answers").read(split.val[0])
 
 
 def test_the_running_average_is_that_of_pytorch_to_the_same_bit() -> None:

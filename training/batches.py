@@ -27,6 +27,7 @@ from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError
 from colorpress.core.files import write_bytes
+from colorpress.core.locks import require_still_locked
 from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
 from training.photos import Photo, load_rgb
 
@@ -97,11 +98,13 @@ class AnswerFolder:
 
         Raises:
             InputError: there is none, or its file is damaged.
+            MachineError: the locked folder that it is in was removed or replaced.
         """
         path = self.path_of(photo)
         try:
             return np.asarray(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
+            require_still_locked(path)
             hint = "remove the file: answers that are missing are asked for again"
             raise InputError("answer", path, "is missing or damaged", hint) from error
 

@@ -79,7 +79,7 @@ def list_commands(photos: Path, out: Path) -> dict[str, list[Any]]:
         "prune": ["prune", "-o", out, "--force"],
         "export": ["export", "-o", out, "--force"],
         "quantize": ["quantize", "-o", out, "--force"],
-        "pack": ["pack", out / "best" / "model.onnx", "-o", out, "--force"],
+        "pack": ["pack", "-c", out / "best" / "model.onnx", "-o", out, "--force"],
         "deploy": ["deploy", "-o", out, "--force"],
         "verify": ["verify", "-o", out, "--force"],
         "bundle": ["bundle", "-o", out, "--variant", "best", "--no-web"],

@@ -377,7 +377,7 @@ def test_pictures_in_and_out_are_exported_and_pruned(brought: Brought, tmp_path:
     for shape in ((1, 1, 1, 1), (2, 1, 7, 13), (1, 1, 32, 20)):
         picture = np.random.default_rng(0).random(shape, dtype=np.float32)
         np.testing.assert_allclose(predictor(picture), TorchPredictor(network)(picture), atol=SAME, rtol=0)
-        # As it is when int8 is prepared: trained, equalized, corrected.
+        # As it is when int8 is prepared: trained and equalized.
         values = GraphNetwork(onnx.load(path)).eval()(torch.from_numpy(picture)).detach().numpy()
         np.testing.assert_allclose(values, TorchPredictor(network)(picture), atol=SAME, rtol=0)
     metadata = read_metadata(path)

@@ -11,15 +11,17 @@ import torch
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import InputError
+from compress.int8.calibration import observe_activations
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import _Quantizer, _starting_way
+from compress.int8.int8_choice import Int8Way, _Quantizer
 from compress.int8.int8_graph import choose_layers, spread_ranges, tensors_to_observe
-from compress.int8.int8_tuning import correct_biases, equalize_channels
+from compress.int8.int8_tuning import choose_ranges, equalize_channels
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
 from tests.test_quantization import smooth_pictures
 from training.checkpoint import Checkpoint
+from training.network import pad_to_multiple
 from training.unet import UPSAMPLERS, UNetPlan
 
 PLANS = {
@@ -52,19 +54,20 @@ def test_it_answers_as_the_file_does(graphs: dict[str, Path], name: str) -> None
         np.testing.assert_allclose(answer, predictor(picture), atol=2e-6)
 
 
-def quantizer_of(path: Path, **options) -> _Quantizer:
+WAY = Int8Way(100.0)
+
+
+def quantizer_of(path: Path) -> _Quantizer:
     model = onnx.load(path)
-    config = QuantizeConfig(**{"calibration_method": "minmax", "equalize": "off", "correct_bias": "off", **options})
-    return _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), config, False, 1)
+    return _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), QuantizeConfig(), False, 1)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_rounded_it_answers_as_the_int8_file_does(graphs: dict[str, Path], tmp_path: Path, name: str) -> None:
     quantizer = quantizer_of(graphs[name])
-    way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
     path = tmp_path / "int8.onnx"
-    path.write_bytes(quantizer.quantize(way).SerializeToString())
-    network = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers)
+    path.write_bytes(quantizer.quantize(WAY).SerializeToString())
+    network = quantizer.rounded_network(quantizer.model, quantizer.ranges(WAY), quantizer.layers)
     float_answer, int8 = OnnxPredictor(graphs[name], threads=1), OnnxPredictor(path, threads=1)
     for picture in smooth_pictures(3):
         with torch.inference_mode():
@@ -76,8 +79,7 @@ def test_rounded_it_answers_as_the_int8_file_does(graphs: dict[str, Path], tmp_p
 
 def test_weights_and_ranges_learn_and_go_back_into_the_graph(graphs: dict[str, Path]) -> None:
     quantizer = quantizer_of(graphs["transpose"])
-    way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
-    ranges = {name: (0.5 * low, 0.5 * high) for name, (low, high) in quantizer.ranges(way).items()}
+    ranges = {name: (0.5 * low, 0.5 * high) for name, (low, high) in quantizer.ranges(WAY).items()}
     network = quantizer.rounded_network(quantizer.model, ranges, quantizer.layers)
     network(torch.from_numpy(smooth_pictures(1)[0])).square().sum().backward()
     without = [name for name, each in network.named_parameters() if each.grad is None]
@@ -94,6 +96,44 @@ def test_weights_and_ranges_learn_and_go_back_into_the_graph(graphs: dict[str, P
     after = {t.name: onnx.numpy_helper.to_array(t) for t in copy.graph.initializer}
     np.testing.assert_allclose(after["head.weight"], 2 * before["head.weight"])
     assert all(low <= 0 <= high for low, high in network.read_ranges().values())
+
+
+def test_a_range_that_is_too_wide_becomes_narrower(graphs: dict[str, Path]) -> None:
+    quantizer = quantizer_of(graphs["transpose"])
+    wide = {name: (8 * low, 8 * high) for name, (low, high) in quantizer.ranges(WAY).items()}
+    network, parent = quantizer.rounded_network(quantizer.model, wide, quantizer.layers), GraphNetwork(quantizer.model)
+    picture, before, losses = torch.from_numpy(smooth_pictures(1)[0]), network.read_ranges(), []
+    optimizer = torch.optim.Adam(network.ranges.values(), lr=2e-4)
+    for _ in range(30):
+        loss = (network(picture) - parent(picture).detach()).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
+    after = network.read_ranges()
+    narrower = [(after[name][1] - after[name][0]) / (high - low) for name, (low, high) in before.items()]
+    assert sum(narrower) < 0.9 * len(narrower), narrower
+    # A ReLU's range that reached below zero would be no bound of its convolution.
+    assert all(after[name][0] == 0.0 for name, (low, _) in before.items() if low == 0.0)
+
+
+@pytest.mark.parametrize(("read", "least", "most"), [((1.0, 0.0), 0.9, 2.0), ((0.0, 1.0), 40.0, 51.0)])
+def test_a_range_holds_what_the_answer_depends_on(read: tuple[float, float], least: float, most: float) -> None:
+    """Of two channels the second is zero but for one pixel in two hundred, where it is fifty times the first."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[1, 1, H, W] L) => (float[1, 1, H, W] ab)
+        <float[2, 1, 1, 1] a = {{1, 10000}}, float[2] bias = {{0, -9950}},
+         float[1, 2, 1, 1] b = {{{read[0]}, {read[1]}}}> {{
+            first = Conv(L, a, bias) seen = Relu(first) ab = Conv(seen, b)
+        }}""")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    pictures = [np.random.default_rng(0).random((1, 1, 64, 64), dtype=np.float32)]
+    histograms = observe_activations(model, ["seen"], pictures, threads=1)
+    (low, high) = choose_ranges(model, histograms, pictures)["seen"]
+    assert low == 0.0 and least < high < most
 
 
 def test_an_unknown_operator_is_named(graphs: dict[str, Path]) -> None:
@@ -130,79 +170,49 @@ def test_a_value_that_others_read_keeps_its_negative_part(graphs: dict[str, Path
     assert before in tensors_to_observe(model.graph, nodes)
 
 
-def test_a_shared_bias_is_left_alone(graphs: dict[str, Path]) -> None:
-    quantizer = quantizer_of(graphs["transpose"])
-    model = quantizer.model
-    second = next(node for node in model.graph.node if node.name == "encoder.2.3")
-    second.input[2] = "encoder.2.0.bias"
-    way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
-    ranges = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers).read_ranges()
-    kinds = {"rounded": ranges, "rounded_layers": frozenset(quantizer.layers), "weight_levels": 7}
-    corrected = correct_biases(model, smooth_pictures(), quantizer.layers, lambda graph: GraphNetwork(graph, **kinds))
-    after = {t.name: onnx.numpy_helper.to_array(t) for t in corrected.graph.initializer}
-    before = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    np.testing.assert_array_equal(after["encoder.2.0.bias"], before["encoder.2.0.bias"])
-    assert (after["encoder.1.3.bias"] != before["encoder.1.3.bias"]).any()
-
-
 def test_a_graph_cannot_be_pruned(graphs: dict[str, Path]) -> None:
     network = GraphNetwork(onnx.load(graphs["transpose"]))
     with pytest.raises(InputError, match="keeps its channels"):
         network.with_weights(network.state_dict())
 
 
-def uneven(path: Path, tmp_path: Path) -> onnx.ModelProto:
-    """The graph with one channel of a convolution a hundred times the others."""
+def uneven(path: Path, convolution: str) -> onnx.ModelProto:
+    """The graph with one channel of a convolution's answer a hundred times as large."""
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name in ("encoder.1.0.weight", "encoder.1.0.bias"):
+    for name in (f"{convolution}.weight", f"{convolution}.bias"):
         value = onnx.numpy_helper.to_array(tensors[name]).copy()
         value[0] *= 100.0
         tensors[name].CopyFrom(onnx.numpy_helper.from_array(value, name))
-    value = onnx.numpy_helper.to_array(tensors["encoder.1.3.weight"]).copy()
-    value[:, 0] /= 100.0
-    tensors["encoder.1.3.weight"].CopyFrom(onnx.numpy_helper.from_array(value, "encoder.1.3.weight"))
     return model
 
 
-def test_equalizing_evens_channels_out_and_keeps_the_answer(graphs: dict[str, Path], tmp_path: Path) -> None:
-    model = uneven(graphs["transpose"], tmp_path)
+@pytest.mark.parametrize(
+    ("name", "convolution"),
+    [
+        ("transpose", "encoder.1.0"),
+        ("transpose", "encoder.1.3"),  # pooled, and concatenated
+        ("transpose", "up.0.0"),  # its channels become pixels
+        ("bilinear", "up.0.0"),  # enlarged
+        ("coarse", "encoder.1.3"),
+        ("affine", "encoder.1.3"),
+    ],
+)
+def test_equalizing_evens_channels_out_and_keeps_the_answer(
+    graphs: dict[str, Path], name: str, convolution: str
+) -> None:
+    model = uneven(graphs[name], convolution)
     equalized = equalize_channels(model, smooth_pictures())
     picture = torch.from_numpy(smooth_pictures(1)[0])
     spread, answers = [], []
-    relu = next(n.output[0] for n in model.graph.node if n.op_type == "Relu" and n.input[0] == _answer_of(model))
+    answered = next(node.output[0] for node in model.graph.node if node.name == convolution)
     for graph in (model, equalized):
         network = GraphNetwork(graph)
         with torch.inference_mode():
             answers.append(network(picture))
-            value = network.forward_values(picture, frozenset({relu}))[relu].amax(dim=(0, 2, 3))
-        spread.append(float(value.max() / value[value > 0].median()))
+            lightness = pad_to_multiple(picture, network.size_multiple)
+            value = network.forward_values(lightness, frozenset({answered}))[answered]
+        largest = value.clamp(min=0.0).amax(dim=(0, 2, 3))
+        spread.append(float(largest[0] / largest[1:].median()))
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
-    assert spread[1] < 0.2 * spread[0]
-
-
-def _answer_of(model: onnx.ModelProto) -> str:
-    return next(node.output[0] for node in model.graph.node if node.name == "encoder.1.0")
-
-
-def test_corrected_biases_take_the_shift_of_rounding_back(graphs: dict[str, Path]) -> None:
-    quantizer = quantizer_of(graphs["transpose"])
-    way = _starting_way(QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="off"))
-    ranges = quantizer.rounded_network(quantizer.model, quantizer.ranges(way), quantizer.layers).read_ranges()
-
-    def rounding(model: onnx.ModelProto) -> GraphNetwork:
-        # Weights of four bits shift means enough to see it.
-        return GraphNetwork(model, rounded=ranges, rounded_layers=frozenset(quantizer.layers), weight_levels=7)
-
-    corrected = correct_biases(quantizer.model, smooth_pictures(), quantizer.layers, rounding)
-
-    def shift(model: onnx.ModelProto) -> float:
-        network = rounding(model)
-        plain, total = GraphNetwork(quantizer.model), 0.0
-        with torch.inference_mode():
-            for picture in smooth_pictures():
-                lightness = torch.from_numpy(picture)
-                total += float((network(lightness) - plain(lightness)).mean(dim=(0, 2, 3)).abs().sum())
-        return total
-
-    assert shift(corrected) < 0.5 * shift(quantizer.model)
+    assert spread[1] < 0.3 * spread[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from compress.int8.int8_choice import Int8Try, Int8Way, Judge, QuantizeResult, _
 from compress.int8.int8_graph import choose_layers, weight_sizes
 from compress.int8.int8_profile import Int8Profile, NodeTime, find_origin, profile_int8, why_float
 from compress.int8.int8_stage import what_is_enough
+from compress.int8.int8_tuning import PERCENTILES
 from compress.measures import Reference, Score
-from compress.yardstick import Scoring
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
@@ -35,14 +36,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(Checkpoint(plan, make_network(plan).state_dict()), folder / "model.onnx", ExportConfig()).path
 
 
-def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -> Scoring:
+def score_against(
+    source: Path, folder: Path, seen: list[bytes] | None = None
+) -> Callable[[bytes], tuple[Score, float]]:
     """Fidelity to what the float model answers, which is the truth as well: its loss is the share of L1."""
     pictures = smooth_pictures(seed=9)
     expected = [OnnxPredictor(source, threads=1)(each) for each in pictures]
     grey, nothing = np.array([float(np.abs(each).mean()) for each in expected]), np.zeros(len(expected))
     reference = Reference(grey, np.full(len(expected), math.nan), nothing, grey, grey, grey)
 
-    def scoring(content: bytes) -> Score:
+    def scoring(content: bytes) -> tuple[Score, float]:
         if seen is not None:
             seen.append(content)
         path = folder / "candidate.onnx"
@@ -51,7 +54,7 @@ def score_against(source: Path, folder: Path, seen: list[bytes] | None = None) -
         differences = np.array(
             [float(np.abs(predictor(p) - e).mean()) for p, e in zip(pictures, expected, strict=True)]
         )
-        return reference.score(differences, differences)
+        return reference.score(differences, differences), float(differences.mean())
 
     return scoring
 
@@ -80,12 +83,10 @@ def first(source: Path, seen: list[bytes], tmp_path_factory: pytest.TempPathFact
 
 def test_the_way_with_the_least_loss_is_taken(first: QuantizeResult, seen: list[bytes]) -> None:
     result = first
-    assert {each.way.method for each in result.tries} == {"minmax", "percentile", "entropy", "mse"}
-    assert any(each.way.equalized for each in result.tries) and any(each.way.corrected for each in result.tries)
-    best = min(result.tries, key=lambda each: each.score.loss)
+    assert [each.way.describe() for each in result.tries] == ["ranges one by one", "ranges one by one, equalized"]
+    best = min(result.tries, key=lambda each: each.parent_l1)
     assert result.way == best.way
-    assert not result.way.tuned and not result.way.float_layers
-    assert len({each.score.loss for each in result.tries}) > 4  # the choice is one: ways differ
+    assert len({each.parent_l1 for each in result.tries}) == 2  # the choice is one: ways differ
     published = onnx.load(result.path).graph
     assert published == onnx.load_from_string(seen[result.tries.index(best)]).graph
     assert [each.to_dict()["fidelity"] for each in result.tries] == [each.score.kept for each in result.tries]
@@ -93,10 +94,10 @@ def test_the_way_with_the_least_loss_is_taken(first: QuantizeResult, seen: list[
 
 
 def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path) -> None:
-    config = QuantizeConfig(calibration_method="minmax", equalize="off", correct_bias="on")
-    result = quantize(source, tmp_path, config=config)
-    assert [each.way.describe() for each in result.tries] == ["minmax, corrected"]
-    assert "minmax, corrected" in {e.value for e in onnx.load(result.path).metadata_props if e.key == "quantization"}
+    result = quantize(source, tmp_path, config=QuantizeConfig(calibration_percentile=100.0, equalize="on"))
+    assert [each.way.describe() for each in result.tries] == ["percentile 100 %, equalized"]
+    stored = {each.key: each.value for each in onnx.load(result.path).metadata_props}
+    assert stored["quantization"] == "percentile 100 %, equalized"
 
 
 def test_layers_go_back_to_float_until_the_loss_is_small_enough(
@@ -131,7 +132,7 @@ def test_what_meets_the_goals_comes_before_what_loses_less(source: Path, tmp_pat
     is_enough = what_is_enough(parent, (*goals, Limit("max_l1_increase", 1.0)), 0.1)  # it misses the second one itself
     scores = [make_score(fidelity=0.95, l1_delta_pct=6.0), make_score(fidelity=0.9, l1_delta_pct=4.0)]
     scores += [make_score(fidelity=0.79, l1_delta_pct=4.0), make_score(fidelity=0.85, l1_delta_pct=5.0)]
-    tries = [Int8Try(Int8Way("minmax", 99.9), each, is_enough(each)) for each in scores]
+    tries = [Int8Try(Int8Way(), each, 1 - each.fidelity, is_enough(each)) for each in scores]
     assert [each.is_enough for each in tries] == [False, True, False, True]
     assert [each.score.fidelity for each in sorted(tries, key=lambda each: each.rank)] == [0.9, 0.85, 0.95, 0.79]
     unknown = make_score(fidelity=math.nan, l1_delta_pct=math.nan)
@@ -142,21 +143,17 @@ def test_what_meets_the_goals_comes_before_what_loses_less(source: Path, tmp_pat
 def test_training_is_tried_where_rounding_alone_is_not_enough(source: Path, tmp_path: Path) -> None:
     calls = []
 
-    def tuning(network: GraphNetwork) -> None:
-        """Toward what the float graph answers, for a few steps."""
+    def tuning(network: GraphNetwork, parent: GraphNetwork) -> None:
         calls.append(network)
-        target = GraphNetwork(onnx.load(source))
         pictures = [torch.from_numpy(each) for each in smooth_pictures(seed=9)]
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
         for _ in range(60):
             optimizer.zero_grad()
-            sum((network(p) - target(p).detach()).abs().mean() for p in pictures).backward()
+            sum((network(p) - parent(p).detach()).abs().mean() for p in pictures).backward()
             optimizer.step()
 
     # Ranges that cut much off are something to learn.
-    config = QuantizeConfig(
-        calibration_method="percentile", calibration_percentile=90.0, equalize="off", correct_bias="off"
-    )
+    config = QuantizeConfig(calibration_percentile=90.0, equalize="off")
     plain = quantize(source, tmp_path, config=config, tuning=tuning)
     assert not calls
     trained = quantize(source, tmp_path, config=config, most_loss=0.8 * plain.tries[0].score.loss, tuning=tuning)
@@ -173,15 +170,17 @@ def test_a_graph_that_cannot_be_tuned_is_quantized_all_the_same(source: Path, tm
     odd = tmp_path / "odd.onnx"
     onnx.save(model, odd)
     scoring = score_against(odd, tmp_path)
-    result = quantize(odd, tmp_path, scoring=scoring, most_loss=0.0, tuning=lambda network: pytest.fail("trained"))
-    assert len(result.tries) > 4
-    assert not any(each.way.equalized or each.way.corrected or each.way.tuned for each in result.tries)
+    result = quantize(odd, tmp_path, scoring=scoring, most_loss=0.0, tuning=lambda *_: pytest.fail("trained"))
+    assert {each.way.percentile for each in result.tries} == set(PERCENTILES)
+    assert not any(each.way.equalized or each.way.tuned for each in result.tries)
+    unjudged = quantize_onnx(odd, tmp_path / "int8.onnx", smooth_pictures(), QuantizeConfig())
+    assert unjudged.way == Int8Way(99.9)
     assert "tanh is Softsign" in capfd.readouterr().err
 
 
 def test_every_float_node_has_its_reason(source: Path, tmp_path: Path) -> None:
     largest = max(weight_sizes(onnx.load(source).graph).items(), key=lambda item: item[1])[0]
-    result = quantize(source, tmp_path, config=QuantizeConfig(quantize_share=0.5, calibration_method="minmax"))
+    result = quantize(source, tmp_path, config=QuantizeConfig(quantize_share=0.5, calibration_percentile=100.0))
     profile = profile_int8(result.path, side=32, calls=2, threads=1)
     graph = onnx.load(source).graph
     reasons = why_float(graph, result, profile)
@@ -202,7 +201,7 @@ def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Pa
     model = onnx.load(source)
     quantizer = _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), QuantizeConfig(), False, 1)
     path = tmp_path / "int8.onnx"
-    path.write_bytes(quantizer.quantize(Int8Way("minmax", 99.5, float_layers=(name,))).SerializeToString())
+    path.write_bytes(quantizer.quantize(Int8Way(100.0, float_layers=(name,))).SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
     profile = profile_int8(path, side=32, calls=2, threads=1)
     in_float = {o.name for n in profile.nodes if n.operator == "Conv" and (o := find_origin(model.graph, n.name))}

@@ -12,7 +12,7 @@ from torch import nn
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import ConfigError, InputError
-from compress.int8.calibration import METHODS, ActivationHistogram, hash_pictures
+from compress.int8.calibration import ActivationHistogram, hash_pictures
 from compress.int8.int8_choice import has_int8_layers, has_vnni, quantize_onnx
 from compress.int8.int8_graph import (
     choose_layers,
@@ -77,10 +77,10 @@ def quantize(source: Path, target: Path, **options):
 
 
 @pytest.mark.parametrize("upsample", UPSAMPLERS)
-@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
-def test_int8_is_close_to_float(float_models, tmp_path, upsample, method):
+@pytest.mark.parametrize("percentile", [None, 100.0, 99.9])
+def test_int8_is_close_to_float(float_models, tmp_path, upsample, percentile):
     float_model = float_models[upsample]
-    result = quantize(float_model, tmp_path / "int8.onnx", calibration_method=method)
+    result = quantize(float_model, tmp_path / "int8.onnx", calibration_percentile=percentile)
     reference, candidate = OnnxPredictor(float_model, threads=1), OnnxPredictor(result.path, threads=1)
     for picture in smooth_pictures(seed=9):
         expected, got = reference(picture), candidate(picture)
@@ -259,35 +259,24 @@ def test_histogram_does_not_depend_on_order():
     assert one.counts.sum() == other.counts.sum() == 1500
     # Bins are merged where they lie, so a value moves by a bin at most.
     assert np.abs(np.cumsum(one.counts) - np.cumsum(other.counts)).max() <= 2
-    assert one.range_by("minmax") == other.range_by("minmax")
+    assert one.range_of(100.0) == other.range_of(100.0)
 
 
-def test_ranges_by_method():
+def test_a_range_leaves_out_what_is_far_out():
     values = np.concatenate((np.linspace(0, 1, 1_000_000), [50.0])).astype(np.float32)
     histogram = filled(values)
-    assert histogram.range_by("minmax") == (0.0, 50.0)
-    low, high = histogram.range_by("percentile")
+    assert histogram.range_of(100.0) == (0.0, 50.0)
+    low, high = histogram.range_of(99.5)
     assert low == 0.0 and 0.98 < high < 1.02
-    low, high = histogram.range_by("mse")
-    assert low == 0.0 and high <= 50.0
-
-
-def test_entropy_cuts_what_is_far_out_and_nothing_else():
-    rng = np.random.default_rng(0)
-    bell = rng.normal(0.0, 1.0, 200_000)
-    low, high = filled(bell, [-50.0, 50.0]).range_by("entropy")
-    assert low > -15.0 and high < 15.0
-    low, high = filled(rng.uniform(-1.0, 1.0, 200_000)).range_by("entropy")
-    assert low < -0.9 and high > 0.9
 
 
 def test_zero_is_always_in_the_range():
-    for method in METHODS:
-        low, high = filled([3.0, 4.0]).range_by(method)
+    for percentile in (100.0, 99.0):
+        low, high = filled([3.0, 4.0]).range_of(percentile)
         assert low == 0.0 and high >= 3.9
-        low, high = filled([-4.0, -3.0]).range_by(method)
+        low, high = filled([-4.0, -3.0]).range_of(percentile)
         assert low <= -3.9 and high == 0.0
-        assert filled([0.0]).range_by(method) == (0.0, 0.0)
+        assert filled([0.0]).range_of(percentile) == (0.0, 0.0)
 
 
 def test_pictures_are_hashed():

@@ -780,29 +780,23 @@ class QuantizeConfig(Config):
     calibration_size: int = option(
         256, "Short side of the calibration photographs (never enlarged), in pixels.", low=8, high=4096
     )
-    calibration_method: str = option(
-        "auto",
-        "How activation ranges are chosen; auto: as keeps most colour on validation photographs.",
-        choices=("auto", "minmax", "percentile", "entropy", "mse"),
-    )
-    calibration_percentile: float = option(
-        99.5, "Percent of the values that a range covers, for --calibration-method percentile.", low=90.0, high=100.0
+    calibration_percentile: float | None = option(
+        None,
+        "Percent of the values that the range of every activation covers, 100 for all. Default: of several for each "
+        "activation that which changes the answers least.",
+        low=90.0,
+        high=100.0,
     )
     equalize: str = option(
         "auto",
-        "Cross-layer equalization of channel ranges first; auto: where it keeps colour.",
-        choices=("auto", "on", "off"),
-    )
-    correct_bias: str = option(
-        "auto",
-        "Bias correction: take back the mean error of rounding; auto: where it keeps colour.",
+        "Cross-layer equalization of channel ranges first; auto: where int8 is closer to float then.",
         choices=("auto", "on", "off"),
     )
     activation_type: str = option(
         "auto", "Bytes of activations; auto: int8 on ARM, else uint8.", choices=("auto", "uint8", "int8")
     )
     choosing_photos: int = option(
-        48,
+        96,
         "Validation photographs that choose between int8 files; as many others score the one that was chosen.",
         low=1,
         high=100_000,
@@ -826,7 +820,7 @@ class QatConfig(Config):
         low=0,
         high=10**9,
     )
-    qat_learning_rate: float = option(2e-4, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
+    qat_learning_rate: float = option(2e-5, "Peak learning rate of quantization-aware training.", low=1e-9, high=10.0)
 
 
 @dataclass(frozen=True)

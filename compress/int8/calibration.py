@@ -17,13 +17,8 @@ from colorpress.core.errors import InputError
 from export.sessions import open_session
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-
-METHODS = ("minmax", "percentile", "entropy", "mse")
 
 _HALF_BINS = 4096  # on each side of zero
-_LEVELS = 255
-_CLIPPINGS = tuple(np.linspace(1.0, 0.2, 128))  # of the observed range, tried by mse and entropy
 
 
 class ActivationHistogram:
@@ -57,68 +52,20 @@ class ActivationHistogram:
             self.counts = np.concatenate((np.zeros(quarter, np.int64), pairs, np.zeros(quarter, np.int64)))
             self.limit *= 2.0
 
-    def range_by(self, method: str, percentile: float = 99.5) -> tuple[float, float]:
-        """The (low, high) to represent in 8 bits, zero included: minmax, percentile, entropy or mse."""
-        if method == "minmax" or not self.counts.any():
+    def range_of(self, percentile: float) -> tuple[float, float]:
+        """The (low, high) that hold so many percent of the values, zero included; of 100 those of all values.
+
+        What is left out is split over both tails.
+        """
+        if percentile == 100.0 or not self.counts.any():
             return self.low, self.high
-        if method == "percentile":
-            low, high = self._percentile_range(percentile)
-        else:
-            cost = {"entropy": self._divergence, "mse": self._squared_error}[method]
-            centres = self._centres
-            clipped = [(self.low * fraction, self.high * fraction) for fraction in _CLIPPINGS]
-            low, high = min(clipped, key=lambda bounds: cost(centres, *bounds))
-        return max(low, self.low), min(high, self.high)
-
-    @property
-    def _edges(self) -> Doubles:  # (bins + 1,)
-        return np.linspace(-self.limit, self.limit, 2 * _HALF_BINS + 1)
-
-    @property
-    def _centres(self) -> Doubles:  # (bins,)
-        return (self._edges[:-1] + self._edges[1:]) / 2.0
-
-    def _percentile_range(self, percentile: float) -> tuple[float, float]:
-        """All but the outermost (100 - percentile) percent of the values, split over both tails."""
         total = self.counts.sum()
         outside = total * (1.0 - percentile / 100.0) / 2.0
         summed = np.cumsum(self.counts)
         first = int(np.searchsorted(summed, outside, side="right"))
         last = int(np.searchsorted(summed, total - outside, side="left"))
-        return min(0.0, float(self._edges[first])), max(0.0, float(self._edges[last + 1]))
-
-    def _squared_error(self, centres: Doubles, low: float, high: float) -> float:
-        """The expected squared error of 256 levels from low to high.
-
-        Clipping costs the squared distance of what lies outside, rounding a twelfth of a squared step inside.
-        """
-        step = (high - low) / _LEVELS
-        outside = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-        return float(np.sum(self.counts * np.where(outside > 0, outside**2, step**2 / 12.0)))
-
-    def _divergence(self, centres: Doubles, low: float, high: float) -> float:
-        """The Kullback-Leibler divergence of the values from what 256 levels from low to high make of them.
-
-        What lies outside counts for the outermost bins inside; each level spreads evenly over its bins that are not
-        empty. Source: Migacz 2017, 8-bit inference with TensorRT.
-        """
-        first, end = np.searchsorted(centres, low), np.searchsorted(centres, high, side="right")
-        if end - first <= _LEVELS:
-            return math.inf  # fewer bins than levels: nothing is rounded, and nothing can be told
-        kept = self.counts[first:end].astype(np.float64)
-        clipped = kept.copy()
-        clipped[0] += self.counts[:first].sum()
-        clipped[-1] += self.counts[end:].sum()
-        level = np.arange(len(kept)) * (_LEVELS + 1) // len(kept)
-        sums = np.bincount(level, weights=kept)
-        filled = np.bincount(level, weights=kept > 0)
-        spread = np.where(kept > 0, sums[level] / np.maximum(filled[level], 1), 0.0)
-        if not spread.sum():
-            return math.inf
-        true, told = clipped / clipped.sum(), spread / spread.sum()
-        known = true > 0
-        # A bin that only clipping filled has no share in what the levels tell; it must cost something finite.
-        return float(np.sum(true[known] * np.log(true[known] / np.maximum(told[known], 1e-12))))
+        edges = np.linspace(-self.limit, self.limit, 2 * _HALF_BINS + 1)
+        return max(self.low, min(0.0, float(edges[first]))), min(self.high, max(0.0, float(edges[last + 1])))
 
 
 def observe_activations(

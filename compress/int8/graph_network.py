@@ -30,7 +30,11 @@ _DEFAULTS: dict[str, Any] = {
     "ceil_mode": 0,
     "alpha": 0.01,
 }
-_CANNOT = "leave out what needs it: --equalize off --correct-bias off --qat-crops 0"
+_LEVELS = 255  # above the lowest one
+_CANNOT = "leave out what needs it: --calibration-percentile 99.9 --equalize off --qat-crops 0"
+# A step of training that moves a weight by the learning rate moves the bounds of a range by so many times that part of
+# the range: weights hardly change, while a range may have to be half as wide.
+_RANGE_STEP = 100.0
 
 
 class GraphNetwork(ColorNetwork):
@@ -84,8 +88,10 @@ class GraphNetwork(ColorNetwork):
                     self.weights[_key(name)] = nn.Parameter(torch.from_numpy(constants[name].copy()))
                 else:
                     self.constants[name] = constants[name]
+        bounds = {_key(name): torch.tensor(ends) for name, ends in (rounded or {}).items()}
+        self._range_units = {key: _RANGE_STEP * float(ends[1] - ends[0]) or 1.0 for key, ends in bounds.items()}
         self.ranges = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.tensor(bounds)) for name, bounds in (rounded or {}).items()}
+            {key: nn.Parameter(ends / self._range_units[key]) for key, ends in bounds.items()}
         )
         self.rounded_layers, self.weight_levels = rounded_layers, weight_levels
 
@@ -117,6 +123,30 @@ class GraphNetwork(ColorNetwork):
             values[name] = self._round(name, answer)
         return found
 
+    @property
+    def value_names(self) -> frozenset[str]:
+        """The names of all values that it computes."""
+        return frozenset(node.output[0] for node in self._nodes)
+
+    def forward_changed(self, lightness: Tensor, known: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> Tensor:
+        """What `forward_coarse` would answer if some values were others; only what depends on them is computed.
+
+        Args:
+            lightness: L (N, 1, H, W) of whole multiples.
+            known: all values, as `forward_values` of this network answered them; nothing is rounded.
+            changed: those that are others, by name.
+        """
+        values: dict[str, Any] = {**self.constants, "": None, self._source: lightness, **known, **changed}
+        stale = set(changed)
+        for node in self._nodes:
+            name = node.output[0]
+            if name not in changed and not stale.isdisjoint(node.input):
+                inputs = [self._read(each, values) for each in node.input]
+                values[name] = _OPERATORS[node.op_type](inputs, self._attributes[node.name])
+                stale.add(name)
+        answer: Tensor = values[self._target]
+        return answer
+
     def write_weights_(self, model: onnx.ModelProto) -> None:
         """Put the weights and biases into `model`, the graph that this network was made of."""
         for tensor in model.graph.initializer:
@@ -126,7 +156,7 @@ class GraphNetwork(ColorNetwork):
 
     def read_ranges(self) -> dict[str, tuple[float, float]]:
         """The (low, high) of every value that is rounded, zero included."""
-        bounds = {name: value.detach().tolist() for name, value in self.ranges.items()}
+        bounds = {key: (value.detach() * self._range_units[key]).tolist() for key, value in self.ranges.items()}
         return {key.replace("/", "."): (min(0.0, low), max(0.0, high)) for key, (low, high) in bounds.items()}
 
     def _read(self, name: str, values: Mapping[str, Any]) -> Any:
@@ -134,7 +164,11 @@ class GraphNetwork(ColorNetwork):
 
     def _round(self, name: str, value: Tensor) -> Tensor:
         key = _key(name)
-        return _round_activation(value, self.ranges[key]) if key in self.ranges else value
+        if key not in self.ranges:
+            return value
+        low, high = (self.ranges[key] * self._range_units[key]).unbind()
+        rounded: Tensor = _RoundedValue.apply(value, low, high)  # type: ignore[no-untyped-call]
+        return rounded
 
 
 def _key(name: str) -> str:
@@ -169,19 +203,44 @@ def _find_unknown(node: onnx.NodeProto, constants: Mapping[str, Any], attributes
     return "MaxPool with uneven pads or dilations" if node.op_type == "MaxPool" and not is_even else ""
 
 
-def _round_activation(value: Tensor, bounds: Tensor) -> Tensor:
-    """`value` in 256 levels between two bounds, zero among them; gradients pass as if it were only clipped.
+def round_value(value: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """`value` in 256 levels between two bounds, zero among them, as int8 files have it."""
+    step, zero = _find_grid(*bounds)
+    return torch.fake_quantize_per_tensor_affine(value, step, zero, 0, _LEVELS)
 
-    Clipped values teach the bounds. Source: PACT (Choi et al. 2018), with both bounds learned.
+
+def _find_grid(low: float, high: float) -> tuple[float, int]:
+    """The step between 256 levels, and which of them is zero."""
+    low, high = min(0.0, low), max(0.0, high)
+    step = max((high - low) / _LEVELS, 1e-12)
+    return step, round(-low / step)
+
+
+class _RoundedValue(torch.autograd.Function):
+    """`round_value` with bounds that learn; gradients pass to the value as if it were only clipped.
+
+    What is clipped moves the bound that clips it, and what is rounded moves both, as the step between levels follows
+    them. A bound at zero stays there: a ReLU's range that reached below would no longer be a bound of its convolution.
+    Source: learned step size (Esser et al. 2020), with both bounds learned as in LSQ+ (Bhalgat et al. 2020).
     """
-    low, high = bounds[0].clamp(max=0.0), bounds[1].clamp(min=0.0)
-    clipped = torch.minimum(torch.maximum(value, low), high)
-    with torch.no_grad():
-        step = ((high - low) / 255.0).clamp(min=1e-12)
-        zero = torch.round(-low / step)
-        levels = (torch.round(value / step) + zero).clamp(0.0, 255.0)
-        rounded = (levels - zero) * step
-    return clipped + (rounded - clipped).detach()
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        bounds = (float(low), float(high))
+        rounded = round_value(value, bounds)
+        ctx.save_for_backward(value, rounded)
+        ctx.bounds = bounds
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (value, rounded), gradient = ctx.saved_tensors, gradients[0]
+        step, zero = _find_grid(*ctx.bounds)
+        below, above = value < -zero * step, value > (_LEVELS - zero) * step
+        inside = gradient.masked_fill(below | above, 0.0)
+        by_step = (inside * (rounded - value)).sum() / (step * _LEVELS)
+        low, high = (gradient * below).sum() - by_step, (gradient * above).sum() + by_step
+        return inside, low * (ctx.bounds[0] < 0.0), high * (ctx.bounds[1] > 0.0)
 
 
 def _round_weight(weight: Tensor, axis: int, levels: int) -> Tensor:

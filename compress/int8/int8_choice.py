@@ -1,4 +1,7 @@
-"""Static int8 for an ONNX file, each choice made by how much colour it keeps: ranges, tuning, and what stays float."""
+"""Static int8 for an ONNX file, each choice made by how near its answers are to the float file's.
+
+Ranges, equalized channels, training while rounded, and what stays in float.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from colorpress.core.console import progress, say
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import InputError
 from compress.derived_onnx import load_float_model, write_derived
-from compress.int8.calibration import METHODS, ActivationHistogram, Floats, hash_pictures, observe_activations
+from compress.int8.calibration import ActivationHistogram, Floats, hash_pictures, observe_activations
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_graph import (
     Range,
@@ -30,12 +34,14 @@ from compress.int8.int8_graph import (
     values_moved,
     weight_sizes,
 )
-from compress.int8.int8_tuning import correct_biases, equalize_channels
+from compress.int8.int8_tuning import PERCENTILES, choose_ranges, equalize_channels
 from compress.measures import Score
-from compress.yardstick import Scoring
 
-# Photographs that biases are corrected on: means need few.
-_BIAS_PICTURES = 16
+# Photographs that ranges are chosen on one by one, and the side that is seen of them, in pixels: a few minutes of even
+# a large network.
+_RANGE_PICTURES, _RANGE_SIDE = 8, 128
+# Percent of the values that ranges cover where nothing can choose.
+_USUAL_PERCENTILE = 99.9
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,16 @@ class Judge:
     """What decides between ways to quantize.
 
     Attributes:
-        scoring: of a candidate file, on other photographs than ranges are from.
+        scoring: the score of a candidate file, given as its bytes, and the L1 (ab/128) of its answers to those of its
+            float parent, on other photographs than ranges are from.
         is_enough: whether a file of such a score need not be made better.
-        tuning: trains weights and ranges in place, while they are rounded; None: nothing is trained.
+        tuning: trains weights and ranges of the first network in place, while they are rounded, to answer what the
+            second one does, its float parent; None: nothing is trained.
     """
 
-    scoring: Scoring
+    scoring: Callable[[bytes], tuple[Score, float]]
     is_enough: Callable[[Score], bool]
-    tuning: Callable[[GraphNetwork], None] | None = None
+    tuning: Callable[[GraphNetwork, GraphNetwork], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,44 +66,58 @@ class Int8Way:
     """One way to quantize a graph.
 
     Attributes:
-        method, percentile: how ranges are chosen from what was observed.
+        percentile: percent of the values that every range covers; None: each range is the one of several that changes
+            the answers least.
         equalized: channels were scaled to more even ranges first.
-        corrected: biases take back the shift that rounding makes.
         tuned: weights and ranges were trained while rounded.
         float_layers: convolutions that went back to float, since they lost most.
     """
 
-    method: str
-    percentile: float
+    percentile: float | None = None
     equalized: bool = False
-    corrected: bool = False
     tuned: bool = False
     float_layers: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """In a few words."""
-        words = [f"{self.method} {self.percentile:g} %" if self.method == "percentile" else self.method]
-        words += [name for name in ("equalized", "corrected", "tuned") if getattr(self, name)]
+        words = ["ranges one by one" if self.percentile is None else f"percentile {self.percentile:g} %"]
+        words += [name for name in ("equalized", "tuned") if getattr(self, name)]
         words += [f"{len(self.float_layers)} layers in float"] if self.float_layers else []
         return ", ".join(words)
 
 
 @dataclass(frozen=True)
 class Int8Try:
-    """A way that was tried, what its file scored, and whether that is enough."""
+    """A way that was tried.
+
+    Attributes:
+        score: of its file.
+        parent_l1: L1 (ab/128) of its file's answers to those of the float parent.
+        is_enough: whether the score is.
+    """
 
     way: Int8Way
     score: Score
+    parent_l1: float
     is_enough: bool
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """The least is the best: what is good enough comes first, then the least loss."""
-        return not self.is_enough, self.score.loss
+        """The least is the best: what is good enough comes first, then what is nearest to the float parent.
+
+        A few photographs tell that distance far more surely than what is lost of the truth: rounding may be lucky.
+        """
+        return not self.is_enough, self.parent_l1
 
     def to_dict(self) -> dict[str, Any]:
         """The try as JSON-ready primitives."""
-        return {"way": self.way.describe(), **asdict(self.way), **self.score.to_dict()}
+        return {
+            "way": self.way.describe(),
+            **asdict(self.way),
+            **self.score.to_dict(),
+            "parent_l1": self.parent_l1,
+            "is_enough": self.is_enough,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,15 +154,15 @@ def quantize_onnx(
     """Write a static int8 version of an fp32 ONNX file: QDQ, weights per channel, activations per tensor.
 
     The first and the last convolution stay in float: they cost next to nothing, and 256 levels of lightness or of
-    colour at either end cost more accuracy than all of the network between them. With a judge, what the options
-    leave open is chosen by the least loss: the calibration method, then equalization, then bias correction. Where the
-    best of these is not good enough, it is trained; and where that is not enough either, the layers that lose most for
-    their size go back to float, one by one, so that the largest stay in int8.
+    colour at either end cost more accuracy than all of the network between them. Each range is the one that changes the
+    answers least. With a judge, channels are equalized where that brings int8 nearer to float. Where this is not good
+    enough, it is trained to answer what the float file answers; and where that is not enough either, the layers that
+    change the answers most for their size go back to float, one by one, so that the largest stay in int8.
 
     Args:
         source: a file written by `export_onnx`.
         pictures: L (1, 1, H, W) float32 in [0, 1], of any sizes, one photograph each, that ranges are taken from.
-        judge: None takes what is open as percentile and off.
+        judge: None leaves channels as they are, and trains nothing.
         threads: CPU threads while calibrating; 0: ONNX Runtime's choice.
     Raises:
         ConfigError: no such source.
@@ -154,7 +176,7 @@ def quantize_onnx(
         why = "has no convolution between its first and its last, which stay in float"
         raise InputError("model", source, why, "ship it as it is, or store its weights in 8 bits by `colorpress pack`")
     quantizer = _Quantizer(model, chosen, pictures, config, not has_vnni(), threads)
-    way, tries = _choose_way(quantizer, judge) if judge else (_starting_way(config), ())
+    way, tries = _choose_way(quantizer, judge) if judge else (quantizer.starting_ways()[0], ())
     quantized = quantizer.quantize(way)
     layers = tuple(name for name in chosen if name not in way.float_layers)
     sizes = weight_sizes(model.graph)
@@ -181,15 +203,6 @@ def has_int8_layers(source: Path) -> bool:
     return bool(choose_layers(load_float_model(source).graph, 1.0))
 
 
-def _starting_way(config: QuantizeConfig) -> Int8Way:
-    return Int8Way(
-        method="percentile" if config.calibration_method == "auto" else config.calibration_method,
-        percentile=config.calibration_percentile,
-        equalized=config.equalize == "on",
-        corrected=config.correct_bias == "on",
-    )
-
-
 @dataclass
 class _Quantizer:
     """Makes int8 graphs of one float graph; what is observed and trained is kept."""
@@ -201,16 +214,29 @@ class _Quantizer:
     reduce_range: bool
     threads: int
     _seen: dict[bool, tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]] = field(default_factory=dict)
+    _chosen: dict[bool, Mapping[str, Range]] = field(default_factory=dict)
     _tuned: tuple[onnx.ModelProto, dict[str, Range]] | None = None
 
-    def can_tune(self) -> bool:
+    @cached_property
+    def is_known(self) -> bool:
         """Whether values inside the graph can be computed in PyTorch, as tuning needs; said in a line where not."""
         try:
             GraphNetwork(self.model)
         except InputError as error:
-            say(f"int8: channels are not equalized, biases not corrected, and nothing is trained: {error.why}")
+            say(f"int8: ranges are not chosen one by one, channels not equalized, nothing is trained: {error.why}")
             return False
         return True
+
+    def starting_ways(self) -> list[Int8Way]:
+        """What the options leave open of the ways without training, the plainest first."""
+        percentile, equalize = self.config.calibration_percentile, self.config.equalize
+        if equalize == "on" or (self.is_known and equalize == "off"):
+            return [Int8Way(percentile, equalized=equalize == "on")]
+        if self.is_known:
+            return [Int8Way(percentile), Int8Way(percentile, equalized=True)]
+        if percentile is not None:
+            return [Int8Way(percentile)]
+        return [Int8Way(each) for each in sorted(PERCENTILES, key=lambda each: each != _USUAL_PERCENTILE)]
 
     def _observe(self, equalized: bool) -> tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]:
         """The float graph with equalized channels or as it came, and histograms of all that may be in 8 bits."""
@@ -222,23 +248,15 @@ class _Quantizer:
         return self._seen[equalized]
 
     def ranges(self, way: Int8Way) -> dict[str, Range]:
-        """The range of every value that is in 8 bits."""
-        _, histograms = self._observe(way.equalized)
-        observed = {name: each.range_by(way.method, way.percentile) for name, each in histograms.items()}
-        return spread_ranges(self.model.graph, observed)
-
-    def _prepare(self, way: Int8Way, layers: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Range]]:
-        """The float graph of a way that is not trained, and its ranges."""
-        model, _ = self._observe(way.equalized)
-        ranges = self.ranges(way)
-        if way.corrected:
-            model = correct_biases(
-                model,
-                self.pictures[:_BIAS_PICTURES],
-                layers=layers,
-                rounding=lambda corrected: self.rounded_network(corrected, ranges, layers),
-            )
-        return model, ranges
+        """The range of every value that is in 8 bits, before training."""
+        model, histograms = self._observe(way.equalized)
+        if way.percentile is not None:
+            percentile = way.percentile
+            return spread_ranges(model.graph, {name: each.range_of(percentile) for name, each in histograms.items()})
+        if way.equalized not in self._chosen:
+            seen = [each[..., :_RANGE_SIDE, :_RANGE_SIDE] for each in self.pictures[:_RANGE_PICTURES]]
+            self._chosen[way.equalized] = choose_ranges(model, histograms, seen)
+        return spread_ranges(model.graph, self._chosen[way.equalized])
 
     def quantize(self, way: Int8Way) -> onnx.ModelProto:
         """The int8 graph of a way."""
@@ -247,21 +265,20 @@ class _Quantizer:
             assert self._tuned is not None
             model, ranges = self._tuned
         else:
-            model, ranges = self._prepare(way, layers)
+            model, ranges = self._observe(way.equalized)[0], self.ranges(way)
         arm = platform.machine().lower() in ("aarch64", "arm64")
         signed = self.config.activation_type == "int8" or (self.config.activation_type == "auto" and arm)
         nodes = nodes_to_quantize(self.model.graph, set(layers))
         return insert_qdq(model, nodes, ranges, reduce_range=self.reduce_range, signed_activations=signed)
 
-    def tune_(self, way: Int8Way, tuning: Callable[[GraphNetwork], None]) -> None:
+    def tune_(self, way: Int8Way, tuning: Callable[[GraphNetwork, GraphNetwork], None]) -> None:
         """Train the graph of a way while its values are rounded; `quantize` of a tuned way then gives the result."""
-        model, ranges = self._prepare(way, self.layers)
+        (model, histograms), ranges = self._observe(way.equalized), self.ranges(way)
         network = self.rounded_network(model, ranges, self.layers)
-        tuning(network)
+        tuning(network, GraphNetwork(model))
         copy = deepcopy(model)
         network.write_weights_(copy)
         learned = {**ranges, **network.read_ranges()}
-        _, histograms = self._observe(way.equalized)
         self._tuned = (copy, spread_ranges(copy.graph, {name: learned[name] for name in histograms}))
 
     def rounded_network(
@@ -282,32 +299,20 @@ class _Quantizer:
 
 def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int8Try, ...]]:
     tries: list[Int8Try] = []
-    config, start = quantizer.config, _starting_way(quantizer.config)
-    ways = [start]
-    if config.calibration_method == "auto":
-        ways = [replace(start, method=method) for method in METHODS if method != "percentile"]
-        ways += [replace(start, percentile=each) for each in sorted({config.calibration_percentile, 99.9, 99.99})]
+    ways = quantizer.starting_ways()
 
     def try_out(way: Int8Way) -> Int8Try:
-        score = judge.scoring(quantizer.quantize(way).SerializeToString())
-        found = Int8Try(way, score, judge.is_enough(score))
+        score, parent_l1 = judge.scoring(quantizer.quantize(way).SerializeToString())
+        found = Int8Try(way, score, parent_l1, judge.is_enough(score))
         tries.append(found)
         bar.advance(note=f"{found.score.describe()} with {way.describe()}")
         return found
 
-    def better(best: Int8Try, **change: bool) -> Int8Try:
-        return min(best, try_out(replace(best.way, **change)), key=attrgetter("rank"))  # type: ignore[arg-type]  # all are bool
-
-    with progress("choosing how to quantize", len(ways) + 2) as bar:
+    with progress("choosing how to quantize", len(ways)) as bar:
         best = min((try_out(way) for way in ways), key=attrgetter("rank"))
-        if quantizer.can_tune():
-            if config.equalize == "auto":
-                best = better(best, equalized=True)
-            if config.correct_bias == "auto":
-                best = better(best, corrected=True)
-            if judge.tuning is not None and not best.is_enough:
-                quantizer.tune_(best.way, judge.tuning)
-                best = better(best, tuned=True)
+        if judge.tuning is not None and quantizer.is_known and not best.is_enough:
+            quantizer.tune_(best.way, judge.tuning)
+            best = min(best, try_out(replace(best.way, tuned=True)), key=attrgetter("rank"))
         if not best.is_enough:
             best = _fall_back(quantizer, best, try_out)
     return best.way, tuple(tries)
@@ -317,7 +322,7 @@ def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way]
     """Convolutions back to float, the one that wins most for its weights first, until it is enough."""
     sizes = weight_sizes(quantizer.model.graph)
     alone = {name: try_out(replace(best.way, float_layers=(name,))) for name in quantizer.layers}
-    order = sorted(alone, key=lambda name: -(best.score.loss - alone[name].score.loss) / sizes[name])
+    order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
     reached = best
     for count in range(1, len(order)):  # at least one stays: a file without int8 is the float one
         found = alone[order[0]] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])))

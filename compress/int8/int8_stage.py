@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from torch import Tensor
 
 from colorpress.core.config import Recipe
 from colorpress.core.console import say
@@ -22,18 +24,21 @@ from colorpress.core.locks import scratch_folder
 from colorpress.core.machine import machine_key
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_goals
-from compress.distillation import Lesson, distil_network
 from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
+from compress.int8.int8_tuning import ParentLoss
 from compress.measures import Score, Scores
 from compress.precisions import variant_name
 from compress.ranking import count_macs
-from compress.yardstick import Jury, answering_of, score_onnx
+from compress.yardstick import Jury, answering_of
 from export.parity import check_parity
 from export.predictors import OnnxPredictor
 from training.crops import CropSides
+from training.device import torch_threads
+from training.fitting import FitFiles, FitJob, fit_network
+from training.metrics import mean_l1
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
@@ -102,7 +107,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             # Reported, not judged: how far int8 may be off is for the benchmark's photographs to say.
             parity = check_parity(OnnxPredictor(source), OnnxPredictor(trial), atol=None)
             if not math.isfinite(parity.max_abs):
-                raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-method")
+                raise GateError("int8 model", variant, "answers NaN or Inf", "try another --calibration-percentile")
             profile = profile_int8(trial, side=settings.count.rank_size, threads=settings.machine.threads)
             write_bytes(destination, trial.read_bytes())
         record = _describe(source, quantized, profile, compared)
@@ -155,29 +160,49 @@ def quantize_each(run: Run, sources: Sequence[Path], photos: PhotoSplit) -> list
 
 
 def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
-    """Scores int8 files by the photographs that choose, and trains what loses too much on those of `train`."""
-    run, best, photos = jury.run, jury.best, jury.photos
-    settings = run.settings
+    """Judges int8 files by the photographs that choose, and trains what loses too much on those of `train`."""
+    settings, photos = jury.run.settings, jury.photos
+    yardstick, threads = jury.choosing, settings.machine.threads
 
-    def score(path: Path) -> Score:
-        return score_onnx(jury.choosing, path, threads=settings.machine.threads)
+    def ask(path: Path) -> list[Tensor]:
+        answering = answering_of(OnnxPredictor(path, threads=threads))
+        return [answering(picture.lightness) for picture in yardstick.pictures]
 
-    def tune(network: GraphNetwork) -> None:
-        side = CropSides.of(photos.train, Recipe(imgsz=settings.distil.distil_imgsz)).middle
+    def score(answers: Sequence[Tensor]) -> Score:
+        given = iter(answers)
+        return yardstick.score(lambda _: next(given))
+
+    expected = ask(source)
+
+    def judge(content: bytes) -> tuple[Score, float]:
+        answers = ask(write_bytes(folder / "candidate.onnx", content))
+        return score(answers), float(np.mean([mean_l1(*both) for both in zip(answers, expected, strict=True)]))
+
+    def tune(network: GraphNetwork, parent: GraphNetwork) -> None:
+        distil = settings.distil
+        side = CropSides.of(photos.train, Recipe(imgsz=distil.distil_imgsz)).middle
         checkpoint = source.with_name("model.pt")
-        origin = run.load(checkpoint) if checkpoint.exists() else best
+        origin = jury.run.load(checkpoint) if checkpoint.exists() else jury.best
         macs_of_a_crop = count_macs(origin.build_network(), height=side, width=side)
         crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // macs_of_a_crop))
-        lesson = Lesson.of(run, best, photos, crops=crops)
-        # bf16 would round what int8 is to round.
-        recipe = replace(lesson.recipe, learning_rate=settings.qat.qat_learning_rate, precision="fp32")
-        lesson = replace(lesson, recipe=recipe)
-        distilled = distil_network(network, lesson, folder / "tuned.pt", label="int8 training")
-        network.load_state_dict(distilled.checkpoint.state_dict)
+        seen = photos.train[:crops]
+        recipe = distil.recipe(settings.fit, crops=crops, photos=len(seen), val_size=settings.score.eval_size)
+        # Once, as the last step is the nearest one; on photographs as they will come, in the precision of ranges.
+        once = {"epochs": 1, "epoch_crops": crops, "tone_jitter": 0.0, "crop_share": settings.fit.crop_share}
+        rate = settings.qat.qat_learning_rate
+        recipe = replace(recipe, **once, learning_rate=rate, precision="fp32")  # type: ignore[arg-type]
+        with torch_threads(threads):
+            fitted = fit_network(
+                ParentLoss(network, parent),
+                FitJob(seen, photos.choosing, recipe, settings.data, settings.machine),
+                FitFiles(folder / "tuned.pt", {"stage": "int8"}, restart=True),
+                label="int8 training",
+            )
+        network.load_state_dict(fitted.best.state_dict)
 
     return Judge(
-        scoring=lambda content: score(write_bytes(folder / "candidate.onnx", content)),
-        is_enough=what_is_enough(score(source), read_goals(settings.goal), settings.quantize.int8_loss),
+        scoring=judge,
+        is_enough=what_is_enough(score(expected), read_goals(settings.goal), settings.quantize.int8_loss),
         tuning=tune if settings.qat.qat_crops else None,
     )
 

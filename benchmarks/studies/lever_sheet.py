@@ -13,7 +13,7 @@ from colorpress.core.charts import font_path
 from colorpress.core.files import atomic_write
 from training.lab import l_ab_to_rgb
 
-_TILE, _GAP, _LABEL_WIDTH, _FONT_SIZE = 112, 4, 330, 15
+_TILE, _GAP, _LABEL_WIDTH, _FONT_SIZE = 112, 4, 400, 15
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 

@@ -323,19 +323,33 @@ def _read_graph(path: Path, count_at: int | None) -> dict[str, Any]:
     outside = {entry.value for each in graph.initializer for entry in each.external_data if entry.key == "location"}
     # Scales and zero points describe numbers, they are no weights; shapes and axes are int64 and no weights either.
     ranges = {name for node in graph.node if "quantizelinear" in node.op_type.lower() for name in node.input[1:]}
+    ranges |= _find_scales(graph)
     weights = [
         (prod(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
         for tensor in graph.initializer
         if tensor.name not in ranges and tensor.data_type != onnx.TensorProto.INT64 and tensor.dims
     ]
     operators, kinds = {each.op_type for each in graph.node}, {kind.name for _, kind in weights}
+    precision = recognize_precision(operators, kinds)
     return {
-        "precision": recognize_precision(operators, kinds).name,
+        "precision": precision.name,
         "macs": count_graph_macs(path, size=count_at) if count_at else 0,
-        "params": sum(count for count, _ in weights),
+        "params": sum(count * (precision.stores if kind.name == "uint8" else 1) for count, kind in weights),
         "size_bytes": path.stat().st_size + sum((path.parent / name).stat().st_size for name in outside),
         "weights_bytes": sum(count * kind.itemsize for count, kind in weights),
     }
+
+
+def _find_scales(graph: Any) -> set[str]:
+    """The names of what packed weights are multiplied by before anything else is computed."""
+    constants, scales = {tensor.name for tensor in graph.initializer}, set[str]()
+    unpacked: set[str] = set()
+    for node in graph.node:
+        if node.input and constants.union(unpacked).issuperset(node.input):
+            unpacked.update(node.output)
+            if node.op_type == "Mul" and node.input[0] in unpacked:
+                scales.update(node.input[1:])
+    return scales
 
 
 def count_graph_macs(path: Path, *, size: int) -> int:

@@ -467,16 +467,22 @@ def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     return quantize_each(current, _present(current.folder, _exported(current)), photos)
 
 
-@stage_command(checkpoint=_THE_EXPORT)
+@stage_command("data", checkpoint=_THE_EXPORT)
 @click.option("--pack-precision", type=click.Choice(list(_PACKED)), default="w8", show_default=True,
               help=f"{', or '.join(_PACKED.values())}.")  # fmt: skip
 def pack(current: Run, checkpoint: Path | None, pack_precision: str) -> Iterable[StageRecord]:
-    """Store weights in 8 or 16 bits; what is computed stays float."""
+    """Store weights in 4, 8 or 16 bits; what is computed stays float.
+
+    4 bits look at 16 training photographs; the others at none.
+    """
     from compress.export_stages import pack
     from compress.precisions import variant_name
+    from training.run_folder import find_photos
 
     given = [checkpoint] if checkpoint else _present(current.folder, _exported(current))
-    return [pack(current, path, variant_name(_variant_name(path), pack_precision), pack_precision) for path in given]
+    photos = find_photos(current).train if PRECISIONS[pack_precision].calibrates else ()
+    names = [variant_name(_variant_name(path), pack_precision) for path in given]
+    return [pack(current, path, name, pack_precision, photos) for path, name in zip(given, names, strict=True)]
 
 
 @stage_command(

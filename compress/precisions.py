@@ -25,6 +25,8 @@ class Precision:
         ending: of a variant's name, after that of the float32 one it is made from.
         made_by: the command of colorpress that makes such a file; `pack` takes the name.
         exact: whether it has to answer as PyTorch does, within `--atol`.
+        calibrates: whether its file is made by looking at training photographs.
+        stores: how many weights there are in each element of a uint8 tensor.
         computes: "int8" where convolutions compute in it; empty where in what the runtime chooses.
         describe: for the reader of `--help`.
         shows: whether a graph that does not say its precision is of this one, from its operators and the types of its
@@ -35,6 +37,8 @@ class Precision:
     ending: str = ""
     made_by: str = ""
     exact: bool = False
+    calibrates: bool = False
+    stores: int = 1
     computes: str = ""
     describe: str = ""
     shows: Callable[[Collection[str], Collection[str]], bool] = _never
@@ -48,8 +52,21 @@ PRECISIONS: Mapping[str, Precision] = {
             "int8",
             "-int8",
             "quantize",
+            calibrates=True,
             computes="int8",
             shows=lambda operators, _: any(each.startswith(_INTEGER_PREFIXES) for each in operators),
+        ),
+        Precision(
+            "w4",
+            "-w4",
+            "pack",
+            calibrates=True,
+            stores=2,
+            describe="4 bits, two to a byte, with a scale per channel, for the smallest files",
+            # Two weights in a byte are parted by Floor.
+            shows=lambda operators, types: (
+                not {"int4", "uint4"}.isdisjoint(types) or ("Floor" in operators and "uint8" in types)
+            ),
         ),
         Precision(
             "w8",

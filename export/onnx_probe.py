@@ -348,18 +348,26 @@ def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
         # Weights in fewer bits stand behind what turns them into float.
         name = node.input[_WEIGHTED_OPS[node.op_type]]
         computed = "int8" if name in made_by and made_by[name].op_type == "DequantizeLinear" else "fp32"
+        between: dict[str, onnx.NodeProto] = {}
         while name not in tensors and name in made_by and made_by[name].input:
+            between[made_by[name].op_type] = made_by[name]
             name = made_by[name].input[0]
         if (tensor := tensors.get(name)) is None:
             continue
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        shape, stored = list(tensor.dims), _PRECISIONS.get(kind.name, kind.name)
+        size_bytes = prod(shape) * kind.itemsize
+        if {"Split", "Reshape"} <= between.keys() and between["Reshape"].input[1] in tensors:
+            # 4 bits of all layers are in one tensor, two weights to a byte.
+            shape = onnx.numpy_helper.to_array(tensors[between["Reshape"].input[1]]).tolist()
+            stored, size_bytes = "int4", -(-prod(shape) // 2)
         layers.append({
             "name": node.name or node.output[0],
             "operator": node.op_type,
-            "shape": list(tensor.dims),
-            "weights": prod(tensor.dims),
-            "size_bytes": prod(tensor.dims) * kind.itemsize,
-            "stored": _PRECISIONS.get(kind.name, kind.name),
+            "shape": shape,
+            "weights": prod(shape),
+            "size_bytes": size_bytes,
+            "stored": stored,
             "computed": "int8" if node.op_type in _INTEGER_OPS else computed,
         })  # fmt: skip
     return layers

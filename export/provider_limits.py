@@ -52,6 +52,8 @@ _NOT_WEBGPU_NAMES = """
 ConstantOfShape GatherND Identity LogSoftmax Mod Or PRelu QuantizeLinear Round Selu Sign Softplus SpaceToDepth Sum TopK
 Upsample
 """
+# Of constants alone they are worked out while a file is loaded: what weights in fewer bits are unpacked by.
+_FOLDED = frozenset({"Cast", "Concat", "Div", "Floor", "Mul", "Reshape", "Split", "Sub"})
 _USUAL, _COREML = frozenset(_USUAL_NAMES.split()), frozenset(_COREML_NAMES.split())
 _QNN, _WEBGPU = _USUAL - set(_NOT_QNN_NAMES.split()), _USUAL - set(_NOT_WEBGPU_NAMES.split())
 
@@ -183,13 +185,13 @@ def check_providers(model: onnx.ModelProto) -> list[LimitsCheck]:
 
 
 def check_limits(model: onnx.ModelProto, limits: ProviderLimits) -> LimitsCheck:
-    """What one provider takes of a model."""
-    takes = limits.operators | limits.control_flow
-    copies, sizing = _follow(model.graph, takes)
-    nodes = [node for node in _all_nodes(model.graph) if not sizing.intersection(node.output)]
+    """What one provider takes of a model, once ONNX Runtime has unpacked its weights, before it asks any provider."""
+    takes, graph = limits.operators | limits.control_flow, _unpack_weights(model.graph)
+    copies, sizing = _follow(graph, takes)
+    nodes = [node for node in _all_nodes(graph) if not sizing.intersection(node.output)]
     flow = Counter(node.op_type for node in nodes if node.op_type in _CONTROL_FLOW)
     left = Counter(node.op_type for node in nodes if node.op_type not in takes)
-    fixed, opset = _is_fixed(model.graph), opset_of(model)
+    fixed, opset = _is_fixed(graph), opset_of(model)
     refused = {name: count for name, count in flow.items() if name not in limits.control_flow}
     low, high = limits.opsets
     why = [
@@ -198,11 +200,29 @@ def check_limits(model: onnx.ModelProto, limits: ProviderLimits) -> LimitsCheck:
         *([f"control flow: {_counted(refused)}"] if refused else []),
         *([f"no kernel: {_counted(each)}"] if (each := {n: c for n, c in left.items() if n not in refused}) else []),
         *([f"{copies} copies"] if limits.no_copies and copies else []),
-        *limits.rule(model.graph),
+        *limits.rule(graph),
     ]
     return LimitsCheck(
         limits.name, limits.title, not why, tuple(why), opset, fixed, flow.total(), dict(sorted(left.items())), copies
     )
+
+
+def _unpack_weights(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """A graph in which what is worked out of constants alone is a constant, without its value.
+
+    Not DequantizeLinear, which ONNX Runtime leaves where it is.
+    """
+    copy = onnx.GraphProto()
+    copy.CopyFrom(graph)
+    constants = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
+    del copy.node[:]
+    for node in graph.node:
+        if node.input and constants.issuperset(node.input) and node.op_type in _FOLDED:
+            constants.update(node.output)
+            copy.initializer.extend(onnx.TensorProto(name=name) for name in node.output)
+        else:
+            copy.node.append(node)
+    return copy
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

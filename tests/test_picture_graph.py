@@ -308,7 +308,7 @@ def test_another_runtime_takes_a_graph_for_one_size_as_it_is(network: Path, tmp_
 
 def test_other_flavours_of_the_network_fit_too(network: Path, tmp_path: Path) -> None:
     pixels = draw(67, 91)
-    for precision in ("w8", "fp16"):
+    for precision in ("w8", "w4", "fp16"):
         packed = pack_onnx(network, tmp_path / f"{precision}.onnx", precision=precision).path
         content = build_picture_graph(onnx.load(packed)).SerializeToString()
         expected = color_pixels(pixels, OnnxPredictor(packed, threads=1), work_size=32)

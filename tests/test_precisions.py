@@ -38,7 +38,7 @@ Maker = Callable[[Run, Path, str, PhotoSplit, str], StageRecord]
 MAKERS: dict[str, Maker] = {
     "export": lambda run, _source, variant, _photos, _name: export(run, run.best_path, variant),
     "quantize": lambda run, source, variant, photos, _name: quantize(run, source, variant, photos),
-    "pack": lambda run, source, variant, _photos, name: pack(run, source, variant, name),
+    "pack": lambda run, source, variant, photos, name: pack(run, source, variant, name, photos.train),
 }
 
 
@@ -117,6 +117,7 @@ def test_endings_tell_precisions_apart() -> None:
         ({"QLinearConv"}, {"int8"}, "int8"),
         ({"DynamicQuantizeLinear", "ConvInteger"}, {"int8"}, "int8"),
         ({"DequantizeLinear", "Conv"}, {"int8"}, "w8"),
+        ({"Conv", "DequantizeLinear"}, {"int4"}, "w4"),
         ({"Conv"}, {"float16"}, "fp16"),
         (set(), set(), "fp32"),
     ],

@@ -34,14 +34,12 @@ from compress.int8.int8_graph import (
     values_moved,
     weight_sizes,
 )
-from compress.int8.int8_tuning import PERCENTILES, choose_ranges, equalize_channels
+from compress.int8.int8_tuning import PERCENTILES, USUAL_PERCENTILE, choose_ranges, equalize_channels
 from compress.measures import Score
 
 # Photographs that ranges are chosen on one by one, and the side that is seen of them, in pixels: a few minutes of even
 # a large network.
 _RANGE_PICTURES, _RANGE_SIDE = 8, 128
-# Percent of the values that ranges cover where nothing can choose.
-_USUAL_PERCENTILE = 99.9
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ class _Quantizer:
             return [Int8Way(percentile), Int8Way(percentile, equalized=True)]
         if percentile is not None:
             return [Int8Way(percentile)]
-        return [Int8Way(each) for each in sorted(PERCENTILES, key=lambda each: each != _USUAL_PERCENTILE)]
+        return [Int8Way(each) for each in sorted(PERCENTILES, key=lambda each: each != USUAL_PERCENTILE)]
 
     def _observe(self, equalized: bool) -> tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]:
         """The float graph with equalized channels or as it came, and histograms of all that may be in 8 bits."""

@@ -25,6 +25,8 @@ from training.network import pad_to_multiple
 
 # Percent of the values that a range may cover, to choose from.
 PERCENTILES = (100.0, 99.99, 99.9, 99.7, 99.5, 99.0)
+# The same where nothing can choose, or where many layers are tried and none is kept.
+USUAL_PERCENTILE = 99.9
 # A channel is scaled by no more than this: only one that is dead or blind would be.
 _LARGEST_SCALE = 1e4
 # Operators that a channel passes as a whole, whatever positive number it is multiplied by.

@@ -153,8 +153,8 @@ def test_on_photographs_channels_keep_the_mean_and_deviation_that_they_have_in_f
         return np.array([values.mean(axis=(0, 1, 3, 4)), values.std(axis=(0, 1, 3, 4))])
 
     expected = moments(source)
-    assert np.abs(moments(plain.path) - expected).max() > 1e-4
-    np.testing.assert_allclose(moments(matched.path), expected, atol=2e-6)
+    off, matched_off = (np.abs(moments(each.path) - expected).max() for each in (plain, matched))
+    assert off > 1e-3 and matched_off < 0.05 * off
 
 
 def test_4_bits_of_nothing_but_outer_convolutions_are_8(tmp_path: Path) -> None:

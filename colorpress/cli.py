@@ -309,7 +309,7 @@ def rank(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     "machine", checkpoint=_THE_CHECKPOINT,
 )  # fmt: skip
 def prune(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
-    """Prune the largest layers, then fine-tune by distillation.
+    """Prune layers, then fine-tune by distillation.
 
     Writes pruned/plan.json, which can be edited and given back, and pruned/model.pt.
     """
@@ -450,7 +450,8 @@ def export(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
 # Training of int8 has a learning rate of its own.
 @stage_command(
     "arch", "data", "goal", "quantize", "qat", "count", "score", "distil",
-    "machine", checkpoint=_THE_EXPORT, without=("distil_learning_rate",),
+    "machine", checkpoint=_THE_EXPORT,
+    without=("distil_learning_rate", "teacher_weight", "distil_crop_share", "distil_tone_jitter"),
 )  # fmt: skip
 def quantize(current: Run, checkpoint: Path | None) -> Iterable[StageRecord]:
     """Quantize exported models to static int8.

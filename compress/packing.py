@@ -171,10 +171,15 @@ def _match_answers(
     rounded, matched = deepcopy(model), deepcopy(model)
     _replace_(rounded.graph, weights, _unpack(packed, weights, model.opset_import))
     uses = Counter(name for node in model.graph.node for name in node.input)
+    constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     order = [
         node
         for node in _convolutions(model.graph)
-        if node.input[1] in weights and len(node.input) > 2 and all(uses[name] == 1 for name in node.input[1:3])
+        if node.input[1] in weights
+        and len(node.input) > 2
+        and all(uses[name] == 1 for name in node.input[1:3])
+        # Of a transposed convolution with groups a channel's weights lie in several places.
+        and constants.get(node.input[2]) == (weights[node.input[1]].values.shape[weights[node.input[1]].channels],)
     ]
     float_moments = _channel_moments(GraphNetwork(model), [node.output[0] for node in order], pictures)
     inside, scales = ({each.name: each for each in group} for group in (rounded.graph.initializer, tensors))

@@ -43,7 +43,7 @@ from training.unet import count_parameters
 
 
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
-    """Prune the largest layers and distil: pruned/plan.json, pruned/model.pt."""
+    """Prune layers and distil: pruned/plan.json, pruned/model.pt."""
     settings, folder = run.settings, run.folder / "pruned"
     given, size = settings.prune.prune_plan, settings.count.rank_size
     # Of each step; the last one's are those of the network that is kept.
@@ -56,7 +56,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             forget_fit(folder)
 
         def distil(network: ColorNetwork, destination: Path, crops: int) -> DistillResult:
-            lesson = Lesson.of(run, teacher, photos, crops=max(1, crops))
+            lesson = Lesson.of(run, teacher, photos, crops=crops or len(photos.train))
             distilled = distil_network(network, lesson, destination, tune=crops > 0)
             say(distilled.summary())
             return distilled

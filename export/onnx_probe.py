@@ -357,7 +357,7 @@ def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         shape, stored = list(tensor.dims), _PRECISIONS.get(kind.name, kind.name)
         size_bytes = prod(shape) * kind.itemsize
-        if {"Split", "Reshape"} <= between.keys() and between["Reshape"].input[1] in tensors:
+        if kind.name == "uint8" and {"Split", "Reshape"} <= between.keys() and between["Reshape"].input[1] in tensors:
             # 4 bits of all layers are in one tensor, two weights to a byte.
             shape = onnx.numpy_helper.to_array(tensors[between["Reshape"].input[1]]).tolist()
             stored, size_bytes = "int4", -(-prod(shape) // 2)

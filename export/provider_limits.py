@@ -93,6 +93,7 @@ def _refuse_zero_points(graph: onnx.GraphProto) -> Sequence[str]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
         and len(node.input) > 2
         and (tensor := constants.get(node.input[2])) is not None
+        and tensor.data_type  # else it is worked out of constants
         and np.any(numpy_helper.to_array(tensor))
     ]
     return [f"{len(shifted)} zero points are not 0"] if shifted else []

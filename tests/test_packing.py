@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from benchmarks.variants import describe_variant
 from colorpress.core.config import ExportConfig
@@ -207,3 +207,30 @@ def test_what_cannot_be_packed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         pack_onnx(tmp_path / "none.onnx", tmp_path / "again.onnx")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_channels_of_grouped_transposed_convolutions_are_left_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 1, 3, 3), "b": (8, 4, 2, 2), "c": (2, 8, 3, 3)}  # b: two groups, so 4 of 8 channels in a place
+    constants = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    constants |= {f"{name}_bias": np.zeros(count, np.float32) for name, count in {"a": 8, "b": 8, "c": 2}.items()}
+    nodes = [
+        helper.make_node("Conv", ["L", "a", "a_bias"], ["x"], name="a", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["x", "b", "b_bias"], ["y"], name="b", strides=[2, 2], group=2),
+        helper.make_node("Conv", ["y", "c", "c_bias"], ["ab"], name="c", pads=[1, 1, 1, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("L", onnx.TensorProto.FLOAT, [1, 1, "H", "W"])],
+        [helper.make_tensor_value_info("ab", onnx.TensorProto.FLOAT, [1, 2, "H", "W"])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / "grouped.onnx"))
+    assert pack_onnx(tmp_path / "grouped.onnx", tmp_path / "w4.onnx", precision="w4", pictures=waves()).packed
+    assert onnxruntime.InferenceSession(str(tmp_path / "w4.onnx")).run(None, {"L": waves()[0]})[0].shape == (
+        1,
+        2,
+        40,
+        56,
+    )

@@ -187,7 +187,7 @@ class CropLoader:
                 raise
             self.close()
             why = f"a loading process died ({str(error).partition('.')[0]})"
-            hint = "often too little memory: lower --workers (0 loads without processes) or --batch-size"
+            hint = "often too little memory: lower --workers (0 loads without processes) or the batch size"
             raise MachineError("photographs", None, why, hint) from error
 
     def close(self) -> None:

@@ -576,7 +576,7 @@ class FurtherConfig(Config):
 
 @dataclass(frozen=True)
 class DistilConfig(Config):
-    """How networks learn from best.pt: pruned ones, students, and those that are trained in 8 bits."""
+    """How networks learn from best.pt, pruned ones and students; training in 8 bits has the same crops and batches."""
 
     distil_imgsz: int = option(128, "Side of the square crops, in pixels, in the mean.", low=8, high=4096)
     distil_batch_size: int = option(16, "Crops per step.", low=1, high=65_536)

@@ -31,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "alpha": 0.01,
 }
 _LEVELS = 255  # above the lowest one
-_CANNOT = "leave out what needs it: --calibration-percentile 99.9 --equalize off --qat-crops 0"
+_CANNOT = "leave out what needs it: --equalize off"
 # A step of training that moves a weight by the learning rate moves the bounds of a range by so many times that part of
 # the range: weights hardly change, while a range may have to be half as wide.
 _RANGE_STEP = 100.0

@@ -36,6 +36,7 @@ from compress.int8.int8_graph import (
 )
 from compress.int8.int8_tuning import PERCENTILES, USUAL_PERCENTILE, choose_ranges, equalize_channels
 from compress.measures import Score
+from training.device import torch_threads
 
 # Photographs that ranges are chosen on one by one, and the side that is seen of them, in pixels: a few minutes of even
 # a large network.
@@ -174,8 +175,9 @@ def quantize_onnx(
         why = "has no convolution between its first and its last, which stay in float"
         raise InputError("model", source, why, "ship it as it is, or store its weights in 8 bits by `colorpress pack`")
     quantizer = _Quantizer(model, chosen, pictures, config, not has_vnni(), threads)
-    way, tries = _choose_way(quantizer, judge) if judge else (quantizer.starting_ways()[0], ())
-    quantized = quantizer.quantize(way)
+    with torch_threads(threads):
+        way, tries = _choose_way(quantizer, judge) if judge else (quantizer.starting_ways()[0], ())
+        quantized = quantizer.quantize(way)
     layers = tuple(name for name in chosen if name not in way.float_layers)
     sizes = weight_sizes(model.graph)
     share = sum(sizes[name] for name in layers) / sum(sizes.values())
@@ -318,6 +320,8 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 
 def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
     """Convolutions back to float, the one that wins most for its weights first, until it is enough."""
+    if len(quantizer.layers) == 1:
+        return best
     sizes = weight_sizes(quantizer.model.graph)
     alone = {name: try_out(replace(best.way, float_layers=(name,))) for name in quantizer.layers}
     order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])

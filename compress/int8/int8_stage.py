@@ -130,12 +130,14 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
         }
 
     # The judge knows a lightness table, which is fitted on the training photographs.
-    seen_by_all = replace(judging, train=photos.train if judged else calibrating, test=())
+    seen_by_all, distil = replace(judging, train=photos.train if judged else calibrating, test=()), settings.distil
     used = {
         **vars(config),
         **vars(settings.goal),
         **vars(settings.qat),
-        "training": [vars(settings.distil), vars(settings.fit)] if settings.qat.qat_crops else [],
+        "training": [distil.distil_imgsz, distil.distil_batch_size, vars(settings.fit)]
+        if settings.qat.qat_crops
+        else [],
         "machine": machine_key(),
         "threads": settings.machine.threads,
         "eval_size": settings.score.eval_size,
@@ -190,7 +192,7 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         # Once, as the last step is the nearest one; on photographs as they will come, in the precision of ranges.
         once = {"epochs": 1, "epoch_crops": crops, "tone_jitter": 0.0, "crop_share": settings.fit.crop_share}
         rate = settings.qat.qat_learning_rate
-        recipe = replace(recipe, **once, learning_rate=rate, precision="fp32")  # type: ignore[arg-type]
+        recipe = replace(recipe, **once, learning_rate=rate, precision="fp32", compile=False)  # type: ignore[arg-type]
         with torch_threads(threads):
             fitted = fit_network(
                 ParentLoss(network, parent),

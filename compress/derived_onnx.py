@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import sha256_bytes, write_bytes
@@ -13,6 +17,11 @@ from export.onnx_probe import note_made_here, refuse_hostile
 
 _QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _GIVE_FP32 = "give the fp32 model written by `colorpress export`"
+
+
+def set_values_(tensor: onnx.TensorProto, values: NDArray[np.floating[Any]]) -> None:
+    """Give a float32 tensor other values, under its name."""
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), tensor.name))
 
 
 def load_float_model(source: Path) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ from onnx.reference import ReferenceEvaluator
 
 from colorpress.core.console import say
 from colorpress.core.errors import InputError
-from compress.derived_onnx import load_float_model, write_derived
+from compress.derived_onnx import load_float_model, set_values_, write_derived
 from compress.int8.calibration import Floats
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_graph import outer_convolutions
@@ -193,10 +193,10 @@ def _match_answers(
         gain = np.clip(gain, 1 / _LARGEST_GAIN, _LARGEST_GAIN)
         along = np.expand_dims(gain, weights[weight].others)
         for tensor in (inside[weight], scales[f"{weight}.s"]):
-            _set(tensor, numpy_helper.to_array(tensor) * along)
+            set_values_(tensor, numpy_helper.to_array(tensor) * along)
         value = wanted_mean - gain * (mean - numpy_helper.to_array(inside[bias]))
         for tensor in (inside[bias], biases[bias]):
-            _set(tensor, value)
+            set_values_(tensor, value)
     return matched, packed
 
 
@@ -214,10 +214,6 @@ def _channel_moments(
                 sums[name] = sums[name] + both if name in sums else both
     moments = {name: total.numpy() / len(pictures) for name, total in sums.items()}
     return {name: (mean, np.sqrt(np.maximum(square - mean**2, 0.0))) for name, (mean, square) in moments.items()}
-
-
-def _set(tensor: onnx.TensorProto, value: NDArray[np.floating[Any]]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
 
 
 def _join(parts: Iterable[Packed]) -> Packed:

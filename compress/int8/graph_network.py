@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from colorpress.core.errors import InputError
+from compress.derived_onnx import set_values_
 from export.affine_field import is_affine
 from training.network import ColorNetwork, GraphArchitecture
 
@@ -47,7 +48,7 @@ class GraphNetwork(ColorNetwork):
         model: as `export_onnx` writes it; it is not changed.
         rounded: values that are represented in 8 bits, with the range that they start with; none computes in float.
         rounded_layers: convolutions whose weights are in 8 bits.
-        weight_levels: the largest integer of a weight, 127 or 63.
+        weight_levels: the largest integer of a weight, 127, or 64 of 7 bits.
     Raises:
         InputError: the graph holds an operator that is not known here.
     """
@@ -151,8 +152,7 @@ class GraphNetwork(ColorNetwork):
         """Put the weights and biases into `model`, the graph that this network was made of."""
         for tensor in model.graph.initializer:
             if _key(tensor.name) in self.weights:
-                value = self.weights[_key(tensor.name)].detach().cpu().numpy()
-                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+                set_values_(tensor, self.weights[_key(tensor.name)].detach().cpu().numpy())
 
     def read_ranges(self) -> dict[str, tuple[float, float]]:
         """The (low, high) of every value that is rounded, zero included."""

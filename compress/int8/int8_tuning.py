@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
+from compress.derived_onnx import set_values_
 from compress.distillation import DistilLoss
 from compress.int8.calibration import ActivationHistogram, Floats
 from compress.int8.graph_network import GraphNetwork, round_value
@@ -99,9 +100,9 @@ def equalize_channels(model: onnx.ModelProto, pictures: Sequence[Floats]) -> onn
         weight = weights[node.name] / own[:, None, None, None]
         if (read := channels.read.get(node.name)) is not None:
             weight = weight * scale[channels.roots(read)][None, :, None, None]
-        _set(constants[node.input[1]], weight)
+        set_values_(constants[node.input[1]], weight)
         if len(node.input) > 2:
-            _set(constants[node.input[2]], numpy_helper.to_array(constants[node.input[2]]) / own)
+            set_values_(constants[node.input[2]], numpy_helper.to_array(constants[node.input[2]]) / own)
     return copy
 
 
@@ -242,7 +243,3 @@ def _find_largest(network: GraphNetwork, names: Collection[str], pictures: Seque
             largest = value.abs().amax(dim=(0, 2, 3))
             found[name] = torch.maximum(found[name], largest) if name in found else largest
     return {name: value.numpy() for name, value in found.items()}
-
-
-def _set(tensor: onnx.TensorProto, value: NDArray[np.floating[Any]]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), tensor.name))

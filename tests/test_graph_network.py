@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import InputError
 from compress.int8.calibration import observe_activations
-from compress.int8.graph_network import GraphNetwork
+from compress.int8.graph_network import GraphNetwork, _round_weight
 from compress.int8.int8_choice import Int8Way, _Quantizer
 from compress.int8.int8_graph import choose_layers, spread_ranges, tensors_to_observe
 from compress.int8.int8_tuning import choose_ranges, equalize_channels
@@ -75,6 +77,19 @@ def test_rounded_it_answers_as_the_int8_file_does(graphs: dict[str, Path], tmp_p
         rounding = np.abs(int8(picture) - float_answer(picture)).mean()
         # The simulation is of this file's rounding, not of another one's of the same size.
         assert np.abs(answer - int8(picture)).mean() < 0.6 * rounding
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_weights_are_rounded_to_those_that_the_file_holds(graphs: dict[str, Path], reduce_range: bool) -> None:
+    quantizer = replace(quantizer_of(graphs["transpose"]), reduce_range=reduce_range)
+    network = quantizer.rounded_network(quantizer.model, quantizer.ranges(WAY), quantizer.layers)
+    held = {each.name: numpy_helper.to_array(each) for each in quantizer.quantize(WAY).graph.initializer}
+    for node in quantizer.model.graph.node:
+        if node.name in quantizer.layers and node.op_type == "Conv":
+            weight = next(each for each in quantizer.model.graph.initializer if each.name == node.input[1])
+            rounded = _round_weight(torch.from_numpy(numpy_helper.to_array(weight).copy()), 0, network.weight_levels)
+            scale = held[f"{weight.name}_scale"].reshape(-1, 1, 1, 1)
+            np.testing.assert_allclose(rounded, held[f"{weight.name}_quantized"] * scale, atol=1e-7)
 
 
 def test_weights_and_ranges_learn_and_go_back_into_the_graph(graphs: dict[str, Path]) -> None:

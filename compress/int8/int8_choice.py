@@ -293,7 +293,7 @@ class _Quantizer:
             model,
             rounded={name: bounds for name, bounds in ranges.items() if name in touched - unseen},
             rounded_layers=frozenset(layers),
-            weight_levels=63 if self.reduce_range else 127,
+            weight_levels=64 if self.reduce_range else 127,
         )
 
 

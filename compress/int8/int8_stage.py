@@ -96,6 +96,10 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
     calibrating, judging = photos.train[: config.calibration_photos], photos.limit_halves(config.choosing_photos)
 
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
+        if not judged:
+            say(
+                f"{variant}: nothing judges it or trains it, since '{run.folder}' has no best.pt (see colorpress adopt)"
+            )
         with scratch_folder() as folder:
             trial = folder / "model.onnx"
             seen = load_pictures(calibrating, short_side=config.calibration_size, data=settings.data)
@@ -190,9 +194,16 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         seen = photos.train[:crops]
         recipe = distil.recipe(settings.fit, crops=crops, photos=len(seen), val_size=settings.score.eval_size)
         # Once, as the last step is the nearest one; on photographs as they will come, in the precision of ranges.
-        once = {"epochs": 1, "epoch_crops": crops, "tone_jitter": 0.0, "crop_share": settings.fit.crop_share}
-        rate = settings.qat.qat_learning_rate
-        recipe = replace(recipe, **once, learning_rate=rate, precision="fp32", compile=False)  # type: ignore[arg-type]
+        recipe = replace(
+            recipe,
+            epochs=1,
+            epoch_crops=crops,
+            tone_jitter=0.0,
+            crop_share=settings.fit.crop_share,
+            learning_rate=settings.qat.qat_learning_rate,
+            precision="fp32",
+            compile=False,
+        )
         with torch_threads(threads):
             fitted = fit_network(
                 ParentLoss(network, parent),

@@ -1,7 +1,7 @@
 """Distillation: a compressed network learns from best.pt's answers and from the truth.
 
-Vivid colours, as adversarial training gives them, may be farther from the truth than grey. Where best.pt's are, the
-truth would only take them away: its answers alone teach, and tell which epoch is best.
+What decides in the end is learned. Where best.pt is not clearly better than a lightness table, as tint and vivid
+colours are not, that is how much of its own colours is kept: its answers alone teach, and tell which epoch is best.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from training.run_folder import Run
 from training.unet import UNet
 
 CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", RETAINED.name, FIDELITY.name)
+# What is said where the scale of a lesson is to best.pt.
+ANSWERS_ALONE = "fidelity F decides, so best.pt's answers alone teach"
 _BATCH_NORM_BATCHES = 16
 
 
@@ -106,38 +108,31 @@ class Lesson:
         photos: those of `train` are learned from, and those that choose tell which epoch is best.
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest. 1 where `scale` is to
             best.pt, whatever is given.
+        scale: what L1 on the photographs that choose is read by: where it is to best.pt, its answers alone teach and
+            tell which epoch is best.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about, in pixels.
         make_loss: the loss, from the network and `teacher_weight`.
-        scale: what L1 on the photographs that choose is read by: where it is to best.pt, its answers alone teach and
-            tell which epoch is best. None: best.pt is asked about them first, which takes longer than a short training
-            of a small network, and the scale is to best.pt where that is no truer than grey.
     """
 
     teacher: Checkpoint
     photos: PhotoSplit
     recipe: Recipe
     teacher_weight: float
+    scale: Scale
     answer_folder: Path
     answer_size: int
     data: DataConfig
     machine: MachineConfig
     make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
-    scale: Scale | None = None
 
     @staticmethod
-    def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, *, crops: int) -> Lesson:
+    def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, scale: Scale, *, crops: int) -> Lesson:
         """So many crops, as the options of a run have it. Of more photographs than crops the first ones serve."""
-        settings = run.settings
-        recipe = settings.distil.recipe(
-            settings.fit,
-            crops=crops,
-            photos=len(photos.train),
-            val_size=settings.score.eval_size,
-        )
+        settings, recipe = run.settings, distil_recipe(run, photos, crops)
         seen = replace(photos, train=photos.train[: max(1, recipe.epochs * recipe.epoch_crops)])
         return Lesson(
-            teacher, seen, recipe, settings.distil.teacher_weight,
+            teacher, seen, recipe, settings.distil.teacher_weight, scale,
             run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
         )  # fmt: skip
 
@@ -154,12 +149,19 @@ class Lesson:
     @property
     def target(self) -> AnswerFolder | None:
         """What tells which epoch is best: the teacher's answers to the photographs that choose; None: the truth."""
-        return self.judging if self.scale is not None and self.scale.to_best else None
+        return self.judging if self.scale.to_best else None
 
     def validate(self, network: nn.Module, device: torch.device) -> float:
         """The mean L1 (ab/128) of a network on `device` to the target, on the photographs that choose."""
         limits = {"short_side": self.recipe.val_size, "max_pixels": self.data.max_pixels}
         return validate_l1(network, self.photos.choosing, **limits, device=device, target=self.target)
+
+
+def distil_recipe(run: Run, photos: PhotoSplit, crops: int) -> Recipe:
+    """How a network is fitted to so many crops of these photographs, as the options of a run have it."""
+    settings = run.settings
+    given = {"photos": len(photos.train), "val_size": settings.score.eval_size}
+    return settings.distil.recipe(settings.fit, crops=crops, **given)
 
 
 def distil_network(
@@ -180,14 +182,15 @@ def distil_network(
     with torch_threads(lesson.machine.threads):
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        lesson, scale = _settle_scale(best, lesson, device, label)
+        if lesson.scale.to_best:
+            lesson = _learn_from_answers_alone(best, lesson, device)
         before = _settle_batch_norm_(network, lesson, device)
         start = copy_weights(network)
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=_origin(lesson), arch=arch)
         if not tune:
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
-            return DistillResult(destination, untuned, before, before, scale, 0, (destination,))
+            return DistillResult(destination, untuned, before, before, lesson.scale, 0, (destination,))
         # fp16 would overflow in networks that were not made for it.
         is_rounded = choose_precision(lesson.recipe.precision, device) == torch.bfloat16
         _ask_teacher(best, lesson, lesson.answers, lesson.photos.train, torch.bfloat16 if is_rounded else torch.float32)
@@ -196,7 +199,7 @@ def distil_network(
     if is_main_process():
         # It served to go on after an interruption; left there, it would answer for a later fine-tuning.
         forget_fit(destination.parent)
-        files = write_distillation_curve(destination.parent, fitted.history, scale)
+        files = write_distillation_curve(destination.parent, fitted.history, lesson.scale)
     kept, after = replace(fitted.best, arch=arch), fitted.best.val_l1
     assert after is not None
     if before < after:
@@ -205,7 +208,7 @@ def distil_network(
             save_checkpoint(destination, untuned)
         kept, after = untuned, before
     paths = (destination, *files)
-    return DistillResult(destination, kept, before, after, scale, len(fitted.history), paths)
+    return DistillResult(destination, kept, before, after, lesson.scale, len(fitted.history), paths)
 
 
 def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
@@ -215,7 +218,7 @@ def _arch_of(network: ColorNetwork, teacher: Checkpoint) -> ArchConfig:
 
 def _origin(lesson: Lesson) -> dict[str, Any]:
     # Where its `val_l1` is to best.pt's answers, it says so: to the truth it would mean something else.
-    to_best = {"to_best": True} if lesson.scale and lesson.scale.to_best else {}
+    to_best = {"to_best": True} if lesson.scale.to_best else {}
     return {"stage": "distil", "teacher_sha256": lesson.teacher.sha256, **to_best}
 
 
@@ -237,21 +240,12 @@ def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -
     )
 
 
-def _settle_scale(best: ColorNetwork, lesson: Lesson, device: torch.device, label: str) -> tuple[Lesson, Scale]:
-    """The lesson with its scale, and that; where it is to best.pt its answers to those that choose are there."""
-    scale = lesson.scale
-    if scale is None:
-        grey_l1, best_l1 = (lesson.validate(network, device) for network in (_Grey(), best))
-        scale = Scale(grey_l1, best_l1, to_best=grey_l1 <= best_l1)
-    lesson = replace(lesson, scale=scale)
-    if not scale.to_best:
-        return lesson, scale
-    if lesson.teacher_weight < 1.0:
-        say(f"{label}: best.pt is no truer than grey, so it learns from best.pt's answers alone")
+def _learn_from_answers_alone(best: ColorNetwork, lesson: Lesson, device: torch.device) -> Lesson:
+    """The lesson where the scale is to best.pt, whose answers to the photographs that choose are there afterwards."""
     _ask_teacher(best, lesson, lesson.judging, lesson.photos.choosing, torch.float32)
     # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
     scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
-    return replace(lesson, scale=scale, teacher_weight=1.0), scale
+    return replace(lesson, scale=scale, teacher_weight=1.0)
 
 
 def _ask_teacher(

@@ -15,7 +15,7 @@ from colorpress.core.machine import machine_key
 from colorpress.core.processes import is_main_process, share_answer
 from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
-from compress.distillation import DistillResult, Lesson, distil_network
+from compress.distillation import ANSWERS_ALONE, DistillResult, Lesson, distil_network
 from compress.importance import Evidence, load_pictures
 from compress.measures import Scores
 from compress.prune_plan import PrunePlan, read_plan, write_plan
@@ -52,11 +52,15 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = run.load(checkpoint)
         warn_of_other_split(teacher, photos)
+        jury = Jury(run, teacher, photos)
+        scale = jury.choosing.scale()
+        if scale.to_best:
+            say(f"prune: {ANSWERS_ALONE}")
         if run.force and is_main_process():
             forget_fit(folder)
 
         def distil(network: ColorNetwork, destination: Path, crops: int) -> DistillResult:
-            lesson = Lesson.of(run, teacher, photos, crops=crops or len(photos.train))
+            lesson = Lesson.of(run, teacher, photos, scale, crops=crops or len(photos.train))
             distilled = distil_network(network, lesson, destination, tune=crops > 0)
             say(distilled.summary())
             return distilled
@@ -79,7 +83,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         if is_main_process():
             write_plan(folder / "plan.json", plan)
         distilled = distil(smaller, folder / "model.pt", crops[-1])
-        scores = _score(run, teacher, distilled, photos)
+        scores = _score(jury, distilled)
         return [folder / "plan.json", *distilled.paths], {
             **pruned.figures(),
             "val_l1_before": distilled.val_l1_before,
@@ -93,11 +97,11 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     return run.do("prune", action, inputs=inputs, settings=used)
 
 
-def _score(run: Run, teacher: Checkpoint, distilled: DistillResult, photos: PhotoSplit) -> Scores:
+def _score(jury: Jury, distilled: DistillResult) -> Scores:
     """What the pruned network is worth, on the photographs that chose its best epoch and on others."""
-    device = choose_device(run.settings.machine.device)
+    device = choose_device(jury.run.settings.machine.device)
     network = distilled.checkpoint.build_network().to(device)
-    scores = Jury(run, teacher, photos).score(lambda lightness: network(lightness.to(device)).cpu())
+    scores = jury.score(lambda lightness: network(lightness.to(device)).cpu())
     say(f"pruned: {scores.describe(intervals=True)}")
     return scores
 

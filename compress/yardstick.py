@@ -56,9 +56,9 @@ class Yardstick:
     def scale(self, photos: int | None = None) -> Scale:
         """What the mean L1 of a student is read by, on the first so many of the photographs or on all.
 
-        It is to best.pt's answers where best.pt is no truer than grey on all of them.
+        It is to best.pt's answers where fidelity decides on all of them.
         """
-        known, to_best = self.reference, not self.strength.beats_grey
+        known, to_best = self.reference, not self.strength.beats_table
         grey_l1 = (known.best_to_grey if to_best else known.grey_l1)[:photos].mean()
         return Scale(float(grey_l1), 0.0 if to_best else float(known.best_l1[:photos].mean()), to_best)
 

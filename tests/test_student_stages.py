@@ -60,11 +60,11 @@ def test_a_student_is_chosen_by_measurement_and_says_how(trained: tuple[Run, Pho
     assert [each["stride"] for each in plan["strides"]] == [1, 2, 4, 8, 16, 32]
     tried = [each for each in plan["candidates"] if each["l1_delta_pct"] is not None]
     assert tried and all("enough" in each["verdict"] for each in tried)
-    assert set(plan["control_without_teacher"]) == {each.name for each in fields(Score)}
-    # One photograph that chooses says nothing of what best.pt sees, so its own colours are what counts.
+    made, best = load_checkpoint(run.folder / "auto" / "model.pt"), load_checkpoint(run.best_path)
+    # One photograph that chooses says nothing of what best.pt sees, so its own colours count, and teach.
+    assert plan["control_without_teacher"] == {} and made.extra["teacher_weight"] == 1.0
     assert {each["measure"] for each in (*plan["strides"], *tried)} == {"fidelity"}
     assert plan["settings"] == {"min_fidelity": 0.8}
-    made, best = load_checkpoint(run.folder / "auto" / "model.pt"), load_checkpoint(run.best_path)
     assert made.architecture.to_dict() == plan["network"]
     assert made.extra["teacher_sha256"] == best.sha256
     assert count_parameters(made.build_network()) in [each["params"] for each in tried]
@@ -281,6 +281,9 @@ def test_where_best_sees_more_than_a_table_its_content_is_what_is_kept(
     assert {each["measure"] for each in plan["strides"]} == {"content_colour"}
     tried = [each for each in plan["candidates"] if each["measure"]]
     assert tried and all("C 1.000" in each["verdict"] for each in tried)
+    # The truth teaches too then, and alone the control beside it.
+    assert set(plan["control_without_teacher"]) == {each.name for each in fields(Score)}
+    assert "to_best" not in load_checkpoint(copy.folder / "auto" / "model.pt").extra
     shown = capsys.readouterr().err
     assert shown.count("best.pt on 1 photograph: L1") == 1 and "fidelity F decides" not in shown
 
@@ -305,4 +308,4 @@ def test_a_vivid_original_is_not_refused_and_its_answers_teach(
     assert not any("NaN" in path.read_text() for path in (vivid.folder / ".stages").glob("*.json"))
     assert load_checkpoint(vivid.folder / "auto" / "model.pt").extra["teacher_weight"] == 1.0
     shown = capsys.readouterr().err
-    assert "no better than grey's" in shown and "auto: best.pt is no truer than grey" in shown
+    assert "no better than grey's" in shown and "best.pt's answers alone teach" in shown

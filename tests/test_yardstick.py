@@ -55,7 +55,9 @@ def test_scores_are_what_one_computes_by_hand() -> None:
     assert (grey.retained_colour, grey.fidelity) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
 
 
-def test_what_a_student_is_read_by_is_its_distance_to_best_where_that_is_no_truer_than_grey() -> None:
+def test_what_a_student_is_read_by_is_its_distance_to_best_where_fidelity_decides() -> None:
+    tint = made_of(0.2, 0.4, best=(0.1, 0.1), table=0.1)  # truer than grey, and no better than a table
+    assert tint.scale() == Scale(pytest.approx(0.1), 0.0, to_best=True)
     true, vivid = made_of(0.2, 0.4, best=(0.15, 0.3)), made_of(0.1, 0.4, best=(0.1, -0.2))
     assert true.scale() == Scale(pytest.approx(0.3), pytest.approx(0.075), to_best=False)
     assert true.scale(1) == Scale(pytest.approx(0.2), pytest.approx(0.05), to_best=False)

@@ -114,13 +114,13 @@ def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
 
 
 def _crop_side(job: SearchJob) -> int:
-    return CropSides.of(job.photos.train, job.lesson(job.effort.full_crops).recipe).middle
+    return CropSides.of(job.photos.train, job.recipe(job.effort.full_crops)).middle
 
 
 def _time_loading(job: SearchJob) -> float:
     """Seconds a crop, by as many processes as training has."""
     settings = job.run.settings
-    with CropLoader(job.photos.train, job.lesson(job.effort.full_crops).recipe, settings.data, workers=0) as loader:
+    with CropLoader(job.photos.train, job.recipe(job.effort.full_crops), settings.data, workers=0) as loader:
         started, crops = time.monotonic(), 0
         for batch in islice(loader.epoch(0), _BATCHES):
             crops += len(batch)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colorpress.core.config import Settings
+from colorpress.core.config import Recipe, Settings
 from colorpress.core.console import say, warn
 from colorpress.core.files import with_nan, without_nan
 from colorpress.core.locks import measuring_alone, scratch_folder
 from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_limits
-from compress.distillation import DistillResult, Lesson, distil_network
+from compress.distillation import ANSWERS_ALONE, DistillResult, Lesson, distil_network, distil_recipe
 from compress.measures import MEASURES, Scale, Score, Strength
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
@@ -131,9 +131,9 @@ class StudentJob:
         with measuring_alone():
             return time_quickly(path, size=settings.time.bench_size[0], threads=settings.machine.threads)
 
-    def lesson(self, crops: int) -> Lesson:
-        """What and how a student learns from so many crops; all photographs that choose tell the best epoch."""
-        return Lesson.of(self.run, self.best, self.photos, crops=crops)
+    def recipe(self, crops: int) -> Recipe:
+        """How a student learns from so many crops."""
+        return distil_recipe(self.run, self.photos, crops)
 
     def distil(
         self,
@@ -152,11 +152,11 @@ class StudentJob:
             epoch_photos: how many of the photographs that choose tell the best epoch.
             scale: on those, where another process of the same training asked best.pt already.
         """
-        lesson = self.lesson(crops)
+        scale = scale or self.jury.choosing.scale(epoch_photos)
+        lesson = Lesson.of(self.run, self.best, self.photos, scale, crops=crops)
         photos = replace(lesson.photos, choosing=self.given.choosing[:epoch_photos], confirming=())
         weight = lesson.teacher_weight if teacher_weight is None else teacher_weight
-        scale = scale or self.jury.choosing.scale(epoch_photos)
-        lesson = replace(lesson, photos=photos, teacher_weight=weight, scale=scale)
+        lesson = replace(lesson, photos=photos, teacher_weight=weight)
         student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 
@@ -225,6 +225,8 @@ def ask_oracle(job: StudentJob) -> tuple[Oracle, StageRecord]:
     say(found.strength.describe())
     if meaning := found.strength.caution:
         warn(meaning)
+    if not found.strength.beats_table:
+        say(ANSWERS_ALONE)
     kept = ", ".join(f"1/{each.stride} {each.kept:.3f} ({each.l1_delta_pct:+.2f} % L1)" for each in found.strides)
     say(f"best.pt's own answer made coarse keeps {found.strength.measure.symbol}: {kept}")
     return found, record

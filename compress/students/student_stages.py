@@ -105,7 +105,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     candidates = _list_candidates(job, student_job.choose_output_stride(oracle.strides))
     chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
     control: Mapping[str, Any] = {}
-    if oracle.strength.beats_grey:
+    if oracle.strength.beats_table:
         # The same network and crops without a teacher.
         records.append(_try_out(job, chosen.network, teacher_weight=0.0))
         control = records[-1].result["score"]
@@ -246,7 +246,7 @@ def _learn(
 
     used = {
         "network": network.to_dict(),
-        "recipe": vars(job.lesson(crops).recipe),
+        "recipe": vars(job.recipe(crops)),
         "teacher_weight": teacher_weight,
         **vars(job.run.settings.count),
         **job.run.arch_key(),

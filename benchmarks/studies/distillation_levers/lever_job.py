@@ -86,10 +86,10 @@ class LeverJob(StudentJob):
     def _lesson(self, lever: Lever, teacher: Checkpoint, seed: int) -> Lesson:
         train = self.photos.train[: max(1, round(lever.train_share * len(self.photos.train)))]
         photos = replace(self.photos, train=train).limit_halves(_EPOCH_PHOTOS)
-        lesson = Lesson.of(self.run, teacher, photos, crops=max(1, round(lever.crops_share * self.crops)))
+        scale, crops = self.jury.choosing.scale(_EPOCH_PHOTOS), max(1, round(lever.crops_share * self.crops))
+        lesson = Lesson.of(self.run, teacher, photos, scale, crops=crops)
         recipe, data = replace(lesson.recipe, **lever.recipe), replace(self.run.settings.data, seed=seed)
-        scale = self.jury.choosing.scale(_EPOCH_PHOTOS)
-        return replace(lesson, recipe=recipe, data=data, scale=scale, **lever.lesson)
+        return replace(lesson, recipe=recipe, data=data, **lever.lesson)
 
     def _folder(self, name: str, seed: int) -> Path:
         return self.run.folder / f"{name.replace(' ', '-')}-{seed}"

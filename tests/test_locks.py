@@ -132,6 +132,17 @@ def test_a_full_disk_in_passing_work_is_named(
         pass
 
 
+def test_where_no_passing_work_can_be_done_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with locked_folder(tmp_path / "run"):
+        with pytest.raises(MachineError, match="scratch': input/output error"), scratch_folder():
+            pass
+        assert not (tmp_path / "run" / ".scratch").exists()
+
+
 def test_libraries_are_told_no_name_that_is_not_utf8(tmp_path: Path, shared_tmp: Path) -> None:
     with locked_folder(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))), scratch_folder() as folder:
         assert folder.parent == shared_tmp

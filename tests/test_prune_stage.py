@@ -210,4 +210,4 @@ def test_the_result_scores_what_is_kept_on_photographs_that_did_not_choose(
     assert scores.confirmed and f"pruned: {scores.describe(intervals=True)}" in printed.err
     # What decides here is fidelity, so that told which epoch is best.
     assert "prune: fidelity F decides, so best.pt's answers alone teach" in printed.err
-    assert result["val_l1_after"] < result["val_l1_before"] and 0 < result["chosen_by"]["fidelity"]
+    assert result["val_l1_after"] < result["val_l1_before"] and result["chosen_by"]["fidelity"] > 0

@@ -99,21 +99,23 @@ def scratch_folder() -> Iterator[Path]:
     locked = next((folder for folder in reversed(_held) if is_utf8(folder)), None)
     base = Path(tempfile.gettempdir()) if locked is None else locked / _SCRATCH
     try:
-        if locked is not None:
-            require_still_locked(base)
-            base.mkdir(exist_ok=True)
-        folder, claim = _make_scratch(base)
-    except OSError as error:
-        raise as_machine_error(error, base) from error
-    try:
-        yield folder
-    except OSError as error:
-        if is_disk_full(error) and error.filename is None:  # of a write, which does not say where
-            raise as_machine_error(error, folder) from error
-        raise
+        try:
+            if locked is not None:
+                require_still_locked(base)
+                base.mkdir(exist_ok=True)
+            folder, claim = _make_scratch(base)
+        except OSError as error:
+            raise as_machine_error(error, base) from error
+        try:
+            yield folder
+        except OSError as error:
+            if is_disk_full(error) and error.filename is None:  # of a write, which does not say where
+                raise as_machine_error(error, folder) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(claim)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(claim)
         if locked is not None:
             with suppress(OSError):  # another thread's may be there still
                 base.rmdir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,24 @@ def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -
     assert [tuple(batch.shape) for batch in found] == [(4, 3, 16, 16), (3, 3, 16, 16), (3, 3, 16, 16)]
     assert all(batch.dtype == torch.uint8 and batch.is_contiguous() for batch in found)
     assert len(loader) == 3
+
+
+def test_processes_hand_over_batches_where_nothing_can_be_written(
+    photos: tuple[Photo, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise TimeoutError("no batch came")
+
+    loader = make_loader(photos, workers=1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    try:
+        assert len(pixels_of(loader, 1)) == 3
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_each_batch_has_a_size_of_its_own_whoever_loads_it(photos: tuple[Photo, ...]) -> None:

@@ -117,7 +117,22 @@ class AnswerFolder:
         return F.interpolate(small, like.shape[-2:], mode="bilinear")
 
 
-_Loaded = tuple[Crops, list[tuple[Path, str]]]
+@dataclass(frozen=True)
+class _Loaded:
+    """`Crops` as arrays, and photographs that cannot be read any more, with the reason.
+
+    Tensors would come from a process by way of shared memory and a socket in the folder for temporary files. Where that
+    is full or gone the process could not send them, and whoever waits for them would do so for ever.
+    """
+
+    rgb: NDArray[np.uint8]
+    tones: NDArray[np.float32] | None
+    answers: NDArray[np.float16] | None
+    lost: Sequence[tuple[Path, str]]
+
+    def to_crops(self) -> Crops:
+        tones, answers = (None if each is None else torch.from_numpy(each) for each in (self.tones, self.answers))
+        return Crops(torch.from_numpy(self.rgb), tones, answers)
 
 
 class CropLoader:
@@ -178,10 +193,10 @@ class CropLoader:
         """
         self._order.epoch, self._order.start = epoch, start
         try:
-            for crops, lost in _iterate(self._loader):
-                for path, reason in lost:
+            for loaded in _iterate(self._loader):
+                for path, reason in loaded.lost:
                     _warn_once(path, reason)
-                yield crops
+                yield loaded.to_crops()
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -258,12 +273,12 @@ class _CropDataset(Dataset[_Loaded]):
         # Shaped, since all of them may be lost.
         pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
         answers = np.array(taught, np.float16).reshape(-1, 2, size, size)  # (N, 2, S/4, S/4)
-        loaded = Crops(
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
-            torch.tensor(tones) if self.recipe.tone_jitter else None,
-            None if self.answers is None else torch.from_numpy(answers),
+        return _Loaded(
+            np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),  # (N, 3, S, S)
+            np.array(tones, np.float32) if self.recipe.tone_jitter else None,
+            None if self.answers is None else answers,
+            lost,
         )
-        return loaded, lost
 
 
 class _CropOrder(Sampler[_BatchKey]):

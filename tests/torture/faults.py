@@ -82,7 +82,7 @@ def list_commands(photos: Path, out: Path) -> dict[str, list[Any]]:
         "pack": ["pack", "-c", out / "best" / "model.onnx", "-o", out, "--force"],
         "deploy": ["deploy", "-o", out, "--force"],
         "verify": ["verify", "-o", out, "--force"],
-        "bundle": ["bundle", "-o", out, "--variant", "best", "--no-web"],
+        "bundle": ["bundle", "-o", out, "--variant", "best", "--no-web", "--force"],
         "report": ["report", "-o", out, "--force"],
         "explain": ["explain", "-o", out],
         "colorize": ["colorize", photos / "photo0.png", photos / "photo1.png", "-o", out / "coloured", "--overwrite"],

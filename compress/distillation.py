@@ -65,8 +65,7 @@ class DistillResult:
         """One sentence for a person."""
         kept, measure = self.scale.kept(self.val_l1_after), self.scale.measure
         shown = "" if math.isnan(kept) else f", {measure.title} {measure.symbol} {kept:.3f}"
-        what = "L1 to best.pt's answers" if self.scale.to_best else "validation L1"
-        change = f"{what} {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
+        change = f"{self.scale.l1_name} {self.val_l1_before:.4f} -> {self.val_l1_after:.4f}"
         return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{shown}"
 
 
@@ -106,10 +105,8 @@ class Lesson:
     Attributes:
         teacher: best.pt.
         photos: those of `train` are learned from, and those that choose tell which epoch is best.
-        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest. 1 where `scale` is to
-            best.pt, whatever is given.
-        scale: what L1 on the photographs that choose is read by: where it is to best.pt, its answers alone teach and
-            tell which epoch is best.
+        teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
+        scale: what L1 on the photographs that choose is read by, and so what tells which epoch is best.
         answer_folder: where the answers of all teachers are kept.
         answer_size: short side of the photographs that the teacher is asked about, in pixels.
         make_loss: the loss, from the network and `teacher_weight`.
@@ -128,11 +125,14 @@ class Lesson:
 
     @staticmethod
     def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, scale: Scale, *, crops: int) -> Lesson:
-        """So many crops, as the options of a run have it. Of more photographs than crops the first ones serve."""
+        """So many crops, as the options of a run have it. Of more photographs than crops the first ones serve.
+
+        Where the scale is to best.pt, its answers alone teach.
+        """
         settings, recipe = run.settings, distil_recipe(run, photos, crops)
         seen = replace(photos, train=photos.train[: max(1, recipe.epochs * recipe.epoch_crops)])
         return Lesson(
-            teacher, seen, recipe, settings.distil.teacher_weight, scale,
+            teacher, seen, recipe, 1.0 if scale.to_best else settings.distil.teacher_weight, scale,
             run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
         )  # fmt: skip
 
@@ -159,9 +159,8 @@ class Lesson:
 
 def distil_recipe(run: Run, photos: PhotoSplit, crops: int) -> Recipe:
     """How a network is fitted to so many crops of these photographs, as the options of a run have it."""
-    settings = run.settings
-    given = {"photos": len(photos.train), "val_size": settings.score.eval_size}
-    return settings.distil.recipe(settings.fit, crops=crops, **given)
+    settings, count = run.settings, len(photos.train)
+    return settings.distil.recipe(settings.fit, crops=crops, photos=count, val_size=settings.score.eval_size)
 
 
 def distil_network(
@@ -183,7 +182,7 @@ def distil_network(
         network.to(device)
         best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if lesson.scale.to_best:
-            lesson = _learn_from_answers_alone(best, lesson, device)
+            lesson = _ask_to_choose(best, lesson, device)
         before = _settle_batch_norm_(network, lesson, device)
         start = copy_weights(network)
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=_origin(lesson), arch=arch)
@@ -203,7 +202,7 @@ def distil_network(
     kept, after = replace(fitted.best, arch=arch), fitted.best.val_l1
     assert after is not None
     if before < after:
-        say(f"{label}: no epoch is better than the start, validation L1 {before:.4f}, which is kept")
+        say(f"{label}: no epoch is better than the start, {lesson.scale.l1_name} {before:.4f}, which is kept")
         if is_main_process():
             save_checkpoint(destination, untuned)
         kept, after = untuned, before
@@ -240,12 +239,12 @@ def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -
     )
 
 
-def _learn_from_answers_alone(best: ColorNetwork, lesson: Lesson, device: torch.device) -> Lesson:
+def _ask_to_choose(best: ColorNetwork, lesson: Lesson, device: torch.device) -> Lesson:
     """The lesson where the scale is to best.pt, whose answers to the photographs that choose are there afterwards."""
     _ask_teacher(best, lesson, lesson.judging, lesson.photos.choosing, torch.float32)
     # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
     scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
-    return replace(lesson, scale=scale, teacher_weight=1.0)
+    return replace(lesson, scale=scale)
 
 
 def _ask_teacher(

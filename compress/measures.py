@@ -118,7 +118,7 @@ VIVID = Weakness(
     "Its L1 is no better than grey's, as that of vivid colours may be, or on photographs of another kind than it "
     "learned from. Of a network of --arch the likely cause is how it is asked: `colorpress adopt` tries --l-range, "
     "--input, --input-norm, --output and --ab-scale. So no share of L1 is measured: what counts is fidelity F, how "
-    "much of best.pt's own colours is kept. Where those that choose say so, students learn from its answers alone.",
+    "much of best.pt's own colours is kept.",
     "measures fidelity alone",
 )
 NOT_TOLD = Weakness(
@@ -231,6 +231,11 @@ class Scale(NamedTuple):
     grey_l1: float
     best_l1: float
     to_best: bool = False
+
+    @property
+    def l1_name(self) -> str:
+        """What the L1 is, in words."""
+        return "L1 to best.pt's answers" if self.to_best else "validation L1"
 
     @property
     def measure(self) -> Measure:

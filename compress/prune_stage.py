@@ -17,7 +17,7 @@ from colorpress.core.stages import StageRecord
 from compress.budgets import read_limits
 from compress.distillation import ANSWERS_ALONE, DistillResult, Lesson, distil_network
 from compress.importance import Evidence, load_pictures
-from compress.measures import Scores
+from compress.measures import Scale, Scores
 from compress.prune_plan import PrunePlan, read_plan, write_plan
 from compress.pruning import (
     MeasuredLimits,
@@ -52,10 +52,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         teacher = run.load(checkpoint)
         warn_of_other_split(teacher, photos)
-        jury = Jury(run, teacher, photos)
-        scale = jury.choosing.scale()
-        if scale.to_best:
-            say(f"prune: {ANSWERS_ALONE}")
+        scale = _find_scale(run, teacher, photos)
         if run.force and is_main_process():
             forget_fit(folder)
 
@@ -83,7 +80,7 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
         if is_main_process():
             write_plan(folder / "plan.json", plan)
         distilled = distil(smaller, folder / "model.pt", crops[-1])
-        scores = _score(jury, distilled)
+        scores = _score(run, teacher, distilled, photos)
         return [folder / "plan.json", *distilled.paths], {
             **pruned.figures(),
             "val_l1_before": distilled.val_l1_before,
@@ -97,11 +94,21 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     return run.do("prune", action, inputs=inputs, settings=used)
 
 
-def _score(jury: Jury, distilled: DistillResult) -> Scores:
+def _find_scale(run: Run, teacher: Checkpoint, photos: PhotoSplit) -> Scale:
+    """What the pruned network is read by, alike in all processes; said where that is to best.pt."""
+    yardstick = Jury(run, teacher, photos).choosing
+    scale = share_answer(yardstick.scale)
+    if scale.to_best and run.settings.prune.finetune_crops:
+        say(yardstick.strength.describe())
+        say(f"prune: {ANSWERS_ALONE}")
+    return scale
+
+
+def _score(run: Run, teacher: Checkpoint, distilled: DistillResult, photos: PhotoSplit) -> Scores:
     """What the pruned network is worth, on the photographs that chose its best epoch and on others."""
-    device = choose_device(jury.run.settings.machine.device)
+    device = choose_device(run.settings.machine.device)
     network = distilled.checkpoint.build_network().to(device)
-    scores = jury.score(lambda lightness: network(lightness.to(device)).cpu())
+    scores = Jury(run, teacher, photos).score(lambda lightness: network(lightness.to(device)).cpu())
     say(f"pruned: {scores.describe(intervals=True)}")
     return scores
 

@@ -60,19 +60,20 @@ def test_batches_have_the_promised_shape_and_number(photos: tuple[Photo, ...]) -
     assert len(loader) == 3
 
 
-def test_processes_hand_over_batches_where_nothing_can_be_written(
+def test_processes_that_could_not_hand_over_a_batch_are_not_waited_for(
     photos: tuple[Photo, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise TimeoutError("no batch came")
 
-    loader = make_loader(photos, workers=1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(30)
     try:
-        assert len(pixels_of(loader, 1)) == 3
+        with pytest.raises(MachineError, match="gone': cannot write"):
+            pixels_of(make_loader(photos, workers=1), 1)
+        assert len(pixels_of(make_loader(photos, workers=0), 1)) == 3
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

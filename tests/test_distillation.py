@@ -151,7 +151,7 @@ def test_colour_minutes_and_crops_are_written_as_table_and_chart(
 
 
 def learn_from(
-    teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 0.0, scale: Scale = TO_BEST
+    teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 1.0, scale: Scale = TO_BEST
 ) -> DistillResult:
     recipe = replace(TRAIN, epochs=3, learning_rate=2e-2, schedule="constant", ema_decay=0.0)
     lesson = Lesson(teacher, split, recipe, weight, scale, folder / "answers", 24, DataConfig(), MACHINE)
@@ -175,11 +175,11 @@ def test_of_a_vivid_original_its_answers_alone_teach_and_judge(split: PhotoSplit
     assert "fidelity F 0." in result.summary()
 
 
-def test_whether_answers_alone_teach_may_be_known_from_more_photographs(split: PhotoSplit, tmp_path: Path) -> None:
-    vivid, known = load_checkpoint(make_vivid(tmp_path / "vivid.pt")), Scale(grey_l1=0.2, best_l1=0.1)
-    result = learn_from(vivid, split, tmp_path, weight=0.25, scale=known)
+def test_by_a_scale_to_the_truth_the_truth_tells_the_best_epoch(split: PhotoSplit, tmp_path: Path) -> None:
+    vivid = load_checkpoint(make_vivid(tmp_path / "vivid.pt"))
+    result = learn_from(vivid, split, tmp_path, weight=0.25, scale=TO_TRUTH)
     assert result.checkpoint.extra["teacher_weight"] == 0.25
-    assert result.scale == known
+    assert result.scale == TO_TRUTH
     # A distance to the truth, which is not as far from grey as best.pt is.
     assert result.val_l1_before < 0.4
 

@@ -6,12 +6,14 @@ import io
 import math
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from colorpress.core.child import end_with_parent
 from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.console import warn
-from colorpress.core.errors import InputError, MachineError
+from colorpress.core.errors import InputError, MachineError, as_machine_error
 from colorpress.core.files import write_bytes
 from colorpress.core.locks import require_still_locked
 from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
@@ -117,22 +119,7 @@ class AnswerFolder:
         return F.interpolate(small, like.shape[-2:], mode="bilinear")
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """`Crops` as arrays, and photographs that cannot be read any more, with the reason.
-
-    Tensors would come from a process by way of shared memory and a socket in the folder for temporary files. Where that
-    is full or gone the process could not send them, and whoever waits for them would do so for ever.
-    """
-
-    rgb: NDArray[np.uint8]
-    tones: NDArray[np.float32] | None
-    answers: NDArray[np.float16] | None
-    lost: Sequence[tuple[Path, str]]
-
-    def to_crops(self) -> Crops:
-        tones, answers = (None if each is None else torch.from_numpy(each) for each in (self.tones, self.answers))
-        return Crops(torch.from_numpy(self.rgb), tones, answers)
+_Loaded = tuple[Crops, list[tuple[Path, str]]]
 
 
 class CropLoader:
@@ -189,16 +176,19 @@ class CropLoader:
         """Yield the batches of one epoch, from 1, from number `start` on.
 
         Raises:
-            MachineError: a worker process died; noticed within about five seconds.
+            MachineError: a worker process died, noticed within about five seconds; or the folder for temporary files
+                cannot be written.
         """
         self._order.epoch, self._order.start = epoch, start
+        if self._loader.num_workers:
+            _make_socket_folder()
         try:
-            for loaded in _iterate(self._loader):
-                for path, reason in loaded.lost:
+            for crops, lost in _iterate(self._loader):
+                for path, reason in lost:
                     _warn_once(path, reason)
-                yield loaded.to_crops()
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+                yield crops
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             self.close()
             why = f"a loading process died ({str(error).partition('.')[0]})"
@@ -273,12 +263,12 @@ class _CropDataset(Dataset[_Loaded]):
         # Shaped, since all of them may be lost.
         pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
         answers = np.array(taught, np.float16).reshape(-1, 2, size, size)  # (N, 2, S/4, S/4)
-        return _Loaded(
-            np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),  # (N, 3, S, S)
-            np.array(tones, np.float32) if self.recipe.tone_jitter else None,
-            None if self.answers is None else answers,
-            lost,
+        loaded = Crops(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
+            torch.tensor(tones) if self.recipe.tone_jitter else None,
+            None if self.answers is None else torch.from_numpy(answers),
         )
+        return loaded, lost
 
 
 class _CropOrder(Sampler[_BatchKey]):
@@ -311,6 +301,17 @@ def _start_worker(parent: int, _: int) -> None:
     # Ctrl-C reaches the whole process group; the main process decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _make_socket_folder() -> None:
+    """The folder of the sockets by which processes hand over their tensors, before there are such processes.
+
+    They would make it themselves: where that fails, nobody is told, and whoever waits for a tensor does so for ever.
+    """
+    try:
+        get_temp_dir()
+    except OSError as error:
+        raise as_machine_error(error, Path(tempfile.gettempdir())) from error
 
 
 def _iterate(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:

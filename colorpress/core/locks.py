@@ -98,10 +98,11 @@ def scratch_folder() -> Iterator[Path]:
     # Libraries write there, so it has to have a name that they can be told.
     locked = next((folder for folder in reversed(_held) if is_utf8(folder)), None)
     base = Path(tempfile.gettempdir()) if locked is None else locked / _SCRATCH
+    if locked is not None:
+        require_still_locked(base)
     try:
         try:
             if locked is not None:
-                require_still_locked(base)
                 base.mkdir(exist_ok=True)
             folder, claim = _make_scratch(base)
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 
 from colorpress.core.config import QuantizeConfig
-from colorpress.core.console import progress, say
+from colorpress.core.console import Progress, progress, say
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import InputError
 from compress.derived_onnx import load_float_model, write_derived
@@ -156,7 +156,7 @@ def quantize_onnx(
     colour at either end cost more accuracy than all of the network between them. Each range is the one that changes the
     answers least. With a judge, channels are equalized where that brings int8 nearer to float. Where this is not good
     enough, it is trained to answer what the float file answers; and where that is not enough either, the layers that
-    change the answers most for their size go back to float, one by one, so that the largest stay in int8.
+    change the answers most for their size go back to float, as few as bisection finds: the largest stay in int8.
 
     Args:
         source: a file written by `export_onnx`.
@@ -301,7 +301,7 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
     tries: list[Int8Try] = []
     ways = quantizer.starting_ways()
 
-    def try_out(way: Int8Way) -> Int8Try:
+    def try_out(way: Int8Way, bar: Progress) -> Int8Try:
         score, parent_l1 = judge.scoring(quantizer.quantize(way).SerializeToString())
         found = Int8Try(way, score, parent_l1, judge.is_enough(score))
         tries.append(found)
@@ -309,29 +309,30 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
         return found
 
     with progress("choosing how to quantize", len(ways)) as bar:
-        best = min((try_out(way) for way in ways), key=attrgetter("rank"))
+        best = min((try_out(way, bar) for way in ways), key=attrgetter("rank"))
         if judge.tuning is not None and quantizer.is_known and not best.is_enough:
             quantizer.tune_(best.way, judge.tuning)
-            best = min(best, try_out(replace(best.way, tuned=True)), key=attrgetter("rank"))
-        if not best.is_enough:
-            best = _fall_back(quantizer, best, try_out)
+            best = min(best, try_out(replace(best.way, tuned=True), bar), key=attrgetter("rank"))
+    if not best.is_enough and len(quantizer.layers) > 1:
+        best = _fall_back(quantizer, best, try_out)
     return best.way, tuple(tries)
 
 
-def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way], Int8Try]) -> Int8Try:
-    """Convolutions back to float, the one that wins most for its weights first, until it is enough."""
-    if len(quantizer.layers) == 1:
-        return best
-    sizes = weight_sizes(quantizer.model.graph)
-    alone = {name: try_out(replace(best.way, float_layers=(name,))) for name in quantizer.layers}
-    order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
-    reached = best
-    for count in range(1, len(order)):  # at least one stays: a file without int8 is the float one
-        found = alone[order[0]] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])))
-        reached = min(reached, found, key=attrgetter("rank"))
-        if reached.is_enough:
-            break
-    return reached
+def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way, Progress], Int8Try]) -> Int8Try:
+    """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough."""
+    sizes, layers = weight_sizes(quantizer.model.graph), quantizer.layers
+    low, high = 1, len(layers) - 1  # at least one stays: a file without int8 is the float one
+    with progress("choosing layers for float", len(layers) + high.bit_length()) as bar:
+        alone = {name: try_out(replace(best.way, float_layers=(name,)), bar) for name in layers}
+        order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
+        tried = [best, alone[order[0]]]
+        while low <= high:
+            count = (low + high) // 2
+            found = tried[1] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])), bar)
+            tried.append(found)
+            low, high = (low, count - 1) if found.is_enough else (count + 1, high)
+    enough = [each for each in tried if each.is_enough]
+    return min(enough, key=lambda each: len(each.way.float_layers)) if enough else min(tried, key=attrgetter("rank"))
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

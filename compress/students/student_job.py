@@ -148,7 +148,7 @@ class StudentJob:
         """Train the network of a plan from the start; what an interruption left is gone on with.
 
         Args:
-            teacher_weight: another one than that of the options.
+            teacher_weight: another one than that of the lesson.
             epoch_photos: how many of the photographs that choose tell the best epoch.
             scale: on those, where another process of the same training asked best.pt already.
         """

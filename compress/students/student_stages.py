@@ -98,7 +98,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     records: list[StageRecord] = []
 
     def try_out(candidate: Candidate) -> Score:
-        records.append(_try_out(job, candidate.network, settings.distil.teacher_weight))
+        records.append(_try_out(job, candidate.network))
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
@@ -107,7 +107,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     control: Mapping[str, Any] = {}
     if oracle.strength.beats_table:
         # The same network and crops without a teacher.
-        records.append(_try_out(job, chosen.network, teacher_weight=0.0))
+        records.append(_try_out(job, chosen.network, taught=False))
         control = records[-1].result["score"]
     say(f"{name}: {chosen.params:,} parameters, {reason}")
     plan = StudentPlan(
@@ -170,16 +170,16 @@ def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:
     return next((f"{limit.count(figures[limit.figure])}, at most {limit.bound:,.4g}" for limit in missed), "")
 
 
-def _try_out(job: StudentJob, network: UNetPlan, teacher_weight: float) -> StageRecord:
-    """A short training and what it scores on the photographs that choose."""
-    name = f"{'trial' if teacher_weight else 'control'}-{network.encoder[0][-1]}"
+def _try_out(job: StudentJob, network: UNetPlan, *, taught: bool = True) -> StageRecord:
+    """A short training, by the truth alone where not taught, and what it scores on the photographs that choose."""
+    name = f"{'trial' if taught else 'control'}-{network.encoder[0][-1]}"
     destination = job.run.folder / "trials" / name / "model.pt"
 
     def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
         return [destination], {"score": job.jury.choosing.score(distilled.checkpoint.build_network()).to_dict()}
 
     crops = job.run.settings.student.student_trial_crops
-    return _learn(job, name, network, crops, destination, describe, teacher_weight)
+    return _learn(job, name, network, crops, destination, describe, teacher_weight=None if taught else 0.0)
 
 
 def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
@@ -203,8 +203,7 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
             "grey_val_l1": distilled.scale.grey_l1,
         }
 
-    crops, weight = settings.student.crops, settings.distil.teacher_weight
-    return _learn(job, f"student-{name}", network, crops, destination, describe, weight, confirms=True)
+    return _learn(job, f"student-{name}", network, settings.student.crops, destination, describe, confirms=True)
 
 
 def describe_missed(goals: Sequence[Limit], scores: Scores) -> str:
@@ -230,12 +229,14 @@ def _learn(
     crops: int,
     destination: Path,
     describe: Callable[[DistillResult], tuple[Sequence[Path], Mapping[str, Any]]],
-    teacher_weight: float,
+    *,
+    teacher_weight: float | None = None,
     confirms: bool = False,
 ) -> StageRecord:
     """Distil a network to `destination` as a stage, whose files and result `describe` gives.
 
     Args:
+        teacher_weight: another one than that of the lesson.
         confirms: whether that looks at the photographs that choose nothing.
     """
 
@@ -247,7 +248,7 @@ def _learn(
     used = {
         "network": network.to_dict(),
         "recipe": vars(job.recipe(crops)),
-        "teacher_weight": teacher_weight,
+        "teacher_weight": job.run.settings.distil.teacher_weight if teacher_weight is None else teacher_weight,
         **vars(job.run.settings.count),
         **job.run.arch_key(),
         **job.data_key(confirms=confirms),

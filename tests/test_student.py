@@ -75,15 +75,15 @@ def test_sizes_that_are_no_multiple_go_through_the_oracle() -> None:
 
 @pytest.mark.parametrize(
     ("kept", "expected"),
-    [((1.0, 1.01, 0.995, 0.98), 4), ((1.0, 0.9, 0.9, 0.9), 1), ((math.nan,) * 4, 1), ((1.0, 0.9, 1.0, 0.9), 4)],
+    [((1.0, 1.01, 0.995, 0.98), 2), ((1.0, 0.9, 0.9, 0.9), 1), ((math.nan,) * 4, 1), ((1.0, 0.9, 1.0, 1.0), 4)],
 )
-def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
+def test_half_of_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
     assert choose_output_stride(strides(kept)) == expected
 
 
 def test_under_fidelity_a_stride_has_to_keep_what_a_student_is_asked_for() -> None:
     kept = (1.0, 0.95, 0.795, 0.73)
-    assert choose_output_stride(strides(kept, FIDELITY)) == 4 and choose_output_stride(strides(kept)) == 1
+    assert choose_output_stride(strides(kept, FIDELITY)) == 2 and choose_output_stride(strides(kept)) == 1
     assert list_output_strides(strides(kept, FIDELITY)) == (1, 2, 4)
 
 

@@ -237,8 +237,12 @@ def _oracle_floor(score: StrideScore) -> float:
 
 
 def choose_output_stride(strides: Sequence[StrideScore]) -> int:
-    """The coarsest stride whose answers keep what is asked of a student, but for a hundredth; 1 where none does."""
-    return max((each.stride for each in strides if each.kept >= _oracle_floor(each)), default=1)
+    """Half of the coarsest stride whose answers keep what is asked of a student, but for a hundredth; 1 for none.
+
+    Half, since a student that answers at 1/2 learned more than one at 1/4 that computes as much, with a third of its
+    parameters (docs/students.md).
+    """
+    return max(1, max((each.stride for each in strides if each.kept >= _oracle_floor(each)), default=1) // 2)
 
 
 def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:

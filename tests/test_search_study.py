@@ -132,6 +132,15 @@ def test_something_else_is_refused_with_all_that_differs(tmp_path: Path) -> None
     assert "sizes" not in caught.value.why
 
 
+def test_where_another_search_is_refused_its_journal_stays_as_it_is(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    make_study(str(journal))
+    before = journal.read_bytes()
+    with pytest.raises(ConfigError, match="was begun with something else"):
+        create_study(open_storage(str(journal), timeout_s=2, create=True), "s", NumberedSampler(1), {"best.pt": "cd"})
+    assert journal.read_bytes() == before
+
+
 def test_a_study_that_is_not_there_is_not_joined(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         open_storage(str(tmp_path / "none.log"), timeout_s=2, create=False)

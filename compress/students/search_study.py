@@ -286,13 +286,16 @@ def create_study(storage: BaseStorage, name: str, sampler: BaseSampler, identity
     Raises:
         ConfigError: the one that is there is about something else.
     """
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        sampler=sampler,
-        directions=["minimize"] * len(OBJECTIVES),
-        load_if_exists=True,
-    )
+    if name in optuna.get_all_study_names(storage):  # nothing is written to one that may be about something else
+        study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+    else:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            sampler=sampler,
+            directions=["minimize"] * len(OBJECTIVES),
+            load_if_exists=True,  # another process may be faster
+        )
     if "identity" not in study.user_attrs:
         study.set_user_attr("identity", dict(identity))
     require_same(study, identity)

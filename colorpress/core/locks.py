@@ -95,15 +95,8 @@ def scratch_folder() -> Iterator[Path]:
     Raises:
         MachineError: it cannot be made, or the disk became full inside the block.
     """
-    # Libraries write there, so it has to have a name that they can be told.
-    locked = next((folder for folder in reversed(_held) if is_utf8(folder)), None)
-    base = Path(tempfile.gettempdir()) if locked is None else locked / _SCRATCH
-    if locked is not None:
-        require_still_locked(base)
-    try:
+    with _scratch_base() as base:
         try:
-            if locked is not None:
-                base.mkdir(exist_ok=True)
             folder, claim = _make_scratch(base)
         except OSError as error:
             raise as_machine_error(error, base) from error
@@ -116,10 +109,27 @@ def scratch_folder() -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(claim)
+
+
+@contextmanager
+def _scratch_base() -> Iterator[Path]:
+    """What folders for passing work lie in: that of a locked output folder goes with the last of them."""
+    # Libraries write there, so it has to have a name that they can be told.
+    locked = next((folder for folder in reversed(_held) if is_utf8(folder)), None)
+    if locked is None:
+        yield Path(tempfile.gettempdir())
+        return
+    base = locked / _SCRATCH
+    require_still_locked(base)
+    try:
+        base.mkdir(exist_ok=True)
+    except OSError as error:
+        raise as_machine_error(error, base) from error
+    try:
+        yield base
     finally:
-        if locked is not None:
-            with suppress(OSError):  # another thread's may be there still
-                base.rmdir()
+        with suppress(OSError):  # another thread's may be there still
+            base.rmdir()
 
 
 def _make_scratch(base: Path) -> tuple[Path, int]:

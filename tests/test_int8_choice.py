@@ -112,13 +112,14 @@ def test_layers_go_back_to_float_until_the_loss_is_small_enough(
     assert set(tight.kept_float) == set(first.kept_float) | set(tight.way.float_layers)
     assert tight.weight_share < first.weight_share
     assert min(each.score.loss for each in tight.tries) <= 0.7 * best
-    # Of several that are enough the one with the fewest, found by bisection and not one after the other.
+    # Of several that are enough the one with the fewest.
     enough = [len(each.way.float_layers) for each in tight.tries if each.is_enough]
     assert len(tight.way.float_layers) == min(enough)
-    layers = len(first.quantized)
-    assert len(tight.tries) <= len(first.tries) + layers + layers.bit_length()
     never = quantize(source, tmp_path, most_loss=0.0)
     assert len(never.quantized) >= 1
+    # Not one after the other: each alone, then by bisection.
+    layers = len(first.quantized)
+    assert len(never.tries) <= len(first.tries) + layers + layers.bit_length()
 
 
 def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, first: QuantizeResult, tmp_path: Path) -> None:

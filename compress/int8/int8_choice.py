@@ -6,6 +6,7 @@ Ranges, equalized channels, training while rounded, and what stays in float.
 from __future__ import annotations
 
 import platform
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -320,17 +321,18 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 
 def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way, Progress], Int8Try]) -> Int8Try:
     """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough."""
-    sizes, layers = weight_sizes(quantizer.model.graph), quantizer.layers
-    low, high = 1, len(layers) - 1  # at least one stays: a file without int8 is the float one
-    with progress("choosing layers for float", len(layers) + high.bit_length()) as bar:
+    sizes, layers, tried = weight_sizes(quantizer.model.graph), quantizer.layers, [best]
+
+    def is_enough(count: int) -> bool:
+        way = replace(best.way, float_layers=tuple(order[:count]))
+        tried.append(alone[order[0]] if count == 1 else try_out(way, bar))
+        return tried[-1].is_enough
+
+    counts = range(1, len(layers))  # at least one stays: a file without int8 is the float one
+    with progress("choosing layers for float", len(layers) + len(counts).bit_length()) as bar:
         alone = {name: try_out(replace(best.way, float_layers=(name,)), bar) for name in layers}
         order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
-        tried = [best, alone[order[0]]]
-        while low <= high:
-            count = (low + high) // 2
-            found = tried[1] if count == 1 else try_out(replace(best.way, float_layers=tuple(order[:count])), bar)
-            tried.append(found)
-            low, high = (low, count - 1) if found.is_enough else (count + 1, high)
+        bisect_left(counts, True, key=is_enough)
     enough = [each for each in tried if each.is_enough]
     return min(enough, key=lambda each: len(each.way.float_layers)) if enough else min(tried, key=attrgetter("rank"))
 

@@ -165,6 +165,17 @@ def test_a_killed_worker_is_a_machine_error_and_leaves_no_process(photos: tuple[
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
+def test_a_worker_that_dies_while_it_hands_over_is_a_machine_error(
+    photos: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang_up(_: object) -> None:
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(batches, "_iterate", hang_up)
+    with pytest.raises(MachineError, match=r"a loading process died \(Connection reset by peer\)"):
+        pixels_of(make_loader(photos), 1)
+
+
 def test_workers_end_with_the_loader(photos: tuple[Photo, ...]) -> None:
     before = psutil.Process().children()
     with make_loader(photos, workers=2) as loader:

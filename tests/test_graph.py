@@ -105,6 +105,8 @@ def test_the_graph_is_clean(exported):
     assert {"encoder.0.0", "decoder.0.3", "head"} <= set(names)
     assert [value.name for value in model.graph.input] == ["L"]
     assert [value.name for value in model.graph.output] == ["ab"]
+    said = {(node.op_type, each.name) for node in model.graph.node for each in node.attribute}
+    assert ("Conv", "kernel_shape") in said and not {("Conv", "group"), ("Conv", "auto_pad")} & said
 
 
 def test_same_checkpoint_same_bytes(exported, tmp_path):

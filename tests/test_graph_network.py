@@ -21,7 +21,7 @@ from compress.int8.int8_tuning import choose_ranges, equalize_channels
 from export.graph import export_onnx
 from export.predictors import OnnxPredictor
 from tests.conftest import make_network
-from tests.test_quantization import smooth_pictures
+from tests.test_quantization import read_weight, smooth_pictures
 from training.checkpoint import Checkpoint
 from training.network import pad_to_multiple
 from training.unet import UPSAMPLERS, UNetPlan
@@ -83,13 +83,13 @@ def test_rounded_it_answers_as_the_int8_file_does(graphs: dict[str, Path], tmp_p
 def test_weights_are_rounded_to_those_that_the_file_holds(graphs: dict[str, Path], reduce_range: bool) -> None:
     quantizer = replace(quantizer_of(graphs["transpose"]), reduce_range=reduce_range)
     network = quantizer.rounded_network(quantizer.model, quantizer.ranges(WAY), quantizer.layers)
-    held = {each.name: numpy_helper.to_array(each) for each in quantizer.quantize(WAY).graph.initializer}
+    graph = quantizer.quantize(WAY).graph
     for node in quantizer.model.graph.node:
         if node.name in quantizer.layers and node.op_type == "Conv":
             weight = next(each for each in quantizer.model.graph.initializer if each.name == node.input[1])
             rounded = _round_weight(torch.from_numpy(numpy_helper.to_array(weight).copy()), 0, network.weight_levels)
-            scale = held[f"{weight.name}_scale"].reshape(-1, 1, 1, 1)
-            np.testing.assert_allclose(rounded, held[f"{weight.name}_quantized"] * scale, atol=1e-7)
+            held, scale, _ = read_weight(graph, node.name)
+            np.testing.assert_allclose(rounded, held * scale.reshape(-1, 1, 1, 1), atol=1e-7)
 
 
 def test_weights_and_ranges_learn_and_go_back_into_the_graph(graphs: dict[str, Path]) -> None:

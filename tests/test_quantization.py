@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def float_model(float_models: dict[str, Path]) -> Path:
     return float_models["transpose"]
 
 
+def read_weight(graph: onnx.GraphProto, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the file holds of a convolution's weights: integers, scale and zero."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weight = next(node.input[1] for node in graph.node if node.name == name)
+    made = next(node for node in graph.node if weight in node.output)
+    integers, scale, zero = (constants[each] for each in made.input)
+    return integers, scale, zero
+
+
 def quantize(source: Path, target: Path, **options):
     return quantize_onnx(source, target, smooth_pictures(), QuantizeConfig(**options))
 
@@ -109,17 +119,46 @@ def test_what_is_int8_and_what_is_not(float_model, tmp_path):
 def test_weights_are_int8_per_channel_and_symmetric(float_model, tmp_path):
     result = quantize(float_model, tmp_path / "int8.onnx")
     model = onnx.load(result.path)
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     widest = 0
     for name in result.quantized:
-        weight = values[f"{name}.weight_quantized"]
-        scale, zero = values[f"{name}.weight_scale"], values[f"{name}.weight_zero_point"]
+        weight, scale, zero = read_weight(model.graph, name)
         assert weight.dtype == np.int8
         assert scale.shape == zero.shape == weight.shape[:1]
         assert not zero.any()
         widest = max(widest, int(np.abs(weight.astype(int)).max()))
     assert widest <= (64 if result.reduce_range else 127)
     assert widest >= (60 if result.reduce_range else 120)
+
+
+def test_what_the_quantizer_adds_is_named_shortly_and_held_once(float_model, tmp_path):
+    graph = onnx.load(quantize(float_model, tmp_path / "int8.onnx").path).graph
+    source = onnx.load(float_model).graph
+    own = {name for node in source.node for name in (*node.input, *node.output)}
+    assert not graph.value_info
+    added = [tensor for tensor in graph.initializer if tensor.name not in own]
+    contents = [(each.data_type, tuple(each.dims), onnx.numpy_helper.to_array(each).tobytes()) for each in added]
+    assert len(set(contents)) == len(contents) > 20
+    names = {name for node in graph.node for name in (*node.input, *node.output)} - own
+    assert names and all(re.fullmatch(r"q\d+", name) for name in names)
+    # What computes is called as in float, by which tools and people find a layer.
+    computing = [node for node in graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    assert {node.name for node in computing} <= {node.name for node in source.node}
+    assert {node.name for node in graph.node} - {node.name for node in computing} == {""}
+
+
+def test_names_of_the_network_are_not_taken(float_model, tmp_path):
+    model = onnx.load(float_model)
+    for node in model.graph.node:
+        node.name = {"decoder.0.3": "q1"}.get(node.name, node.name)
+        for part in (node.input, node.output):
+            part[:] = [{"decoder.0.3.weight": "q0", "encoder.1.3": "q2"}.get(each, each) for each in part]
+    for tensor in model.graph.initializer:
+        tensor.name = {"decoder.0.3.weight": "q0"}.get(tensor.name, tensor.name)
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "named.onnx")
+    results = [quantize(path, tmp_path / f"{path.stem}8.onnx") for path in (float_model, tmp_path / "named.onnx")]
+    both = [OnnxPredictor(result.path, threads=1)(smooth_pictures()[1]) for result in results]
+    np.testing.assert_array_equal(*both)
 
 
 def test_only_the_largest_layers(float_model, tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from itertools import count
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from colorpress.core.console import silence_libraries
 
@@ -181,6 +183,7 @@ def insert_qdq(
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    _shorten_names_(quantized.graph, model.graph)
     _keep_in_float_(
         quantized.graph, [node.name for node in model.graph.node if _is_conv(node) and node.name not in nodes]
     )
@@ -188,6 +191,35 @@ def insert_qdq(
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
     onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in model.metadata_props})
     return quantized
+
+
+def _shorten_names_(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Give what the quantizer made short names, and each constant once; what `source` names is called that still.
+
+    The quantizer's names, a zero for every layer and the shapes of all values took more than a quarter of the file of
+    a student of 50,000 weights. Whoever loads the file finds the shapes inside again.
+    """
+    named = {"", *(each.name for each in (*source.node, *source.initializer, *source.input))}
+    named |= {name for node in source.node for name in node.output}
+    free = (name for name in (f"q{number}" for number in count()) if name not in named)
+    short: dict[str, str] = {}
+    constants: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    for tensor in graph.initializer:
+        if tensor.name not in named:
+            content = tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
+            if content not in constants:
+                constants[content] = next(free)
+            short[tensor.name] = constants[content]
+    for node in graph.node:
+        short |= {name: next(free) for name in node.output if name not in named}
+        node.input[:], node.output[:] = ([short.get(name, name) for name in part] for part in (node.input, node.output))
+        if node.name not in named:
+            node.ClearField("name")
+    kept = {short.get(tensor.name, tensor.name): tensor for tensor in graph.initializer}
+    for name, tensor in kept.items():
+        tensor.name = name
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(kept.values())
 
 
 def _keep_in_float_(graph: onnx.GraphProto, convolutions: Iterable[str]) -> None:

@@ -115,11 +115,19 @@ def test_layers_go_back_to_float_until_the_loss_is_small_enough(
     # Of several that are enough the one with the fewest.
     enough = [len(each.way.float_layers) for each in tight.tries if each.is_enough]
     assert len(tight.way.float_layers) == min(enough)
-    never = quantize(source, tmp_path, most_loss=0.0)
-    assert len(never.quantized) >= 1
-    # Not one after the other: each alone, then by bisection.
+    # Not one after the other: the largest in int8, each in float, then by bisection.
     layers = len(first.quantized)
-    assert len(never.tries) <= len(first.tries) + layers + layers.bit_length()
+    assert 1 + layers < len(tight.tries) - len(first.tries) <= 1 + layers + layers.bit_length()
+
+
+def test_no_layer_goes_back_where_that_cannot_be_enough(
+    source: Path, first: QuantizeResult, tmp_path: Path, capfd
+) -> None:
+    never = quantize(source, tmp_path, most_loss=0.0)
+    assert never.way == first.way and never.weight_share == first.weight_share
+    asked = never.tries[len(first.tries) :]
+    assert [set(each.way.float_layers) for each in asked] == [set(first.quantized[1:])]
+    assert "none goes back to float" in capfd.readouterr().err
 
 
 def test_layers_go_back_to_float_until_every_goal_is_met(source: Path, first: QuantizeResult, tmp_path: Path) -> None:
@@ -214,8 +222,8 @@ def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Pa
     assert in_float == {"encoder.0.0", name, "head"}
 
 
-def test_a_layer_that_fell_back_says_so(source: Path, tmp_path: Path) -> None:
-    result = quantize(source, tmp_path, most_loss=0.0)
+def test_a_layer_that_fell_back_says_so(source: Path, first: QuantizeResult, tmp_path: Path) -> None:
+    result = quantize(source, tmp_path, most_loss=0.7 * min(each.score.loss for each in first.tries))
     fallen = result.way.float_layers[0]
     profile = Int8Profile((NodeTime(fallen, "Conv", False, 1.0),))
     assert why_float(onnx.load(source).graph, result, profile)[fallen].startswith("back to float")

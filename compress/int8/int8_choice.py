@@ -320,21 +320,27 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 
 
 def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way, Progress], Int8Try]) -> Int8Try:
-    """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough."""
+    """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough.
+
+    The best try as it is where not even the largest layer may be in int8: a file that is mostly float loses too much
+    as well, and is neither small nor fast.
+    """
     sizes, layers, tried = weight_sizes(quantizer.model.graph), quantizer.layers, [best]
 
-    def is_enough(count: int) -> bool:
-        way = replace(best.way, float_layers=tuple(order[:count]))
-        tried.append(alone[order[0]] if count == 1 else try_out(way, bar))
-        return tried[-1].is_enough
+    def try_in_float(names: Sequence[str]) -> Int8Try:
+        tried.append(try_out(replace(best.way, float_layers=tuple(names)), bar))
+        return tried[-1]
 
     counts = range(1, len(layers))  # at least one stays: a file without int8 is the float one
-    with progress("choosing layers for float", len(layers) + len(counts).bit_length()) as bar:
-        alone = {name: try_out(replace(best.way, float_layers=(name,)), bar) for name in layers}
-        order = sorted(alone, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
-        bisect_left(counts, True, key=is_enough)
+    with progress("choosing layers for float", 1 + len(layers) + len(counts).bit_length()) as bar:
+        if try_in_float(layers[1:]).is_enough:
+            alone = {name: try_in_float([name]) for name in layers}
+            order = sorted(layers, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
+            bisect_left(counts, True, key=lambda n: (alone[order[0]] if n == 1 else try_in_float(order[:n])).is_enough)
     enough = [each for each in tried if each.is_enough]
-    return min(enough, key=lambda each: len(each.way.float_layers)) if enough else min(tried, key=attrgetter("rank"))
+    if not enough:
+        say("int8: it loses more than asked even with the largest layer alone in int8, so none goes back to float")
+    return min(enough, key=lambda each: len(each.way.float_layers), default=best)
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

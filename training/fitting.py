@@ -314,7 +314,8 @@ class _Fit:
                 save_checkpoint(self.files.best_path, self.to_checkpoint())
             # After best.pt: a kill in between repeats the epoch and writes the same best.pt again.
             self.save()
-            say(f"{title}: train L1 {row['train_l1']:.4f}, validation L1 {val_l1:.4f}, {row['images_per_s']} images/s")
+            said = "validation L1" if self.job.target is None else "L1 to the teacher's answers"
+            say(f"{title}: train L1 {row['train_l1']:.4f}, {said} {val_l1:.4f}, {row['images_per_s']} images/s")
 
     def finish_epoch_(self, title: str) -> None:
         """Do the steps that are left of the epoch under way; a signal ends them by Interrupted, after a whole step."""

@@ -1,9 +1,9 @@
 """The one training loop: the original, and every compressed network distilled from it, are fitted here.
 
-AdamW, clipped gradients, a running average of the weights; the epoch with the lowest L1 on whole validation photographs
-is kept. A fit that was interrupted goes on after the last finished epoch, or inside one when a signal stopped it; to
-the same bit on the same machine with the same number of threads. Several processes of torchrun share each batch and
-compute what one process would.
+Muon and AdamW, clipped gradients, a running average of the weights; the epoch with the lowest L1 on whole validation
+photographs is kept. A fit that was interrupted goes on after the last finished epoch, or inside one when a signal
+stopped it; to the same bit on the same machine with the same number of threads. Several processes of torchrun share
+each batch and compute what one process would.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import copy_weights
+from training.optimizer import make_optimizers
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
@@ -225,8 +226,8 @@ class _Fit:
         criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if process_count() > 1:
             share_batch_norm_(criterion.network)
-        self.optimizer = _make_optimizer(criterion, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.optimizers = make_optimizers(criterion, recipe)
         self.average = _RunningAverage(criterion.network) if recipe.ema_decay else None
         self.history: list[Mapping[str, float]] = []
         # Of the epoch under way, in all processes: steps done, seconds spent, crops seen and the sum of their L1.
@@ -263,7 +264,7 @@ class _Fit:
             return
         training_state = {
             "trained": copy_weights(self.criterion),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
@@ -291,7 +292,8 @@ class _Fit:
                 setattr(self, name, saved[name])
             try:
                 self.criterion.load_state_dict(saved["trained"])
-                self.optimizer.load_state_dict(saved["optimizer"])
+                for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
                 self.scaler.load_state_dict(saved["scaler"])
                 if self.average is not None:
                     self.average.network.load_state_dict(dict(last.state_dict))
@@ -360,7 +362,7 @@ class _Fit:
             "epoch": self.epoch,
             "train_l1": self.l1_sum / self.crops,
             "val_l1": val_l1,
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(self.optimizers[0].param_groups[0]["lr"]),
             "seconds": round(self.seconds, 3),
             "images_per_s": round(self.crops / self.seconds, 1),
         }
@@ -380,7 +382,7 @@ class _Fit:
         if recipe.dropout:
             _seed_dropout(self.job.data.seed, done)
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), self.history)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         batch = prepare_batch(crops, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -388,11 +390,13 @@ class _Fit:
         loss, l1 = self.criterion.loss(answered, batch)
         # Gradients are averaged over processes: a larger part of the batch counts for more.
         loss = loss * share
-        self.optimizer.zero_grad(set_to_none=True)
+        self.criterion.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.criterion.parameters(), recipe.gradient_norm)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         if self.average is not None:
             # A young average forgets faster, or the first weights would stay in it for long.
@@ -436,16 +440,6 @@ def _agree(crops: int, signal_number: int) -> tuple[int, int]:
 def _seed_dropout(seed: int, step: int) -> None:
     """By step and process, so that it does not depend on where an interruption was."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process_rank())).generate_state(1)[0]))
-
-
-def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    # Norms and biases have one dimension: pulling them to zero only shifts activations.
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def _generations(folder: Path) -> tuple[Path, Path]:

@@ -203,6 +203,11 @@ class FitConfig(Config):
     dropout: float = option(
         0.0, "Share of the deepest level's channels that is dropped at random while training.", low=0.0, high=0.9
     )
+    optimizer: str = option(
+        "muon",
+        "How weights follow their gradients; muon: those between channels by Muon, the others by AdamW.",
+        choices=("muon", "adamw"),
+    )
     schedule: str = option(
         "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "plateau", "constant")
     )
@@ -240,7 +245,7 @@ class TrainConfig(Config):
     val_size: int = option(
         128, "Short side of the whole photographs validated on (never enlarged), in pixels.", low=8, high=4096
     )
-    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.", low=1e-9, high=10.0, common=True)
+    learning_rate: float = option(2e-3, "Peak learning rate.", low=1e-9, high=10.0, common=True)
     class_weight: float = option(
         0.05, "Weight of a second task in training, naming colour classes; 0: L1 alone.", low=0.0, high=10.0
     )

@@ -21,6 +21,7 @@ from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.crops import CropSides
 from training.device import choose_device, choose_precision, torch_threads
+from training.optimizer import make_optimizers
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
@@ -136,15 +137,16 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     lightness = torch.rand(batch, 1, side, side, device=device)
     criterion = DistilLoss(network, settings.distil.teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+    optimizers = make_optimizers(network, job.recipe(job.effort.full_crops))
     with torch_threads(settings.machine.threads):
         for step in range(_STEPS + 1):
             if step == 1:  # the first one prepares what the others use
                 started = time.monotonic()
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = criterion(lightness).abs().mean()
-            optimizer.zero_grad()
+            network.zero_grad()
             loss.backward()
-            optimizer.step()
+            for each in optimizers:
+                each.step()
             loss.item()  # waits for a GPU
     return (time.monotonic() - started) / _STEPS / batch

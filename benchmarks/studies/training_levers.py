@@ -237,6 +237,7 @@ def list_levers(job: LeverJob) -> dict[str, Lever]:
         f"growing crops, {smaller} to {larger}": Lever({"start_imgsz": smaller, "imgsz": larger}),
         "one size": Lever({"size_jitter": 0.0}),
         "last weights, no average": Lever({"ema_decay": 0.0}),
+        "AdamW for all weights": Lever({"optimizer": "adamw"}),
         "constant rate": Lever({"schedule": "constant"}),
         "no warm-up": Lever({"warmup_share": 0.0}),
         "half the rate": Lever({"learning_rate": recipe.learning_rate / 2}),

@@ -174,6 +174,7 @@ def _list_recipes(distil: DistilConfig) -> list[Lever]:
         "one size": {"size_jitter": 0.0},
         "growing crops": {"start_imgsz": max(16, distil.distil_imgsz // 3)},
         "last weights, no average": {"ema_decay": 0.0},
+        "AdamW for all weights": {"optimizer": "adamw"},
         "constant learning rate": {"schedule": "constant"},
         "half the learning rate": {"learning_rate": rate / 2},
         "twice the learning rate": {"learning_rate": rate * 2},

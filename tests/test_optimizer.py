@@ -46,6 +46,18 @@ def test_it_moves_as_pytorchs_own() -> None:
         assert (own.flatten(1) - other).norm() < 0.02 * moved
 
 
+@pytest.mark.parametrize(("rows", "groups"), [(64, 1), (128, 2), (131, 1)])
+def test_many_rows_are_taken_in_groups(rows: int, groups: int) -> None:
+    weight = nn.Parameter(torch.zeros(rows, 300, 1, 1))
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    moves = weight.detach().reshape(groups, rows // groups, 300) / (0.2 * 300**0.5)
+    lengths = torch.linalg.svdvals(moves)
+    assert 0.6 < lengths.amin() and lengths.amax() < 1.3
+    together = torch.linalg.svdvals(weight.detach().flatten(1) / (0.2 * 300**0.5))
+    assert (together.amax() > 1.3) == (groups > 1)
+
+
 class Layers(nn.Module):
     """One of each kind of weight."""
 

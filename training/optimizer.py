@@ -16,6 +16,8 @@ _COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5
 _MOMENTUM = 0.95
 # With it a step changes weights as much as one of AdamW, so one learning rate is for both (Liu et al. 2025, Moonlight).
 _LIKE_ADAMW = 0.2
+# More rows are taken in groups, since their product costs the square of them: of 128 rows 32 at a time learned as much.
+_MOST_ROWS = 64
 # Fewer inputs or outputs than that are no directions to tell apart.
 _FEWEST_CHANNELS = 8
 
@@ -42,22 +44,26 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step by the gradients; `closure` is not called."""
         for group in self.param_groups:
-            by_shape: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    by_shape[len(weight), weight[0].numel()].append(weight)
-            for sides, weights in by_shape.items():
-                self._step_(weights, sides, group["lr"], group["weight_decay"])
+                    by_shape[weight.shape].append(weight)
+            for weights in by_shape.values():
+                self._step_(weights, group["lr"], group["weight_decay"])
 
-    def _step_(self, weights: list[Tensor], sides: tuple[int, int], lr: float, weight_decay: float) -> None:
-        gradients = [weight.grad for weight in weights]
-        momenta = [self._momentum_of(weight) for weight in weights]
+    def _step_(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
+        # Channels innermost, as convolutions are kept while they learn: all that follows are views of that.
+        values, gradients, momenta = (
+            [each.movedim(1, -1) for each in tensors]
+            for tensors in (weights, [each.grad for each in weights], [self._momentum_of(each) for each in weights])
+        )
         torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
-        ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
-        moves = orthogonalize(torch.stack([each.reshape(sides) for each in ahead]))
-        torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
-        moved = [move.view_as(weight) for move, weight in zip(moves, weights, strict=True)]
-        torch._foreach_add_(weights, moved, alpha=-lr * _LIKE_ADAMW * max(sides) ** 0.5)
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM))  # Nesterov's
+        matrices = ahead.flatten(2)
+        moves = orthogonalize(matrices.reshape(-1, _rows_at_a_time(matrices.shape[1]), matrices.shape[2]))
+        torch._foreach_mul_(values, 1.0 - lr * weight_decay)
+        rate = lr * _LIKE_ADAMW * max(matrices.shape[1:]) ** 0.5
+        torch._foreach_add_(values, moves.view_as(ahead).unbind(), alpha=-rate)
 
     def _momentum_of(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -65,6 +71,11 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         momentum: Tensor = state["momentum"]
         return momentum
+
+
+def _rows_at_a_time(rows: int) -> int:
+    groups = -(-rows // _MOST_ROWS)
+    return rows // groups if rows % groups == 0 else rows
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

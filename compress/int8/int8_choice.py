@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -322,24 +323,31 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way, Progress], Int8Try]) -> Int8Try:
     """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough.
 
-    The best try as it is where not even the largest layer may be in int8: a file that is mostly float loses too much
-    as well, and is neither small nor fast.
+    Half of the weights stay in int8 at least, as a file that is mostly float is neither small nor fast; where that is
+    not enough, as the largest layers in int8 tell first, the best try is left as it is.
     """
-    sizes, layers, tried = weight_sizes(quantizer.model.graph), quantizer.layers, [best]
+    sizes = weight_sizes(quantizer.model.graph)
+    half = sum(sizes[name] for name in quantizer.layers) / 2
+    layers = [name for name in quantizer.layers if sizes[name] <= half]
+    tried: list[Int8Try] = []
 
     def try_in_float(names: Sequence[str]) -> Int8Try:
         tried.append(try_out(replace(best.way, float_layers=tuple(names)), bar))
         return tried[-1]
 
-    counts = range(1, len(layers))  # at least one stays: a file without int8 is the float one
-    with progress("choosing layers for float", 1 + len(layers) + len(counts).bit_length()) as bar:
-        if try_in_float(layers[1:]).is_enough:
+    def up_to_half(order: Sequence[str]) -> list[str]:
+        weights = accumulate(sizes[name] for name in order)
+        return [name for name, so_far in zip(order, weights, strict=True) if so_far <= half]
+
+    with progress("choosing layers for float", 1 + len(layers) + len(layers).bit_length()) as bar:
+        if try_in_float(up_to_half(layers[::-1])).is_enough:
             alone = {name: try_in_float([name]) for name in layers}
             order = sorted(layers, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
+            counts = range(1, 1 + len(up_to_half(order)))
             bisect_left(counts, True, key=lambda n: (alone[order[0]] if n == 1 else try_in_float(order[:n])).is_enough)
     enough = [each for each in tried if each.is_enough]
     if not enough:
-        say("int8: it loses more than asked even with the largest layer alone in int8, so none goes back to float")
+        say("int8: it loses more than asked with half of the weights in float, too, so no layer goes back to float")
     return min(enough, key=lambda each: len(each.way.float_layers), default=best)
 
 

@@ -193,9 +193,11 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
         crops = min(settings.qat.qat_crops, max(1, _MOST_TUNING_MACS // macs_of_a_crop))
         seen = photos.train[:crops]
         recipe = distil.recipe(settings.fit, crops=crops, photos=len(seen), val_size=settings.score.eval_size)
-        # Once, as the last step is the nearest one; on photographs as they will come, in the precision of ranges.
+        # Once, as the last step is the nearest one; on photographs as they will come, in the precision of ranges. By
+        # AdamW, whose steps may be as small as what rounding left: with Muon C came to 0.980 instead of 0.994.
         recipe = replace(
             recipe,
+            optimizer="adamw",
             epochs=1,
             epoch_crops=crops,
             tone_jitter=0.0,

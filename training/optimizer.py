@@ -55,14 +55,14 @@ class Muon(torch.optim.Optimizer):
         # Channels innermost, as convolutions are kept while they learn: all that follows are views of that.
         values, gradients, momenta = (
             [each.movedim(1, -1) for each in tensors]
-            for tensors in (weights, [each.grad for each in weights], [self._momentum_of(each) for each in weights])
+            for tensors in (weights, _gradients_of(weights), [self._momentum_of(each) for each in weights])
         )
         torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
         ahead = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM))  # Nesterov's
         matrices = ahead.flatten(2)
         moves = orthogonalize(matrices.reshape(-1, _rows_at_a_time(matrices.shape[1]), matrices.shape[2]))
         torch._foreach_mul_(values, 1.0 - lr * weight_decay)
-        rate = lr * _LIKE_ADAMW * max(matrices.shape[1:]) ** 0.5
+        rate = lr * _LIKE_ADAMW * max(moves.shape[1:]) ** 0.5
         torch._foreach_add_(values, moves.view_as(ahead).unbind(), alpha=-rate)
 
     def _momentum_of(self, weight: Tensor) -> Tensor:
@@ -71,6 +71,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         momentum: Tensor = state["momentum"]
         return momentum
+
+
+def _gradients_of(weights: list[Tensor]) -> list[Tensor]:
+    return [each.grad for each in weights if each.grad is not None]
 
 
 def _rows_at_a_time(rows: int) -> int:
@@ -94,7 +98,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = factor @ gram @ factor
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + identity
         whole = factor @ whole
-    return whole @ x
+    answer: Tensor = whole @ x
+    return answer
 
 
 def make_optimizers(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:

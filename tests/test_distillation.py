@@ -34,7 +34,8 @@ from training.photo_split import PhotoSplit
 from training.unet import UNetPlan, count_parameters
 
 UNET = UNetConfig(base=8, depth=2)
-TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3)
+# In 32 steps AdamW learns more of ten small photographs than Muon does.
+TRAIN = Recipe(batch_size=8, epochs=4, imgsz=16, val_size=24, learning_rate=5e-3, optimizer="adamw")
 MACHINE = MachineConfig(workers=0, threads=1)
 TO_TRUTH, TO_BEST = Scale(0.2, 0.1), Scale(0.2, 0.0, to_best=True)
 STUDENT = UNetPlan(encoder=((8,), (8,)), decoder=(), upsample="nearest", stem_stride=2)

@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         moves = orthogonalize(matrices.reshape(-1, _rows_at_a_time(matrices.shape[1]), matrices.shape[2]))
         torch._foreach_mul_(values, 1.0 - lr * weight_decay)
         rate = lr * _LIKE_ADAMW * max(moves.shape[1:]) ** 0.5
-        torch._foreach_add_(values, moves.view_as(ahead).unbind(), alpha=-rate)
+        torch._foreach_add_(values, moves.reshape(ahead.shape).unbind(), alpha=-rate)
 
     def _momentum_of(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

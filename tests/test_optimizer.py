@@ -29,7 +29,10 @@ def test_a_matrix_without_gradient_stays() -> None:
 def test_it_moves_as_pytorchs_own() -> None:
     """Which computes in bf16, one matrix at a time, of matrices alone."""
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(sides, generator=generator) for sides in ((16, 8, 3, 3), (16, 8, 3, 3), (8, 32, 1, 1), (32, 8, 1, 1))]
+    starts = [
+        torch.randn(sides, generator=generator)
+        for sides in ((16, 8, 3, 3), (16, 8, 3, 3), (8, 32, 1, 1), (32, 8, 1, 1))
+    ]
     ours = [nn.Parameter(start.clone().to(memory_format=torch.channels_last)) for start in starts]
     theirs = [nn.Parameter(start.flatten(1).clone()) for start in starts]
     muon = Muon(ours, lr=0.005, weight_decay=0.2)  # twice as long a step for its rate

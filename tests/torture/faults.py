@@ -1,6 +1,6 @@
 """Every write, fsync, rename and opening for writing of a command fails once, for each of them in turn.
 
-    python -m tests.torture.faults [--share 0.1]
+    python -m tests.torture.faults [--share 0.1] [--only run --since 146]
 
 As SQLite is tested: the n-th call fails, for every n, but of those that the same lines make in a loop the first, the
 last and one between; of every fourth all that follow fail, too, as on a full disk. The command has to end with 4 in
@@ -26,6 +26,10 @@ from tests.torture.sound_run import make_sound_run
 
 # What does the same for each variant has one here.
 _OF_EACH_VARIANT = ("export", "quantize", "deploy", "verify")
+
+
+# Of a whole run, whose calls take hours: how far it is, and from where another process could go on.
+_TOLD_EACH = 20
 
 
 class Failing:
@@ -103,8 +107,8 @@ def _only(command: str) -> list[str]:
     return [*kept, "--workers", "0"]
 
 
-def torture(share: float, seed: int, folder: Path, sound_folder: Path, only: str = "") -> Figures:
-    """Fail a share of the calls of every command."""
+def torture(share: float, seed: int, folder: Path, sound_folder: Path, only: str = "", since: int = 1) -> Figures:
+    """Fail a share of the calls of every command, from one on."""
     figures, dice = Figures(), random.Random(seed)
     out, log = folder / "out", folder / "log"
     scratch = folder / "out-tmp"  # below what is watched, since names that begin with it are
@@ -115,12 +119,18 @@ def torture(share: float, seed: int, folder: Path, sound_folder: Path, only: str
         return figures
     for name, command in list_commands(sound.photos, out).items():
         if only in ("", name):
-            _fail_each(figures, dice, share, name, command, (sound.run, out, log))
+            _fail_each(figures, dice, share, name, command, (sound.run, out, log), since)
     return figures
 
 
 def _fail_each(
-    figures: Figures, dice: random.Random, share: float, name: str, command: list[Any], paths: tuple[Path, Path, Path]
+    figures: Figures,
+    dice: random.Random,
+    share: float,
+    name: str,
+    command: list[Any],
+    paths: tuple[Path, Path, Path],
+    since: int,
 ) -> None:
     whole, out, log = paths
 
@@ -143,8 +153,10 @@ def _fail_each(
     if not figures.count(f"{name}, undisturbed", first, (0,)):
         return
     places = log.read_text().splitlines()
-    calls, chosen = len(places), choose_calls(places, share, dice)
-    for number in chosen:
+    calls, chosen = len(places), [each for each in choose_calls(places, share, dice) if each >= since]
+    for done, number in enumerate(chosen):
+        if done and done % _TOLD_EACH == 0:
+            print(f"{name}: call {number} of {calls} is next, {len(chosen) - done} are left", flush=True)
         for stays in (False, True) if number % 4 == 0 else (False,):
             restore()
             what = f"{name}, call {number} of {calls}{' and all after it' if stays else ''}"
@@ -172,13 +184,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the calls, drawn by chance")
     parser.add_argument("--only", default="", help="one command")
+    parser.add_argument(
+        "--since", type=int, default=1, help="call to begin with, such as the next of a part that ended"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sound", type=Path, help="folder of a run that nobody disturbed; made where it is missing")
     given = parser.parse_args()
     load_all()
     with tempfile.TemporaryDirectory(prefix="torture-faults-") as name:
         folder = Path(name)
-        return torture(given.share, given.seed, folder, given.sound or folder / "sound", given.only).finish()
+        sound = given.sound or folder / "sound"
+        return torture(given.share, given.seed, folder, sound, given.only, given.since).finish()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from colorpress.core.config import Recipe
-from training.optimizer import Muon, make_optimizers, orthogonalize
+from training.optimizer import Muon, make_optimizers, orthogonalize, step_
 
 
 @pytest.mark.parametrize("sides", [(16, 144), (24, 60), (40, 8)])
@@ -88,3 +88,19 @@ def test_it_takes_the_weights_between_channels() -> None:
     assert [group["weight_decay"] for each in (adamw, muon) for group in each.param_groups] == [0.03, 0.0, 0.03]
     (alone,) = make_optimizers(layers, Recipe(optimizer="adamw"))
     assert taken(alone) == [decaying | {"hidden.weight", "up.weight"}, still]
+
+
+@pytest.mark.parametrize("place", ["first", "hidden"])
+def test_a_gradient_that_is_not_finite_leaves_the_step_out_for_all(place: str) -> None:
+    layers, scaler = Layers(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = {name: each.clone() for name, each in layers.named_parameters()}
+    optimizers = make_optimizers(layers, Recipe(learning_rate=0.1))
+    for poisoned in (True, False):
+        scaler.scale(sum(each.square().sum() for each in layers.parameters() if each.requires_grad)).backward()
+        if poisoned:
+            getattr(layers, place).weight.grad[0, 0] = torch.nan
+        step_(optimizers, layers, scaler, 1.0)
+        assert all(torch.equal(each, before[name]) for name, each in layers.named_parameters()) == poisoned
+        layers.zero_grad()
+    assert scaler.get_scale() == 4.0
+    assert all(each.isfinite().all() for each in layers.parameters())

@@ -151,7 +151,7 @@ def test_names_of_the_network_are_not_taken(float_model, tmp_path):
     for node in model.graph.node:
         node.name = {"decoder.0.3": "q1"}.get(node.name, node.name)
         for part in (node.input, node.output):
-            part[:] = [{"decoder.0.3.weight": "q0", "encoder.1.3": "q2"}.get(each, each) for each in part]
+            part[:] = [{"decoder.0.3.weight": "q0", "encoder.1.5": "q2"}.get(each, each) for each in part]
     for tensor in model.graph.initializer:
         tensor.name = {"decoder.0.3.weight": "q0"}.get(tensor.name, tensor.name)
     del model.graph.value_info[:]

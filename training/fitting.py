@@ -41,7 +41,7 @@ from training.device import choose_device, choose_precision
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import copy_weights
-from training.optimizer import make_optimizers
+from training.optimizer import make_optimizers, step_
 from training.photos import Photo, hash_photos
 from training.schedule import has_stalled, learning_rate_at
 from training.shared_batch_norm import share_batch_norm_
@@ -392,12 +392,7 @@ class _Fit:
         loss = loss * share
         self.criterion.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.criterion.parameters(), recipe.gradient_norm)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
+        norm = step_(self.optimizers, self.criterion, self.scaler, recipe.gradient_norm)
         if self.average is not None:
             # A young average forgets faster, or the first weights would stay in it for long.
             self.average.update_(min(recipe.ema_decay, (1 + done) / (10 + done)))

@@ -17,7 +17,8 @@ _MOMENTUM = 0.95
 # One learning rate is for both: at 0.2 a step is as long as AdamW's (Liu et al. 2025). Twice that taught more in a few
 # hundred steps, and as much in many.
 _LIKE_ADAMW = 0.4
-# More rows are taken in groups, since their product costs the square of them: of 128 rows 32 at a time learned as much.
+# More rows than that, of more columns, are taken in equal groups where they can be, since their product costs the
+# square of them: of 128 rows 32 at a time learned as much.
 _MOST_ROWS = 64
 # Fewer inputs or outputs than that are no directions to tell apart.
 _FEWEST_CHANNELS = 8
@@ -34,7 +35,7 @@ class Muon(torch.optim.Optimizer):
     "Muon is scalable for LLM training".
 
     Args:
-        weights: of two dimensions or more; all but the first count as one.
+        weights: of two dimensions or more; all but the first count as one, those of a convolution with groups as well.
         lr: as for AdamW.
     """
 
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
         ahead = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM))  # Nesterov's
         matrices = ahead.flatten(2)
-        moves = orthogonalize(matrices.reshape(-1, _rows_at_a_time(matrices.shape[1]), matrices.shape[2]))
+        moves = orthogonalize(matrices.reshape(-1, _rows_at_a_time(*matrices.shape[1:]), matrices.shape[2]))
         torch._foreach_mul_(values, 1.0 - lr * weight_decay)
         rate = lr * _LIKE_ADAMW * max(moves.shape[1:]) ** 0.5
         torch._foreach_add_(values, moves.reshape(ahead.shape).unbind(), alpha=-rate)
@@ -78,9 +79,9 @@ def _gradients_of(weights: list[Tensor]) -> list[Tensor]:
     return [each.grad for each in weights if each.grad is not None]
 
 
-def _rows_at_a_time(rows: int) -> int:
+def _rows_at_a_time(rows: int, columns: int) -> int:
     groups = -(-rows // _MOST_ROWS)
-    return rows // groups if rows % groups == 0 else rows
+    return rows // groups if rows <= columns and rows % groups == 0 else rows
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -119,5 +120,22 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Opt
 
 
 def _is_between_channels(weight: Tensor) -> bool:
-    """Not of the first or the last layer, nor of a convolution of each channel by itself."""
+    """Between enough channels, which leaves out those of a picture and convolutions of each channel by itself."""
     return weight.ndim > 1 and min(weight.shape[:2]) >= _FEWEST_CHANNELS
+
+
+def step_(
+    optimizers: Sequence[torch.optim.Optimizer], network: nn.Module, scaler: torch.amp.GradScaler, most_norm: float
+) -> Tensor:
+    """Change the network by its scaled gradients, clipped to a norm; the norm that they had.
+
+    A scaler that finds one that is not finite leaves the step out, for all optimizers and not just for its own.
+    """
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), most_norm)
+    if not scaler.is_enabled() or norm.isfinite():
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+    scaler.update()
+    return norm

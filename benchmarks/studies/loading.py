@@ -24,6 +24,7 @@ from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
 from training.losses import L1Loss, prepare_batch
+from training.optimizer import make_optimizers
 from training.photo_scan import scan_photos
 from training.photos import Photo
 from training.unet import UNet, UNetPlan
@@ -59,7 +60,7 @@ class LoadingResult:
     Attributes:
         loader_images_per_s: crops decoded per second while nothing else runs.
         step_images_per_s: crops per second of the training step alone, on one batch that is always there: colour
-            conversion on the device, forward, backward, AdamW.
+            conversion on the device, forward, backward, Muon and AdamW.
         both_images_per_s: crops per second of the training step fed by the loader.
         lost_share: share of the step's own speed that loading costs: 1 - both / step. Noise may make it negative.
         photos: how many there were to crop from.
@@ -118,7 +119,7 @@ class _Trainer:
             torch.manual_seed(0)
             self.criterion = L1Loss(UNet(UNetPlan.classic(base)))
         self.criterion.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.criterion.parameters(), lr=1e-4, fused=True)
+        self.optimizers = make_optimizers(self.criterion, Recipe(learning_rate=1e-4))
         self.device, self.dtype = device, choose_precision("auto", device)
 
     def run(self, batches: Iterable[Crops]) -> float:
@@ -130,9 +131,10 @@ class _Trainer:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 answered = self.criterion(batch.lightness)
             loss, _ = self.criterion.loss(answered, batch)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.criterion.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             images += len(crops)
         loss.item()  # waits for a GPU
         return (time.perf_counter() - started) / max(1, images)

@@ -158,7 +158,8 @@ def quantize_onnx(
     colour at either end cost more accuracy than all of the network between them. Each range is the one that changes the
     answers least. With a judge, channels are equalized where that brings int8 nearer to float. Where this is not good
     enough, it is trained to answer what the float file answers; and where that is not enough either, the layers that
-    change the answers most for their size go back to float, as few as bisection finds: the largest stay in int8.
+    change the answers most for their size go back to float, as few as bisection finds and half of the weights at most,
+    or none where that is not enough.
 
     Args:
         source: a file written by `export_onnx`.
@@ -324,31 +325,31 @@ def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way,
     """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough.
 
     Half of the weights stay in int8 at least, as a file that is mostly float is neither small nor fast; where that is
-    not enough, as the largest layers in int8 tell first, the best try is left as it is.
+    not enough, the best try is left as it is.
     """
     sizes = weight_sizes(quantizer.model.graph)
     half = sum(sizes[name] for name in quantizer.layers) / 2
     layers = [name for name in quantizer.layers if sizes[name] <= half]
-    tried: list[Int8Try] = []
+    with progress("choosing layers for float", len(layers) + len(layers).bit_length()) as bar:
 
-    def try_in_float(names: Sequence[str]) -> Int8Try:
-        tried.append(try_out(replace(best.way, float_layers=tuple(names)), bar))
-        return tried[-1]
+        def try_in_float(names: Sequence[str]) -> Int8Try:
+            return try_out(replace(best.way, float_layers=tuple(names)), bar)
 
-    def up_to_half(order: Sequence[str]) -> list[str]:
+        alone = {name: try_in_float([name]) for name in layers}
+        order = sorted(layers, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
         weights = accumulate(sizes[name] for name in order)
-        return [name for name, so_far in zip(order, weights, strict=True) if so_far <= half]
+        most = sum(so_far <= half for so_far in weights)
+        tried = {0: best, 1: alone[order[0]]} if order else {0: best}
 
-    with progress("choosing layers for float", 1 + len(layers) + len(layers).bit_length()) as bar:
-        if try_in_float(up_to_half(layers[::-1])).is_enough:
-            alone = {name: try_in_float([name]) for name in layers}
-            order = sorted(layers, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
-            counts = range(1, 1 + len(up_to_half(order)))
-            bisect_left(counts, True, key=lambda n: (alone[order[0]] if n == 1 else try_in_float(order[:n])).is_enough)
-    enough = [each for each in tried if each.is_enough]
-    if not enough:
-        say("int8: it loses more than asked with half of the weights in float, too, so no layer goes back to float")
-    return min(enough, key=lambda each: len(each.way.float_layers), default=best)
+        def is_enough(count: int) -> bool:
+            if count not in tried:
+                tried[count] = try_in_float(order[:count])
+            return tried[count].is_enough
+
+        fewest = bisect_left(range(most + 1), True, key=is_enough)
+    if fewest > most:
+        say("int8: it loses more than asked with half of its weights in float, too, so no layer goes back to float")
+    return tried.get(fewest, best)
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -128,9 +128,9 @@ def _whole_blocks(width: float) -> int:
 
 
 # Bytes of names, nodes and metadata in a packed file, by least squares over 26 exported files (opset 18), which they
-# tell within 0.4 %: of the file, of the up-sampling of a coarse answer, of a convolution, of packing its weights, of an
-# up-sampling inside, and of a level.
-_FILE_BYTES, _COARSE_BYTES, _CONVOLUTION_BYTES, _PACKING_BYTES, _UP_BYTES, _LEVEL_BYTES = 1088, 2327, 339, 153, 269, 172
+# tell within 0.4 %, less what operators do anyway, which is not said since: of the file, of the up-sampling of a coarse
+# answer, of a convolution, of packing its weights, of an up-sampling inside, and of a level.
+_FILE_BYTES, _COARSE_BYTES, _CONVOLUTION_BYTES, _PACKING_BYTES, _UP_BYTES, _LEVEL_BYTES = 1088, 2327, 302, 153, 110, 109
 # And of an affine answer and of each addition in a residual block: all within 0.1 % of 14 files.
 _AFFINE_BYTES, _ADDITION_BYTES = 658, 60
 # Weights of fewer elements stay in float, as `compress.packing` has it.

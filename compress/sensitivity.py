@@ -186,7 +186,7 @@ def _quantize_layer(
         return None
     chosen = nodes_to_quantize(model.graph, {node.name for node in nodes})
     own = {name: observed[name] for name in tensors_to_observe(model.graph, chosen)}
-    return insert_qdq(model, chosen, spread_ranges(model.graph, own), reduce_range=not has_vnni())
+    return insert_qdq(model, chosen, spread_ranges(model.graph, own), weight_bits=8 if has_vnni() else 7)
 
 
 def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:

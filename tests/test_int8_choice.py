@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from compress.budgets import Limit
+from compress.int8 import int8_choice
 from compress.int8.graph_network import GraphNetwork
 from compress.int8.int8_choice import Int8Try, Int8Way, Judge, QuantizeResult, _Quantizer, quantize_onnx
 from compress.int8.int8_graph import choose_layers, weight_sizes
@@ -27,6 +29,14 @@ from tests.test_measures import make_score
 from tests.test_quantization import smooth_pictures
 from training.checkpoint import Checkpoint
 from training.unet import UNetPlan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_vnni() -> Iterator[None]:
+    """The same ways on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8_choice, "has_vnni", lambda: True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,18 @@ def test_the_way_with_the_least_loss_is_taken(first: QuantizeResult, seen: list[
     assert published == onnx.load_from_string(seen[result.tries.index(best)]).graph
     assert [each.to_dict()["fidelity"] for each in result.tries] == [each.score.kept for each in result.tries]
     assert all(each.score.kept == pytest.approx(1 - each.score.loss) for each in result.tries)
+
+
+def test_without_vnni_seven_bits_are_tried_too(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_choice, "has_vnni", lambda: False)
+    way, plain = QuantizeConfig(equalize="off"), "ranges one by one"
+    result = quantize(source, tmp_path, config=way)
+    assert [each.way.describe() for each in result.tries] == [f"{plain}, 7-bit weights", plain]
+    assert result.way == min(result.tries, key=lambda each: each.parent_l1).way
+    # Nobody sees there whether 8 saturate.
+    assert quantize_onnx(source, tmp_path / "unjudged.onnx", smooth_pictures(), way).way.weight_bits == 7
+    asked = replace(way, int8_weight_bits="8")
+    assert [each.way.describe() for each in quantize(source, tmp_path, config=asked).tries] == [plain]
 
 
 def test_what_an_option_says_is_not_tried_otherwise(source: Path, tmp_path: Path) -> None:
@@ -219,7 +241,7 @@ def test_every_float_node_has_its_reason(source: Path, tmp_path: Path) -> None:
 def test_a_layer_that_falls_back_is_computed_in_float(source: Path, tmp_path: Path, name: str) -> None:
     """ONNX Runtime would round its weights again, since all around it is in 8 bits."""
     model = onnx.load(source)
-    quantizer = _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), QuantizeConfig(), False, 1)
+    quantizer = _Quantizer(model, choose_layers(model.graph, 1.0), smooth_pictures(), QuantizeConfig(), 1)
     path = tmp_path / "int8.onnx"
     path.write_bytes(quantizer.quantize(Int8Way(100.0, float_layers=(name,))).SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)

@@ -25,7 +25,7 @@ from training.unet import UNetPlan
 
 PLAN = UNetPlan.classic(8, 1)
 # One way alone, that cuts a tenth of the values off: it loses more than nothing, and is quickly tried.
-CUT = {"calibration_percentile": 90.0, "equalize": "off"}
+CUT = {"calibration_percentile": 90.0, "equalize": "off", "int8_weight_bits": "8"}
 OPTIONS = {
     "threads": 1, "workers": 0, "device": "cpu", "rank_size": 16, "calibration_photos": 2, "eval_size": 32,
     "choosing_photos": 2, "qat_crops": 0, "distil_imgsz": 16, **CUT,

@@ -116,8 +116,9 @@ def test_what_is_int8_and_what_is_not(float_model, tmp_path):
     assert result.size_bytes == result.path.stat().st_size
 
 
-def test_weights_are_int8_per_channel_and_symmetric(float_model, tmp_path):
-    result = quantize(float_model, tmp_path / "int8.onnx")
+@pytest.mark.parametrize("bits", [8, 7])
+def test_weights_are_int8_per_channel_and_symmetric(float_model, tmp_path, bits):
+    result = quantize(float_model, tmp_path / "int8.onnx", int8_weight_bits=str(bits))
     model = onnx.load(result.path)
     widest = 0
     for name in result.quantized:
@@ -126,8 +127,8 @@ def test_weights_are_int8_per_channel_and_symmetric(float_model, tmp_path):
         assert scale.shape == zero.shape == weight.shape[:1]
         assert not zero.any()
         widest = max(widest, int(np.abs(weight.astype(int)).max()))
-    assert widest <= (64 if result.reduce_range else 127)
-    assert widest >= (60 if result.reduce_range else 120)
+    assert widest == {8: 127, 7: 64}[bits]
+    assert inspect_onnx(result.path)["metadata"]["weight_bits"] == str(bits)
 
 
 def test_what_the_quantizer_adds_is_named_shortly_and_held_once(float_model, tmp_path):
@@ -265,7 +266,7 @@ def test_what_stays_float_before_a_layer_in_int8_is_watched():
         nodes = nodes_to_quantize(model.graph, {convolution})
         observed = dict.fromkeys(tensors_to_observe(model.graph, nodes), (-1.0, 1.0))
         assert ("pooled" in observed) == (convolution == "one") and "pooled" not in nodes and "size" not in observed
-        made = insert_qdq(model, nodes, spread_ranges(model.graph, observed), reduce_range=False)
+        made = insert_qdq(model, nodes, spread_ranges(model.graph, observed), weight_bits=8)
         assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)
 
 

@@ -149,7 +149,7 @@ def test_int8_is_judged_by_best_and_trained_where_it_loses(trained: tuple[Run, P
     export(run, run.best_path, "best")
     source = run.folder / "best" / "model.onnx"
     # Ranges that cut a tenth off lose more than nothing.
-    cut = {"calibration_percentile": 90.0, "equalize": "off"}
+    cut = {"calibration_percentile": 90.0, "equalize": "off", "int8_weight_bits": "8"}
     strict = changed(run, qat_crops=16, int8_loss=0.0, **cut)
     quantize(strict, source, "best-int8", photos)
     record = json.loads((run.folder / "best-int8" / "int8.json").read_text())

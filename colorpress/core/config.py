@@ -792,6 +792,12 @@ class QuantizeConfig(Config):
         low=90.0,
         high=100.0,
     )
+    int8_weight_bits: str = option(
+        "auto",
+        "Bits of int8 weights: x86 processors without VNNI saturate a few sums of 8, wherever the file was made, and "
+        "none of 7. Auto: 8 with VNNI, without it whichever is closer to float.",
+        choices=("auto", "7", "8"),
+    )
     equalize: str = option(
         "auto",
         "Cross-layer equalization of channel ranges first; auto: where int8 is closer to float then.",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,14 @@ class Int8Way:
     Attributes:
         percentile: percent of the values that every range covers; None: each range is the one of several that changes
             the answers least.
+        weight_bits: 8, or 7, whose products never saturate (see `has_vnni`).
         equalized: channels were scaled to more even ranges first.
         tuned: weights and ranges were trained while rounded.
         float_layers: convolutions that went back to float, since they lost most.
     """
 
     percentile: float | None = None
+    weight_bits: int = 8
     equalized: bool = False
     tuned: bool = False
     float_layers: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class Int8Way:
     def describe(self) -> str:
         """In a few words."""
         words = ["ranges one by one" if self.percentile is None else f"percentile {self.percentile:g} %"]
+        words += ["7-bit weights"] if self.weight_bits == 7 else []
         words += [name for name in ("equalized", "tuned") if getattr(self, name)]
         words += [f"{len(self.float_layers)} layers in float"] if self.float_layers else []
         return ", ".join(words)
@@ -129,7 +132,6 @@ class QuantizeResult:
         quantized: names of the convolutions in int8, largest first; `kept_float` of the others.
         weight_share: part of all convolution weights that is int8, 0 to 1.
         tries: every way that was scored, in order; empty where nothing was scored.
-        reduce_range: weights use 7 bits, so that processors without VNNI do not saturate.
     """
 
     path: Path
@@ -140,7 +142,6 @@ class QuantizeResult:
     weight_share: float
     way: Int8Way
     tries: tuple[Int8Try, ...]
-    reduce_range: bool
 
 
 def quantize_onnx(
@@ -177,7 +178,7 @@ def quantize_onnx(
     if not chosen:
         why = "has no convolution between its first and its last, which stay in float"
         raise InputError("model", source, why, "ship it as it is, or store its weights in 8 bits by `colorpress pack`")
-    quantizer = _Quantizer(model, chosen, pictures, config, not has_vnni(), threads)
+    quantizer = _Quantizer(model, chosen, pictures, config, threads)
     with torch_threads(threads):
         way, tries = _choose_way(quantizer, judge) if judge else (quantizer.starting_ways()[0], ())
         quantized = quantizer.quantize(way)
@@ -190,12 +191,11 @@ def quantize_onnx(
         "calibration_pictures": str(len(pictures)),
         "calibration_sha256": hash_pictures(pictures),
         "int8_weight_share": f"{share:.6f}",
-        "reduce_range": str(quantizer.reduce_range).lower(),
+        "weight_bits": str(way.weight_bits),
     }
     size_bytes, sha256 = write_derived(quantized, source, destination, entries)
     kept_float = tuple(name for name in sorted(sizes, key=lambda name: -sizes[name]) if name not in layers)
-    reduced = quantizer.reduce_range
-    return QuantizeResult(destination, size_bytes, sha256, layers, kept_float, share, way, tries, reduced)
+    return QuantizeResult(destination, size_bytes, sha256, layers, kept_float, share, way, tries)
 
 
 def has_int8_layers(source: Path) -> bool:
@@ -214,7 +214,6 @@ class _Quantizer:
     layers: Sequence[str]
     pictures: Sequence[Floats]
     config: QuantizeConfig
-    reduce_range: bool
     threads: int
     _seen: dict[bool, tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]] = field(default_factory=dict)
     _chosen: dict[bool, Mapping[str, Range]] = field(default_factory=dict)
@@ -233,13 +232,17 @@ class _Quantizer:
     def starting_ways(self) -> list[Int8Way]:
         """What the options leave open of the ways without training, the plainest first."""
         percentile, equalize = self.config.calibration_percentile, self.config.equalize
-        if equalize == "on" or (self.is_known and equalize == "off"):
-            return [Int8Way(percentile, equalized=equalize == "on")]
-        if self.is_known:
-            return [Int8Way(percentile), Int8Way(percentile, equalized=True)]
-        if percentile is not None:
-            return [Int8Way(percentile)]
-        return [Int8Way(each) for each in sorted(PERCENTILES, key=lambda each: each != USUAL_PERCENTILE)]
+        percentiles: Sequence[float | None] = [percentile]
+        if percentile is None and not self.is_known and equalize != "on":
+            percentiles = sorted(PERCENTILES, key=lambda each: each != USUAL_PERCENTILE)
+        equalized = [equalize == "on"] if equalize != "auto" or not self.is_known else [False, True]
+        return [Int8Way(*each) for each in product(percentiles, self._weight_bits(), equalized)]
+
+    def _weight_bits(self) -> Sequence[int]:
+        """What is left open of them; the first is safe without a judge."""
+        if self.config.int8_weight_bits != "auto":
+            return [int(self.config.int8_weight_bits)]
+        return [8] if has_vnni() else [7, 8]
 
     def _observe(self, equalized: bool) -> tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]:
         """The float graph with equalized channels or as it came, and histograms of all that may be in 8 bits."""
@@ -272,31 +275,29 @@ class _Quantizer:
         arm = platform.machine().lower() in ("aarch64", "arm64")
         signed = self.config.activation_type == "int8" or (self.config.activation_type == "auto" and arm)
         nodes = nodes_to_quantize(self.model.graph, set(layers))
-        return insert_qdq(model, nodes, ranges, reduce_range=self.reduce_range, signed_activations=signed)
+        return insert_qdq(model, nodes, ranges, weight_bits=way.weight_bits, signed_activations=signed)
 
     def tune_(self, way: Int8Way, tuning: Callable[[GraphNetwork, GraphNetwork], None]) -> None:
         """Train the graph of a way while its values are rounded; `quantize` of a tuned way then gives the result."""
         (model, histograms), ranges = self._observe(way.equalized), self.ranges(way)
-        network = self.rounded_network(model, ranges, self.layers)
+        network = self.rounded_network(way, ranges)
         tuning(network, GraphNetwork(model))
         copy = deepcopy(model)
         network.write_weights_(copy)
         learned = {**ranges, **network.read_ranges()}
         self._tuned = (copy, spread_ranges(copy.graph, {name: learned[name] for name in histograms}))
 
-    def rounded_network(
-        self, model: onnx.ModelProto, ranges: Mapping[str, Range], layers: Sequence[str]
-    ) -> GraphNetwork:
+    def rounded_network(self, way: Int8Way, ranges: Mapping[str, Range]) -> GraphNetwork:
         """A graph that rounds what is really rounded: a convolution's answer is when its ReLU has been computed."""
         graph = self.model.graph
-        nodes = nodes_to_quantize(graph, set(layers))
+        nodes = nodes_to_quantize(graph, set(self.layers))
         unseen = values_inside_convolutions(graph) | values_moved(graph)
         touched = {name for node in graph.node if node.name in nodes for name in (*node.input, *node.output)}
         return GraphNetwork(
-            model,
+            self._observe(way.equalized)[0],
             rounded={name: bounds for name, bounds in ranges.items() if name in touched - unseen},
-            rounded_layers=frozenset(layers),
-            weight_levels=64 if self.reduce_range else 127,
+            rounded_layers=frozenset(self.layers),
+            weight_levels=64 if way.weight_bits == 7 else 127,
         )
 
 

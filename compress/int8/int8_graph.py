@@ -151,13 +151,13 @@ def insert_qdq(
     nodes: set[str],
     ranges: Mapping[str, Range],
     *,
-    reduce_range: bool,
+    weight_bits: int,
     signed_activations: bool = False,
 ) -> onnx.ModelProto:
     """A copy of `model` with quantization around `nodes`: weights per channel and symmetric, activations by `ranges`.
 
     Args:
-        reduce_range: 7-bit weights, for processors that would saturate.
+        weight_bits: 8, or 7, for processors that would saturate.
         signed_activations: int8 instead of uint8, which some processors' kernels prefer.
     """
     from onnxruntime.quantization import QuantType
@@ -171,7 +171,7 @@ def insert_qdq(
         quantizer = QDQQuantizer(
             deepcopy(model),
             per_channel=True,
-            reduce_range=reduce_range,
+            reduce_range=weight_bits == 7,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if signed_activations else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),

@@ -26,7 +26,7 @@ from colorpress.core.stages import StageRecord
 from compress.budgets import Limit, read_goals
 from compress.importance import load_pictures
 from compress.int8.graph_network import GraphNetwork
-from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, quantize_onnx
+from compress.int8.int8_choice import Judge, QuantizeResult, has_int8_layers, has_vnni, quantize_onnx
 from compress.int8.int8_profile import Int8Profile, profile_int8, why_float
 from compress.int8.int8_tuning import ParentLoss
 from compress.measures import Score, Scores
@@ -128,7 +128,7 @@ def quantize(run: Run, source: Path, variant: str, photos: PhotoSplit) -> StageR
             "int8_layers": len(quantized.quantized),
             "int8_weight_share": quantized.weight_share,
             "int8_time_share": profile.int8_share,
-            "reduce_range": quantized.reduce_range,
+            "weight_bits": quantized.way.weight_bits,
             "mean_abs_diff": parity.mean_abs,
             "max_abs_diff": parity.max_abs,
         }
@@ -262,7 +262,7 @@ def _describe(
 def _what_slows(quantized: QuantizeResult, profile: Int8Profile) -> str:
     """What may make an int8 file slower than its float parent, as the rest of a sentence; empty where nothing does."""
     causes = []
-    if quantized.reduce_range:
+    if not has_vnni():
         causes.append("this processor has no VNNI")
     if profile.conversion_share > _MANY_CONVERSIONS:
         causes.append(f"{profile.conversion_share:.0%} of its time is conversions between int8 and float")

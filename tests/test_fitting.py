@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colorpress.core.config import DataConfig, MachineConfig, Recipe, UNetConfig
@@ -20,6 +20,7 @@ from colorpress.core.locks import locked_folder
 from tests.conftest import make_network
 from training.batches import AnswerFolder
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.device import choose_layout
 from training.fitting import FitFiles, FitJob, FitResult, _RunningAverage, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
@@ -467,3 +468,17 @@ def test_the_running_average_is_that_of_pytorch_to_the_same_bit() -> None:
         theirs.update_parameters(network)
         own.update_(decay)
     assert hash_weights(own.network) == hash_weights(theirs.module) != hash_weights(network)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "layout"),
+    [
+        (nn.Conv2d(15, 32, 1, stride=2), torch.contiguous_format),
+        (nn.Conv2d(16, 32, 1, stride=2), torch.channels_last),
+        (nn.Conv2d(15, 32, 1), torch.channels_last),
+        (nn.Conv2d(15, 32, 3, stride=2, padding=1), torch.channels_last),
+    ],
+)
+def test_channels_are_innermost_but_where_that_is_not_safe(convolution: nn.Conv2d, layout: torch.memory_format) -> None:
+    """tests/test_foreign_run.py trains such a network, which ended the process with AVX2."""
+    assert choose_layout(nn.Sequential(nn.Conv2d(1, 15, 3), convolution)) == layout

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from colorpress.core.config import ExportConfig, QuantizeConfig
 from colorpress.core.errors import InputError
 from compress.int8.calibration import observe_activations
-from compress.int8.graph_network import GraphNetwork, _round_weight
+from compress.int8.graph_network import _DEFAULTS, GraphNetwork, _convolve, _round_weight
 from compress.int8.int8_choice import Int8Way, _Quantizer
 from compress.int8.int8_graph import choose_layers, spread_ranges, tensors_to_observe
 from compress.int8.int8_tuning import choose_ranges, equalize_channels
@@ -54,6 +54,14 @@ def test_it_answers_as_the_file_does(graphs: dict[str, Path], name: str) -> None
         with torch.inference_mode():
             answer = network(torch.from_numpy(picture)).numpy()
         np.testing.assert_allclose(answer, predictor(picture), atol=2e-6)
+
+
+@pytest.mark.parametrize(("side", "strides"), [(1, (2, 3)), (1, (1, 1)), (3, (2, 2))])
+def test_a_convolution_with_strides_answers_as_torch_does(side: int, strides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    value, weight, bias = torch.randn(2, 5, 8, 7), torch.randn(4, 5, side, side), torch.randn(4)
+    answer = _convolve([value, weight, bias], _DEFAULTS | {"strides": strides})
+    torch.testing.assert_close(answer, torch.nn.functional.conv2d(value, weight, bias, strides))
 
 
 # 7 bits, since a processor without VNNI saturates sums of 8, which no rounding foretells.

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from colorpress.core.console import warn
 from colorpress.core.cores import cpu_flags
 from colorpress.core.errors import ConfigError, MachineError
 from colorpress.core.processes import local_rank
+
+# Channels that the longest vectors of a processor hold.
+_VECTOR_CHANNELS = 16
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,6 +57,23 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         warn("this processor has no bf16 arithmetic: --precision bf16 is emulated and slow")
     wide = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wide if name == "auto" else name]
+
+
+def choose_layout(network: nn.Module) -> torch.memory_format:
+    """How what a network is trained with lies in memory: channels innermost, but where that is not safe.
+
+    The gradient of a 1x1 convolution's weights, with a stride and of fewer channels than a vector of the processor has
+    (8 of AVX2, 16 of AVX-512), is written past its memory then, which ends the process or spoils what lies behind.
+    Source: https://github.com/uxlfoundation/oneDNN/issues/6035, in the oneDNN 3.12 of PyTorch 2.13.
+    """
+    unsafe = any(
+        isinstance(each, nn.Conv2d)
+        and each.kernel_size == (1, 1)
+        and max(each.stride) > 1
+        and each.in_channels < _VECTOR_CHANNELS
+        for each in network.modules()
+    )
+    return torch.contiguous_format if unsafe else torch.channels_last
 
 
 @contextmanager

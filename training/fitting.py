@@ -37,7 +37,7 @@ from colorpress.core.signals import STOPPING, obey_as_any_process
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.device import choose_device, choose_precision
+from training.device import choose_device, choose_layout, choose_precision
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import copy_weights
@@ -223,7 +223,8 @@ class _Fit:
         self.criterion, self.job, self.files, self.device = criterion, job, files, device
         self.recipe = recipe = job.recipe
         self.extra = {**files.extra, "fit": identity}  # of both checkpoints
-        criterion.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = choose_layout(criterion)
+        criterion.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         if process_count() > 1:
             share_batch_norm_(criterion.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -384,7 +385,7 @@ class _Fit:
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), self.history)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        batch = prepare_batch(crops, self.device)
+        batch = prepare_batch(crops, self.device, self.layout)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             answered = self.forward(batch.lightness)
         loss, l1 = self.criterion.loss(answered, batch)

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from colorpress.cli import run_command
 from colorpress.core.errors import InputError
@@ -26,8 +28,8 @@ TRAIN = [
     "train", "--base", "4", "--depth", "2", "--imgsz", "16", "--val-size", "24", "--batch-size", "6", "--epochs", "3",
     "--precision", "fp32", "--workers", "0", "--threads", "1", "--device", "cpu", "--dropout", "0",
 ]  # fmt: skip
-# Sums over processes are added up in another order than in one, and Muon makes small directions as long as large ones.
-ROUNDING = 1e-4
+# Sums over processes are added up in another order than in one.
+ROUNDING = 1e-5
 
 
 def environment() -> dict[str, str]:
@@ -64,11 +66,23 @@ def losses(folder: Path) -> list[float]:
     return [row[name] for row in load_checkpoint(folder / "best.pt").history for name in ("train_l1", "val_l1")]
 
 
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs without even areas, where pooling and ReLU would choose by rounding."""
+    folder, dice = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for number in range(5):
+            small = Image.fromarray(dice.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+            small.resize((40, 32), Image.Resampling.BICUBIC).save(folder / name / f"{number}.png")
+    return folder
+
+
 def test_two_processes_train_as_one_does(
-    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    noise_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_here(tmp_path / "one", photo_folder)
-    two = run(tmp_path / "two", photo_folder, processes=2)
+    run_here(tmp_path / "one", noise_folder)
+    two = run(tmp_path / "two", noise_folder, processes=2)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("best.pt") == 1
     assert two.stderr.count("train 3/3: train L1") == 1
@@ -78,10 +92,10 @@ def test_two_processes_train_as_one_does(
         assert other["train_l1"] == pytest.approx(row["train_l1"], rel=ROUNDING)
         assert other["val_l1"] == pytest.approx(row["val_l1"], rel=ROUNDING)
     for name, tensor in first.state_dict.items():
-        torch.testing.assert_close(second.state_dict[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(second.state_dict[name], tensor, rtol=ROUNDING, atol=ROUNDING, msg=name)
     # One goes on with what two left: there is nothing left to do.
     capsys.readouterr()
-    run_here(tmp_path / "two", photo_folder)
+    run_here(tmp_path / "two", noise_folder)
     assert "up to date" in capsys.readouterr().err
 
 

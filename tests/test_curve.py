@@ -466,9 +466,9 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 def test_layers_say_where_compression_begins() -> None:
     layers = read_ranked_layers(EXAMPLE / "layer_param_counts.csv")
-    assert tuple(layers.iloc[0]) == ("encoder.4.3", 2359296, 30.3935, 30.3935)
+    assert tuple(layers.iloc[0]) == ("encoder.4.3", 147456, 30.3147, 30.3147)
     text = explain_curve(read_curve(rows(VAL, TRAIN)), layers=layers)
-    assert "Begin compression with the 3 largest layers, which hold 61 % of the parameters: `encoder.4.3` (2," in text
+    assert "Begin compression with the 3 largest layers, which hold 61 % of the parameters: `encoder.4.3` (147," in text
     assert "compression" not in text_of(rows(VAL, TRAIN)).split("## Recommendations")[1]
 
 

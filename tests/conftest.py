@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from benchmarks import latency
@@ -25,6 +26,10 @@ from export import timing
 from export.latency_worker import run_job
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.unet import UNet, UNetPlan
+
+# How long a test takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 TINY_PLAN = UNetPlan.classic(4, 2)
 

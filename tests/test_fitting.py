@@ -481,4 +481,22 @@ def test_the_running_average_is_that_of_pytorch_to_the_same_bit() -> None:
 )
 def test_channels_are_innermost_but_where_that_is_not_safe(convolution: nn.Conv2d, layout: torch.memory_format) -> None:
     """tests/test_foreign_run.py trains such a network, which ended the process with AVX2."""
-    assert choose_layout(nn.Sequential(nn.Conv2d(1, 15, 3), convolution)) == layout
+    network = nn.Sequential(nn.Conv2d(1, 15, 3), convolution)
+    assert choose_layout(network, torch.device("cpu")) == layout
+    assert choose_layout(network, torch.device("cuda")) == torch.channels_last
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_network_learns_in_the_layout_that_is_chosen(
+    split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
+) -> None:
+    """The weights alone decide it, since L has one channel."""
+    monkeypatch.setattr("training.fitting.choose_layout", lambda *_: layout)
+    seen: list[torch.Size | tuple[int, ...]] = []
+    network = make_network()
+    hidden = next(each for each in network.modules() if isinstance(each, nn.Conv2d) and each.in_channels > 1)
+    hidden.register_forward_hook(lambda _, given, answer: seen.append((given[0].stride()[1], answer.stride()[1])))
+    fit(split, tmp_path, replace(RECIPE, epochs=1), network=network)
+    innermost = layout == torch.channels_last
+    assert all((given == 1, answered == 1) == (innermost, innermost) for given, answered in seen[:STEPS])
+    assert len(seen) >= STEPS

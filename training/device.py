@@ -59,14 +59,15 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wide if name == "auto" else name]
 
 
-def choose_layout(network: nn.Module) -> torch.memory_format:
+def choose_layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """How what a network is trained with lies in memory: channels innermost, but where that is not safe.
 
-    The gradient of a 1x1 convolution's weights, with a stride and of fewer channels than a vector of the processor has
-    (8 of AVX2, 16 of AVX-512), is written past its memory then, which ends the process or spoils what lies behind.
+    On a CPU the gradient of a 1x1 convolution's weights, with a stride and of fewer channels than a vector of the
+    processor has (8 of AVX2, 16 of AVX-512), is written past its memory then, which ends the process or spoils what is
+    behind.
     Source: https://github.com/uxlfoundation/oneDNN/issues/6035, in the oneDNN 3.12 of PyTorch 2.13.
     """
-    unsafe = any(
+    unsafe = device.type == "cpu" and any(
         isinstance(each, nn.Conv2d)
         and each.kernel_size == (1, 1)
         and max(each.stride) > 1

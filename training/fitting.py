@@ -223,8 +223,7 @@ class _Fit:
         self.criterion, self.job, self.files, self.device = criterion, job, files, device
         self.recipe = recipe = job.recipe
         self.extra = {**files.extra, "fit": identity}  # of both checkpoints
-        self.layout = choose_layout(criterion)
-        criterion.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        criterion.to(device, memory_format=choose_layout(criterion, device))  # type: ignore[call-overload]
         if process_count() > 1:
             share_batch_norm_(criterion.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -385,7 +384,7 @@ class _Fit:
         rate = learning_rate_at(recipe, done / (recipe.epochs * len(self.loader)), self.history)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        batch = prepare_batch(crops, self.device, self.layout)
+        batch = prepare_batch(crops, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             answered = self.forward(batch.lightness)
         loss, l1 = self.criterion.loss(answered, batch)

@@ -26,7 +26,7 @@ class Batch:
     """Crops of photographs as the network's tensors, on the training device.
 
     Attributes:
-        lightness: (N, 1, S, S), L in [0, 1], in the layout that the network is trained in.
+        lightness: (N, 1, S, S), L in [0, 1], of one channel, so whatever layout the weights have.
         ab: (N, 2, S, S), the truth in [-1, 1].
         answers: what a teacher answered there, (N, 2, S / 4, S / 4) in [-1, 1]; None without a teacher.
     """
@@ -36,13 +36,13 @@ class Batch:
     answers: Tensor | None = None
 
 
-def prepare_batch(crops: Crops, device: torch.device, layout: torch.memory_format = torch.channels_last) -> Batch:
+def prepare_batch(crops: Crops, device: torch.device) -> Batch:
     """Crops from the loader on `device`; the colour conversion runs there, and the change of tones."""
     lightness, ab = rgb_to_l_ab(crops.rgb.to(device, non_blocking=True))  # (N, 1, S, S), (N, 2, S, S)
     if crops.tones is not None:
         lightness = lightness.clamp(min=0.0) ** crops.tones.to(device)[:, None, None, None]
     answers = None if crops.answers is None else crops.answers.to(device, torch.float32, non_blocking=True)
-    return Batch(lightness.contiguous(memory_format=layout), ab, answers)
+    return Batch(lightness, ab, answers)
 
 
 class Loss(nn.Module, ABC):

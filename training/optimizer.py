@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_(weights, group["lr"], group["weight_decay"])
 
     def _step_(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
-        # Channels innermost, as convolutions are kept while they learn: all that follows are views of that.
+        # Channels innermost, as convolutions nearly always are while they learn: all that follows are views then.
         values, gradients, momenta = (
             [each.movedim(1, -1) for each in tensors]
             for tensors in (weights, _gradients_of(weights), [self._momentum_of(each) for each in weights])
@@ -129,7 +129,8 @@ def step_(
 ) -> Tensor:
     """Change the network by its scaled gradients, clipped to a norm; the norm that they had.
 
-    A scaler that finds one that is not finite leaves the step out, for all optimizers and not just for its own.
+    A scaler that finds one that is not finite leaves the step out, for all optimizers and not just for its own. Without
+    one nothing asks, so that no GPU has to wait.
     """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)

@@ -24,7 +24,7 @@ from colorpress.core.machine import describe_machine
 from training.batches import CropLoader, Crops
 from training.device import choose_device, choose_precision, torch_threads
 from training.losses import L1Loss, prepare_batch
-from training.optimizer import make_optimizers
+from training.optimizer import make_optimizers, step_
 from training.photo_scan import scan_photos
 from training.photos import Photo
 from training.unet import UNet, UNetPlan
@@ -119,7 +119,9 @@ class _Trainer:
             torch.manual_seed(0)
             self.criterion = L1Loss(UNet(UNetPlan.classic(base)))
         self.criterion.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizers = make_optimizers(self.criterion, Recipe(learning_rate=1e-4))
+        self.recipe = Recipe(learning_rate=1e-4)
+        self.optimizers = make_optimizers(self.criterion, self.recipe)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=False)
         self.device, self.dtype = device, choose_precision("auto", device)
 
     def run(self, batches: Iterable[Crops]) -> float:
@@ -133,8 +135,7 @@ class _Trainer:
             loss, _ = self.criterion.loss(answered, batch)
             self.criterion.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            step_(self.optimizers, self.criterion, self.scaler, self.recipe.gradient_norm)
             images += len(crops)
         loss.item()  # waits for a GPU
         return (time.perf_counter() - started) / max(1, images)

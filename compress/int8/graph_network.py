@@ -262,7 +262,8 @@ def _convolve(inputs: list[Any], attributes: Mapping[str, Any]) -> Tensor:
     strides = attributes["strides"]
     if (top, left) != (bottom, right):
         value, top, left = F.pad(value, (left, right, top, bottom)), 0, 0
-    elif weight.shape[2:] == (1, 1) and top == left == 0:  # the same, without what `choose_layout` is there for
+    elif weight.shape[2:] == (1, 1) and top == left == 0:  # the same, and no gradient that writes past its memory:
+        # `training.device.choose_layout` sees modules alone
         value, strides = value[:, :, :: strides[0], :: strides[1]], (1, 1)
     return F.conv2d(value, weight, bias, strides, (top, left), attributes["dilations"], attributes["group"])
 

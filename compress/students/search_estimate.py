@@ -21,7 +21,7 @@ from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.crops import CropSides
 from training.device import choose_device, choose_precision, torch_threads
-from training.optimizer import make_optimizers
+from training.optimizer import make_optimizers, step_
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
@@ -137,7 +137,8 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     lightness = torch.rand(batch, 1, side, side, device=device)
     criterion = DistilLoss(network, settings.distil.teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
-    optimizers = make_optimizers(network, job.recipe(job.effort.full_crops))
+    recipe = job.recipe(job.effort.full_crops)
+    optimizers, scaler = make_optimizers(network, recipe), torch.amp.GradScaler(device.type, enabled=False)
     with torch_threads(settings.machine.threads):
         for step in range(_STEPS + 1):
             if step == 1:  # the first one prepares what the others use
@@ -146,7 +147,6 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
                 loss = criterion(lightness).abs().mean()
             network.zero_grad()
             loss.backward()
-            for each in optimizers:
-                each.step()
+            step_(optimizers, network, scaler, recipe.gradient_norm)
             loss.item()  # waits for a GPU
     return (time.monotonic() - started) / _STEPS / batch

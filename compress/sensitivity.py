@@ -23,7 +23,7 @@ from colorpress.core.errors import ConfigError, InputError
 from colorpress.core.files import write_json
 from colorpress.core.reading import read_json
 from compress.int8.calibration import Floats, observe_activations
-from compress.int8.int8_choice import has_vnni
+from compress.int8.int8_choice import safe_weight_bits
 from compress.int8.int8_graph import (
     Range,
     insert_qdq,
@@ -186,7 +186,7 @@ def _quantize_layer(
         return None
     chosen = nodes_to_quantize(model.graph, {node.name for node in nodes})
     own = {name: observed[name] for name in tensors_to_observe(model.graph, chosen)}
-    return insert_qdq(model, chosen, spread_ranges(model.graph, own), weight_bits=8 if has_vnni() else 7)
+    return insert_qdq(model, chosen, spread_ranges(model.graph, own), weight_bits=safe_weight_bits())
 
 
 def _read_cache(path: Path, key: str) -> dict[str, Sensitivity]:

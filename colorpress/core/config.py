@@ -794,8 +794,8 @@ class QuantizeConfig(Config):
     )
     int8_weight_bits: str = option(
         "auto",
-        "Bits of int8 weights: x86 processors without VNNI saturate a few sums of 8, wherever the file was made, and "
-        "none of 7. Auto: 8 with VNNI, without it whichever is closer to float.",
+        "Bits of int8 weights: 7 never saturate on x86 processors without VNNI, 8 may a little, wherever the file was "
+        "made. Auto: 8 with VNNI; without it whichever is nearer to float, 7 where nothing judges.",
         choices=("auto", "7", "8"),
     )
     equalize: str = option(

@@ -236,13 +236,16 @@ class _Quantizer:
         if percentile is None and not self.is_known and equalize != "on":
             percentiles = sorted(PERCENTILES, key=lambda each: each != USUAL_PERCENTILE)
         equalized = [equalize == "on"] if equalize != "auto" or not self.is_known else [False, True]
-        return [Int8Way(*each) for each in product(percentiles, self._weight_bits(), equalized)]
+        return [
+            Int8Way(percentile=percentile, weight_bits=bits, equalized=even)
+            for percentile, bits, even in product(percentiles, self._weight_bits(), equalized)
+        ]
 
     def _weight_bits(self) -> Sequence[int]:
         """What is left open of them; the first is safe without a judge."""
         if self.config.int8_weight_bits != "auto":
             return [int(self.config.int8_weight_bits)]
-        return [8] if has_vnni() else [7, 8]
+        return sorted({safe_weight_bits(), 8})
 
     def _observe(self, equalized: bool) -> tuple[onnx.ModelProto, Mapping[str, ActivationHistogram]]:
         """The float graph with equalized channels or as it came, and histograms of all that may be in 8 bits."""
@@ -323,7 +326,8 @@ def _choose_way(quantizer: _Quantizer, judge: Judge) -> tuple[Int8Way, tuple[Int
 
 
 def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way, Progress], Int8Try]) -> Int8Try:
-    """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough.
+    """Convolutions back to float, those that win most for their weights, as few as bisection finds to be enough,
+    or one alone that is, where it has fewer.
 
     Half of the weights stay in int8 at least, as a file that is mostly float is neither small nor fast; where that is
     not enough, the best try is left as it is.
@@ -340,17 +344,26 @@ def _fall_back(quantizer: _Quantizer, best: Int8Try, try_out: Callable[[Int8Way,
         order = sorted(layers, key=lambda name: -(best.parent_l1 - alone[name].parent_l1) / sizes[name])
         weights = accumulate(sizes[name] for name in order)
         most = sum(so_far <= half for so_far in weights)
-        tried = {0: best, 1: alone[order[0]]} if order else {0: best}
+        tried = {1: alone[order[0]]}
 
         def is_enough(count: int) -> bool:
             if count not in tried:
                 tried[count] = try_in_float(order[:count])
             return tried[count].is_enough
 
-        fewest = bisect_left(range(most + 1), True, key=is_enough)
-    if fewest > most:
-        say("int8: it loses more than asked with half of its weights in float, too, so no layer goes back to float")
-    return tried.get(fewest, best)
+        bisect_left(range(1, most + 1), True, key=is_enough)
+    enough = [each for each in (*alone.values(), *tried.values()) if each.is_enough]
+    if not enough:
+        say(
+            "int8: it loses more than asked with half of its weights in float, too, so no layer goes back to float "
+            "(`colorpress pack` loses less; a larger --int8-loss allows more)"
+        )
+    return min(enough, key=lambda each: sum(sizes[name] for name in each.way.float_layers), default=best)
+
+
+def safe_weight_bits() -> int:
+    """Bits of int8 weights of which this processor saturates no sum: 8, or 7 without VNNI."""
+    return 8 if has_vnni() else 7
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -15,7 +15,7 @@ from training.photos import Photo
 PARTS = ("train", "choosing", "confirming", "test")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(4, 10), st.integers(0, 99), st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.2]))
 def test_split_properties(count: int, seed: int, val: float, test: float) -> None:
     photos = [Photo(Path(str(i)), f"{i:064x}", 8, 8) for i in range(count * 10)]
@@ -61,7 +61,7 @@ def test_photographs_of_one_folder_keep_the_split_they_always_had(folder: str) -
     assert [int(photo.sha256, 16) for photo in split.train] == [10, 2, 19, 3, 6, 18, 7, 8, 15, 5, 0, 1, 4, 12]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 12), min_size=60, max_size=90), st.integers(0, 99), st.sampled_from([0.1, 0.25]))
 def test_small_folders_are_whole_in_one_part(sizes: list[int], seed: int, share: float) -> None:
     total = sum(sizes)
@@ -83,7 +83,7 @@ def test_the_first_photographs_of_a_part_are_of_many_folders() -> None:
         assert len({photo.path.parent for photo in part[:10]}) >= 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 200), min_size=2, max_size=19), st.integers(0, 99))
 def test_few_folders_give_every_part_their_share(sizes: list[int], seed: int) -> None:
     total = sum(sizes)

@@ -254,7 +254,7 @@ MUTANTS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as training.decoding does, which pytest undoes
 @pytest.mark.parametrize("kind", sorted(MUTANTS))
-@settings(max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damaged_file_does_anything_but_decode_or_be_refused(kind: str, data: st.DataObject) -> None:
     content = bytearray(MUTANTS[kind])

@@ -152,7 +152,7 @@ def test_channels_are_kept_in_multiples(round_to: int, ratio: float) -> None:
     assert len(plan.groups) == len(after)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),

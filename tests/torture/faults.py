@@ -154,6 +154,8 @@ def _fail_each(
         return
     places = log.read_text().splitlines()
     calls, chosen = len(places), [each for each in choose_calls(places, share, dice) if each >= since]
+    if not chosen:
+        figures.lose(f"{name} makes {calls} calls, so none from {since} on failed")
     for done, number in enumerate(chosen):
         if done and done % _TOLD_EACH == 0:
             print(f"{name}: call {number} of {calls} is next, {len(chosen) - done} are left", flush=True)
@@ -183,13 +185,15 @@ def main() -> int:
     """Torture by the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the calls, drawn by chance")
-    parser.add_argument("--only", default="", help="one command")
+    parser.add_argument("--only", default="", choices=list(list_commands(Path(), Path())), help="one command")
     parser.add_argument(
         "--since", type=int, default=1, help="call to begin with, such as the next of a part that ended"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sound", type=Path, help="folder of a run that nobody disturbed; made where it is missing")
     given = parser.parse_args()
+    if given.since > 1 and not given.only:
+        parser.error("--since counts the calls of one command: name it by --only")
     load_all()
     with tempfile.TemporaryDirectory(prefix="torture-faults-") as name:
         folder = Path(name)

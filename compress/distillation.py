@@ -6,6 +6,7 @@ colours are not, that is how much of its own colours is kept: its answers alone 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from colorpress.core.charts import drawn
 from colorpress.core.config import ArchConfig, DataConfig, MachineConfig, Recipe
 from colorpress.core.console import progress, say
-from colorpress.core.files import write_csv
+from colorpress.core.files import sha256_bytes, write_csv
 from colorpress.core.processes import is_main_process, process_count, process_rank, sum_over_processes_
 from colorpress.core.source_code import hash_code
 from compress.batch_norm import recalibrate_batch_norm_
 from compress.measures import FIDELITY, RETAINED, Scale
-from training.batches import ANSWER_STRIDE, AnswerFolder, CropLoader, whole_photos
+from training.batches import ANSWER_STRIDE, AnswerFolder, CropAnswers, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
@@ -34,7 +35,7 @@ from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import ColorNetwork, copy_weights, pad_to_multiple, upsample_bilinear
 from training.photo_split import PhotoSplit
-from training.photos import Photo
+from training.photos import Photo, hash_photos
 from training.run_folder import Run
 from training.unet import UNet
 
@@ -108,7 +109,7 @@ class Lesson:
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
         scale: what L1 on the photographs that choose is read by, and so what tells which epoch is best.
         answer_folder: where the answers of all teachers are kept.
-        answer_size: short side of the photographs that the teacher is asked about, in pixels.
+        answer_size: short side of the photographs that choose, in pixels, where the teacher is asked about them.
         make_loss: the loss, from the network and `teacher_weight`.
     """
 
@@ -137,19 +138,33 @@ class Lesson:
         )  # fmt: skip
 
     @property
-    def answers(self) -> AnswerFolder:
-        """Of this teacher, at this size."""
-        return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}")
+    def answers(self) -> CropAnswers:
+        """Of this teacher, to the crops of this lesson that this process learns from."""
+        recipe, part = self.recipe, (process_rank(), process_count())
+        # All that decides which crops they are; they grow by the share of the epochs.
+        drawn = ("imgsz", "size_jitter", "crop_share", "tone_jitter", "epoch_crops", "batch_size", "start_imgsz")
+        key: dict[str, Any] = {name: getattr(recipe, name) for name in drawn}
+        key |= {"epochs": recipe.epochs if recipe.start_imgsz else 0, "photographs": hash_photos(self.photos.train)}
+        key |= {"seed": self.data.seed, "max_pixels": self.data.max_pixels, "part": part}
+        key |= {"code": hash_code("training.batches", "training.losses", within="training")}
+        crops = sha256_bytes(json.dumps(key).encode())
+        return CropAnswers(self.answer_folder / f"{self.teacher.sha256[:16]}-{crops[:16]}")
 
     @property
     def judging(self) -> AnswerFolder:
-        """The same that judge, which are not rounded: a photograph of another split may have been learned from."""
-        return AnswerFolder(self.answers.folder.with_name(f"{self.answers.folder.name}-fp32"))
+        """The same to whole photographs that judge, in float32."""
+        return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}-fp32")
 
     @property
     def target(self) -> AnswerFolder | None:
         """What tells which epoch is best: the teacher's answers to the photographs that choose; None: the truth."""
         return self.judging if self.scale.to_best else None
+
+    @property
+    def job(self) -> FitJob:
+        """What a network is fitted to: other crops than those that batch norm statistics are estimated on."""
+        data, photos = replace(self.data, seed=self.data.seed + 1), self.photos
+        return FitJob(photos.train, photos.choosing, self.recipe, data, self.machine, self.answers, self.target)
 
     def validate(self, network: nn.Module, device: torch.device) -> float:
         """The mean L1 (ab/128) of a network on `device` to the target, on the photographs that choose."""
@@ -190,9 +205,7 @@ def distil_network(
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, lesson.scale, 0, (destination,))
-        # fp16 would overflow in networks that were not made for it.
-        is_rounded = choose_precision(lesson.recipe.precision, device) == torch.bfloat16
-        _ask_teacher(best, lesson, lesson.answers, lesson.photos.train, torch.bfloat16 if is_rounded else torch.float32)
+        _ask_about_crops(best, lesson.job, lesson.answers, device)
         fitted = _fit(network, lesson, destination, label)
     files: tuple[Path, ...] = ()
     if is_main_process():
@@ -227,61 +240,78 @@ def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -
         **_origin(lesson),
         "architecture": network.architecture.describe(),
         "teacher_weight": lesson.teacher_weight,
-        "answer_size": lesson.answer_size,
         "code": hash_code(__name__, within="compress"),
     }
-    data, photos = replace(lesson.data, seed=lesson.data.seed + 1), lesson.photos
-    return fit_network(
-        lesson.make_loss(network, lesson.teacher_weight),
-        FitJob(photos.train, photos.choosing, lesson.recipe, data, lesson.machine, lesson.answers, lesson.target),
-        FitFiles(destination, extra, restart=True),
-        label=label,
-    )
+    criterion = lesson.make_loss(network, lesson.teacher_weight)
+    return fit_network(criterion, lesson.job, FitFiles(destination, extra, restart=True), label=label)
 
 
 def _ask_to_choose(best: ColorNetwork, lesson: Lesson, device: torch.device) -> Lesson:
     """The lesson where the scale is to best.pt, whose answers to the photographs that choose are there afterwards."""
-    _ask_teacher(best, lesson, lesson.judging, lesson.photos.choosing, torch.float32)
+    _ask_about_photos(best, lesson, device)
     # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
     scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
     return replace(lesson, scale=scale)
 
 
-def _ask_teacher(
-    best: ColorNetwork, lesson: Lesson, answers: AnswerFolder, photos: Sequence[Photo], dtype: torch.dtype
-) -> None:
-    """Ask `best` about each photograph that has no answer of it in `answers` yet.
+def _ask_about_photos(best: ColorNetwork, lesson: Lesson, device: torch.device) -> None:
+    """Ask `best` about each whole photograph that chooses and has no answer of it yet.
 
-    A teacher is needed thousands of times for the same photographs, and costs more than the student it teaches. So it
-    answers once, to the whole photograph, which also shows it more than a crop would. Processes of torchrun share the
-    work; one that does not see what the others wrote does it all.
+    Processes of torchrun share the work; one that does not see what the others wrote does it all.
 
-    Args:
-        dtype: that it computes in.
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
-    limits = {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
-    device = choose_device(lesson.machine.device)
+    answers, limits = lesson.judging, {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
 
     def find_missing() -> list[Photo]:
-        return [photo for photo in photos if not answers.path_of(photo).is_file()]
+        return [photo for photo in lesson.photos.choosing if not answers.path_of(photo).is_file()]
 
     def ask(missing: Sequence[Photo]) -> None:
         best.eval()
-        rounding = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         with progress("asking best.pt", len(missing)) as bar, torch.inference_mode():
             for photo, rgb in whole_photos(missing, **limits):
-                lightness = rgb_to_l_ab(rgb.to(device))[0]
-                with rounding:
-                    answer = best(lightness)
-                answers.write(photo, answer.float())
+                answers.write(photo, best(rgb_to_l_ab(rgb.to(device))[0]).float())
                 bar.advance()
 
     ask(find_missing()[process_rank() :: process_count()])
     if process_count() > 1:
         sum_over_processes_(torch.zeros(()))  # waits for all
         ask(find_missing())
+
+
+def _ask_about_crops(best: ColorNetwork, job: FitJob, answers: CropAnswers, device: torch.device) -> None:
+    """Ask `best` about the crops of a training that it was not asked about yet, batch by batch.
+
+    Raises:
+        MachineError: the folder cannot be written; answers that are there already are kept.
+    """
+    recipe, part = job.recipe, (process_rank(), process_count())
+    # fp16 would overflow in networks that were not made for it.
+    is_rounded = choose_precision(recipe.precision, device) == torch.bfloat16
+    with CropLoader(job.train, recipe, job.data, workers=job.machine.workers, part=part) as loader:
+        known = {epoch: _count_known(answers, epoch, len(loader)) for epoch in range(1, recipe.different_epochs + 1)}
+        missing = sum(len(loader) - count for count in known.values())
+        if not missing:
+            return
+        best.eval()
+        with (
+            progress("asking best.pt", missing) as bar,
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=is_rounded),
+        ):
+            for epoch, count in known.items():
+                for batch, crops in enumerate(loader.epoch(epoch, start=count), count):
+                    lightness = prepare_batch(crops, device).lightness
+                    # Of a batch whose photographs are all lost there is nothing to ask.
+                    answer = best(lightness) if len(crops) else lightness.expand(-1, 2, -1, -1)
+                    answers.write(epoch, batch, crops, answer.float())
+                    bar.advance()
+
+
+def _count_known(answers: CropAnswers, epoch: int, batches: int) -> int:
+    """How many batches of an epoch are answered, up to the first that is not."""
+    return next((batch for batch in range(batches) if not answers.path_of(epoch, batch).is_file()), batches)
 
 
 class _Grey(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.errors import MachineError
 from training import batches
-from training.batches import AnswerFolder, CropLoader, whole_photos
+from training.batches import CropAnswers, CropLoader, Crops, whole_photos
 from training.photo_scan import scan_photos
 from training.photos import Photo, load_rgb
 
@@ -208,28 +208,83 @@ def test_whole_photographs_come_in_order_at_their_size(photos: tuple[Photo, ...]
     assert next(whole_photos(photos, short_side=4096, max_pixels=LIMIT))[1].shape == (1, 3, 40, 48)
 
 
-def test_a_batch_carries_the_answers_and_tones_of_its_crops(photos: tuple[Photo, ...], tmp_path: Path) -> None:
-    folder = AnswerFolder(tmp_path / "answers")
-    for number, photo in enumerate(photos):
-        folder.write(photo, torch.full((1, 2, photo.height, photo.width), number / 16))
+def answer_by_pixels(crops: Crops) -> torch.Tensor:
+    """(N, 2, S, S): what a teacher answers that sees a crop's red and green."""
+    return crops.rgb[:, :2].float() / 256
+
+
+def write_answers(photos: tuple[Photo, ...], answers: CropAnswers, epochs: int, **options: object) -> None:
+    with make_loader(photos, **options) as loader:
+        for epoch in range(1, epochs + 1):
+            for batch, crops in enumerate(loader.epoch(epoch)):
+                answers.write(epoch, batch, crops, answer_by_pixels(crops))
+
+
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_a_batch_carries_the_answers_to_its_very_crops(
+    photos: tuple[Photo, ...], tmp_path: Path, part: tuple[int, int]
+) -> None:
+    answers, options = CropAnswers(tmp_path / "answers"), {"part": part, "tone_jitter": 0.5}
+    write_answers(photos, answers, 2, **options)
     for workers in (0, 1):
-        with make_loader(photos, answers=folder, tone_jitter=0.5, workers=workers) as loader:
-            batches_of_epoch = list(loader.epoch(1))
-        answers = torch.cat([crops.answers for crops in batches_of_epoch])
-        assert answers.shape == (10, 2, 4, 4)
-        assert sorted((answers[:, 0, 0, 0] * 16).tolist()) == list(range(10))
-        tones = torch.cat([crops.tones for crops in batches_of_epoch])
-        assert 0.1 < tones.log().std() < 1.0
-        assert torch.equal(batches_of_epoch[0].rgb, pixels_of(make_loader(photos), 1)[0])  # the pixels are the same
+        with make_loader(photos, answers=answers, workers=workers, fresh_epochs=2, **options) as loader:
+            for epoch in (1, 2, 3, 8):
+                for crops in loader.epoch(epoch):
+                    wanted = torch.nn.functional.avg_pool2d(answer_by_pixels(crops), 4)
+                    assert crops.answers.shape == (len(crops), 2, 4, 4)
+                    assert torch.equal(crops.answers, wanted.half())
+                    assert 0.01 < crops.tones.log().abs().max() < 3.0
 
 
-def test_a_photograph_whose_answer_is_damaged_is_left_out(
+def test_after_the_fresh_epochs_their_batches_come_again_in_another_order(photos: tuple[Photo, ...]) -> None:
+    def batches_of(epoch: int, **options: object) -> list[bytes]:
+        # Of one size, so that a batch is known by its pixels.
+        return [batch.numpy().tobytes() for batch in pixels_of(make_loader(photos, batch_size=1, **options), epoch)]
+
+    first, second, *later = (batches_of(epoch, fresh_epochs=2) for epoch in range(1, 7))
+    assert set(first).isdisjoint(second)
+    assert [set(each) for each in later] == [set(first), set(second)] * 2
+    orders = [first, *later[::2]]
+    assert len({tuple(order) for order in orders}) == 3
+    # They are the crops of a training whose crops are all new.
+    assert [first, second] == [batches_of(1), batches_of(2)]
+    assert set(batches_of(3)).isdisjoint(first)
+
+
+def test_a_resumed_epoch_of_crops_shown_before_goes_on_where_it_was(photos: tuple[Photo, ...]) -> None:
+    whole = pixels_of(make_loader(photos, fresh_epochs=1), 4)
+    with make_loader(photos, fresh_epochs=1) as loader:
+        rest = [crops.rgb for crops in loader.epoch(4, start=1)]
+    assert len(rest) == 2 and all(torch.equal(*pair) for pair in zip(rest, whole[1:], strict=True))
+
+
+def test_of_a_batch_without_its_answers_nothing_is_shown(
     photos: tuple[Photo, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = AnswerFolder(tmp_path)
-    for photo in photos[1:]:
-        folder.write(photo, torch.zeros(1, 2, photo.height, photo.width))
-    folder.path_of(photos[1]).write_bytes(b"\x93NUMPY")
-    with make_loader(photos, answers=folder) as loader:
-        assert sum(len(crops) for crops in loader.epoch(1)) == 8
-    assert capsys.readouterr().err.count("missing or damaged") == 2
+    answers = CropAnswers(tmp_path)
+    write_answers(photos, answers, 1)
+    answers.path_of(1, 0).write_bytes(b"\x93NUMPY")
+    answers.path_of(1, 1).unlink()
+    with make_loader(photos, answers=answers) as loader:
+        assert [len(crops) for crops in loader.epoch(1)] == [0, 0, 3]
+        list(loader.epoch(1))
+    assert capsys.readouterr().err.count("missing or damaged") == 2  # each is said once
+
+
+def test_a_photograph_that_was_lost_when_best_pt_was_asked_leaves_the_others_their_answers(
+    photos: tuple[Photo, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = CropAnswers(tmp_path / "answers")
+    lost = tuple(
+        replace(photo, path=tmp_path / photo.path.name) if number == 4 else photo for number, photo in enumerate(photos)
+    )
+    write_answers(lost, answers, 1)
+    with make_loader(lost, answers=answers) as loader:
+        batches_of_epoch = list(loader.epoch(1))
+    assert sum(len(crops) for crops in batches_of_epoch) == 9
+    for crops in batches_of_epoch:
+        assert torch.equal(crops.answers, torch.nn.functional.avg_pool2d(answer_by_pixels(crops), 4).half())
+    # It can be read again: what was not answered is not learned from.
+    with make_loader(photos, answers=answers) as loader:
+        assert 5 <= sum(len(crops) for crops in loader.epoch(1)) < 10
+    assert "lack one of the crops" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from colorpress.core import machine
 from colorpress.core.config import Recipe
 from colorpress.core.errors import ConfigError, InputError
 from training import crops, photos
-from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
+from training.crops import CropDraw, CropSides, KeptPhotos, cut_crop
 from training.photos import Photo
 
 LIMIT = 1_000_000
@@ -45,17 +45,6 @@ def test_crops_are_parts_of_the_photograph_of_the_promised_size() -> None:
     assert 0.3 < min(areas) < 0.42
     assert 0.85 < max(areas) <= 1.0
     assert 70 < flips < 130
-
-
-def test_answers_are_cropped_as_their_photographs_are() -> None:
-    rows, columns = np.mgrid[0:200, 0:240]
-    answer = np.stack([columns, rows]).reshape(2, 50, 4, 60, 4).mean(axis=(2, 4)).astype(np.float16)
-    for number in range(50):
-        draw = CropDraw.by((0, number), crop_share=0.2)
-        pixels, crop = cut_crop(make_map(), draw, 64), crop_answer(answer, draw, 240 / 200, 16)
-        places = pixels[..., :2].astype(float).reshape(16, 4, 16, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
-        # At the border an answer of four pixels a step has nothing beyond its last.
-        assert np.abs(crop - places)[:, 1:-1, 1:-1].max() < 2.0
 
 
 def sides_of(photos: list[Photo], recipe: Recipe, epoch: int = 1) -> list[int]:

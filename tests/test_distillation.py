@@ -25,9 +25,10 @@ from compress.pruning import prune_network
 from compress.students.student_job import build_student
 from export.graph import export_onnx, read_metadata
 from tests.conftest import make_vivid
+from training.batches import CropAnswers, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
-from training.losses import Batch
+from training.losses import Batch, prepare_batch
 from training.original import train_unet
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
@@ -193,6 +194,50 @@ def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit
     vivid = load_checkpoint(make_vivid(tmp_path / "vivid.pt"))
     shown = learn_from(vivid, split, tmp_path / "a")
     assert learn_from(vivid, blind, tmp_path / "b").val_l1_after == shown.val_l1_after
-    assert {path.stem for path in (tmp_path / "a" / "answers").rglob("*.npy")} == {
-        photo.sha256 for photo in (*split.train, *split.choosing)
+    assert {path.stem for path in (tmp_path / "a" / "answers").glob("*-fp32/*.npy")} == {
+        photo.sha256 for photo in split.choosing
     }
+
+
+def test_best_pt_is_asked_once_about_each_crop_that_is_shown(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    write = CropAnswers.write
+
+    def watch(self: CropAnswers, epoch: int, batch: int, crops: Crops, answer: torch.Tensor) -> None:
+        asked.append(self.path_of(epoch, batch))
+        if len(asked) == 3 and not list((tmp_path / "answers").rglob("2-1.npy")):
+            raise KeyboardInterrupt
+        write(self, epoch, batch, crops, answer)
+
+    monkeypatch.setattr(CropAnswers, "write", watch)
+    # Two batches in each epoch; the crops of two epochs serve for three.
+    recipe = replace(TRAIN, batch_size=4, epochs=3, fresh_epochs=2, epoch_crops=1, class_weight=0.0)
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", 24, DataConfig(), MACHINE)
+    with pytest.raises(KeyboardInterrupt):
+        distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
+    distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
+    assert [path.name for path in asked] == ["1-0.npy", "1-1.npy", "2-0.npy", "2-0.npy", "2-1.npy"]
+    # Another network learns from the same answers, and for longer; other crops are asked about.
+    longer = replace(lesson, recipe=replace(recipe, epochs=5, learning_rate=1e-3))
+    distil_network(build_student(STUDENT, 1), longer, tmp_path / "other" / "model.pt")
+    assert len(asked) == 5
+    for changed in (replace(lesson, recipe=replace(recipe, imgsz=20)), replace(lesson, data=DataConfig(seed=7))):
+        distil_network(build_student(STUDENT, 0), changed, tmp_path / "other" / "model.pt")
+    assert len(asked) == 13
+
+
+def test_best_pt_answers_to_the_crops_and_not_to_their_photographs(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
+) -> None:
+    recipe = replace(TRAIN, epochs=1, class_weight=0.0, tone_jitter=0.5, precision="fp32")
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", 24, DataConfig(), MACHINE)
+    distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
+    job, network = lesson.job, teacher.build_network().eval()
+    with CropLoader(job.train, recipe, job.data, workers=0, answers=job.answers) as loader, torch.inference_mode():
+        for crops in loader.epoch(1):
+            batch = prepare_batch(crops, torch.device("cpu"))
+            assert batch.answers is not None
+            answer = torch.nn.functional.avg_pool2d(network(batch.lightness), 4)
+            assert torch.allclose(batch.answers, answer, atol=1e-3) and answer.abs().max() > 0.01

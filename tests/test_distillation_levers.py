@@ -22,7 +22,6 @@ from benchmarks.studies.distillation_levers.rounded_weights import RoundedNetwor
 from benchmarks.studies.distillation_levers.student_losses import (
     AttentionLoss,
     ClassLoss,
-    CropTeacherLoss,
     FullSizeLoss,
     HintLoss,
     RelationLoss,
@@ -63,9 +62,7 @@ def test_hints_come_from_the_last_layer_of_the_stride() -> None:
     assert find_layer_of_stride(network, 8) is None
 
 
-@pytest.mark.parametrize(
-    "kind", ["hints", "classes", "teacher classes", "full size", "crops", "attention", "relations"]
-)
+@pytest.mark.parametrize("kind", ["hints", "classes", "teacher classes", "full size", "attention", "relations"])
 def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
     gradients = []
     teacher = make_network(UNetPlan.classic(4, 3), seed=1)
@@ -77,7 +74,6 @@ def test_a_lever_changes_what_the_student_learns(kind: str) -> None:
             "full size": lambda net: FullSizeLoss(net, 0.5),
             "classes": lambda net: ClassLoss(net, 0.5),
             "teacher classes": lambda net: TeacherClassLoss(net, 0.5),
-            "crops": lambda net: CropTeacherLoss(net, 0.5, teacher=teacher),
             "attention": lambda net: AttentionLoss(net, 0.5, teacher=teacher, layer=layer),
             "relations": lambda net: RelationLoss(net, 0.5, teacher=teacher, layer=layer),
             "hints": lambda net: HintLoss(net, 0.5, teacher=teacher, layer=layer, channels=channels),
@@ -110,17 +106,6 @@ def test_soft_classes_are_those_of_the_original_s_training() -> None:
     likeliest = torch.nn.functional.one_hot(soft.argmax(1), 256).permute(0, 3, 1, 2) * 100.0
     assert class_cross_entropy(likeliest, colour, 1) < 1e-6
     assert 0.2 < soft.max() < 0.8
-
-
-def test_a_teacher_is_asked_about_crops_as_the_student_sees_them() -> None:
-    teacher = make_network(UNetPlan.classic(4, 3), seed=1)
-    criterion = CropTeacherLoss(make_network(STUDENT), 1.0, teacher=teacher)
-    dark = Batch(batch().lightness ** 2, batch().ab, None)
-    _, taught = criterion(dark.lightness)
-    with torch.no_grad():
-        assert torch.equal(taught, torch.nn.functional.avg_pool2d(teacher(dark.lightness), 4, ceil_mode=True))
-    loss, _ = criterion.loss((taught, taught), dark)  # an answer that is the teacher's
-    assert loss == 0
 
 
 @pytest.mark.parametrize(

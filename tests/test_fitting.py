@@ -449,7 +449,7 @@ def make_grey() -> UNet:
 
 
 def test_an_answer_that_is_missing_ends_a_validation(split: PhotoSplit, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is missing or damaged"):
+    with pytest.raises(InputError, match="are missing or damaged"):
         validate_l1(make_network(), split.val, **LIMITS, target=AnswerFolder(tmp_path))
     # Not the photographs' fault, for which training would leave them out one by one.
     with pytest.raises(MachineError, match="was removed or replaced"), locked_folder(tmp_path / "run"):

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from multiprocessing.util import get_temp_dir
@@ -30,7 +30,7 @@ from colorpress.core.console import warn
 from colorpress.core.errors import InputError, MachineError, as_machine_error
 from colorpress.core.files import write_bytes
 from colorpress.core.locks import require_still_locked
-from training.crops import CropDraw, CropSides, KeptPhotos, crop_answer, cut_crop
+from training.crops import CropDraw, CropSides, KeptPhotos, cut_crop
 from training.photos import Photo, load_rgb
 
 # Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
@@ -39,9 +39,10 @@ ANSWER_STRIDE = 4
 
 @dataclass(frozen=True)
 class _BatchKey:
-    """Which batch: the side of its crops, in pixels, and each crop by its photograph's position and its own number."""
+    """Which batch it is, the side of its crops in pixels, and each by its photograph's position and its own number."""
 
     epoch: int
+    number: int
     imgsz: int
     crops: Sequence[tuple[int, int]]
 
@@ -57,11 +58,13 @@ class Crops:
         rgb: uint8 (N, 3, S, S), sRGB; N may be 0.
         tones: float32 (N,), the power that each crop's L is raised to; None leaves all as they are.
         answers: float16 (N, 2, S / 4, S / 4), ab/128 that a teacher answered there; None without a teacher.
+        places: where each is among those that were to be loaded, from 0: one that is lost leaves a gap.
     """
 
     rgb: Tensor
     tones: Tensor | None = None
     answers: Tensor | None = None
+    places: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -96,19 +99,8 @@ class AnswerFolder:
         write_bytes(self.path_of(photo), buffer.getvalue())
 
     def read(self, photo: Photo) -> NDArray[np.float16]:
-        """The answer to `photo` as it was written.
-
-        Raises:
-            InputError: there is none, or its file is damaged.
-            MachineError: the locked folder that it is in was removed or replaced.
-        """
-        path = self.path_of(photo)
-        try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            require_still_locked(path)
-            hint = "remove the file: answers that are missing are asked for again"
-            raise InputError("answer", path, "is missing or damaged", hint) from error
+        """The answer to `photo` as it was written; raises as `_read_array`."""
+        return _read_array(self.path_of(photo))
 
     def enlarge(self, photo: Photo, like: Tensor) -> Tensor:
         """The answer to `photo` at every pixel: (1, 2, H, W) in ab/128, of the size, type and device of `like`.
@@ -117,6 +109,58 @@ class AnswerFolder:
         """
         small = torch.from_numpy(self.read(photo))[None].to(like)  # (1, 2, H/4, W/4)
         return F.interpolate(small, like.shape[-2:], mode="bilinear")
+
+
+@dataclass(frozen=True)
+class CropAnswers:
+    """What a trained network answered to the crops of a training: ab/128, float16, in a file for each batch.
+
+    To the crops themselves, as the network that learns is shown them: where it sees less of a photograph, or sees it
+    smaller, it answers otherwise.
+    """
+
+    folder: Path
+
+    def path_of(self, epoch: int, batch: int) -> Path:
+        """Of batch number `batch`, from 0, of an epoch from 1."""
+        return self.folder / f"{epoch}-{batch}.npy"
+
+    def write(self, epoch: int, batch: int, crops: Crops, answer: Tensor) -> None:
+        """Keep the answer (N, 2, S, S) to the crops of a batch, averaged over 4x4 pixels; for those lost NaN."""
+        small = F.avg_pool2d(answer, ANSWER_STRIDE, ceil_mode=True).cpu().numpy()  # (N, 2, S / 4, S / 4)
+        kept = np.full((max(crops.places, default=-1) + 1, *small.shape[1:]), np.nan, np.float16)
+        kept[list(crops.places)] = small
+        buffer = io.BytesIO()
+        np.save(buffer, kept)
+        write_bytes(self.path_of(epoch, batch), buffer.getvalue())
+
+    def read(self, epoch: int, batch: int, places: Sequence[int]) -> NDArray[np.float16]:
+        """The answers to the crops at these places of a batch (N, 2, S / 4, S / 4).
+
+        Raises: as `_read_array`; InputError: one of them could not be read when the network was asked.
+        """
+        path = self.path_of(epoch, batch)
+        answers = _read_array(path)
+        if len(answers) <= max(places, default=-1) or not np.isfinite(found := answers[list(places)]).all():
+            raise InputError("answers", path, "lack one of the crops", _ASK_AGAIN)
+        return found
+
+
+_ASK_AGAIN = "remove the file: answers that are missing are asked for again"
+
+
+def _read_array(path: Path) -> NDArray[np.float16]:
+    """An array of answers.
+
+    Raises:
+        InputError: there is none, or its file is damaged.
+        MachineError: the locked folder that it is in was removed or replaced.
+    """
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        require_still_locked(path)
+        raise InputError("answers", path, "are missing or damaged", _ASK_AGAIN) from error
 
 
 _Loaded = tuple[Crops, list[tuple[Path, str]]]
@@ -128,7 +172,8 @@ class CropLoader:
     An epoch takes each photograph once; of fewer than `epoch_crops` photographs it takes several crops each, so that
     a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. Where a
     crop lies depends on (seed, epoch, photograph, crop number), its side on (seed, epoch, batch), and the order on
-    (seed, epoch): none depends on `workers` nor on what was read before, so a run resumed repeats it exactly.
+    (seed, epoch): none depends on `workers` nor on what was read before, so a run resumed repeats it exactly. After
+    `fresh_epochs` epochs, where that is not 0, the batches of those come again, in another order.
 
     A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
     Decoded photographs are kept in memory, no larger than crops need them, as far as a quarter of it lasts; the others
@@ -136,11 +181,11 @@ class CropLoader:
 
     Args:
         photos: what to crop from, at least one.
-        recipe: its imgsz, size_jitter and start_imgsz (see `CropSides`), batch_size, crop_share, epoch_crops and
-            tone_jitter.
+        recipe: its imgsz, size_jitter and start_imgsz (see `CropSides`), batch_size, crop_share, epoch_crops,
+            tone_jitter and fresh_epochs.
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
-        answers: a teacher's answers, cropped like the photographs; one that is missing loses its photograph.
+        answers: what a teacher answered to these very crops; a file that is missing loses its batch.
         part: the number of this process and of how many that share the batches; each loads its own part of every one.
     """
 
@@ -151,7 +196,7 @@ class CropLoader:
         data: DataConfig,
         *,
         workers: int,
-        answers: AnswerFolder | None = None,
+        answers: CropAnswers | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         sides = CropSides.of(photos, recipe)
@@ -238,36 +283,40 @@ class _CropDataset(Dataset[_Loaded]):
     photos: Sequence[Photo]
     recipe: Recipe
     data: DataConfig
-    answers: AnswerFolder | None
+    answers: CropAnswers | None
     kept: KeptPhotos
 
     def __getitem__(self, batch: _BatchKey) -> _Loaded:
-        imgsz, size = batch.imgsz, -(-batch.imgsz // ANSWER_STRIDE)
+        imgsz = batch.imgsz
         crops: list[NDArray[np.uint8]] = []
-        taught: list[NDArray[np.float16]] = []
+        places: list[int] = []
         tones: list[float] = []
         lost: list[tuple[Path, str]] = []
-        for position, number in batch.crops:
+        for place, (position, number) in enumerate(batch.crops):
             photo = self.photos[position]
             share = self.kept.sides.least_share(photo)
             draw = CropDraw.by((self.data.seed, batch.epoch, position, number), share)
             try:
-                crop = cut_crop(self.kept.read(photo), draw, imgsz)
-                if self.answers is not None:
-                    taught.append(crop_answer(self.answers.read(photo), draw, photo.width / photo.height, size))
+                crops.append(cut_crop(self.kept.read(photo), draw, imgsz))
             except InputError as error:
                 lost.append((photo.path, error.why))
                 continue
-            crops.append(crop)
+            places.append(place)
             tones.append(math.exp(self.recipe.tone_jitter * draw.tone))
         # Shaped, since all of them may be lost.
         pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
-        answers = np.array(taught, np.float16).reshape(-1, 2, size, size)  # (N, 2, S/4, S/4)
         loaded = Crops(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
             torch.tensor(tones) if self.recipe.tone_jitter else None,
-            None if self.answers is None else torch.from_numpy(answers),
+            places=tuple(places),
         )
+        if self.answers is not None:
+            try:
+                answers = torch.from_numpy(self.answers.read(batch.epoch, batch.number, places))
+                loaded = replace(loaded, answers=answers)
+            except InputError as error:
+                lost.append((self.answers.path_of(batch.epoch, batch.number), error.why))
+                loaded = Crops(loaded.rgb[:0])
         return loaded, lost
 
 
@@ -276,19 +325,24 @@ class _CropOrder(Sampler[_BatchKey]):
 
     def __init__(self, photos: int, recipe: Recipe, sides: CropSides, seed: int, part: tuple[int, int]) -> None:
         self.photos, self.sides, self.seed, self.part = photos, sides, seed, part
-        self.epoch, self.start = 1, 0
+        self.epoch, self.start, self.fresh = 1, 0, recipe.fresh_epochs
         self.crops = photos * -(-max(photos, recipe.epoch_crops) // photos)
         self.batches = -(-self.crops // recipe.batch_size)
 
     def __iter__(self) -> Iterator[_BatchKey]:
         rank, ranks = self.part
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
-        for number, batch in enumerate(np.array_split(order, self.batches)):
-            if number >= self.start:
-                crops = [
-                    (int(each) % self.photos, int(each) // self.photos) for each in np.array_split(batch, ranks)[rank]
-                ]
-                yield _BatchKey(self.epoch, self.sides.draw(self.seed, self.epoch, number), crops)
+        is_fresh = self.epoch <= self.fresh or not self.fresh
+        epoch = self.epoch if is_fresh else (self.epoch - 1) % self.fresh + 1
+        batches = np.array_split(np.random.default_rng((self.seed, epoch)).permutation(self.crops), self.batches)
+        numbers = np.arange(self.batches)
+        if not is_fresh:
+            numbers = np.random.default_rng((self.seed, self.epoch)).permutation(numbers)
+        for number in numbers[self.start :].tolist():
+            crops = [
+                (int(each) % self.photos, int(each) // self.photos)
+                for each in np.array_split(batches[number], ranks)[rank]
+            ]
+            yield _BatchKey(epoch, number, self.sides.draw(self.seed, epoch, number), crops)
 
 
 def _as_loaded(batch: Any) -> Any:

@@ -165,17 +165,3 @@ def cut_crop(pixels: NDArray[np.uint8], draw: CropDraw, imgsz: int) -> NDArray[n
     box = draw.box(*picture.size)
     crop = np.array(picture.resize((imgsz, imgsz), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
     return np.ascontiguousarray(crop[:, ::-1]) if draw.flip else crop
-
-
-def crop_answer(answer: NDArray[np.float16], draw: CropDraw, aspect: float, size: int) -> NDArray[np.float16]:
-    """The same crop of an answer (2, h, w) to a photograph of this width over height: (2, size, size)."""
-    height, width = answer.shape[1:]
-    ends = (width, height, width, height)
-    box = np.array(draw.box(aspect, 1.0)) / (aspect, 1.0, aspect, 1.0) * ends
-    left, top, right, bottom = np.clip(box, 0.0, ends).tolist()  # Pillow refuses a box that rounding put outside
-    planes = [  # (size, size) each
-        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-        for plane in answer.astype(np.float32)
-    ]
-    crop = np.stack([np.asarray(plane) for plane in planes]).astype(np.float16)
-    return np.ascontiguousarray(crop[..., ::-1]) if draw.flip else crop

@@ -35,7 +35,7 @@ from colorpress.core.processes import is_main_process, process_count, process_ra
 from colorpress.core.reading import as_damaged
 from colorpress.core.signals import STOPPING, obey_as_any_process
 from colorpress.core.source_code import hash_code
-from training.batches import AnswerFolder, CropLoader, Crops
+from training.batches import AnswerFolder, CropAnswers, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_layout, choose_precision
 from training.losses import Loss, prepare_batch
@@ -67,7 +67,7 @@ class FitJob:
 
     Attributes:
         recipe, data, machine: all of the recipe; of `data` the seed and max_pixels; of `machine` device and workers.
-        answers: what a teacher answered to the training photographs, for a loss that learns from it.
+        answers: what a teacher answered to the crops, for a loss that learns from it.
         target: what a teacher answered to the validation photographs, where the best epoch is the one that is nearest
             to it; None: the one nearest to the truth. The validation L1 is the distance to it.
     """
@@ -77,7 +77,7 @@ class FitJob:
     recipe: Recipe
     data: DataConfig
     machine: MachineConfig
-    answers: AnswerFolder | None = None
+    answers: CropAnswers | None = None
     target: AnswerFolder | None = None
 
 

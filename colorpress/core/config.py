@@ -265,6 +265,15 @@ class TrainConfig(Config):
 class Recipe(FitConfig, TrainConfig):
     """All that decides how one network is fitted: the options of a stage, and what the stage itself says."""
 
+    fresh_epochs: int = option(
+        0, "Epochs of crops that were not shown before; further ones show those again. 0: all.", low=0, high=100_000
+    )
+
+    @property
+    def different_epochs(self) -> int:
+        """Epochs whose crops no other has."""
+        return min(self.fresh_epochs or self.epochs, self.epochs)
+
 
 # What colorizers of other authors read and answer; the first of each is what is taken where nothing tells.
 INPUTS = ("l", "grey")
@@ -591,6 +600,9 @@ class DistilConfig(Config):
     distil_tone_jitter: float = option(
         0.0, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
+    distil_asked_crops: int = option(
+        48_000, "Crops that best.pt is asked about; a longer training shows them again.", low=1, high=1_000_000_000
+    )
     distil_learning_rate: float = option(3e-3, "Peak learning rate.", low=1e-9, high=10.0)
     teacher_weight: float = option(
         0.5,
@@ -617,6 +629,7 @@ class DistilConfig(Config):
             "dropout": 0.0,
             "ema_decay": 0.998,
             "patience": 0,
+            "fresh_epochs": max(1, round(self.distil_asked_crops / epoch_crops)),
         }
         return Recipe(
             **{**vars(fit), **own},

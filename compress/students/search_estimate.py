@@ -58,6 +58,7 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         f"speed: {estimate['crops_per_s']:,} crops a second",
         f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, a student of the front "
         f"{estimate['seconds_for_a_student']:.0f} s",
+        f"asking best.pt about their crops takes {estimate['seconds_of_asking']:.0f} s",
         f"time: about {lasts} with one worker like this machine",
     ]
     unlimited = dict.fromkeys(("params", "macs", "size_bytes", "latency_ms"))
@@ -98,11 +99,14 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
+    lessons = [job.recipe(crops) for crops in (effort.crops, effort.full_crops)]
+    asking_s = sum(recipe.different_epochs * recipe.epoch_crops for recipe in lessons) * _time_asking(job)
     return {
         "crops_per_s": round(1 / crop_s, 1),
         "seconds_for_a_candidate": round(short_s, 1),
         "seconds_for_a_student": round(full_s, 1),
-        "seconds": round(effort.trials * short_s + effort.front * full_s),
+        "seconds_of_asking": round(asking_s, 1),
+        "seconds": round(asking_s + effort.trials * short_s + effort.front * full_s),
     }
 
 
@@ -126,6 +130,22 @@ def _time_loading(job: SearchJob) -> float:
         for batch in islice(loader.epoch(0), _BATCHES):
             crops += len(batch)
     return (time.monotonic() - started) / max(1, crops) / max(1, settings.machine.workers)
+
+
+def _time_asking(job: SearchJob) -> float:
+    """Seconds a crop, of best.pt's answer."""
+    settings = job.run.settings
+    device, batch, side = choose_device(settings.machine.device), settings.distil.distil_batch_size, _crop_side(job)
+    best = job.best.build_network().to(device).eval()
+    lightness = torch.rand(batch, 1, side, side, device=device)
+    dtype = choose_precision(settings.fit.precision, device)
+    rounding = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+    with torch_threads(settings.machine.threads), torch.inference_mode(), rounding:
+        for step in range(_STEPS + 1):
+            if step == 1:  # the first one prepares what the others use
+                started = time.monotonic()
+            best(lightness).sum().item()  # waits for a GPU
+    return (time.monotonic() - started) / _STEPS / batch
 
 
 def _time_learning(job: SearchJob, point: StudentPoint) -> float:

@@ -14,7 +14,6 @@ from benchmarks.studies.distillation_levers.rounded_weights import RoundedNetwor
 from benchmarks.studies.distillation_levers.student_losses import (
     AttentionLoss,
     ClassLoss,
-    CropTeacherLoss,
     FullSizeLoss,
     HintLoss,
     RelationLoss,
@@ -124,10 +123,8 @@ def _list_lessons(plan: UNetPlan, teacher_weight: float) -> list[Lever]:
 
 
 def _list_features(plan: UNetPlan, teacher: ColorNetwork) -> list[Lever]:
-    """What needs best.pt's answer to each crop, which takes several times as long as the student's own work."""
-    losses: dict[str, Callable[..., Any]] = {
-        "best.pt asked about each crop": partial(CropTeacherLoss, teacher=teacher),
-    }
+    """What needs best.pt's features of each crop, which takes several times as long as the student's own work."""
+    losses: dict[str, Callable[..., Any]] = {}
     if found := find_layer_of_stride(teacher, plan.output_stride):
         layer, channels = found
         losses["hints of best.pt's features"] = partial(HintLoss, teacher=teacher, layer=layer, channels=channels)
@@ -170,6 +167,8 @@ def _list_recipes(distil: DistilConfig) -> list[Lever]:
             if distil.distil_tone_jitter
             else {"many tones": {"tone_jitter": _TONES}}
         ),
+        "all crops new": {"fresh_epochs": 0},
+        "the crops of one epoch": {"fresh_epochs": 1},
         "one scale": {"crop_share": 1.0},
         "one size": {"size_jitter": 0.0},
         "growing crops": {"start_imgsz": max(16, distil.distil_imgsz // 3)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,29 +28,6 @@ class FullSizeLoss(DistilLoss):
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
         super().__init__(network, teacher_weight)
         self.stride = 1
-
-
-class CropTeacherLoss(DistilLoss):
-    """The teacher is asked about each crop as the student sees it, its tones changed, instead of whole photographs.
-
-    Args:
-        teacher: best.pt.
-    """
-
-    def __init__(self, network: ColorNetwork, teacher_weight: float, *, teacher: ColorNetwork) -> None:
-        super().__init__(network, teacher_weight)
-        # In a tuple, so that it is no part of what is trained or saved.
-        self.asked = (teacher.eval(),)
-
-    def forward(self, lightness: Tensor) -> Any:
-        """The answer (N, 2, S / stride, S / stride), and the teacher's (N, 2, S / 4, S / 4)."""
-        with torch.no_grad():
-            taught = self.asked[0].to(lightness.device)(lightness)
-        return super().forward(lightness), F.avg_pool2d(taught.float(), ANSWER_STRIDE, ceil_mode=True)
-
-    def loss(self, answered: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        answer, taught = answered
-        return super().loss(answer, replace(batch, answers=taught))
 
 
 class _FeatureLoss(DistilLoss):

@@ -126,14 +126,10 @@ class Lesson:
 
     @staticmethod
     def of(run: Run, teacher: Checkpoint, photos: PhotoSplit, scale: Scale, *, crops: int) -> Lesson:
-        """So many crops, as the options of a run have it. Of more photographs than crops the first ones serve.
-
-        Where the scale is to best.pt, its answers alone teach.
-        """
+        """So many crops, as the options of a run have it. Where the scale is to best.pt, its answers alone teach."""
         settings, recipe = run.settings, distil_recipe(run, photos, crops)
-        seen = replace(photos, train=photos.train[: max(1, recipe.epochs * recipe.epoch_crops)])
         return Lesson(
-            teacher, seen, recipe, 1.0 if scale.to_best else settings.distil.teacher_weight, scale,
+            teacher, photos, recipe, 1.0 if scale.to_best else settings.distil.teacher_weight, scale,
             run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
         )  # fmt: skip
 
@@ -340,7 +336,7 @@ def _settle_batch_norm_(network: ColorNetwork, lesson: Lesson, device: torch.dev
 def _crops(lesson: Lesson, device: torch.device) -> Iterator[Tensor]:
     """L (N, 1, S, S) of a few batches of training crops."""
     recipe = lesson.recipe
-    plain = replace(recipe, tone_jitter=0.0, start_imgsz=0, epoch_crops=Recipe().epoch_crops)
+    plain = replace(recipe, tone_jitter=0.0, start_imgsz=0, epoch_crops=Recipe().epoch_crops, epoch_steps=0)
     loader = CropLoader(lesson.photos.train, plain, lesson.data, workers=0)
     for crops in islice(loader.epoch(0), _BATCH_NORM_BATCHES):
         # Batch norm has no variance of one value, which is what one crop may be at the deepest level.

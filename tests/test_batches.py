@@ -106,6 +106,16 @@ def test_a_small_set_gives_several_crops_of_each_photograph(
     assert len(loader) == -(-crops // 16)
 
 
+def test_a_shorter_epoch_is_the_beginning_of_a_whole_one(photos: tuple[Photo, ...]) -> None:
+    whole = [pixels_of(make_loader(photos, fresh_epochs=2), epoch) for epoch in (1, 2)]
+    with make_loader(photos, fresh_epochs=2, epoch_steps=2) as loader:
+        assert len(loader) == 2
+        short = [[crops.rgb for crops in loader.epoch(epoch)] for epoch in (1, 2, 3)]
+    for beginning, all_of_it in zip(short[:2], whole, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(beginning, all_of_it[:2], strict=True))
+    assert {batch.numpy().tobytes() for batch in short[2]} == {batch.numpy().tobytes() for batch in short[0]}
+
+
 def test_several_crops_of_one_photograph_differ(photos: tuple[Photo, ...]) -> None:
     (batch,) = pixels_of(make_loader(photos[:1], epoch_crops=8, batch_size=8), 1)
     assert len({crop.numpy().tobytes() for crop in batch}) == 8

@@ -115,6 +115,13 @@ def test_configs_are_frozen() -> None:
 )
 def test_who_learns_from_best_pt_sees_as_many_crops_as_were_asked_for(crops: int, photos: int) -> None:
     recipe = DistilConfig().recipe(FitConfig(), crops=crops, photos=photos, val_size=64)
-    assert recipe.epochs * recipe.epoch_crops == pytest.approx(crops, rel=0.1)
-    # The loader shows each photograph equally often: another number of crops it would round up.
-    assert recipe.epoch_crops % photos == 0 or recipe.epoch_crops < photos or recipe.epochs == 1
+    steps = recipe.epoch_steps or recipe.epoch_crops / recipe.batch_size
+    assert recipe.epochs * steps * recipe.batch_size == pytest.approx(crops, rel=0.1, abs=recipe.batch_size)
+    # The loader shows each photograph equally often: another number of crops it would round up. Whatever the length,
+    # an epoch is the same, or the beginning of it.
+    assert recipe.epoch_crops % photos == 0
+    assert recipe.epochs == 1 or not recipe.epoch_steps
+    longer = DistilConfig().recipe(FitConfig(), crops=10 * crops, photos=photos, val_size=64)
+    assert longer.epoch_crops == recipe.epoch_crops
+    # best.pt is asked about no more than its share, in whole epochs.
+    assert longer.fresh_epochs == max(1, round(48_000 / recipe.epoch_crops))

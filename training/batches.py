@@ -173,7 +173,8 @@ class CropLoader:
     a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. Where a
     crop lies depends on (seed, epoch, photograph, crop number), its side on (seed, epoch, batch), and the order on
     (seed, epoch): none depends on `workers` nor on what was read before, so a run resumed repeats it exactly. After
-    `fresh_epochs` epochs, where that is not 0, the batches of those come again, in another order.
+    `fresh_epochs` epochs, where that is not 0, the batches of those come again, in another order. With `epoch_steps`
+    an epoch is only so many of its first batches.
 
     A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
     Decoded photographs are kept in memory, no larger than crops need them, as far as a quarter of it lasts; the others
@@ -182,7 +183,7 @@ class CropLoader:
     Args:
         photos: what to crop from, at least one.
         recipe: its imgsz, size_jitter and start_imgsz (see `CropSides`), batch_size, crop_share, epoch_crops,
-            tone_jitter and fresh_epochs.
+            tone_jitter, fresh_epochs and epoch_steps.
         data: seed of order, crops and flips; max_pixels, over which photographs are refused.
         workers: processes that decode; 0 decodes in this one.
         answers: what a teacher answered to these very crops; a file that is missing loses its batch.
@@ -215,7 +216,7 @@ class CropLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self._order.batches
+        return self._order.steps
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Crops]:
         """Yield the batches of one epoch, from 1, from number `start` on.
@@ -321,20 +322,21 @@ class _CropDataset(Dataset[_Loaded]):
 
 
 class _CropOrder(Sampler[_BatchKey]):
-    """The shuffled crops of `epoch`, cut into even batches, from batch `start` on; of each batch one process's part."""
+    """The shuffled crops of `epoch`, cut into even batches, from step `start` on; of each batch one process's part."""
 
     def __init__(self, photos: int, recipe: Recipe, sides: CropSides, seed: int, part: tuple[int, int]) -> None:
         self.photos, self.sides, self.seed, self.part = photos, sides, seed, part
         self.epoch, self.start, self.fresh = 1, 0, recipe.fresh_epochs
         self.crops = photos * -(-max(photos, recipe.epoch_crops) // photos)
         self.batches = -(-self.crops // recipe.batch_size)
+        self.steps = min(recipe.epoch_steps or self.batches, self.batches)
 
     def __iter__(self) -> Iterator[_BatchKey]:
         rank, ranks = self.part
         is_fresh = self.epoch <= self.fresh or not self.fresh
         epoch = self.epoch if is_fresh else (self.epoch - 1) % self.fresh + 1
         batches = np.array_split(np.random.default_rng((self.seed, epoch)).permutation(self.crops), self.batches)
-        numbers = np.arange(self.batches)
+        numbers = np.arange(self.steps)
         if not is_fresh:
             numbers = np.random.default_rng((self.seed, self.epoch)).permutation(numbers)
         for number in numbers[self.start :].tolist():

@@ -268,6 +268,7 @@ class Recipe(FitConfig, TrainConfig):
     fresh_epochs: int = option(
         0, "Epochs of crops that were not shown before; further ones show those again. 0: all.", low=0, high=100_000
     )
+    epoch_steps: int = option(0, "Steps after which an epoch ends early; 0: it never does.", low=0, high=1_000_000_000)
 
     @property
     def different_epochs(self) -> int:
@@ -617,8 +618,9 @@ class DistilConfig(Config):
         Args:
             val_size: short side of the photographs that choose the best epoch, in pixels: the size it is used at.
         """
-        # An epoch shows each photograph equally often.
-        epoch_crops = min(crops, photos * max(1, round(_DISTIL_EPOCH / photos)))
+        # An epoch shows each photograph equally often. A shorter training ends inside one: it sees what longer ones
+        # see first, and best.pt is asked once for all of them.
+        epoch_crops = photos * max(1, round(_DISTIL_EPOCH / photos))
         own = {
             "epoch_crops": epoch_crops,
             "batch_size": self.distil_batch_size,
@@ -630,6 +632,7 @@ class DistilConfig(Config):
             "ema_decay": 0.998,
             "patience": 0,
             "fresh_epochs": max(1, round(self.distil_asked_crops / epoch_crops)),
+            "epoch_steps": -(-crops // self.distil_batch_size) if crops < epoch_crops else 0,
         }
         return Recipe(
             **{**vars(fit), **own},

@@ -99,8 +99,8 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
-    lessons = [job.recipe(crops) for crops in (effort.crops, effort.full_crops)]
-    asking_s = sum(recipe.different_epochs * recipe.epoch_crops for recipe in lessons) * _time_asking(job)
+    asked = min(effort.full_crops, job.run.settings.distil.distil_asked_crops)
+    asking_s = asked * _time_asking(job)
     return {
         "crops_per_s": round(1 / crop_s, 1),
         "seconds_for_a_candidate": round(short_s, 1),

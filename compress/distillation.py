@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.batches import ANSWER_STRIDE, AnswerFolder, CropAnswers, CropLoade
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
+from training.foreign_source import load_source
 from training.lab import rgb_to_l_ab
 from training.losses import Batch, Loss, prepare_batch
 from training.metrics import validate_l1
@@ -89,13 +91,14 @@ class DistilLoss(Loss):
         return self.network.complete(coarse, lightness, self.stride)
 
     def loss(self, answered: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.answers is not None
         answer = answered.float()  # (N, 2, S / stride, S / stride), as both targets
         truth = F.avg_pool2d(batch.ab, self.stride, ceil_mode=True)  # of (N, 2, S, S)
-        taught = upsample_bilinear(batch.answers, ANSWER_STRIDE // self.stride)  # of (N, 2, S / 4, S / 4)
-        taught = taught[..., : answer.shape[-2], : answer.shape[-1]]
-        l1 = (answer - truth).abs().mean()
-        loss = self.teacher_weight * (answer - taught).abs().mean() + (1.0 - self.teacher_weight) * l1
+        loss = l1 = (answer - truth).abs().mean()
+        if self.teacher_weight:
+            assert batch.answers is not None
+            taught = upsample_bilinear(batch.answers, ANSWER_STRIDE // self.stride)  # of (N, 2, S / 4, S / 4)
+            taught = taught[..., : answer.shape[-2], : answer.shape[-1]]
+            loss = self.teacher_weight * (answer - taught).abs().mean() + (1.0 - self.teacher_weight) * l1
         return loss, l1.detach()
 
 
@@ -109,7 +112,6 @@ class Lesson:
         teacher_weight: of the teacher's answer in the loss, 0 to 1; the truth has the rest.
         scale: what L1 on the photographs that choose is read by, and so what tells which epoch is best.
         answer_folder: where the answers of all teachers are kept.
-        answer_size: short side of the photographs that choose, in pixels, where the teacher is asked about them.
         make_loss: the loss, from the network and `teacher_weight`.
     """
 
@@ -119,7 +121,6 @@ class Lesson:
     teacher_weight: float
     scale: Scale
     answer_folder: Path
-    answer_size: int
     data: DataConfig
     machine: MachineConfig
     make_loss: Callable[[ColorNetwork, float], Loss] = DistilLoss
@@ -130,26 +131,37 @@ class Lesson:
         settings, recipe = run.settings, distil_recipe(run, photos, crops)
         return Lesson(
             teacher, photos, recipe, 1.0 if scale.to_best else settings.distil.teacher_weight, scale,
-            run.answer_folder, settings.score.eval_size, settings.data, settings.machine,
+            run.answer_folder, settings.data, settings.machine,
         )  # fmt: skip
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the teacher computes its answers to crops in: fp16 would overflow in networks not made for it."""
+        chosen = choose_precision(self.recipe.precision, choose_device(self.machine.device))
+        return chosen if chosen == torch.bfloat16 else torch.float32
+
+    @cached_property
     def answers(self) -> CropAnswers:
         """Of this teacher, to the crops of this lesson that this process learns from."""
         recipe, part = self.recipe, (process_rank(), process_count())
-        # All that decides which crops they are; they grow by the share of the epochs.
-        drawn = ("imgsz", "size_jitter", "crop_share", "tone_jitter", "epoch_crops", "batch_size", "start_imgsz")
-        key: dict[str, Any] = {name: getattr(recipe, name) for name in drawn}
+        # All that decides which crops they are; growing ones grow by the share of the epochs.
+        names = ("imgsz", "size_jitter", "crop_share", "tone_jitter", "epoch_crops", "batch_size", "start_imgsz")
+        key: dict[str, Any] = {name: getattr(recipe, name) for name in names}
         key |= {"epochs": recipe.epochs if recipe.start_imgsz else 0, "photographs": hash_photos(self.photos.train)}
-        key |= {"seed": self.data.seed, "max_pixels": self.data.max_pixels, "part": part}
-        key |= {"code": hash_code("training.batches", "training.losses", within="training")}
-        crops = sha256_bytes(json.dumps(key).encode())
-        return CropAnswers(self.answer_folder / f"{self.teacher.sha256[:16]}-{crops[:16]}")
+        key |= {"seed": self.data.seed, "max_pixels": self.data.max_pixels, "part": part, "dtype": str(self.dtype)}
+        return CropAnswers(self._folder_of(key))
 
-    @property
+    @cached_property
     def judging(self) -> AnswerFolder:
         """The same to whole photographs that judge, in float32."""
-        return AnswerFolder(self.answer_folder / f"{self.teacher.sha256[:16]}-{self.answer_size}-fp32")
+        return AnswerFolder(self._folder_of({"short side": self.recipe.val_size, "max_pixels": self.data.max_pixels}))
+
+    def _folder_of(self, key: Mapping[str, Any]) -> Path:
+        """Where answers of the teacher are kept that depend on `key`, JSON-ready, and on its own code."""
+        arch = self.teacher.arch
+        code = [hash_code(__name__), *([load_source(arch.arch).sha256] if arch.arch else [])]
+        asked = json.dumps({**key, "arch": {**vars(arch), "arch": ""}, "code": code})
+        return self.answer_folder / f"{self.teacher.sha256[:16]}-{sha256_bytes(asked.encode())[:16]}"
 
     @property
     def target(self) -> AnswerFolder | None:
@@ -158,9 +170,13 @@ class Lesson:
 
     @property
     def job(self) -> FitJob:
-        """What a network is fitted to: other crops than those that batch norm statistics are estimated on."""
+        """What a network is fitted to: other crops than those that batch norm statistics are estimated on.
+
+        Where the teacher's answers have no weight, it is not asked.
+        """
         data, photos = replace(self.data, seed=self.data.seed + 1), self.photos
-        return FitJob(photos.train, photos.choosing, self.recipe, data, self.machine, self.answers, self.target)
+        answers = self.answers if self.teacher_weight else None
+        return FitJob(photos.train, photos.choosing, self.recipe, data, self.machine, answers, self.target)
 
     def validate(self, network: nn.Module, device: torch.device) -> float:
         """The mean L1 (ab/128) of a network on `device` to the target, on the photographs that choose."""
@@ -187,13 +203,12 @@ def distil_network(
         label: what a person reads beside the progress bar.
     Raises: as `training.original.train_unet`.
     """
-    teacher, arch = lesson.teacher, _arch_of(network, lesson.teacher)
+    arch = _arch_of(network, lesson.teacher)
     device = choose_device(lesson.machine.device)
     with torch_threads(lesson.machine.threads):
         network.to(device)
-        best = teacher.build_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if lesson.scale.to_best:
-            lesson = _ask_to_choose(best, lesson, device)
+            lesson = _ask_to_choose(lesson, device)
         before = _settle_batch_norm_(network, lesson, device)
         start = copy_weights(network)
         untuned = Checkpoint(network.architecture, start, val_l1=before, extra=_origin(lesson), arch=arch)
@@ -201,7 +216,7 @@ def distil_network(
             forget_fit(destination.parent)
             save_checkpoint(destination, untuned)
             return DistillResult(destination, untuned, before, before, lesson.scale, 0, (destination,))
-        _ask_about_crops(best, lesson.job, lesson.answers, device)
+        ask_about_crops(lesson)
         fitted = _fit(network, lesson, destination, label)
     files: tuple[Path, ...] = ()
     if is_main_process():
@@ -242,29 +257,31 @@ def _fit(network: ColorNetwork, lesson: Lesson, destination: Path, label: str) -
     return fit_network(criterion, lesson.job, FitFiles(destination, extra, restart=True), label=label)
 
 
-def _ask_to_choose(best: ColorNetwork, lesson: Lesson, device: torch.device) -> Lesson:
+def _ask_to_choose(lesson: Lesson, device: torch.device) -> Lesson:
     """The lesson where the scale is to best.pt, whose answers to the photographs that choose are there afterwards."""
-    _ask_about_photos(best, lesson, device)
+    _ask_about_photos(lesson, device)
     # Answers are kept coarser than best.pt gives them: what they are compared with is held against these.
     scale = Scale(lesson.validate(_Grey(), device), 0.0, to_best=True)
     return replace(lesson, scale=scale)
 
 
-def _ask_about_photos(best: ColorNetwork, lesson: Lesson, device: torch.device) -> None:
-    """Ask `best` about each whole photograph that chooses and has no answer of it yet.
+def _ask_about_photos(lesson: Lesson, device: torch.device) -> None:
+    """Ask the teacher about each whole photograph that chooses and has no answer of it yet.
 
     Processes of torchrun share the work; one that does not see what the others wrote does it all.
 
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
-    answers, limits = lesson.judging, {"short_side": lesson.answer_size, "max_pixels": lesson.data.max_pixels}
+    answers, limits = lesson.judging, {"short_side": lesson.recipe.val_size, "max_pixels": lesson.data.max_pixels}
 
     def find_missing() -> list[Photo]:
         return [photo for photo in lesson.photos.choosing if not answers.path_of(photo).is_file()]
 
     def ask(missing: Sequence[Photo]) -> None:
-        best.eval()
+        if not missing:
+            return
+        best = _build_teacher(lesson, device)
         with progress("asking best.pt", len(missing)) as bar, torch.inference_mode():
             for photo, rgb in whole_photos(missing, **limits):
                 answers.write(photo, best(rgb_to_l_ab(rgb.to(device))[0]).float())
@@ -276,38 +293,50 @@ def _ask_about_photos(best: ColorNetwork, lesson: Lesson, device: torch.device) 
         ask(find_missing())
 
 
-def _ask_about_crops(best: ColorNetwork, job: FitJob, answers: CropAnswers, device: torch.device) -> None:
-    """Ask `best` about the crops of a training that it was not asked about yet, batch by batch.
+def ask_about_crops(lesson: Lesson) -> None:
+    """Ask the teacher about the crops of this process that it was not asked about yet, batch by batch.
+
+    It is asked about a crop as the network that learns will see it, in so many epochs as have crops of their own.
 
     Raises:
         MachineError: the folder cannot be written; answers that are there already are kept.
     """
-    recipe, part = job.recipe, (process_rank(), process_count())
-    # fp16 would overflow in networks that were not made for it.
-    is_rounded = choose_precision(recipe.precision, device) == torch.bfloat16
-    with CropLoader(job.train, recipe, job.data, workers=job.machine.workers, part=part) as loader:
-        known = {epoch: _count_known(answers, epoch, len(loader)) for epoch in range(1, recipe.different_epochs + 1)}
-        missing = sum(len(loader) - count for count in known.values())
+    job, device, part = lesson.job, choose_device(lesson.machine.device), (process_rank(), process_count())
+    if (answers := job.answers) is None:
+        return
+    with CropLoader(job.train, job.recipe, job.data, workers=job.machine.workers, part=part) as loader:
+        epochs = range(1, job.recipe.different_epochs + 1)
+        missing = {
+            (epoch, batch)
+            for epoch in epochs
+            for batch in range(len(loader))
+            if not answers.path_of(epoch, batch).is_file()
+        }
         if not missing:
             return
-        best.eval()
+        best = _build_teacher(lesson, device)
+        rounding = torch.autocast(device.type, lesson.dtype, enabled=lesson.dtype != torch.float32)
         with (
-            progress("asking best.pt", missing) as bar,
+            torch_threads(lesson.machine.threads),
+            progress("asking best.pt", len(missing)) as bar,
             torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=is_rounded),
         ):
-            for epoch, count in known.items():
-                for batch, crops in enumerate(loader.epoch(epoch, start=count), count):
+            for epoch in sorted({epoch for epoch, _ in missing}):
+                first = min(batch for each, batch in missing if each == epoch)
+                for batch, crops in enumerate(loader.epoch(epoch, start=first), first):
+                    if (epoch, batch) not in missing:
+                        continue
                     lightness = prepare_batch(crops, device).lightness
-                    # Of a batch whose photographs are all lost there is nothing to ask.
-                    answer = best(lightness) if len(crops) else lightness.expand(-1, 2, -1, -1)
+                    with rounding:
+                        # Of a batch whose photographs are all lost there is nothing to ask.
+                        answer = best(lightness) if len(crops) else lightness.expand(-1, 2, -1, -1)
                     answers.write(epoch, batch, crops, answer.float())
                     bar.advance()
 
 
-def _count_known(answers: CropAnswers, epoch: int, batches: int) -> int:
-    """How many batches of an epoch are answered, up to the first that is not."""
-    return next((batch for batch in range(batches) if not answers.path_of(epoch, batch).is_file()), batches)
+def _build_teacher(lesson: Lesson, device: torch.device) -> ColorNetwork:
+    best: ColorNetwork = lesson.teacher.build_network().eval()
+    return best.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class _Grey(nn.Module):

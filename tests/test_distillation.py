@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from colorpress.core.config import (
+    ArchConfig,
     DataConfig,
     ExportConfig,
     MachineConfig,
@@ -19,7 +20,14 @@ from colorpress.core.config import (
     Recipe,
     UNetConfig,
 )
-from compress.distillation import DistilLoss, DistillResult, Lesson, distil_network, write_distillation_curve
+from compress.distillation import (
+    DistilLoss,
+    DistillResult,
+    Lesson,
+    ask_about_crops,
+    distil_network,
+    write_distillation_curve,
+)
 from compress.measures import Scale
 from compress.pruning import prune_network
 from compress.students.student_job import build_student
@@ -59,7 +67,7 @@ def teacher(split: PhotoSplit, tmp_path: Path) -> Checkpoint:
 def distil(teacher: Checkpoint, split: PhotoSplit, folder: Path, epochs: int) -> DistillResult:
     pruned = prune_network(teacher.build_network(), PruneConfig(largest_share=0.98, round_to=1)).network
     recipe = replace(TRAIN, epochs=max(1, epochs), learning_rate=3e-3, class_weight=0.0)
-    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, folder.parent / "answers", 64, DataConfig(), MACHINE)
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, folder.parent / "answers", DataConfig(), MACHINE)
     return distil_network(pruned, lesson, folder / "model.pt", tune=epochs > 0)
 
 
@@ -108,7 +116,7 @@ def test_a_network_that_training_makes_worse_stays_as_it_was(
     network = teacher.build_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     recipe = replace(TRAIN, epochs=1, learning_rate=10.0, class_weight=0.0, ema_decay=0.0)
-    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", 64, DataConfig(), MACHINE)
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", DataConfig(), MACHINE)
     result = distil_network(network, lesson, tmp_path / "same" / "model.pt")
     assert result.val_l1_after == result.val_l1_before
     saved = load_checkpoint(result.path)
@@ -156,7 +164,7 @@ def learn_from(
     teacher: Checkpoint, split: PhotoSplit, folder: Path, *, weight: float = 1.0, scale: Scale = TO_BEST
 ) -> DistillResult:
     recipe = replace(TRAIN, epochs=3, learning_rate=2e-2, schedule="constant", ema_decay=0.0)
-    lesson = Lesson(teacher, split, recipe, weight, scale, folder / "answers", 24, DataConfig(), MACHINE)
+    lesson = Lesson(teacher, split, recipe, weight, scale, folder / "answers", DataConfig(), MACHINE)
     return distil_network(build_student(STUDENT, 0), lesson, folder / "student" / "model.pt")
 
 
@@ -194,9 +202,8 @@ def test_the_best_epoch_is_told_by_the_photographs_that_choose(split: PhotoSplit
     vivid = load_checkpoint(make_vivid(tmp_path / "vivid.pt"))
     shown = learn_from(vivid, split, tmp_path / "a")
     assert learn_from(vivid, blind, tmp_path / "b").val_l1_after == shown.val_l1_after
-    assert {path.stem for path in (tmp_path / "a" / "answers").glob("*-fp32/*.npy")} == {
-        photo.sha256 for photo in split.choosing
-    }
+    asked = {path.stem for path in (tmp_path / "a" / "answers").rglob("*.npy")}
+    assert {name for name in asked if len(name) == 64} == {photo.sha256 for photo in split.choosing}
 
 
 def test_best_pt_is_asked_once_about_each_crop_that_is_shown(
@@ -214,7 +221,7 @@ def test_best_pt_is_asked_once_about_each_crop_that_is_shown(
     monkeypatch.setattr(CropAnswers, "write", watch)
     # Two batches in each epoch; the crops of two epochs serve for three.
     recipe = replace(TRAIN, batch_size=4, epochs=3, fresh_epochs=2, epoch_crops=1, class_weight=0.0)
-    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", 24, DataConfig(), MACHINE)
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", DataConfig(), MACHINE)
     with pytest.raises(KeyboardInterrupt):
         distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
     distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
@@ -228,16 +235,51 @@ def test_best_pt_is_asked_once_about_each_crop_that_is_shown(
     assert len(asked) == 13
 
 
-def test_best_pt_answers_to_the_crops_and_not_to_their_photographs(
-    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_best_pt_answers_to_the_crops_that_are_shown(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path, precision: str
 ) -> None:
-    recipe = replace(TRAIN, epochs=1, class_weight=0.0, tone_jitter=0.5, precision="fp32")
-    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", 24, DataConfig(), MACHINE)
-    distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
+    recipe = replace(TRAIN, epochs=1, class_weight=0.0, tone_jitter=0.5, precision=precision)
+    lesson = Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", DataConfig(), MACHINE)
+    ask_about_crops(lesson)
     job, network = lesson.job, teacher.build_network().eval()
     with CropLoader(job.train, recipe, job.data, workers=0, answers=job.answers) as loader, torch.inference_mode():
         for crops in loader.epoch(1):
             batch = prepare_batch(crops, torch.device("cpu"))
             assert batch.answers is not None
-            answer = torch.nn.functional.avg_pool2d(network(batch.lightness), 4)
+            # The network alone is rounded, as when it learns: not the lightness that it is given.
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                answer = network(batch.lightness)
+            answer = torch.nn.functional.avg_pool2d(answer.float(), 4)
             assert torch.allclose(batch.answers, answer, atol=1e-3) and answer.abs().max() > 0.01
+    assert (lesson.dtype == torch.bfloat16) == (precision == "bf16")
+
+
+def test_answers_are_those_of_a_teacher_in_its_precision_and_settings(
+    teacher: Checkpoint, split: PhotoSplit, tmp_path: Path
+) -> None:
+    def lesson(**changes: object) -> Lesson:
+        recipe = replace(TRAIN, **{"precision": "fp32", **changes})  # type: ignore[arg-type]
+        return Lesson(teacher, split, recipe, 0.5, TO_TRUTH, tmp_path / "answers", DataConfig(), MACHINE)
+
+    same = lesson().answers.folder
+    for change in ({"learning_rate": 1e-4}, {"epochs": 9}, {"fresh_epochs": 2}, {"epoch_steps": 1}):
+        assert lesson(**change).answers.folder == same, change
+    for change in ({"precision": "bf16"}, {"batch_size": 2}, {"tone_jitter": 0.1}, {"start_imgsz": 8}):
+        assert lesson(**change).answers.folder != same, change
+    # Of a network that colorpress did not make, its code too.
+    seen = {same}
+    for code in ("class UNet: ...\n", "class UNet: 'another'\n"):
+        source = tmp_path / "nets.py"
+        source.write_text(code)
+        foreign = replace(lesson(), teacher=replace(teacher, arch=ArchConfig(arch=f"{source}:UNet")))
+        assert foreign.judging.folder != lesson().judging.folder
+        seen.add(foreign.answers.folder)
+    assert len(seen) == 3
+
+
+def test_without_weight_best_pt_is_not_asked(teacher: Checkpoint, split: PhotoSplit, tmp_path: Path) -> None:
+    recipe = replace(TRAIN, epochs=1, class_weight=0.0)
+    lesson = Lesson(teacher, split, recipe, 0.0, TO_TRUTH, tmp_path / "answers", DataConfig(), MACHINE)
+    result = distil_network(build_student(STUDENT, 0), lesson, tmp_path / "student" / "model.pt")
+    assert result.epochs == 1 and not (tmp_path / "answers").exists()

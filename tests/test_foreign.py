@@ -626,7 +626,7 @@ def test_a_pruned_foreign_network_is_distilled(source: Path, photo_folder: Path,
     split = scan_photos(DataConfig(data=photo_folder, val_share=0.2), workers=0)
     recipe = Recipe(epochs=1, batch_size=4, imgsz=16, val_size=24)
     machine = MachineConfig(workers=0, threads=1)
-    lesson = Lesson(teacher, split, recipe, 0.5, Scale(0.2, 0.1), tmp_path / "answers", 64, DataConfig(), machine)
+    lesson = Lesson(teacher, split, recipe, 0.5, Scale(0.2, 0.1), tmp_path / "answers", DataConfig(), machine)
     for tune in (True, False):
         distilled = distil_network(pruned, lesson, tmp_path / "pruned" / "model.pt", tune=tune)
         built = distilled.checkpoint.build_network()

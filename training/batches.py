@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from multiprocessing.util import get_temp_dir
@@ -126,7 +126,7 @@ class CropAnswers:
         return self.folder / f"{epoch}-{batch}.npy"
 
     def write(self, epoch: int, batch: int, crops: Crops, answer: Tensor) -> None:
-        """Keep the answer (N, 2, S, S) to the crops of a batch, averaged over 4x4 pixels; for those lost NaN."""
+        """Keep the answer (N, 2, S, S) to the crops of a batch, averaged over 4x4 pixels; NaN for one that is lost."""
         small = F.avg_pool2d(answer, ANSWER_STRIDE, ceil_mode=True).cpu().numpy()  # (N, 2, S / 4, S / 4)
         kept = np.full((max(crops.places, default=-1) + 1, *small.shape[1:]), np.nan, np.float16)
         kept[list(crops.places)] = small
@@ -134,16 +134,10 @@ class CropAnswers:
         np.save(buffer, kept)
         write_bytes(self.path_of(epoch, batch), buffer.getvalue())
 
-    def read(self, epoch: int, batch: int, places: Sequence[int]) -> NDArray[np.float16]:
-        """The answers to the crops at these places of a batch (N, 2, S / 4, S / 4).
-
-        Raises: as `_read_array`; InputError: one of them could not be read when the network was asked.
-        """
-        path = self.path_of(epoch, batch)
-        answers = _read_array(path)
-        if len(answers) <= max(places, default=-1) or not np.isfinite(found := answers[list(places)]).all():
-            raise InputError("answers", path, "lack one of the crops", _ASK_AGAIN)
-        return found
+    def read(self, epoch: int, batch: int) -> dict[int, NDArray[np.float16]]:
+        """The answers (2, S / 4, S / 4) to the crops of a batch, by their places; raises as `_read_array`."""
+        answers = _read_array(self.path_of(epoch, batch))
+        return {place: answer for place, answer in enumerate(answers) if np.isfinite(answer).all()}
 
 
 _ASK_AGAIN = "remove the file: answers that are missing are asked for again"
@@ -163,7 +157,8 @@ def _read_array(path: Path) -> NDArray[np.float16]:
         raise InputError("answers", path, "are missing or damaged", _ASK_AGAIN) from error
 
 
-_Loaded = tuple[Crops, list[tuple[Path, str]]]
+# What is lost: what it is, its file, and why.
+_Loaded = tuple[Crops, list[tuple[str, Path, str]]]
 
 
 class CropLoader:
@@ -230,8 +225,8 @@ class CropLoader:
             _make_socket_folder()
         try:
             for crops, lost in _iterate(self._loader):
-                for path, reason in lost:
-                    _warn_once(path, reason)
+                for each in lost:
+                    _warn_once(*each)
                 yield crops
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
@@ -274,7 +269,7 @@ def whole_photos(photos: Sequence[Photo], *, short_side: int, max_pixels: int) -
             try:
                 pixels = decoded.result()  # (H, W, 3)
             except InputError as error:
-                _warn_once(photo.path, error.why)
+                _warn_once("photo", photo.path, error.why)
                 continue
             yield photo, torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
@@ -288,37 +283,49 @@ class _CropDataset(Dataset[_Loaded]):
     kept: KeptPhotos
 
     def __getitem__(self, batch: _BatchKey) -> _Loaded:
-        imgsz = batch.imgsz
+        imgsz, size = batch.imgsz, -(-batch.imgsz // ANSWER_STRIDE)
         crops: list[NDArray[np.uint8]] = []
         places: list[int] = []
         tones: list[float] = []
-        lost: list[tuple[Path, str]] = []
+        lost: list[tuple[str, Path, str]] = []
+        answers = self._read_answers(batch, lost)
         for place, (position, number) in enumerate(batch.crops):
+            if answers is not None and place not in answers:
+                continue
             photo = self.photos[position]
             share = self.kept.sides.least_share(photo)
             draw = CropDraw.by((self.data.seed, batch.epoch, position, number), share)
             try:
                 crops.append(cut_crop(self.kept.read(photo), draw, imgsz))
             except InputError as error:
-                lost.append((photo.path, error.why))
+                lost.append(("photo", photo.path, error.why))
                 continue
             places.append(place)
             tones.append(math.exp(self.recipe.tone_jitter * draw.tone))
         # Shaped, since all of them may be lost.
         pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
+        taught = None  # (N, 2, S/4, S/4)
+        if answers is not None:
+            taught = np.array([answers[place] for place in places], np.float16).reshape(-1, 2, size, size)
         loaded = Crops(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
             torch.tensor(tones) if self.recipe.tone_jitter else None,
-            places=tuple(places),
+            None if taught is None else torch.from_numpy(taught),
+            tuple(places),
         )
-        if self.answers is not None:
-            try:
-                answers = torch.from_numpy(self.answers.read(batch.epoch, batch.number, places))
-                loaded = replace(loaded, answers=answers)
-            except InputError as error:
-                lost.append((self.answers.path_of(batch.epoch, batch.number), error.why))
-                loaded = Crops(loaded.rgb[:0])
         return loaded, lost
+
+    def _read_answers(
+        self, batch: _BatchKey, lost: list[tuple[str, Path, str]]
+    ) -> dict[int, NDArray[np.float16]] | None:
+        """By place; where they are damaged none, which `lost` is told. A photograph lost in asking was named then."""
+        if self.answers is None:
+            return None
+        try:
+            return self.answers.read(batch.epoch, batch.number)
+        except InputError as error:
+            lost.append(("answers", self.answers.path_of(batch.epoch, batch.number), f"{error.why}; {error.hint}"))
+            return {}
 
 
 class _CropOrder(Sampler[_BatchKey]):
@@ -385,7 +392,7 @@ def _iterate(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-def _warn_once(path: Path, reason: str) -> None:
+def _warn_once(what: str, path: Path, reason: str) -> None:
     if path not in _warned:
         _warned.add(path)
-        warn(f"photo '{path}' is left out: {reason}")
+        warn(f"{what} '{path}' is left out: {reason}")

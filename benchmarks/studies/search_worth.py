@@ -148,12 +148,15 @@ def read_trials(journal: Path) -> list[FrozenTrial]:
 
 
 def _share_answers(output_dir: Path, folder: Path) -> None:
-    """Give a run folder what another one asked of best.pt already, so that it is asked once."""
-    for name in (".answers", ".stages/strides.json"):
-        known = sorted(output_dir.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-        if known and not (folder / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if known[-1].is_dir() else shutil.copy)(known[-1], folder / name)
+    """Give a run folder what others asked of best.pt already, so that it is asked once."""
+    for asked in output_dir.glob("*/.answers/*"):
+        if asked.parents[1] != folder:
+            shutil.copytree(asked, folder / ".answers" / asked.name, dirs_exist_ok=True)
+    strides = ".stages/strides.json"
+    known = sorted(output_dir.glob(f"*/{strides}"), key=lambda path: path.stat().st_mtime)
+    if known and not (folder / strides).exists():
+        (folder / strides).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(known[-1], folder / strides)
 
 
 def start_command(

@@ -602,7 +602,10 @@ class DistilConfig(Config):
         0.0, "Crops are lightened or darkened: spread of the logarithm of their gamma.", low=0.0, high=2.0
     )
     distil_asked_crops: int = option(
-        48_000, "Crops that best.pt is asked about; a longer training shows them again.", low=1, high=1_000_000_000
+        24_000,
+        "About so many crops, in whole passes, best.pt is asked about; a longer training shows those again.",
+        low=1,
+        high=1_000_000_000,
     )
     distil_learning_rate: float = option(3e-3, "Peak learning rate.", low=1e-9, high=10.0)
     teacher_weight: float = option(
@@ -621,6 +624,7 @@ class DistilConfig(Config):
         # An epoch shows each photograph equally often. A shorter training ends inside one: it sees what longer ones
         # see first, and best.pt is asked once for all of them.
         epoch_crops = photos * max(1, round(_DISTIL_EPOCH / photos))
+        epochs = max(1, round(crops / epoch_crops))
         own = {
             "epoch_crops": epoch_crops,
             "batch_size": self.distil_batch_size,
@@ -631,12 +635,12 @@ class DistilConfig(Config):
             "dropout": 0.0,
             "ema_decay": 0.998,
             "patience": 0,
-            "fresh_epochs": max(1, round(self.distil_asked_crops / epoch_crops)),
+            "fresh_epochs": min(epochs, max(1, round(self.distil_asked_crops / epoch_crops))),
             "epoch_steps": -(-crops // self.distil_batch_size) if crops < epoch_crops else 0,
         }
         return Recipe(
             **{**vars(fit), **own},
-            epochs=max(1, round(crops / epoch_crops)),
+            epochs=epochs,
             imgsz=self.distil_imgsz,
             learning_rate=self.distil_learning_rate,
             # best.pt's answer says more of each pixel than a class of colour does.

@@ -200,6 +200,7 @@ def _make_judge(jury: Jury, source: Path, folder: Path) -> Judge:
             optimizer="adamw",
             epochs=1,
             epoch_crops=crops,
+            epoch_steps=0,
             tone_jitter=0.0,
             crop_share=settings.fit.crop_share,
             learning_rate=settings.qat.qat_learning_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.samplers import RandomSampler
+from torch import Tensor
 
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
@@ -99,8 +101,10 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
-    asked = min(effort.full_crops, job.run.settings.distil.distil_asked_crops)
-    asking_s = asked * _time_asking(job)
+    # The longest training asks about the crops of all.
+    longest = job.recipe(max(effort.crops, effort.full_crops if effort.front else 0))
+    steps = longest.different_epochs * (longest.epoch_steps or -(-longest.epoch_crops // longest.batch_size))
+    asking_s = steps * longest.batch_size * _time_asking(job)
     return {
         "crops_per_s": round(1 / crop_s, 1),
         "seconds_for_a_candidate": round(short_s, 1),
@@ -134,39 +138,49 @@ def _time_loading(job: SearchJob) -> float:
 
 def _time_asking(job: SearchJob) -> float:
     """Seconds a crop, of best.pt's answer."""
-    settings = job.run.settings
-    device, batch, side = choose_device(settings.machine.device), settings.distil.distil_batch_size, _crop_side(job)
-    best = job.best.build_network().to(device).eval()
-    lightness = torch.rand(batch, 1, side, side, device=device)
-    dtype = choose_precision(settings.fit.precision, device)
-    rounding = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
-    with torch_threads(settings.machine.threads), torch.inference_mode(), rounding:
-        for step in range(_STEPS + 1):
-            if step == 1:  # the first one prepares what the others use
-                started = time.monotonic()
-            best(lightness).sum().item()  # waits for a GPU
-    return (time.monotonic() - started) / _STEPS / batch
+    lesson = job.lesson(job.effort.crops)
+    device = choose_device(lesson.machine.device)
+    best, lightness = job.best.build_network().to(device).eval(), _make_crops(job, device)
+    rounding = torch.autocast(device.type, lesson.dtype, enabled=lesson.dtype != torch.float32)
+
+    def ask() -> Tensor:
+        with torch.inference_mode(), rounding:
+            return best(lightness).sum()  # type: ignore[no-any-return]
+
+    return _time_steps(job, ask) / len(lightness)
 
 
 def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     """Seconds a crop, of a training step."""
     settings = job.run.settings
     device = choose_device(settings.machine.device)
-    network = build_student(point.network(), settings.data.seed).to(device).train()
-    batch, side = settings.distil.distil_batch_size, _crop_side(job)
-    lightness = torch.rand(batch, 1, side, side, device=device)
+    network, lightness = build_student(point.network(), settings.data.seed).to(device).train(), _make_crops(job, device)
     criterion = DistilLoss(network, settings.distil.teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
     recipe = job.recipe(job.effort.full_crops)
     optimizers, scaler = make_optimizers(network, recipe), torch.amp.GradScaler(device.type, enabled=False)
-    with torch_threads(settings.machine.threads):
-        for step in range(_STEPS + 1):
-            if step == 1:  # the first one prepares what the others use
-                started = time.monotonic()
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = criterion(lightness).abs().mean()
-            network.zero_grad()
-            loss.backward()
-            step_(optimizers, network, scaler, recipe.gradient_norm)
-            loss.item()  # waits for a GPU
-    return (time.monotonic() - started) / _STEPS / batch
+
+    def learn() -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = criterion(lightness).abs().mean()
+        network.zero_grad()
+        loss.backward()
+        step_(optimizers, network, scaler, recipe.gradient_norm)
+        return loss  # type: ignore[no-any-return]
+
+    return _time_steps(job, learn) / len(lightness)
+
+
+def _make_crops(job: SearchJob, device: torch.device) -> Tensor:
+    """L (N, 1, S, S) of a batch, at random."""
+    return torch.rand(job.run.settings.distil.distil_batch_size, 1, *(2 * [_crop_side(job)]), device=device)
+
+
+def _time_steps(job: SearchJob, step: Callable[[], Tensor]) -> float:
+    """Seconds of a step, whose answer is waited for."""
+    with torch_threads(job.run.settings.machine.threads):
+        step().item()  # the first one prepares what the others use
+        started = time.monotonic()
+        for _ in range(_STEPS):
+            step().item()  # waits for a GPU
+    return (time.monotonic() - started) / _STEPS

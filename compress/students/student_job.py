@@ -149,16 +149,25 @@ class StudentJob:
 
         Args:
             teacher_weight: another one than that of the lesson.
+            epoch_photos, scale: as for `lesson`.
+        """
+        lesson = self.lesson(crops, epoch_photos=epoch_photos, scale=scale)
+        if teacher_weight is not None:
+            lesson = replace(lesson, teacher_weight=teacher_weight)
+        student = build_student(network, self.run.settings.data.seed)
+        return distil_network(student, lesson, destination, label=destination.parent.name)
+
+    def lesson(self, crops: int, *, epoch_photos: int = MOST_CHOOSING, scale: Scale | None = None) -> Lesson:
+        """What a student learns from in so many crops.
+
+        Args:
             epoch_photos: how many of the photographs that choose tell the best epoch.
             scale: on those, where another process of the same training asked best.pt already.
         """
         scale = scale or self.jury.choosing.scale(epoch_photos)
         lesson = Lesson.of(self.run, self.best, self.photos, scale, crops=crops)
         photos = replace(lesson.photos, choosing=self.given.choosing[:epoch_photos], confirming=())
-        weight = lesson.teacher_weight if teacher_weight is None else teacher_weight
-        lesson = replace(lesson, photos=photos, teacher_weight=weight)
-        student = build_student(network, self.run.settings.data.seed)
-        return distil_network(student, lesson, destination, label=destination.parent.name)
+        return replace(lesson, photos=photos)
 
 
 def with_unlabelled(run: Run, photos: PhotoSplit) -> PhotoSplit:

@@ -123,7 +123,7 @@ def _list_lessons(plan: UNetPlan, teacher_weight: float) -> list[Lever]:
 
 
 def _list_features(plan: UNetPlan, teacher: ColorNetwork) -> list[Lever]:
-    """What needs best.pt's features of each crop, which takes several times as long as the student's own work."""
+    """What needs best.pt's features of each crop, each time: several times as long as the student's own work."""
     losses: dict[str, Callable[..., Any]] = {}
     if found := find_layer_of_stride(teacher, plan.output_stride):
         layer, channels = found
@@ -167,11 +167,11 @@ def _list_recipes(distil: DistilConfig) -> list[Lever]:
             if distil.distil_tone_jitter
             else {"many tones": {"tone_jitter": _TONES}}
         ),
-        "all crops new": {"fresh_epochs": 0},
         "the crops of one epoch": {"fresh_epochs": 1},
         "one scale": {"crop_share": 1.0},
         "one size": {"size_jitter": 0.0},
-        "growing crops": {"start_imgsz": max(16, distil.distil_imgsz // 3)},
+        # Shown again they would be as small again.
+        "growing crops": {"start_imgsz": max(16, distil.distil_imgsz // 3), "fresh_epochs": 0},
         "last weights, no average": {"ema_decay": 0.0},
         "AdamW for all weights": {"optimizer": "adamw"},
         "constant learning rate": {"schedule": "constant"},

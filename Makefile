@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 demo: .venv/.installed
 	$(BIN)/colorpress run --force --output-dir reports/demo --start-from training/pretrained/best.pt --val-share 0.2 --test-share 0.3 \
-		--imgsz 96 --epochs 8 --learning-rate 0.0005 --finetune-crops 4000 --student-crops 6000 --student-trial-crops 800 \
-		--int8-loss 0.05 --qat-crops 600 --rank-photos 2 --search-effort demo --no-roof
+		--imgsz 96 --epochs 8 --learning-rate 0.0005 --distil-imgsz 80 --finetune-crops 3000 --student-crops 4000 \
+		--student-trial-crops 800 --int8-loss 0.05 --qat-crops 600 --rank-photos 2 --search-effort demo \
+		--runs 30 --min-seconds 1 --no-roof
 
 # Two processes, each with whole files, since what a file's tests share takes longest to make.
 test: .venv/.test

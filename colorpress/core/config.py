@@ -693,7 +693,7 @@ class SearchEffort:
 
 NO_SEARCH = "none"
 SEARCH_EFFORTS = {
-    "demo": SearchEffort(trials=6, crops=400, full_crops=1_600, front=4, int8=False),
+    "demo": SearchEffort(trials=5, crops=400, full_crops=1_600, front=3, int8=False),
     "default": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=10, int8=True),
     "long": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=12, int8=True),
     "longest": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),

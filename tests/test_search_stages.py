@@ -21,6 +21,7 @@ from colorpress.cli import run_command
 from colorpress.core.config import Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
 from compress.budgets import Limit
+from compress.distillation import Lesson
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
 from compress.students.search_stages import CANDIDATES, FULL, count_candidates, read_worker_options, search
@@ -244,6 +245,34 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
     assert len(read_front(copy.folder)) == 4
 
 
+def test_asking_best_pt_is_no_cost_of_the_candidate_that_comes_first(
+    trained: tuple[Run, PhotoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = trained
+    copy = replace(run, folder=Path(shutil.copytree(run.folder, tmp_path / "out")))
+    clock, asked = [0.0], list[Path]()
+    ask, distil = search_trial.ask_about_crops, SearchJob.distil
+
+    def ask_slowly(lesson: Lesson) -> None:
+        before = list(lesson.answer_folder.glob("*/1-0.npy"))
+        ask(lesson)
+        asked.extend(set(lesson.answer_folder.glob("*/1-0.npy")) - {*before})
+        clock[0] += 100.0
+
+    def distil_slowly(job: SearchJob, *arguments: object, **options: object) -> object:
+        clock[0] += 7.0
+        return distil(job, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search_trial, "ask_about_crops", ask_slowly)
+    monkeypatch.setattr(search_trial, "_processor_s", lambda: clock[0])
+    monkeypatch.setattr(SearchJob, "distil", distil_slowly)
+    search(changed(copy, seed=3, search_trials=2, search_front=0), photos)
+    storage = open_storage(str(find_journal(copy.folder)), timeout_s=2, create=False)
+    found = join_study(storage, CANDIDATES, NumberedSampler(0)).get_trials(states=(TrialState.COMPLETE,))
+    assert [trial.user_attrs["processor_s"] for trial in found] == [7.0] * len(found) and len(found) == 2
+    assert len(asked) == 1  # for both
+
+
 def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
     trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +287,8 @@ def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
     new = {path.relative_to(run.folder).parts[0] for path in run.folder.rglob("*") if path.is_file()} - {
         path.relative_to(run.folder).parts[0] for path in before
     }
-    assert new <= {".stages"}
+    # What best.pt and the controls answer is kept.
+    assert new <= {".stages", "controls"}
 
 
 def test_candidates_are_over_budgets_that_were_given_alone() -> None:

@@ -184,13 +184,10 @@ def try_full(job: SearchJob, trial: optuna.Trial) -> tuple[float, ...]:
 
 
 def _learn_for(job: SearchJob, trial: optuna.Trial, point: StudentPoint, started_s: float) -> tuple[float, ...]:
-    before_s = _processor_s()
-    with muted():
-        # All candidates learn from the same answers, which are no cost of whichever comes first.
-        ask_about_crops(job.lesson(point.crops, epoch_photos=_EPOCH_PHOTOS))
-    started_s += _processor_s() - before_s
-    path, score = learn(job, point)
-    _note(trial, score=score.to_dict(), weights=path.stem, processor_s=round(_processor_s() - started_s, 3))
+    path, score, asking_s = learn(job, point)
+    # All candidates learn from the same answers, which are no cost of whichever comes first.
+    processor_s = _processor_s() - started_s - asking_s
+    _note(trial, score=score.to_dict(), weights=path.stem, processor_s=round(processor_s, 3))
     known = trial.user_attrs
     return float(known["size_bytes"]), float(known["latency_ms"]), score.loss
 
@@ -200,21 +197,24 @@ def _processor_s() -> float:
     return sum(os.times()[:4])
 
 
-def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score]:
-    """Distil the network of a point from the start; the file of its weights, and its score.
+def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score, float]:
+    """Distil the network of a point from the start.
 
     What an interruption left is gone on with. Processes of torchrun share the work.
+
+    Returns:
+        The file of its weights, its score, and the seconds of processor time that asking best.pt took here.
     """
     scale = job.jury.choosing.scale(_EPOCH_PHOTOS)  # alone, since the others wait for what they are to learn
     with working_together():
-        destination = _distil(job, *share_answer(lambda: (point, scale)))
+        destination, asking_s = _distil(job, *share_answer(lambda: (point, scale)))
     with muted():
         # Near the border another machine's rounding would decide for another measure.
         score = job.jury.choosing.score(load_checkpoint(destination).build_network()).by(job.decided_by)
     path = job.weights / f"{sha256_file(destination)}.pt"
     if not path.exists():
         write_bytes(path, destination.read_bytes())
-    return path, score
+    return path, score, asking_s
 
 
 def assist(job: SearchJob) -> None:
@@ -225,12 +225,15 @@ def assist(job: SearchJob) -> None:
             _distil(job, *task)
 
 
-def _distil(job: SearchJob, point: StudentPoint, scale: Scale) -> Path:
+def _distil(job: SearchJob, point: StudentPoint, scale: Scale) -> tuple[Path, float]:
     name = sha256_bytes(repr((point.network(), point.crops)).encode())[:16]
     destination = job.run.folder / "study" / "trials" / name / "model.pt"
+    started_s = _processor_s()
     with muted():
+        ask_about_crops(job.lesson(point.crops, epoch_photos=_EPOCH_PHOTOS, scale=scale))
+        asking_s = _processor_s() - started_s
         job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, scale=scale)
-    return destination
+    return destination, asking_s
 
 
 def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
@@ -241,7 +244,7 @@ def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
     # The same network, but its file tells of another training.
     again = path.with_name(f"{path.stem}-again.pt")
     if not again.is_file():
-        learned, _ = learn(job, StudentPoint.from_dict(trial.user_attrs["point"]))
+        learned, *_ = learn(job, StudentPoint.from_dict(trial.user_attrs["point"]))
         write_bytes(again, learned.read_bytes())
     return again
 

@@ -281,10 +281,10 @@ def _ask_about_photos(lesson: Lesson, device: torch.device) -> None:
     def ask(missing: Sequence[Photo]) -> None:
         if not missing:
             return
-        best = _build_teacher(lesson, device)
-        with progress("asking best.pt", len(missing)) as bar, torch.inference_mode():
+        teacher = open_teacher(lesson, torch.float32)
+        with progress("asking best.pt", len(missing)) as bar:
             for photo, rgb in whole_photos(missing, **limits):
-                answers.write(photo, best(rgb_to_l_ab(rgb.to(device))[0]).float())
+                answers.write(photo, teacher(rgb_to_l_ab(rgb.to(device))[0]))
                 bar.advance()
 
     ask(find_missing()[process_rank() :: process_count()])
@@ -314,29 +314,36 @@ def ask_about_crops(lesson: Lesson) -> None:
         }
         if not missing:
             return
-        best = _build_teacher(lesson, device)
-        rounding = torch.autocast(device.type, lesson.dtype, enabled=lesson.dtype != torch.float32)
-        with (
-            torch_threads(lesson.machine.threads),
-            progress("asking best.pt", len(missing)) as bar,
-            torch.inference_mode(),
-        ):
+        teacher = open_teacher(lesson, lesson.dtype)
+        with torch_threads(lesson.machine.threads), progress("asking best.pt", len(missing)) as bar:
             for epoch in sorted({epoch for epoch, _ in missing}):
                 first = min(batch for each, batch in missing if each == epoch)
                 for batch, crops in enumerate(loader.epoch(epoch, start=first), first):
                     if (epoch, batch) not in missing:
                         continue
                     lightness = prepare_batch(crops, device).lightness
-                    with rounding:
-                        # Of a batch whose photographs are all lost there is nothing to ask.
-                        answer = best(lightness) if len(crops) else lightness.expand(-1, 2, -1, -1)
-                    answers.write(epoch, batch, crops, answer.float())
+                    # Of a batch whose photographs are all lost there is nothing to ask.
+                    answer = teacher(lightness) if len(crops) else lightness.expand(-1, 2, -1, -1)
+                    answers.write(epoch, batch, crops, answer)
                     bar.advance()
 
 
-def _build_teacher(lesson: Lesson, device: torch.device) -> ColorNetwork:
-    best: ColorNetwork = lesson.teacher.build_network().eval()
-    return best.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def open_teacher(lesson: Lesson, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What answers L (N, 1, H, W) in [0, 1], on the device of the lesson, by ab/128 (N, 2, H, W) in float32.
+
+    Args:
+        dtype: that the teacher computes in. L is never rounded to it: no network that learns is shown such pictures.
+    """
+    device = choose_device(lesson.machine.device)
+    best = lesson.teacher.build_network().eval()
+    best.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def answer(lightness: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            ab: Tensor = best(lightness)
+        return ab.float()
+
+    return answer
 
 
 class _Grey(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
-from compress.distillation import DistilLoss
+from compress.distillation import DistilLoss, open_teacher
 from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
@@ -139,15 +139,8 @@ def _time_loading(job: SearchJob) -> float:
 def _time_asking(job: SearchJob) -> float:
     """Seconds a crop, of best.pt's answer."""
     lesson = job.lesson(job.effort.crops)
-    device = choose_device(lesson.machine.device)
-    best, lightness = job.best.build_network().to(device).eval(), _make_crops(job, device)
-    rounding = torch.autocast(device.type, lesson.dtype, enabled=lesson.dtype != torch.float32)
-
-    def ask() -> Tensor:
-        with torch.inference_mode(), rounding:
-            return best(lightness).sum()  # type: ignore[no-any-return]
-
-    return _time_steps(job, ask) / len(lightness)
+    teacher, lightness = open_teacher(lesson, lesson.dtype), _make_crops(job, choose_device(lesson.machine.device))
+    return _time_steps(job, lambda: teacher(lightness).sum()) / len(lightness)
 
 
 def _time_learning(job: SearchJob, point: StudentPoint) -> float:
@@ -173,7 +166,8 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
 
 def _make_crops(job: SearchJob, device: torch.device) -> Tensor:
     """L (N, 1, S, S) of a batch, at random."""
-    return torch.rand(job.run.settings.distil.distil_batch_size, 1, *(2 * [_crop_side(job)]), device=device)
+    side = _crop_side(job)
+    return torch.rand(job.run.settings.distil.distil_batch_size, 1, side, side, device=device)
 
 
 def _time_steps(job: SearchJob, step: Callable[[], Tensor]) -> float:

@@ -275,31 +275,34 @@ def test_of_a_batch_without_its_answers_nothing_is_shown(
     write_answers(photos, answers, 1)
     answers.path_of(1, 0).write_bytes(b"\x93NUMPY")
     answers.path_of(1, 1).unlink()
+    np.save(answers.path_of(1, 2), np.zeros((3, 2, 3, 3), np.float16))
     with make_loader(photos, answers=answers) as loader:
         found = list(loader.epoch(1))
-        assert [len(crops) for crops in found] == [0, 0, 3]
+        assert [len(crops) for crops in found] == [0, 0, 0]
         list(loader.epoch(1))
     said = capsys.readouterr().err
     # Each is said once.
     assert said.count("missing or damaged; remove the file: answers that are missing are asked for again") == 2
     assert f"answers '{tmp_path}/1-0.npy' is left out" in said
+    assert said.count("are to other crops; remove the file") == 1
     # Other processes of a training wait for this one's part: it goes on with a grey answer to a black crop.
     assert found[0].blank().answers.shape == (1, 2, 4, 4)
 
 
+@pytest.mark.parametrize("batch_size", [4, 1])  # of one, none is left
 def test_a_photograph_that_was_lost_when_best_pt_was_asked_leaves_the_others_their_answers(
-    photos: tuple[Photo, ...], tmp_path: Path
+    photos: tuple[Photo, ...], tmp_path: Path, batch_size: int
 ) -> None:
     answers = CropAnswers(tmp_path / "answers")
     lost = tuple(
         replace(photo, path=tmp_path / photo.path.name) if number == 4 else photo for number, photo in enumerate(photos)
     )
-    write_answers(lost, answers, 1)
-    with make_loader(lost, answers=answers) as loader:
+    write_answers(lost, answers, 1, batch_size=batch_size)
+    with make_loader(lost, answers=answers, batch_size=batch_size) as loader:
         batches_of_epoch = list(loader.epoch(1))
     assert sum(len(crops) for crops in batches_of_epoch) == 9
     for crops in batches_of_epoch:
         assert torch.equal(crops.answers, torch.nn.functional.avg_pool2d(answer_by_pixels(crops), 4).half())
     # It can be read again: what was not answered is not learned from.
-    with make_loader(photos, answers=answers) as loader:
+    with make_loader(photos, answers=answers, batch_size=batch_size) as loader:
         assert sum(len(crops) for crops in loader.epoch(1)) == 9

@@ -134,9 +134,12 @@ class CropAnswers:
         np.save(buffer, kept)
         write_bytes(self.path_of(epoch, batch), buffer.getvalue())
 
-    def read(self, epoch: int, batch: int) -> dict[int, NDArray[np.float16]]:
-        """The answers (2, S / 4, S / 4) to the crops of a batch, by their places; raises as `_read_array`."""
-        answers = _read_array(self.path_of(epoch, batch))
+    def read(self, epoch: int, batch: int, size: int) -> dict[int, NDArray[np.float16]]:
+        """The answers (2, size, size) to the crops of a batch, by their places; raises as `_read_array`."""
+        path = self.path_of(epoch, batch)
+        answers = _read_array(path)
+        if answers.shape[1:] != (2, size, size):
+            raise InputError("answers", path, "are to other crops", _ASK_AGAIN)
         return {place: answer for place, answer in enumerate(answers) if np.isfinite(answer).all()}
 
 
@@ -288,7 +291,7 @@ class _CropDataset(Dataset[_Loaded]):
         places: list[int] = []
         tones: list[float] = []
         lost: list[tuple[str, Path, str]] = []
-        answers = self._read_answers(batch, lost)
+        answers = self._read_answers(batch, size, lost)
         for place, (position, number) in enumerate(batch.crops):
             if answers is not None and place not in answers:
                 continue
@@ -316,13 +319,13 @@ class _CropDataset(Dataset[_Loaded]):
         return loaded, lost
 
     def _read_answers(
-        self, batch: _BatchKey, lost: list[tuple[str, Path, str]]
+        self, batch: _BatchKey, size: int, lost: list[tuple[str, Path, str]]
     ) -> dict[int, NDArray[np.float16]] | None:
         """By place; where they are damaged none, which `lost` is told. A photograph lost in asking was named then."""
         if self.answers is None:
             return None
         try:
-            return self.answers.read(batch.epoch, batch.number)
+            return self.answers.read(batch.epoch, batch.number, size)
         except InputError as error:
             lost.append(("answers", self.answers.path_of(batch.epoch, batch.number), f"{error.why}; {error.hint}"))
             return {}

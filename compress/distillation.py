@@ -406,6 +406,7 @@ def write_distillation_curve(folder: Path, history: Sequence[Mapping[str, float]
             xlabel="minutes of training",
             ylabel=f"{measure.title} {measure.symbol} (1: best.pt, 0: grey)" if is_known else "L1 of ab / 128",
             title="Distillation, on the photographs that choose",
+            xlim=(0, None),
         )
         axes.grid(alpha=0.3)
         axes.legend(loc="best")

@@ -46,19 +46,17 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step by the gradients; `closure` is not called."""
         for group in self.param_groups:
-            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: defaultdict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    by_shape[weight.shape].append(weight)
-            for weights in by_shape.values():
-                self._step_(weights, group["lr"], group["weight_decay"])
+                    by_shape[weight.shape].append((weight, weight.grad, self._momentum_of(weight)))
+            for alike in by_shape.values():
+                self._step_(alike, group["lr"], group["weight_decay"])
 
-    def _step_(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
+    def _step_(self, alike: Sequence[tuple[Tensor, Tensor, Tensor]], lr: float, weight_decay: float) -> None:
+        """Of weights of one shape, each with its gradient and its momentum."""
         # Channels innermost, as convolutions nearly always are while they learn: all that follows are views then.
-        values, gradients, momenta = (
-            [each.movedim(1, -1) for each in tensors]
-            for tensors in (weights, _gradients_of(weights), [self._momentum_of(each) for each in weights])
-        )
+        values, gradients, momenta = ([each.movedim(1, -1) for each in tensors] for tensors in zip(*alike, strict=True))
         torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
         ahead = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM))  # Nesterov's
         matrices = ahead.flatten(2)
@@ -73,10 +71,6 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         momentum: Tensor = state["momentum"]
         return momentum
-
-
-def _gradients_of(weights: list[Tensor]) -> list[Tensor]:
-    return [each.grad for each in weights if each.grad is not None]
 
 
 def _rows_at_a_time(rows: int, columns: int) -> int:

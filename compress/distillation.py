@@ -44,6 +44,8 @@ from training.unet import UNet
 CURVE_COLUMNS = ("epoch", "crops", "minutes", "train_l1", "val_l1", RETAINED.name, FIDELITY.name)
 # What is said where the scale of a lesson is to best.pt.
 ANSWERS_ALONE = "fidelity F decides, so best.pt's answers alone teach"
+# Up-sampling a coarser answer to every pixel would take most of a small network's training, and finds no other weights.
+_COARSEST_STRIDE = 4
 _BATCH_NORM_BATCHES = 16
 
 
@@ -72,18 +74,27 @@ class DistillResult:
         return f"distilled for {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}: {change}{shown}"
 
 
+def resize_answers(answers: Tensor, stride: int) -> Tensor:
+    """Answers as they are kept, (N, 2, S / 2, S / 2), averaged or up-sampled to one for `stride` x `stride` pixels.
+
+    Of (N, 2, S / stride, S / stride, rounded up), with up to a pixel of the crop beyond its edges.
+    """
+    if stride > ANSWER_STRIDE:
+        return F.avg_pool2d(answers, stride // ANSWER_STRIDE, ceil_mode=True)
+    return upsample_bilinear(answers, ANSWER_STRIDE // stride)
+
+
 class DistilLoss(Loss):
     """weight * L1 to the teacher's answer + (1 - weight) * L1 to the truth.
 
-    A network that answers at a quarter of the size or coarser is compared at a quarter: up-sampling to every pixel
-    would take most of a small network's training, and finds no other weights.
+    A network that answers at a half of the size is compared there, and one that answers coarser at a quarter.
     Source of the idea: Hinton, Vinyals and Dean 2015, on the output, in L1 as in OMGD (Ren et al. 2021).
     """
 
     def __init__(self, network: ColorNetwork, teacher_weight: float) -> None:
         super().__init__(network)
         self.teacher_weight = teacher_weight
-        self.stride = min(ANSWER_STRIDE, network.output_stride)
+        self.stride = min(_COARSEST_STRIDE, network.output_stride)
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L (N, 1, S, S) to ab (N, 2, S / stride, S / stride, rounded up)."""
@@ -96,8 +107,7 @@ class DistilLoss(Loss):
         loss = l1 = (answer - truth).abs().mean()
         if self.teacher_weight:
             assert batch.answers is not None
-            taught = upsample_bilinear(batch.answers, ANSWER_STRIDE // self.stride)  # of (N, 2, S / 4, S / 4)
-            taught = taught[..., : answer.shape[-2], : answer.shape[-1]]
+            taught = resize_answers(batch.answers, self.stride)[..., : answer.shape[-2], : answer.shape[-1]]
             loss = self.teacher_weight * (answer - taught).abs().mean() + (1.0 - self.teacher_weight) * l1
         return loss, l1.detach()
 

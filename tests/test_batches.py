@@ -18,7 +18,7 @@ import torch
 from colorpress.core.config import DataConfig, Recipe
 from colorpress.core.errors import MachineError
 from training import batches
-from training.batches import CropAnswers, CropLoader, Crops, whole_photos
+from training.batches import ANSWER_STRIDE, CropAnswers, CropLoader, Crops, whole_photos
 from training.photo_scan import scan_photos
 from training.photos import Photo, load_rgb
 
@@ -240,8 +240,8 @@ def test_a_batch_carries_the_answers_to_its_very_crops(
         with make_loader(photos, answers=answers, workers=workers, fresh_epochs=2, **options) as loader:
             for epoch in (1, 2, 3, 8):
                 for crops in loader.epoch(epoch):
-                    wanted = torch.nn.functional.avg_pool2d(answer_by_pixels(crops), 4)
-                    assert crops.answers.shape == (len(crops), 2, 4, 4)
+                    wanted = torch.nn.functional.avg_pool2d(answer_by_pixels(crops), ANSWER_STRIDE)
+                    assert crops.answers.shape == (len(crops), 2, 16 // ANSWER_STRIDE, 16 // ANSWER_STRIDE)
                     assert torch.equal(crops.answers, wanted.half())
                     assert 0.01 < crops.tones.log().abs().max() < 3.0
 
@@ -286,7 +286,7 @@ def test_of_a_batch_without_its_answers_nothing_is_shown(
     assert f"answers '{tmp_path}/1-0.npy' is left out" in said
     assert said.count("are to other crops; remove the file") == 1
     # Other processes of a training wait for this one's part: it goes on with a grey answer to a black crop.
-    assert found[0].blank().answers.shape == (1, 2, 4, 4)
+    assert found[0].blank().answers.shape == (1, 2, 16 // ANSWER_STRIDE, 16 // ANSWER_STRIDE)
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])  # of one, none is left
@@ -302,7 +302,7 @@ def test_a_photograph_that_was_lost_when_best_pt_was_asked_leaves_the_others_the
         batches_of_epoch = list(loader.epoch(1))
     assert sum(len(crops) for crops in batches_of_epoch) == 9
     for crops in batches_of_epoch:
-        assert torch.equal(crops.answers, torch.nn.functional.avg_pool2d(answer_by_pixels(crops), 4).half())
+        assert torch.equal(crops.answers, torch.nn.functional.avg_pool2d(answer_by_pixels(crops), ANSWER_STRIDE).half())
     # It can be read again: what was not answered is not learned from.
     with make_loader(photos, answers=answers, batch_size=batch_size) as loader:
         assert sum(len(crops) for crops in loader.epoch(1)) == 9

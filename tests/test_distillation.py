@@ -26,6 +26,7 @@ from compress.distillation import (
     Lesson,
     ask_about_crops,
     distil_network,
+    resize_answers,
     write_distillation_curve,
 )
 from compress.measures import Scale
@@ -33,7 +34,7 @@ from compress.pruning import prune_network
 from compress.students.student_job import build_student
 from export.graph import export_onnx, read_metadata
 from tests.conftest import make_vivid
-from training.batches import CropAnswers, CropLoader, Crops
+from training.batches import ANSWER_STRIDE, CropAnswers, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.fitting import FitJob
 from training.losses import Batch, prepare_batch
@@ -85,7 +86,7 @@ def test_an_affine_student_learns_where_it_is_compared() -> None:
     # At stride 8, compared at stride 4: colour follows the lightness, which a plain answer of 8 pixels cannot.
     lightness = torch.rand(8, 1, 48, 48)
     ab = torch.cat([lightness - 0.5, 0.5 - lightness], dim=1)
-    answers = torch.nn.functional.avg_pool2d(ab, 4)
+    answers = torch.nn.functional.avg_pool2d(ab, ANSWER_STRIDE)
     left = []
     for affine in (True, False):
         plan = UNetPlan(encoder=((8,),), decoder=(), upsample="nearest", stem_stride=8, affine=affine)
@@ -100,6 +101,24 @@ def test_an_affine_student_learns_where_it_is_compared() -> None:
             optimizer.step()
         left.append(float(l1))
     assert left[0] < 0.4 * left[1]
+
+
+@pytest.mark.parametrize("size", [48, 43])
+def test_answers_are_compared_where_a_network_answers(size: int) -> None:
+    torch.manual_seed(0)
+    answer = torch.rand(3, 2, size, size)
+    kept = torch.nn.functional.avg_pool2d(answer, ANSWER_STRIDE, ceil_mode=True)
+    inside = size // 4
+    coarse, half, whole = (resize_answers(kept, stride) for stride in (4, 2, 1))
+    assert coarse.shape == (3, 2, -(-size // 4), -(-size // 4))
+    wanted = torch.nn.functional.avg_pool2d(answer, 4)
+    torch.testing.assert_close(coarse[..., :inside, :inside], wanted)
+    assert torch.equal(half, kept)
+    # What is not finer than it is kept comes back.
+    assert min(whole.shape[-2:]) >= size
+    smooth = torch.linspace(-1, 1, 48).expand(1, 2, 48, 48)
+    again = resize_answers(torch.nn.functional.avg_pool2d(smooth, ANSWER_STRIDE), 1)
+    torch.testing.assert_close(again[..., 2:-2], smooth[..., 2:-2])
 
 
 def test_zero_epochs_still_gives_a_network_with_fresh_statistics(
@@ -250,7 +269,7 @@ def test_best_pt_answers_to_the_crops_that_are_shown(
             # The network alone is rounded, as when it learns: not the lightness that it is given.
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 answer = network(batch.lightness)
-            answer = torch.nn.functional.avg_pool2d(answer.float(), 4)
+            answer = torch.nn.functional.avg_pool2d(answer.float(), ANSWER_STRIDE)
             assert torch.allclose(batch.answers, answer, atol=1e-3) and answer.abs().max() > 0.01
     assert (lesson.dtype == torch.bfloat16) == (precision == "bf16")
 

@@ -37,6 +37,7 @@ from compress.distillation import DistilLoss
 from compress.ranking import count_macs
 from compress.students.student_job import build_student
 from compress.students.student_plan import StudentPlan, write_student_plan
+from training.batches import ANSWER_STRIDE
 from training.losses import Batch, class_cross_entropy
 from training.unet import UNetPlan
 
@@ -52,7 +53,7 @@ def batch() -> Batch:
     # The student pads 34 to 36, its teacher to 40.
     lightness = torch.rand(2, 1, 34, 34, generator=generator)
     ab = torch.rand(2, 2, 34, 34, generator=generator) - 0.5
-    return Batch(lightness, ab, torch.nn.functional.avg_pool2d(ab, 4, ceil_mode=True) / 2)
+    return Batch(lightness, ab, torch.nn.functional.avg_pool2d(ab, ANSWER_STRIDE, ceil_mode=True) / 2)
 
 
 def test_hints_come_from_the_last_layer_of_the_stride() -> None:

@@ -33,8 +33,9 @@ from colorpress.core.locks import require_still_locked
 from training.crops import CropDraw, CropSides, KeptPhotos, cut_crop
 from training.photos import Photo, load_rgb
 
-# Chroma is smooth: averaged over 4x4 pixels an answer is no worse, and is sixteen times smaller.
-ANSWER_STRIDE = 4
+# Averaged over 2x2 pixels an answer is four times smaller, and teaches nearly what the whole one does. Over 4x4 pixels
+# it misses what makes a network like its teacher.
+ANSWER_STRIDE = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Crops:
     Attributes:
         rgb: uint8 (N, 3, S, S), sRGB; N may be 0.
         tones: float32 (N,), the power that each crop's L is raised to; None leaves all as they are.
-        answers: float16 (N, 2, S / 4, S / 4), ab/128 that a teacher answered there; None without a teacher.
+        answers: float16 (N, 2, S / 2, S / 2), ab/128 that a teacher answered there; None without a teacher.
         places: where each is among those that were to be loaded, from 0: one that is lost leaves a gap.
     """
 
@@ -82,7 +83,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class AnswerFolder:
-    """What a trained network answered to whole photographs: ab/128, float16 (2, H / 4, W / 4), in a file for each."""
+    """What a trained network answered to whole photographs: ab/128, float16 (2, H / 2, W / 2), in a file for each."""
 
     folder: Path
 
@@ -91,10 +92,10 @@ class AnswerFolder:
         return self.folder / f"{photo.sha256}.npy"
 
     def write(self, photo: Photo, answer: Tensor) -> None:
-        """Keep the answer (1, 2, H, W) to `photo`, averaged over areas of 4x4 pixels."""
+        """Keep the answer (1, 2, H, W) to `photo`, averaged over areas of 2x2 pixels."""
         size = [max(1, round(side / ANSWER_STRIDE)) for side in answer.shape[-2:]]
         buffer = io.BytesIO()
-        small = F.interpolate(answer, size, mode="area")[0]  # (2, H/4, W/4)
+        small = F.interpolate(answer, size, mode="area")[0]  # (2, H/2, W/2)
         np.save(buffer, small.cpu().numpy().astype(np.float16))
         write_bytes(self.path_of(photo), buffer.getvalue())
 
@@ -107,7 +108,7 @@ class AnswerFolder:
 
         Raises: as `read`.
         """
-        small = torch.from_numpy(self.read(photo))[None].to(like)  # (1, 2, H/4, W/4)
+        small = torch.from_numpy(self.read(photo))[None].to(like)  # (1, 2, H/2, W/2)
         return F.interpolate(small, like.shape[-2:], mode="bilinear")
 
 
@@ -126,8 +127,8 @@ class CropAnswers:
         return self.folder / f"{epoch}-{batch}.npy"
 
     def write(self, epoch: int, batch: int, crops: Crops, answer: Tensor) -> None:
-        """Keep the answer (N, 2, S, S) to the crops of a batch, averaged over 4x4 pixels; NaN for one that is lost."""
-        small = F.avg_pool2d(answer, ANSWER_STRIDE, ceil_mode=True).cpu().numpy()  # (N, 2, S / 4, S / 4)
+        """Keep the answer (N, 2, S, S) to the crops of a batch, averaged over 2x2 pixels; NaN for one that is lost."""
+        small = F.avg_pool2d(answer, ANSWER_STRIDE, ceil_mode=True).cpu().numpy()  # (N, 2, S / 2, S / 2)
         kept = np.full((max(crops.places, default=-1) + 1, *small.shape[1:]), np.nan, np.float16)
         kept[list(crops.places)] = small
         buffer = io.BytesIO()
@@ -307,7 +308,7 @@ class _CropDataset(Dataset[_Loaded]):
             tones.append(math.exp(self.recipe.tone_jitter * draw.tone))
         # Shaped, since all of them may be lost.
         pixels = np.array(crops, np.uint8).reshape(-1, imgsz, imgsz, 3)  # (N, S, S, 3)
-        taught = None  # (N, 2, S/4, S/4)
+        taught = None  # (N, 2, S/2, S/2)
         if answers is not None:
             taught = np.array([answers[place] for place in places], np.float16).reshape(-1, 2, size, size)
         loaded = Crops(

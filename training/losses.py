@@ -28,7 +28,7 @@ class Batch:
     Attributes:
         lightness: (N, 1, S, S), L in [0, 1], of one channel, so whatever layout the weights have.
         ab: (N, 2, S, S), the truth in [-1, 1].
-        answers: what a teacher answered there, (N, 2, S / 4, S / 4) in [-1, 1]; None without a teacher.
+        answers: what a teacher answered there, (N, 2, S / 2, S / 2) in [-1, 1]; None without a teacher.
     """
 
     lightness: Tensor

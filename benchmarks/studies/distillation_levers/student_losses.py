@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.distillation import DistilLoss
-from training.batches import ANSWER_STRIDE
+from compress.distillation import DistilLoss, resize_answers
 from training.losses import CLASS_CELL, CLASSES_PER_AXIS, Batch, class_cross_entropy
-from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
+from training.network import ColorNetwork, pad_to_multiple
 from training.unet import UNet
 
 # So large that what is beside the L1 is about as large as it, 0.05.
@@ -94,10 +93,7 @@ class TeacherClassLoss(ClassLoss):
 
     def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         assert batch.answers is not None
-        answers, stride = batch.answers, self.network.output_stride  # (N, 2, S / 4, S / 4)
-        if stride > ANSWER_STRIDE:
-            answers = F.avg_pool2d(answers, stride // ANSWER_STRIDE, ceil_mode=True)
-        wanted = soften_classes(upsample_bilinear(answers, max(1, ANSWER_STRIDE // stride)))
+        wanted = soften_classes(resize_answers(batch.answers, self.network.output_stride))
         height, width = (min(sides) for sides in zip(logits.shape[-2:], wanted.shape[-2:], strict=True))
         return F.cross_entropy(logits[..., :height, :width].float(), wanted[..., :height, :width])
 

@@ -30,6 +30,7 @@ from training.metrics import (
     PhotoScores,
     ShownColours,
     colourfulness,
+    kept_share,
     mean_chroma,
     mean_l1,
     score_photo,
@@ -116,12 +117,15 @@ class AccuracyResult:
     Attributes:
         grey_l1: L1 of the grey answer (ab = 0), of each photograph.
         reference: None without photographs, or where best.pt failed.
+        mirrored_to_best: L1 (ab/128) of best.pt's answer to the mirrored photograph, mirrored back, to that to the
+            photograph, of each; NaN where it failed. Another picture to a network, and the same colours to a person.
     """
 
     variants: Mapping[str, Accuracy]
     photos: tuple[Photo, ...]
     grey_l1: tuple[float, ...]
     reference: Reference | None = None
+    mirrored_to_best: tuple[float, ...] = ()
 
     def is_ok(self, name: str) -> bool:
         """Whether a variant coloured every photograph."""
@@ -134,8 +138,12 @@ class AccuracyResult:
 
     @property
     def strength(self) -> Strength | None:
-        """How strong best.pt is on them."""
-        return self.reference.strength if self.reference else None
+        """How strong best.pt is on them, and how like itself."""
+        if self.reference is None:
+            return None
+        mirrored, to_grey = np.array(self.mirrored_to_best), self.reference.best_to_grey
+        own = kept_share(to_grey, mirrored, np.zeros_like(to_grey)) if len(mirrored) else math.nan
+        return replace(self.reference.strength, self_fidelity=own)
 
 
 @dataclass
@@ -157,6 +165,7 @@ class _Truth:
     photos: list[Photo] = field(default_factory=list)
     grey_l1: list[float] = field(default_factory=list)
     best_to_grey: list[float] = field(default_factory=list)
+    mirrored_to_best: list[float] = field(default_factory=list)
     chroma: list[float] = field(default_factory=list)
     colourfulness: list[float] = field(default_factory=list)
 
@@ -227,6 +236,7 @@ def measure_accuracy(
             best = _score_variants(list(tallies.values()), lightness, shown)
             if best is not None:
                 truth.best_to_grey.append(mean_l1(torch.zeros_like(best), best))
+                truth.mirrored_to_best.append(_compare_mirrored(tallies[variants[0].name], lightness, best))
             bar.advance()
     reference = _make_reference(list(tallies.values()), truth)
     found = {name: _summarize(tally, truth, reference) for name, tally in tallies.items()}
@@ -234,7 +244,7 @@ def measure_accuracy(
         finished = {name: tally for name, tally in tallies.items() if found[name].is_ok}
         middle = sum(photo in set(choosing) for photo in truth.photos)
         found |= {name: replace(found[name], **each) for name, each in _compare(finished, reference, middle).items()}
-    return AccuracyResult(found, tuple(truth.photos), tuple(truth.grey_l1), reference)
+    return AccuracyResult(found, tuple(truth.photos), tuple(truth.grey_l1), reference, tuple(truth.mirrored_to_best))
 
 
 def _open_tally(variant: Variant, threads: int, unfit: str | None) -> _Tally:
@@ -280,6 +290,15 @@ def _score_variants(tallies: Sequence[_Tally], lightness: Tensor, truth: ShownCo
         if best is not None:
             tally.to_best.append(mean_l1(answer, best))
     return best
+
+
+def _compare_mirrored(best: _Tally, lightness: Tensor, answer: Tensor) -> float:
+    """L1 of best.pt's answer to the mirrored picture, mirrored back, to its `answer`; NaN where it fails."""
+    assert best.predictor is not None
+    try:
+        return mean_l1(ask(best.predictor, lightness.flip(-1)).flip(-1), answer)
+    except Exception:  # whatever a model does wrong, it answered the picture itself
+        return math.nan
 
 
 def _make_reference(tallies: Sequence[_Tally], truth: _Truth) -> Reference | None:

@@ -145,6 +145,7 @@ class Strength:
         below_table_pct: the same against a lightness table; NaN without one.
         below_table_low, below_table_high: its 95 % interval; NaN for fewer than two photographs.
         chroma_share: its mean chroma over that of the truth; NaN on photographs without colour.
+        self_fidelity: F of its answers to the mirrored photographs, mirrored back; NaN where it was not asked.
     """
 
     photos: int
@@ -153,6 +154,7 @@ class Strength:
     below_table_low: float
     below_table_high: float
     chroma_share: float
+    self_fidelity: float = math.nan
 
     @property
     def beats_grey(self) -> bool:
@@ -170,7 +172,7 @@ class Strength:
         return CONTENT if self.beats_table else FIDELITY
 
     def describe(self) -> str:
-        """In a sentence."""
+        """In a sentence, or in two."""
         if math.isnan(self.below_grey_pct):
             return "These photographs hold no colour, so nothing can be measured on them."
         noun = "photograph" if self.photos == 1 else "photographs"
@@ -183,7 +185,11 @@ class Strength:
             interval = "" if math.isnan(self.below_table_low) else interval
             below += f", {_percent(self.below_table_pct)} a lightness table{interval}"
         chroma = f"its colours have {100 * self.chroma_share:.0f} % of the truth's chroma"
-        return f"best.pt on {self.photos} {noun}: L1 {below}; {chroma}."
+        said = f"best.pt on {self.photos} {noun}: L1 {below}; {chroma}."
+        if math.isnan(self.self_fidelity):
+            return said
+        get, own = "gets" if self.photos == 1 else "get", FIDELITY.show(self.self_fidelity)
+        return f"{said} The same {noun} mirrored {get} {own} of those colours from it."
 
     @property
     def weakness(self) -> Weakness | None:

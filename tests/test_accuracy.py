@@ -67,6 +67,22 @@ def test_a_checkpoint_and_its_export_agree(tiny_checkpoint: Path, photos: list[P
     assert best.scores[3].l1_ab == pytest.approx(expected, rel=1e-4)
 
 
+def test_best_pt_is_held_against_itself_by_mirrored_photographs(tiny_checkpoint: Path, photos: list[Photo]) -> None:
+    network = load_checkpoint(tiny_checkpoint).build_network()
+    result = measure_accuracy([describe_variant("best.pt", tiny_checkpoint)], photos, CONFIG, max_pixels=LIMIT)
+    kept = []
+    for photo in result.photos:
+        rgb = torch.from_numpy(load_rgb(photo.path, max_pixels=LIMIT, short_side=32)).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            answer, mirrored = (network(rgb_to_l_ab(each)[0]) for each in (rgb, rgb.flip(-1)))
+        kept.append((float((mirrored.flip(-1) - answer).abs().mean()), float(answer.abs().mean())))
+    apart, from_grey = np.mean(kept, axis=0)
+    assert apart > 0 and result.strength is not None
+    assert result.strength.self_fidelity == pytest.approx(1 - apart / from_grey, rel=1e-3)
+    own = f"The same photographs mirrored get F {result.strength.self_fidelity:.3f} of those colours from it."
+    assert result.strength.describe().endswith(own)
+
+
 def fake_answers(photos: list[Photo], shares: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of `fake_variant` answers its share of the truth: a number, or what gives one for a photograph's content."""
     truths = {}

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from compress.batch_norm import recalibrate_batch_norm_
 from compress.measures import FIDELITY, RETAINED, Scale
 from training.batches import ANSWER_STRIDE, AnswerFolder, CropAnswers, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.device import choose_device, choose_precision, torch_threads
+from training.device import choose_device, choose_precision, float32_pictures, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.foreign_source import load_source
 from training.lab import rgb_to_l_ab
@@ -47,7 +47,6 @@ ANSWERS_ALONE = "fidelity F decides, so best.pt's answers alone teach"
 # Up-sampling a coarser answer to every pixel would take most of a small network's training, and finds no other weights.
 _COARSEST_STRIDE = 4
 _BATCH_NORM_BATCHES = 16
-_PICTURE_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -343,27 +342,19 @@ def open_teacher(lesson: Lesson, dtype: torch.dtype) -> Callable[[Tensor], Tenso
     """What answers L (N, 1, H, W) in [0, 1], on the device of the lesson, by ab/128 (N, 2, H, W) in float32.
 
     Args:
-        dtype: that the teacher computes in, but for what reads the picture. L rounded to it is another picture: an
-            original that was shown such ones had F 0.96 of its own answers, and 0.99 by its first layer in float32.
+        dtype: that the teacher computes in, but for what reads the picture (see `float32_pictures`).
     """
     device = choose_device(lesson.machine.device)
     best = lesson.teacher.build_network().eval()
     best.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in best.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels <= _PICTURE_CHANNELS:
-            module.forward = partial(_in_float32, module.forward)  # type: ignore[method-assign]
 
     def answer(lightness: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        rounded = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), rounded, float32_pictures(best):
             ab: Tensor = best(lightness)
         return ab.float()
 
     return answer
-
-
-def _in_float32(forward: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:
-    with torch.autocast(picture.device.type, enabled=False):
-        return forward(picture.float())
 
 
 class _Grey(nn.Module):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from colorpress.core.console import warn
 from colorpress.core.cores import cpu_flags
@@ -15,6 +16,8 @@ from colorpress.core.processes import local_rank
 
 # Channels that the longest vectors of a processor hold.
 _VECTOR_CHANNELS = 16
+# Channels of a picture, at most.
+_PICTURE = 3
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,6 +60,29 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         warn("this processor has no bf16 arithmetic: --precision bf16 is emulated and slow")
     wide = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wide if name == "auto" else name]
+
+
+@contextmanager
+def float32_pictures(network: nn.Module) -> Iterator[None]:
+    """Autocast leaves the convolutions of `network` that read a picture, or its colours, in float32.
+
+    bf16 has 128 steps between L 0.5 and 1, so what is rounded to it is another picture: an original that was shown such
+    ones had F 0.96 of its own answers, and 0.99 with its first convolution in float32. Networks that learned from them
+    were the less like best.pt when they were shown pictures as they are.
+    """
+    reading = [each for each in network.modules() if isinstance(each, nn.Conv2d) and each.in_channels <= _PICTURE]
+    for convolution in reading:
+        convolution.forward = partial(_in_float32, convolution.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for convolution in reading:
+            del convolution.forward
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:
+    with torch.autocast(picture.device.type, enabled=False):
+        return forward(picture.float())
 
 
 def choose_layout(network: nn.Module, device: torch.device) -> torch.memory_format:

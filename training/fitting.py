@@ -37,7 +37,7 @@ from colorpress.core.signals import STOPPING, obey_as_any_process
 from colorpress.core.source_code import hash_code
 from training.batches import AnswerFolder, CropAnswers, CropLoader, Crops
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.device import choose_device, choose_layout, choose_precision
+from training.device import choose_device, choose_layout, choose_precision, float32_pictures
 from training.losses import Loss, prepare_batch
 from training.metrics import validate_l1
 from training.network import copy_weights
@@ -124,7 +124,7 @@ def fit_network(criterion: Loss, job: FitJob, files: FitFiles, *, label: str) ->
         inside = f" and {fit.step} steps" if fit.step else ""
         say(f"{label}: {len(fit.history)} of {recipe.epochs} epochs{inside} are done")
     started_at = len(fit.history)
-    with fit.loader:
+    with fit.loader, float32_pictures(criterion):
         while fit.epoch <= recipe.epochs and not has_stalled(fit.history, recipe.patience, recipe.min_delta):
             fit.fit_epoch_(f"{label} {fit.epoch}/{recipe.epochs}")
     if len(fit.history) < recipe.epochs:

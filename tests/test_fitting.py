@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,23 @@ def test_bf16_training_is_close_to_fp32_and_weights_stay_float32(split: PhotoSpl
     assert all(tensor.dtype != torch.bfloat16 for tensor in narrow.best.state_dict.values())
     assert narrow.history[-1]["train_l1"] != wide.history[-1]["train_l1"]
     assert narrow.history[-1]["train_l1"] == pytest.approx(wide.history[-1]["train_l1"], rel=0.02)
+
+
+def test_what_reads_the_picture_is_not_rounded(split: PhotoSplit, tmp_path: Path) -> None:
+    network, seen = make_network(), {}
+
+    def note(name: str, module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training:
+            seen[name] = output.dtype
+
+    for name, each in network.named_modules():
+        if isinstance(each, nn.Conv2d):
+            each.register_forward_hook(partial(note, name))
+    fit(split, tmp_path, replace(RECIPE, epochs=1, precision="bf16"), network)
+    stem = next(iter(seen))
+    assert len(seen) > 2 and seen == {**dict.fromkeys(seen, torch.bfloat16), stem: torch.float32}
+    # Afterwards the network is as it was.
+    assert not any("forward" in vars(each) for each in network.modules())
 
 
 def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: Path) -> None:

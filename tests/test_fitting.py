@@ -21,7 +21,7 @@ from colorpress.core.locks import locked_folder
 from tests.conftest import make_network
 from training.batches import AnswerFolder
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.device import choose_layout
+from training.device import choose_layout, float32_pictures
 from training.fitting import FitFiles, FitJob, FitResult, _RunningAverage, _seed_dropout, fit_network, forget_fit
 from training.losses import Batch, ChromaClassLoss, L1Loss, Loss
 from training.metrics import validate_l1
@@ -261,8 +261,13 @@ def test_what_reads_the_picture_is_not_rounded(split: PhotoSplit, tmp_path: Path
     fit(split, tmp_path, replace(RECIPE, epochs=1, precision="bf16"), network)
     stem = next(iter(seen))
     assert len(seen) > 2 and seen == {**dict.fromkeys(seen, torch.bfloat16), stem: torch.float32}
-    # Afterwards the network is as it was.
+    # Afterwards the network is as it was, also where it was changed before.
     assert not any("forward" in vars(each) for each in network.modules())
+    stem_of = dict(network.named_modules())[stem]
+    stem_of.forward = own = partial(type(stem_of).forward, stem_of)
+    with float32_pictures(network), float32_pictures(network):
+        assert stem_of.forward is not own
+    assert stem_of.forward is own
 
 
 def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: Path) -> None:

@@ -71,13 +71,17 @@ def float32_pictures(network: nn.Module) -> Iterator[None]:
     were the less like best.pt when they were shown pictures as they are.
     """
     reading = [each for each in network.modules() if isinstance(each, nn.Conv2d) and each.in_channels <= _PICTURE]
+    before = [vars(each).get("forward") for each in reading]
     for convolution in reading:
         convolution.forward = partial(_in_float32, convolution.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for convolution in reading:
-            del convolution.forward
+        for convolution, own in zip(reading, before, strict=True):
+            if own is None:
+                del convolution.forward
+            else:  # somebody else's
+                convolution.forward = own
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:

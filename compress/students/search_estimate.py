@@ -22,7 +22,7 @@ from compress.students.search_trial import SearchJob
 from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.crops import CropSides
-from training.device import choose_device, choose_precision, torch_threads
+from training.device import choose_device, choose_precision, float32_pictures, torch_threads
 from training.optimizer import make_optimizers, step_
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
@@ -154,7 +154,8 @@ def _time_learning(job: SearchJob, point: StudentPoint) -> float:
     optimizers, scaler = make_optimizers(network, recipe), torch.amp.GradScaler(device.type, enabled=False)
 
     def learn() -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        rounded = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        with rounded, float32_pictures(network):
             loss = criterion(lightness).abs().mean()
         network.zero_grad()
         loss.backward()

@@ -81,7 +81,7 @@ def float32_pictures(network: nn.Module) -> Iterator[None]:
             if own is None:
                 del convolution.forward
             else:  # somebody else's
-                convolution.forward = own
+                convolution.forward = own  # type: ignore[method-assign]
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:

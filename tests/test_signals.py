@@ -59,6 +59,8 @@ def test_a_signal_ends_a_command_whatever_it_is_doing(
 def test_signals_are_obeyed_before_anything_is_imported() -> None:
     code = (
         "import signal, sys; from colorpress.core import signals; known = set(sys.modules)\n"
+        # As in a terminal: a shell starts what runs in the background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Watch:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        handler = signal.getsignal(signal.SIGINT)\n"

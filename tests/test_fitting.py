@@ -270,6 +270,20 @@ def test_what_reads_the_picture_is_not_rounded(split: PhotoSplit, tmp_path: Path
     assert stem_of.forward is own
 
 
+def test_a_layer_that_reads_the_picture_may_be_asked_in_any_way() -> None:
+    class Masked(nn.Conv2d):
+        def forward(self, input: Tensor, mask: Tensor, *, gain: float) -> Tensor:
+            return gain * super().forward(input * mask)
+
+    plain, masked = nn.Conv2d(1, 4, 3), Masked(2, 4, 3)
+    picture, mask = torch.rand(1, 2, 8, 8).bfloat16(), torch.rand(1, 1, 8, 8) > 0.5
+    with torch.inference_mode():
+        exact = plain(picture[:, :1].float()), masked(picture.float(), mask, gain=2.0)
+        with torch.autocast("cpu", torch.bfloat16), float32_pictures(nn.ModuleList([plain, masked])):
+            found = plain(input=picture[:, :1]), masked(picture, mask=mask, gain=2.0)
+    assert all(torch.equal(*pair) for pair in zip(found, exact, strict=True))
+
+
 def test_dropout_changes_training_and_nothing_else(split: PhotoSplit, tmp_path: Path) -> None:
     plain = fit(split, tmp_path / "plain")
     dropped = fit(split, tmp_path / "dropped", replace(RECIPE, dropout=0.5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def float32_pictures(network: nn.Module) -> Iterator[None]:
     reading = [each for each in network.modules() if isinstance(each, nn.Conv2d) and each.in_channels <= _PICTURE]
     before = [vars(each).get("forward") for each in reading]
     for convolution in reading:
-        convolution.forward = partial(_in_float32, convolution.forward)  # type: ignore[method-assign]
+        convolution.forward = partial(_unrounded, convolution, convolution.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -84,9 +85,13 @@ def float32_pictures(network: nn.Module) -> Iterator[None]:
                 convolution.forward = own  # type: ignore[method-assign]
 
 
-def _in_float32(forward: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:
-    with torch.autocast(picture.device.type, enabled=False):
-        return forward(picture.float())
+def _unrounded(convolution: nn.Conv2d, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    def widen(value: Any) -> Any:
+        is_rounded = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(convolution.weight.dtype) if is_rounded else value
+
+    with torch.autocast(convolution.weight.device.type, enabled=False):
+        return forward(*map(widen, inputs), **{name: widen(value) for name, value in named.items()})
 
 
 def choose_layout(network: nn.Module, device: torch.device) -> torch.memory_format:

@@ -28,7 +28,7 @@ from compress.students.search_front import (
     recommend,
     write_front,
 )
-from compress.students.search_space import StudentPoint
+from compress.students.search_space import PrunedPoint, StudentPoint, read_point
 from tests.conftest import make_score
 
 POINT = StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 100)
@@ -207,7 +207,7 @@ def test_the_files_say_what_is_on_the_front(tmp_path: Path) -> None:
     assert list(table["times_smaller"])[:2] == [40.0, 20.0]
     written = json.loads(paths[1].read_text())
     assert written["sentence"] == "so" and [each["name"] for each in written["rows"]] == list("abcdefg")
-    assert StudentPoint.from_dict(written["rows"][0]["point"]) == POINT
+    assert read_point(written["rows"][0]["point"]) == POINT
     first = written["rows"][0]
     assert (first["measure"], first["content_colour"], first["fidelity"]) == ("content_colour", 0.8, 0.5)
     assert (first["content_low"], first["content_high"]) == pytest.approx((0.79, 0.81))
@@ -235,3 +235,17 @@ def test_what_sees_no_picture_stands_beside_the_front(tmp_path: Path) -> None:
     without = chart.read_bytes()
     write_front(tmp_path, ROWS, best_bytes=400_000, record={})
     assert without == chart.read_bytes() != shown
+
+
+def test_pruned_networks_stand_among_the_students(tmp_path: Path) -> None:
+    pruned = replace(ROWS[3], name="p", point=PrunedPoint(0.25, 100))
+    table, record, chart = write_front(tmp_path, [ROWS[0], pruned], best_bytes=400_000, record={})
+    cells = pd.read_csv(table).set_index("name")
+    assert list(cells["start"]) == ["scratch", "pruned"] and cells.loc["p", "kept_channels"] == 0.25
+    assert cells.loc["p", ["output_stride", "widths", "affine"]].isna().all()
+    assert cells.loc["a", "widths"] == "8-8" and pd.isna(cells.loc["a", "kept_channels"])
+    rows = json.loads(record.read_text())["rows"]
+    assert read_point(rows[1]["point"]) == pruned.point and rows[1]["network"] is None
+    shown = chart.read_bytes()
+    write_front(tmp_path, [ROWS[0], replace(pruned, point=POINT)], best_bytes=400_000, record={})
+    assert chart.read_bytes() != shown  # they have a mark of their own

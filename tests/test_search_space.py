@@ -14,12 +14,16 @@ from colorpress.core.errors import InputError
 from compress.budgets import Limit
 from compress.ranking import count_macs
 from compress.students.search_space import (
+    PrunedPoint,
     SearchSpace,
     StudentPoint,
     ladder_points,
     make_space,
     predict_cost,
+    pruned_rungs,
+    read_point,
     suggest,
+    suggest_student,
 )
 from compress.students.student_job import measure_stand_in
 from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
@@ -36,7 +40,7 @@ def at_most(params: int) -> tuple[Limit, ...]:
 def draw(count: int, seed: int = 0, space: SearchSpace = SPACE) -> list[StudentPoint]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
-    return [suggest(study.ask(), space) for _ in range(count)]
+    return [suggest_student(study.ask(), space) for _ in range(count)]
 
 
 def test_a_point_says_every_channel_count() -> None:
@@ -75,7 +79,7 @@ def test_file_sizes_are_told_within_a_percent() -> None:
 def test_points_go_through_trials_and_json_unchanged() -> None:
     for point in draw(40):
         assert suggest(optuna.trial.FixedTrial(point.parameters()), SPACE) == point
-        assert StudentPoint.from_dict(point.to_dict()) == point
+        assert read_point(point.to_dict()) == point
 
 
 def test_an_affine_answer_is_a_dimension_of_coarse_points_alone() -> None:
@@ -84,7 +88,7 @@ def test_an_affine_answer_is_a_dimension_of_coarse_points_alone() -> None:
     assert all(point.network().affine == point.affine for point in draw(60))
     plain = POINT.to_dict()
     del plain["affine"]  # of a front that was written before there was one
-    assert StudentPoint.from_dict(plain) == POINT
+    assert read_point(plain) == POINT
     only, coarse = (SearchSpace((stride,), 8, crops=10, side=64).count_points() for stride in (1, 2))
     # Widths 2, shares 3, convolutions 2, growths of 7; stems 1 and 2 at stride 2, each to 8, 16, 32 and 64.
     assert only == 12 * sum(7**levels for levels in (3, 4, 5, 6))
@@ -109,7 +113,7 @@ def test_a_point_can_be_applied_again_as_a_student_plan(tmp_path: Path) -> None:
 )
 def test_a_damaged_point_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError):
-        StudentPoint.from_dict({**POINT.to_dict(), **change})
+        read_point({**POINT.to_dict(), **change})
 
 
 def test_nothing_of_a_structure_is_smaller_than_its_narrow_point() -> None:
@@ -138,3 +142,31 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
     assert [point.affine for point in rungs[1:]] == [True, True, True, False, False]
     assert ladder_points(SPACE, limits, 1) == rungs[:1]
     assert ladder_points(SPACE, at_most(10), 6) == ()
+
+
+def test_with_best_pt_pruned_among_them_points_are_of_both_kinds() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    both = replace(SPACE, pruned=True)
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    drawn = [suggest(study.ask(), both) for _ in range(60)]
+    pruned = [point for point in drawn if isinstance(point, PrunedPoint)]
+    assert 15 < len(pruned) < 45 and all(1 / 16 <= point.kept_channels <= 1 / 2 for point in pruned)
+    assert len({point.kept_channels for point in pruned}) > 5
+    for point in drawn:
+        assert suggest(optuna.trial.FixedTrial(point.parameters()), both) == point
+        assert read_point(point.to_dict()) == point
+    assert both.count_points() == SPACE.count_points() + 15
+    assert "2/32 to 16/32" in both.describe()["start"] and "best.pt" not in SPACE.describe()["start"]
+
+
+def test_a_search_starts_from_pruned_networks_where_there_are_any() -> None:
+    both = replace(SPACE, pruned=True)
+    assert [point.kept_channels for point in pruned_rungs(both, 9)] == [0.25, 0.125, 0.5]
+    assert [point.kept_channels for point in pruned_rungs(both, 1)] == [0.25]
+    assert pruned_rungs(SPACE, 9) == ()
+
+
+@pytest.mark.parametrize("change", [{"kept_channels": 0.3}, {"kept_channels": 1.0}, {"kept_channels": "a"}, {"x": 1}])
+def test_a_damaged_pruned_point_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="point: cannot be used"):
+        read_point({**PrunedPoint(0.25, 100).to_dict(), **change})

@@ -15,27 +15,35 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from optuna.trial import TrialState, create_trial
 
 from colorpress.cli import run_command
-from colorpress.core.config import Settings, parse_quantity, parse_size
+from colorpress.core.config import PruneConfig, Settings, parse_quantity, parse_size
 from colorpress.core.errors import ConfigError, Interrupted
 from compress.budgets import Limit
+from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson
+from compress.prune_plan import read_plan
+from compress.prune_stage import prune
+from compress.pruning import plan_pruning
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_stages import CANDIDATES, FULL, count_candidates, read_worker_options, search
+from compress.students.search_space import PrunedPoint
+from compress.students.search_stages import CANDIDATES, FULL, begin_job, count_candidates, read_worker_options, search
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES
+from tests import foreign_networks
 from tests.conftest import make_photo, time_here
+from tests.test_foreign_run import QUICK, write_weights
 from training.checkpoint import load_checkpoint
-from training.original import train
+from training.original import adopt_checkpoint, train
 from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
-from training.unet import hash_weights
+from training.unet import count_parameters, hash_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {
@@ -243,6 +251,62 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
         patch.setattr(search_trial, "learn", lambda job, point: pytest.fail("something was trained"))
         search(copy, photos)
     assert len(read_front(copy.folder)) == 4
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ten")
+    for index in range(10):
+        make_photo(index).save(folder / f"{index}.png")
+    return folder
+
+
+def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: Path, tmp_path: Path) -> None:
+    arch = {"arch": f"{foreign_networks.__file__}:HookedUnet", "ab_scale": 110.0}
+    run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3)
+    photos = find_photos(run)
+    adopt_checkpoint(run, write_weights(QUICK[0], tmp_path / "weights.pt"), photos)
+    search(run, photos)
+    table = read_front(run.folder)
+    pruned = table[table["start"] == "pruned"]
+    assert set(pruned["precision"]) == {"fp32", "w8"} and set(pruned["kept_channels"]) == {0.25}
+    assert set(table["start"]) == {"scratch", "pruned"}
+    folder = (run.folder / str(pruned["file"].iloc[0])).parent
+    plan, made, best = read_plan(folder / "plan.json"), run.load(folder / "model.pt"), run.load(run.best_path)
+    planned = plan_pruning(best.build_network(), PruneConfig(prune_ratio=0.75))
+    assert plan.result == planned.result == layer_widths(made.build_network()) != plan.source
+    assert {group.root: group.removed for group in plan.groups} == {each.root: each.removed for each in planned.groups}
+    assert made.extra["teacher_sha256"] == best.sha256 and made.val_l1 is not None
+    assert set(pruned["params"]) == {count_parameters(made.build_network())}
+    # The plan is one that `prune` applies, to learn for longer.
+    again = prune(changed(run, **arch, prune_plan=folder / "plan.json", finetune_crops=16), run.best_path, photos)
+    assert set(pruned["params"]) == {again.result["params_after"]}
+
+
+def test_what_was_asked_for_is_asked_of_pruned_networks_and_nothing_else(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+    free, _ = begin_job(changed(run), photos, None)
+    asked, _ = begin_job(changed(run, keep_params=0.3), photos, None)
+    student, pruned = free.space.smallest("macs"), PrunedPoint(0.5, 10)
+    assert free.space.pruned and free.limits_of(pruned) == ()
+    assert [limit.figure for limit in free.limits_of(student)] == ["params", "macs"]
+    assert [limit.figure for limit in asked.limits_of(pruned)] == ["params"]
+    assert asked.limits_of(student) == asked.limits
+    without, _ = begin_job(changed(run, search_pruned=False), photos, None)
+    assert not without.space.pruned
+    demo, _ = begin_job(changed(run, search_effort="demo"), photos, None)
+    assert not demo.space.pruned
+
+
+def test_where_nothing_can_be_pruned_students_alone_are_tried(photo_folder: Path, tmp_path: Path) -> None:
+    code = "from torch import nn\n\n\ndef one_layer():\n    return nn.Conv2d(1, 2, 3, padding=1)\n"
+    (tmp_path / "one.py").write_text(code)
+    torch.save(torch.nn.Conv2d(1, 2, 3, padding=1).state_dict(), tmp_path / "weights.pt")
+    run = open_run(tmp_path / "out", photo_folder, arch=f"{tmp_path / 'one.py'}:one_layer", ab_scale=110.0)
+    photos = find_photos(run)
+    adopt_checkpoint(run, tmp_path / "weights.pt", photos)
+    job, _ = begin_job(run, photos, None)
+    assert not job.space.pruned and "best.pt" not in job.space.describe()["start"]
 
 
 def test_asking_best_pt_is_no_cost_of_the_candidate_that_comes_first(

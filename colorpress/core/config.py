@@ -682,21 +682,23 @@ _EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
 
 @dataclass(frozen=True)
 class SearchEffort:
-    """How much a search does: candidates, crops of each, crops of those of the front, how many those are, and int8."""
+    """How much a search does: candidates, crops of each, crops of those of the front, how many those are, int8, and
+    whether pruned networks are among the candidates."""
 
     trials: int
     crops: int
     full_crops: int
     front: int
     int8: bool
+    pruned: bool
 
 
 NO_SEARCH = "none"
 SEARCH_EFFORTS = {
-    "demo": SearchEffort(trials=5, crops=400, full_crops=1_600, front=3, int8=False),
-    "default": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=10, int8=True),
-    "long": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=12, int8=True),
-    "longest": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True),
+    "demo": SearchEffort(trials=5, crops=400, full_crops=1_600, front=3, int8=False, pruned=False),
+    "default": SearchEffort(trials=24, crops=4_000, full_crops=24_000, front=10, int8=True, pruned=True),
+    "long": SearchEffort(trials=64, crops=12_000, full_crops=96_000, front=12, int8=True, pruned=True),
+    "longest": SearchEffort(trials=200, crops=24_000, full_crops=384_000, front=16, int8=True, pruned=True),
 }
 
 
@@ -719,6 +721,7 @@ class SearchConfig(Config):
         None, "Students of the front that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
     )
     search_int8: bool | None = option(None, "Quantize each student of the front to int8 too.")
+    search_pruned: bool | None = option(None, "Try best.pt, pruned, too, beside students that learn from scratch.")
     search_sampler: str = option(
         "tpe",
         "What proposes candidates: Optuna's tree-structured Parzen estimator, chance, or widths from small to large.",

@@ -15,19 +15,21 @@ from torch import Tensor
 
 from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
+from compress.budgets import fits
 from compress.distillation import DistilLoss, open_teacher
-from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
+from compress.ranking import count_macs
+from compress.students.search_space import ladder_points, pruned_rungs, suggest_student
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
-from compress.students.student_job import build_student
 from training.batches import CropLoader
 from training.crops import CropSides
 from training.device import choose_device, choose_precision, float32_pictures, torch_threads
+from training.network import ColorNetwork
 from training.optimizer import make_optimizers, step_
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
-_DRAWN = 64
+_DRAWN = 32
 _STEPS = 3
 _BATCHES = 4
 # Candidates that are timed, by their place in the order of multiply-accumulates.
@@ -83,21 +85,20 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     A crop costs what loading it takes, or learning from it where that is longer, which follows from the
     multiply-accumulates between the candidates that are timed.
     """
-    candidates = _draw_candidates(job)
-    side = _crop_side(job)
-    macs = {point: predict_cost(point.network(), side=side)["macs"] for point in candidates}
-    ordered = sorted(candidates, key=lambda point: macs[point])
-    timed = [ordered[round(share * (len(ordered) - 1))] for share in _TIMED]
+    candidates, side = _draw_candidates(job), _crop_side(job)
+    macs = [count_macs(network, height=side, width=side) for network in candidates]
+    ordered = np.argsort(macs)
+    timed = [int(ordered[round(share * (len(ordered) - 1))]) for share in _TIMED]
     with muted():
         # The first export loads what the others use.
-        job.measure(timed[0].network())
+        job.measure(candidates[timed[0]])
         started = time.monotonic()
-        job.measure(timed[1].network())
+        job.measure(candidates[timed[1]])
         measuring_s = time.monotonic() - started
         loading_s = _time_loading(job)
-        learning_s = [_time_learning(job, point) for point in timed]
-    known = [macs[point] for point in timed]
-    crop_s = float(np.mean([max(loading_s, np.interp(macs[point], known, learning_s)) for point in candidates]))
+        learning_s = [_time_learning(job, candidates[place]) for place in timed]
+    known = [macs[place] for place in timed]
+    crop_s = float(np.mean([max(loading_s, np.interp(each, known, learning_s)) for each in macs]))
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
     full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
@@ -114,12 +115,17 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     }
 
 
-def _draw_candidates(job: SearchJob) -> list[StudentPoint]:
-    """Points of the space that are within the limits, some of them at random."""
+def _draw_candidates(job: SearchJob) -> list[ColorNetwork]:
+    """Networks of the space that are within the limits, some of them at random."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
-    drawn = [suggest(study.ask(), job.space) for _ in range(_DRAWN)]
-    return [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
+    drawn = [suggest_student(study.ask(), job.space) for _ in range(_DRAWN)]
+    points = [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
+    pruned = [(point, job.build(point)) for point in pruned_rungs(job.space, 3)]
+    return [
+        *(job.build(point) for point in points),
+        *(network for point, network in pruned if fits(job.limits_of(point), job.count(network))),
+    ]
 
 
 def _crop_side(job: SearchJob) -> int:
@@ -143,11 +149,11 @@ def _time_asking(job: SearchJob) -> float:
     return _time_steps(job, lambda: teacher(lightness).sum()) / len(lightness)
 
 
-def _time_learning(job: SearchJob, point: StudentPoint) -> float:
+def _time_learning(job: SearchJob, network: ColorNetwork) -> float:
     """Seconds a crop, of a training step."""
     settings = job.run.settings
     device = choose_device(settings.machine.device)
-    network, lightness = build_student(point.network(), settings.data.seed).to(device).train(), _make_crops(job, device)
+    network, lightness = network.to(device).train(), _make_crops(job, device)
     criterion = DistilLoss(network, settings.distil.teacher_weight)
     dtype = choose_precision(settings.fit.precision, device)
     recipe = job.recipe(job.effort.full_crops)

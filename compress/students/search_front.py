@@ -22,7 +22,7 @@ from colorpress.core.text import align_cells, format_bytes, format_number
 from compress.budgets import Figures, Limit, goals_or_whole
 from compress.front import find_front
 from compress.measures import CONFIDENTLY, FIDELITY, MEASURES, Measure, Score, Scores
-from compress.students.search_space import StudentPoint
+from compress.students.search_space import Point, PrunedPoint
 
 FRONT_FILES = ("front.csv", "front.json", "front.png")
 STAGES = ("short distillation", "full distillation", "exported")
@@ -34,8 +34,8 @@ CONFIRMED = ("confirmed_kept", "confirmed_low", "confirmed_high", "confirmed_l1_
 COLUMNS = (
     "name", "stage", "on_front", "file", "precision", "params", "macs", "size_bytes", "times_smaller", "latency_ms",
     "measure", "l1_delta_pct", *(name for each in MEASURES.values() for name in (each.name, each.low, each.high)),
-    *CONFIRMED, "output_stride", "stem_stride", "deepest_stride", "widths", "decoder_share", "convolutions", "affine",
-    "crops",
+    *CONFIRMED, "start", "kept_channels", "output_stride", "stem_stride", "deepest_stride", "widths", "decoder_share",
+    "convolutions", "affine", "crops",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class FrontRow:
 
     name: str
     stage: str
-    point: StudentPoint
+    point: Point
     params: int
     macs: int
     size_bytes: int
@@ -90,7 +90,7 @@ class FrontRow:
         if confirmed := self.scores.confirmed:
             values = (confirmed.kept, *confirmed.interval, confirmed.l1_delta_pct)
             others = without_nan(dict(zip(CONFIRMED, values, strict=True)))
-        return {**vars(self.point), **vars(self), **self.score.to_dict(), **others}
+        return {**dict.fromkeys(COLUMNS), **self.point.figures(), **vars(self), **self.score.to_dict(), **others}
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,18 @@ def write_front(
     blind = [{name: each.figures()[name] for name in COLUMNS} for each in controls]
     write_csv(paths[0], COLUMNS, [*cells, *blind])
     entries = [
-        {**row, "point": each.point.to_dict(), "network": each.point.network().to_dict()}
+        {**row, "point": each.point.to_dict(), "network": _network_of(each.point)}
         for row, each in zip(cells, rows, strict=True)
     ]
     told = {**record, "best_bytes": best_bytes, "rows": entries, "controls": blind}
     write_json(paths[1], {"format_version": 2, **told})
     _draw(rows, front, controls, paths[2], str(record.get("recommended") or ""))
     return paths
+
+
+def _network_of(point: Point) -> dict[str, Any] | None:
+    """The channel plan of a student; a pruned network's follows from best.pt, and its plan.json has it."""
+    return None if isinstance(point, PrunedPoint) else point.network().to_dict()
 
 
 def list_front(folder: Path) -> list[str]:
@@ -259,8 +264,8 @@ def list_front(folder: Path) -> list[str]:
 
 
 def _cells(row: FrontRow, on_front: bool, best_bytes: int) -> dict[str, Any]:
-    widths, times_smaller = "-".join(map(str, row.point.widths())), round(best_bytes / row.size_bytes, 2)
-    cells = {**row.figures(), "widths": widths, "on_front": on_front, "times_smaller": times_smaller}
+    times_smaller = round(best_bytes / row.size_bytes, 2)
+    cells = {**row.figures(), "on_front": on_front, "times_smaller": times_smaller}
     return {name: cells[name] for name in COLUMNS}
 
 
@@ -276,6 +281,10 @@ def _draw(
         *(
             ([row for row in rows if row.stage == stage], {"marker": marker, "alpha": 0.5, "label": stage})
             for stage, marker in zip(STAGES, ".^o", strict=True)
+        ),
+        (
+            [row for row in rows if isinstance(row.point, PrunedPoint)],
+            {"marker": "s", "mfc": "none", "mec": "0.3", "ms": 6, "label": "best.pt, pruned"},
         ),
         (front, {"marker": "o", "mfc": "none", "mec": "#b3261e", "ms": 10, "label": "on the front"}),
         (taken, {"marker": "*", "color": "#b3261e", "ms": 13, "label": "recommended"}),

@@ -1,7 +1,7 @@
-"""The space of students that a search looks through: its points as plain data, their networks, and what they cost.
+"""The space that a search looks through: its points as plain data, their networks, and what they cost.
 
-A point is a handful of numbers that decide every channel count. What its network will cost follows from them in
-microseconds, so that candidates over a budget are never built.
+A point is a handful of numbers that decide every channel count: of a student of another shape, that learns from scratch
+and whose cost follows from them in microseconds, so that one over a budget is never built; or of best.pt, pruned.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from colorpress.core.errors import InputError
 from compress.budgets import Limit, fits
@@ -30,11 +30,46 @@ _MOST_STEM_STEPS = 2
 _LEAST_GROWTH, _MOST_GROWTH, _GROWTH_STEP = 0.5, 2.0, 0.25
 _LEAST_SHARE, _SHARE_STEP = 0.5, 0.25
 _MOST_CONVOLUTIONS = 2
+# Channels that a pruned network keeps of each layer, in 32nds. Those with more are larger than what a search looks for.
+_LEAST_KEPT, _MOST_KEPT, _KEPT_PARTS = 2, 16, 32
+# What a search starts from of them.
+_PRUNED_RUNGS = (0.25, 0.125, 0.5)
+
+
+@dataclass(frozen=True)
+class PrunedPoint:
+    """A point of the space: best.pt without a share of the channels of every layer, which learns on.
+
+    Attributes:
+        kept_channels: the share that stays; 1/16 to 1/2 in steps of 1/32.
+        crops: that the network learns from.
+    """
+
+    start: ClassVar[str] = "pruned"
+    kept_channels: float
+    crops: int
+
+    def __post_init__(self) -> None:
+        parts = self.kept_channels * _KEPT_PARTS
+        if not (_LEAST_KEPT <= parts <= _MOST_KEPT and parts == int(parts)):
+            raise ValueError(f"kept_channels {self.kept_channels!r} is no 32nd from 1/16 to 1/2")
+
+    def parameters(self) -> dict[str, Any]:
+        """What `suggest` has to be told to give this point."""
+        return {"start": self.start, "kept_parts": int(self.kept_channels * _KEPT_PARTS)}
+
+    def figures(self) -> dict[str, Any]:
+        """What a table says of it."""
+        return {**vars(self), "start": self.start}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The point as JSON-ready primitives."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class StudentPoint:
-    """A point of the space.
+    """A point of the space: a network of another shape, which learns from scratch.
 
     Attributes:
         output_stride: the answer is at 1 / this of the size; a power of two up to 32.
@@ -49,6 +84,7 @@ class StudentPoint:
         affine: whether the answer is an affine field of lightness; false at output stride 1.
     """
 
+    start: ClassVar[str] = "scratch"
     output_stride: int
     stem_stride: int
     deepest_stride: int
@@ -82,6 +118,7 @@ class StudentPoint:
     def parameters(self) -> dict[str, Any]:
         """What `suggest` has to be told to give this point."""
         return {
+            "start": self.start,
             "output_stride": self.output_stride,
             "stem_steps": _halvings(self.stem_stride, _stem_at(self.output_stride, 0)),
             "deepest_stride": self.deepest_stride,
@@ -92,24 +129,34 @@ class StudentPoint:
             **{f"growth_{level}": growth for level, growth in enumerate(self.growth, 1)},
         }
 
+    def figures(self) -> dict[str, Any]:
+        """What a table says of it."""
+        return {**vars(self), "start": self.start, "widths": "-".join(map(str, self.widths()))}
+
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON-ready primitives."""
         return {**asdict(self), "growth": list(self.growth)}
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> StudentPoint:
-        """Rebuild a point from `to_dict`'s answer.
 
-        Raises:
-            InputError: a name is missing or unknown, or a value is of another kind.
-        """
-        try:
-            point = StudentPoint(**{**values, "growth": tuple(values["growth"])})
-            point.network()
-        except (KeyError, TypeError, ValueError) as error:
-            names = ", ".join(each.name for each in fields(StudentPoint))
-            raise InputError("point", None, f"cannot be used: {error}", f"give {names}") from error
-        return point
+Point = StudentPoint | PrunedPoint
+
+
+def read_point(values: Mapping[str, Any]) -> Point:
+    """Rebuild a point from its `to_dict`'s answer.
+
+    Raises:
+        InputError: a name is missing or unknown, or a value is of another kind.
+    """
+    kind = PrunedPoint if "kept_channels" in values else StudentPoint
+    try:
+        if kind is PrunedPoint:
+            return PrunedPoint(**values)
+        point = StudentPoint(**{**values, "growth": tuple(values["growth"])})
+        point.network()
+    except (KeyError, TypeError, ValueError) as error:
+        names = ", ".join(each.name for each in fields(kind))
+        raise InputError("point", None, f"cannot be used: {error}", f"give {names}") from error
+    return point
 
 
 def _halvings(stride: int, deeper: int) -> int:
@@ -196,16 +243,20 @@ class SearchSpace:
         largest_base: channels of the first level at most, a multiple of 4.
         crops: that a candidate learns from.
         side: of the square picture whose multiply-accumulates are counted, in pixels.
+        pruned: whether there is best.pt, pruned, among them.
     """
 
     output_strides: tuple[int, ...]
     largest_base: int
     crops: int
     side: int
+    pruned: bool = False
 
     def describe(self) -> dict[str, str]:
         """Each dimension and its values, for people."""
+        starts = "from scratch or, with {}/{} to {}/{} of its channels, best.pt" if self.pruned else "from scratch"
         return {
+            "start": starts.format(_LEAST_KEPT, _KEPT_PARTS, _MOST_KEPT, _KEPT_PARTS),
             "output stride": ", ".join(map(str, self.output_strides)),
             "stem stride": f"the output stride, a half or a quarter of it; at most {_LARGEST_STEM}",
             "deepest stride": ", ".join(map(str, _DEEPEST_STRIDES)),
@@ -228,10 +279,11 @@ class SearchSpace:
         growths = round((_MOST_GROWTH - _LEAST_GROWTH) / _GROWTH_STEP) + 1
         shares = round((1 - _LEAST_SHARE) / _SHARE_STEP) + 1
         of_a_structure = self.largest_base // CHANNEL_BLOCK * shares * _MOST_CONVOLUTIONS
-        return sum(
+        students: int = sum(
             of_a_structure * (2 if output_stride > 1 else 1) * growths ** _halvings(stem, deepest)
             for output_stride, stem, deepest in self.structures()
         )
+        return students + (_MOST_KEPT - _LEAST_KEPT + 1 if self.pruned else 0)
 
     def narrow_points(self) -> Iterator[StudentPoint]:
         """The narrowest point of every structure: nothing with its strides costs less."""
@@ -252,12 +304,14 @@ class SearchSpace:
         return min(self.narrow_points(), key=lambda point: self.cost(point)[measure])
 
 
-def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int) -> SearchSpace:
+def make_space(
+    output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int, pruned: bool = False
+) -> SearchSpace:
     """The space whose widest first level still fits the limits with some strides, without growth.
 
     Wider ones could only be refused, and would make most of a small space.
     """
-    space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side)
+    space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side, pruned)
     for base in range(LARGEST_BASE, CHANNEL_BLOCK, -CHANNEL_BLOCK):
         flat = (replace(point, base=base, growth=(1.0,) * len(point.growth)) for point in space.narrow_points())
         if space.fitting(flat, limits):
@@ -265,8 +319,17 @@ def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops:
     return space
 
 
-def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
+def suggest(trial: BaseTrial, space: SearchSpace) -> Point:
     """The point that a trial of an Optuna study is about."""
+    starts = (StudentPoint.start, PrunedPoint.start) if space.pruned else (StudentPoint.start,)
+    if trial.suggest_categorical("start", starts) == StudentPoint.start:
+        return suggest_student(trial, space)
+    kept_parts = trial.suggest_int("kept_parts", _LEAST_KEPT, _MOST_KEPT, log=True)
+    return PrunedPoint(kept_parts / _KEPT_PARTS, space.crops)
+
+
+def suggest_student(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
+    """The same of those that learn from scratch."""
     output_stride = int(trial.suggest_categorical("output_stride", space.output_strides))
     # Relative to the answer's, so that what is learned at one output stride is true at another.
     stem_stride = _stem_at(output_stride, trial.suggest_int("stem_steps", 0, _MOST_STEM_STEPS))
@@ -286,6 +349,11 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
         # Between the pixels of an answer, of which the finest one has none.
         affine=output_stride > 1 and bool(trial.suggest_categorical("affine", (False, True))),
     )
+
+
+def pruned_rungs(space: SearchSpace, count: int) -> tuple[PrunedPoint, ...]:
+    """Pruned networks to start from, at most so many: a quarter of the channels, an eighth, and a half."""
+    return tuple(PrunedPoint(kept, space.crops) for kept in _PRUNED_RUNGS[:count] if space.pruned)
 
 
 def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tuple[StudentPoint, ...]:

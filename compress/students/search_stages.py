@@ -35,9 +35,10 @@ from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
 from compress.measures import MEASURES, Scores
 from compress.precisions import variant_name
+from compress.prune_plan import write_plan
 from compress.students import search_front, search_study, search_trial
 from compress.students.search_front import ControlRow, FrontRow, Recommendation
-from compress.students.search_space import ladder_points
+from compress.students.search_space import Point, PrunedPoint, ladder_points, pruned_rungs
 from compress.students.search_trial import SearchJob, make_row, refused_figures
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
@@ -45,7 +46,6 @@ from compress.yardstick import answering_of
 from export.predictors import OnnxPredictor
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
-from training.unet import UNetPlan
 
 CANDIDATES, FULL = "candidates", "front"
 _TABLE_ROWS = 12
@@ -296,9 +296,14 @@ def _begin(job: SearchJob, candidates: Study) -> None:
     """Queue the first candidates, and say to workers, which wait for it, what they need to know."""
     trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
     if not candidates.get_trials(deepcopy=False):
-        # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
+        # A third of the candidates are a ladder of sizes, with pruned networks among them, until the sampler knows
+        # enough to choose the others.
         startup = max(1, min(search_study.STARTUP_TRIALS, trials // 3 + 1))
-        for point in ladder_points(job.space, job.limits, {"tpe": startup, "random": 0, "ladder": trials}[sampler]):
+        count = {"tpe": startup, "random": 0, "ladder": trials}[sampler]
+        queued: list[Point] = [*ladder_points(job.space, job.limits, count)]
+        if sampler == "tpe":
+            queued[1:1] = pruned_rungs(job.space, count // 2)
+        for point in queued:
             candidates.enqueue_trial(point.parameters())
     known = candidates.user_attrs.get("terms", {})
     terms = {
@@ -314,6 +319,7 @@ def _read_trial(trial: FrozenTrial) -> None:
     """What every later use of a finished trial reads."""
     make_row(trial).describe()
     str(trial.user_attrs["weights"])
+    str(trial.user_attrs["network"])
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -329,9 +335,9 @@ def _list_rows(led: _Search) -> list[FrontRow]:
 
 def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
     """Of the first study, each network once."""
-    found: dict[UNetPlan, FrozenTrial] = {}
+    found: dict[str, FrozenTrial] = {}
     for trial in _finished(led.candidates):
-        found.setdefault(make_row(trial).point.network(), trial)
+        found.setdefault(trial.user_attrs["network"], trial)
     return {make_row(trial): trial for trial in found.values()}
 
 
@@ -350,7 +356,7 @@ def _queue_full(led: _Search) -> None:
         trial = candidates[row]
         if trial.number not in queued:
             point = replace(row.point, crops=effort.full_crops).to_dict()
-            known = {name: trial.user_attrs[name] for name in search_trial.COSTS}
+            known = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
             led.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
     led.full.set_user_attr("queued_at", effort.trials)
 
@@ -372,8 +378,11 @@ def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) 
     folder = f"front/{row.name}"
     target = run.folder / folder / "model.pt"
     reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
-    plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
-    write_student_plan(target.with_name("plan.json"), plan)
+    if isinstance(row.point, PrunedPoint):
+        write_plan(target.with_name("plan.json"), led.job.prune_plan(row.point))
+    else:
+        plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
+        write_student_plan(target.with_name("plan.json"), plan)
     weights = search_trial.find_weights(led.job, trial)
     if not target.is_file() or sha256_file(target) != sha256_file(weights):
         write_bytes(target, weights.read_bytes())

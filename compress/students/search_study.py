@@ -265,8 +265,9 @@ class NumberedSampler(TPESampler):
         self._begin(seed)
 
     def _begin(self, seed: int) -> None:
-        # Multivariate: strides, width and convolutions, which all candidates have, are chosen together.
-        super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
+        # Multivariate: strides, width and convolutions, which all students have, are chosen together; in groups, since
+        # pruned networks have none of them.
+        super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True, group=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Begin anew with the trial's seed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,35 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from colorpress.core.config import SearchEffort
+from colorpress.core.config import PruneConfig, SearchEffort
 from colorpress.core.console import muted
-from colorpress.core.errors import DivergedError
+from colorpress.core.errors import DivergedError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
-from compress.budgets import Limit, find_excess, read_limits
+from compress.budgets import Figures, Limit, find_excess, read_limits
+from compress.dependency_graph import layer_widths
 from compress.distillation import ask_about_crops
+from compress.importance import Evidence
 from compress.measures import Scale, Score, Scores
+from compress.prune_plan import PrunePlan
+from compress.pruning import apply_pruning, plan_pruning
 from compress.students.search_front import STAGES, ControlRow, FrontRow
-from compress.students.search_space import CHANNEL_BLOCK, SearchSpace, StudentPoint, make_space, suggest
-from compress.students.student_job import StudentJob, measure_stand_in
+from compress.students.search_space import (
+    CHANNEL_BLOCK,
+    Point,
+    PrunedPoint,
+    SearchSpace,
+    StudentPoint,
+    make_space,
+    read_point,
+    suggest,
+)
+from compress.students.student_job import StudentJob, build_student, measure_packed, measure_stand_in
 from compress.yardstick import score_onnx
 from export.controls import CONTROL_TITLES, control_path
-from training.checkpoint import load_checkpoint
+from training.network import ColorNetwork
 from training.unet import UNetPlan
 
 # What is measured of a candidate before it learns, by user attribute.
@@ -88,8 +101,40 @@ class SearchJob(StudentJob):
     @cached_property
     def space(self) -> SearchSpace:
         """The points that are tried."""
-        side = self.run.settings.count.rank_size
-        return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
+        side, effort = self.run.settings.count.rank_size, self.effort
+        pruned = effort.pruned and self._can_prune()
+        return make_space(self.output_strides, self.limits, crops=effort.crops, side=side, pruned=pruned)
+
+    def _can_prune(self) -> bool:
+        """Whether the channels of best.pt can be followed, and any of them can go."""
+        try:
+            with muted():
+                plan = self.prune_plan(PrunedPoint(kept_channels=0.25, crops=self.effort.crops))
+        except InputError:
+            return False
+        return any(group.removed for group in plan.groups)
+
+    def prune_plan(self, point: PrunedPoint) -> PrunePlan:
+        """Which channels of best.pt go, as `prune` has it by its defaults: the share of each layer, by magnitude.
+
+        Raises:
+            InputError: its channels cannot be followed, or none of them can go.
+        """
+        settings, config = self.run.settings, PruneConfig(prune_ratio=1.0 - point.kept_channels)
+        size = settings.count.rank_size
+        return plan_pruning(
+            self.best.build_network(), config, Evidence(seed=settings.data.seed, height=size, width=size)
+        )
+
+    def build(self, point: Point) -> ColorNetwork:
+        """The network of a point before it learns: one that answers grey, or best.pt without a part of its channels."""
+        if isinstance(point, PrunedPoint):
+            return apply_pruning(self.best.build_network(), self.prune_plan(point))
+        return build_student(point.network(), self.run.settings.data.seed)
+
+    def limits_of(self, point: Point) -> tuple[Limit, ...]:
+        """The limits that a point has to keep: what is best.pt's anyway is only asked to keep what was asked for."""
+        return tuple(each for each in self.limits if each.given or isinstance(point, StudentPoint))
 
     @cached_property
     def controls(self) -> tuple[ControlRow, ...]:
@@ -102,10 +147,19 @@ class SearchJob(StudentJob):
             found.append(ControlRow(title, file, path.stat().st_size, score))
         return tuple(found)
 
-    def measure(self, network: UNetPlan) -> tuple[int, float]:
-        """Bytes of the file that a network will have, and its latency in milliseconds on this machine."""
+    def measure(self, network: UNetPlan | ColorNetwork) -> tuple[int, float]:
+        """Bytes of the file that a network will have, and its latency in milliseconds on this machine.
+
+        Args:
+            network: one with its weights, or the plan of one that was not trained yet.
+        """
+        settings = self.run.settings
         with muted():
-            size_bytes, latency_ms = measure_stand_in(network, self.run.settings, self.time_alone)
+            if isinstance(network, UNetPlan):
+                size_bytes, latency_ms = measure_stand_in(network, settings, self.time_alone)
+            else:
+                made = replace(self.best, architecture=network.architecture, state_dict=network.state_dict())
+                size_bytes, latency_ms = measure_packed(made, settings, self.time_alone)
         assert latency_ms is not None
         return size_bytes, latency_ms
 
@@ -159,17 +213,26 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     """
     trial.set_user_attr("worker", job.worker)
     point = suggest(trial, job.space)
-    network, cost = point.network(), job.space.cost(point)
+    started_s = _processor_s()
+    limits = job.limits_of(point)
     trial.set_user_attr("point", point.to_dict())
-    predicted = find_excess(job.limits, {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)})
-    _refuse(trial, {_PREDICTED + name: share for name, share in predicted.items()})
-    if known := _find_same(trial, network):
+    network: UNetPlan | ColorNetwork
+    if isinstance(point, StudentPoint):
+        network, cost = point.network(), job.space.cost(point)
+        predicted: Figures = {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)}
+        identity = repr(network)
+    else:
+        network = job.build(point)
+        predicted = cost = job.count(network)
+        identity = repr(layer_widths(network))
+    _refuse(trial, {_PREDICTED + name: share for name, share in find_excess(limits, predicted).items()})
+    _note(trial, network=sha256_bytes(identity.encode()))
+    if known := _find_same(trial):
         _note(trial, **{name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}, processor_s=0.0)
         return tuple(known.values)
-    started_s = _processor_s()
     size_bytes, latency_ms = job.measure(network)
     measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
-    _refuse(trial, find_excess(job.limits, measured))
+    _refuse(trial, find_excess(limits, measured))
     _note(trial, **{**cost, **measured})
     return _learn_for(job, trial, point, started_s)
 
@@ -177,13 +240,13 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
 def try_full(job: SearchJob, trial: optuna.Trial) -> tuple[float, ...]:
     """The objective of the second study: one of the front, after a full distillation."""
     trial.set_user_attr("worker", job.worker)
-    point = StudentPoint.from_dict(trial.user_attrs["point"])
+    point = read_point(trial.user_attrs["point"])
     # Queued with what the first study measured of it.
     suggest(trial, job.space)
     return _learn_for(job, trial, point, _processor_s())
 
 
-def _learn_for(job: SearchJob, trial: optuna.Trial, point: StudentPoint, started_s: float) -> tuple[float, ...]:
+def _learn_for(job: SearchJob, trial: optuna.Trial, point: Point, started_s: float) -> tuple[float, ...]:
     path, score, asking_s = learn(job, point)
     # All candidates learn from the same answers, which are no cost of whichever comes first.
     processor_s = _processor_s() - started_s - asking_s
@@ -197,8 +260,8 @@ def _processor_s() -> float:
     return sum(os.times()[:4])
 
 
-def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score, float]:
-    """Distil the network of a point from the start.
+def learn(job: SearchJob, point: Point) -> tuple[Path, Score, float]:
+    """Distil the network of a point from its start.
 
     What an interruption left is gone on with. Processes of torchrun share the work.
 
@@ -210,7 +273,7 @@ def learn(job: SearchJob, point: StudentPoint) -> tuple[Path, Score, float]:
         destination, asking_s = _distil(job, *share_answer(lambda: (point, scale)))
     with muted():
         # Near the border another machine's rounding would decide for another measure.
-        score = job.jury.choosing.score(load_checkpoint(destination).build_network()).by(job.decided_by)
+        score = job.jury.choosing.score(job.run.load(destination).build_network()).by(job.decided_by)
     path = job.weights / f"{sha256_file(destination)}.pt"
     if not path.exists():
         write_bytes(path, destination.read_bytes())
@@ -225,14 +288,14 @@ def assist(job: SearchJob) -> None:
             _distil(job, *task)
 
 
-def _distil(job: SearchJob, point: StudentPoint, scale: Scale) -> tuple[Path, float]:
-    name = sha256_bytes(repr((point.network(), point.crops)).encode())[:16]
+def _distil(job: SearchJob, point: Point, scale: Scale) -> tuple[Path, float]:
+    name = sha256_bytes(repr(point).encode())[:16]
     destination = job.run.folder / "study" / "trials" / name / "model.pt"
     started_s = _processor_s()
     with muted():
         ask_about_crops(job.lesson(point.crops, epoch_photos=_EPOCH_PHOTOS, scale=scale))
         asking_s = _processor_s() - started_s
-        job.distil(point.network(), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, scale=scale)
+        job.distil(job.build(point), point.crops, destination, epoch_photos=_EPOCH_PHOTOS, scale=scale)
     return destination, asking_s
 
 
@@ -244,20 +307,21 @@ def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
     # The same network, but its file tells of another training.
     again = path.with_name(f"{path.stem}-again.pt")
     if not again.is_file():
-        learned, *_ = learn(job, StudentPoint.from_dict(trial.user_attrs["point"]))
+        learned, *_ = learn(job, read_point(trial.user_attrs["point"]))
         write_bytes(again, learned.read_bytes())
     return again
 
 
 def make_row(trial: FrozenTrial, stage: str = STAGES[0]) -> FrontRow:
     """The row of a finished trial."""
-    known = trial.user_attrs
+    known, point = trial.user_attrs, read_point(trial.user_attrs["point"])
     kilobytes = max(1, round(known["size_bytes"] / 1000))
+    kind = f"{point.start}-" if isinstance(point, PrunedPoint) else ""
     return FrontRow(
         # The short trial and the full one of a point have the same name, and no two points have.
-        name=f"{kilobytes}kb-{known.get('number', trial.number)}",
+        name=f"{kind}{kilobytes}kb-{known.get('number', trial.number)}",
         stage=stage,
-        point=StudentPoint.from_dict(known["point"]),
+        point=point,
         **{name: known[name] for name in COSTS},
         scores=Scores(Score.of(known["score"])),
     )
@@ -282,7 +346,7 @@ def _note(trial: optuna.Trial, **values: Any) -> None:
         trial.set_user_attr(name, value)
 
 
-def _find_same(trial: optuna.Trial, network: UNetPlan) -> FrozenTrial | None:
+def _find_same(trial: optuna.Trial) -> FrozenTrial | None:
     """A finished trial whose point rounds to the same network."""
     done = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return next((each for each in done if StudentPoint.from_dict(each.user_attrs["point"]).network() == network), None)
+    return next((each for each in done if each.user_attrs["network"] == trial.user_attrs["network"]), None)

@@ -27,7 +27,7 @@ from compress.yardstick import Jury, Yardstick
 from export.graph import export_onnx
 from export.timing import time_quickly
 from training.checkpoint import Checkpoint
-from training.network import pad_to_multiple, upsample_bilinear
+from training.network import ColorNetwork, pad_to_multiple, upsample_bilinear
 from training.photo_scan import scan_photos
 from training.photo_split import PhotoSplit
 from training.run_folder import Run, warn_of_other_split
@@ -65,11 +65,22 @@ def measure_stand_in(
     generator = torch.Generator().manual_seed(settings.data.seed)
     for parameter in stand_in.parameters():
         parameter.data.normal_(0.0, 0.1, generator=generator)
+    return measure_packed(Checkpoint(network, stand_in.state_dict()), settings, timing)
+
+
+def measure_packed(
+    checkpoint: Checkpoint, settings: Settings, timing: Callable[[Path], float] | None
+) -> tuple[int, float | None]:
+    """Bytes of the file with packed weights that a network has, and its latency.
+
+    Args:
+        timing: as for `measure_stand_in`.
+    """
     with scratch_folder() as folder:
         source, packed = folder / "model.onnx", folder / "packed.onnx"
         # As long a description as the published file's, so that it is not larger.
-        trial = Checkpoint(network, stand_in.state_dict(), val_l1=0.0123456789, sha256="0" * 64)
-        export_onnx(trial, source, settings.export)
+        described = replace(checkpoint, val_l1=0.0123456789, sha256="0" * 64)
+        export_onnx(described, source, settings.export)
         size_bytes = pack_onnx(source, packed).size_bytes
         return size_bytes, timing(packed) if timing else None
 
@@ -105,7 +116,11 @@ class StudentJob:
     @cached_property
     def original_cost(self) -> dict[str, int]:
         """The "params" and "macs" (multiply-accumulates) of best.pt."""
-        network, size = self.best.build_network(), self.run.settings.count.rank_size
+        return self.count(self.best.build_network())
+
+    def count(self, network: ColorNetwork) -> dict[str, int]:
+        """The "params" and "macs" (multiply-accumulates) of a network."""
+        size = self.run.settings.count.rank_size
         return {"params": count_parameters(network), "macs": count_macs(network, height=size, width=size)}
 
     @cached_property
@@ -137,7 +152,7 @@ class StudentJob:
 
     def distil(
         self,
-        network: UNetPlan,
+        student: ColorNetwork,
         crops: int,
         destination: Path,
         *,
@@ -145,7 +160,7 @@ class StudentJob:
         epoch_photos: int = MOST_CHOOSING,
         scale: Scale | None = None,
     ) -> DistillResult:
-        """Train the network of a plan from the start; what an interruption left is gone on with.
+        """Train a network, changed in place; what an interruption left is gone on with.
 
         Args:
             teacher_weight: another one than that of the lesson.
@@ -154,7 +169,6 @@ class StudentJob:
         lesson = self.lesson(crops, epoch_photos=epoch_photos, scale=scale)
         if teacher_weight is not None:
             lesson = replace(lesson, teacher_weight=teacher_weight)
-        student = build_student(network, self.run.settings.data.seed)
         return distil_network(student, lesson, destination, label=destination.parent.name)
 
     def lesson(self, crops: int, *, epoch_photos: int = MOST_CHOOSING, scale: Scale | None = None) -> Lesson:

@@ -243,7 +243,8 @@ def _learn(
     def action() -> tuple[Sequence[Path], Mapping[str, Any]]:
         if job.run.force:
             forget_fit(destination.parent)
-        return describe(job.distil(network, crops, destination, teacher_weight=teacher_weight))
+        student = student_job.build_student(network, job.run.settings.data.seed)
+        return describe(job.distil(student, crops, destination, teacher_weight=teacher_weight))
 
     used = {
         "network": network.to_dict(),

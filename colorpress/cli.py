@@ -363,7 +363,7 @@ def compress(
 ) -> None:
     """Search for small networks within a budget: a Pareto front.
 
-    Students of best.pt by file size, latency and colour, and the one to take of them.
+    Students of best.pt, and best.pt pruned, by file size, latency and colour, and the one to take of them.
     BEST.PT is the trained model, as with --checkpoint; default: best.pt of the run folder.
     """
     if original is not None and checkpoint is not None:

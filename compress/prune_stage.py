@@ -131,6 +131,11 @@ def _choose_and_prune(
     plan = share_answer(lambda: plan_pruning(network, config, evidence, limits=limits))
     if limits:
         say(f"prune: a ratio of {plan.settings['prune_ratio']:.3f} meets the budgets")
+    elif not any(group.removed for group in plan.groups):
+        warn(
+            f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
+            f"kept to multiples of --round-to {config.round_to}, leaves every channel"
+        )
     return prune_in_steps(network, plan, config, evidence, tune=tune)
 
 

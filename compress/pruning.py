@@ -157,7 +157,7 @@ def plan_pruning(
     their parameters, lose the share `config.prune_ratio`, each of its own or all together (`config.scope`). Strategy
     "latency": any layer loses channels until that share of the measured time of all convolutions is gone, always where
     the answer moves least per millisecond. Those of least `config.importance` go, counted over everything that goes
-    with the channel. A plan that removes nothing is warned about, unless budgets are met without.
+    with the channel.
 
     The channels of the network's answer always stay. A layer that cannot lose channels is left whole, with the reason
     in the plan: one that is read by what cannot be followed, or by code that counts on its number of channels.
@@ -185,11 +185,6 @@ def plan_pruning(
     if not limits:
         plan = plan_at(config.prune_ratio)
         _refuse_where_all_is_whole(network, plan)
-        if not any(group.removed for group in plan.groups):
-            warn(
-                f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
-                f"kept to multiples of --round-to {config.round_to}, leaves every channel"
-            )
         return plan
     _refuse_where_all_is_whole(network, plan_at(_LARGEST_RATIO))
     plan, ratio = _plan_within_limits(plan_at, lambda plan: apply_pruning(network, plan), limits)

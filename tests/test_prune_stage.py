@@ -67,6 +67,14 @@ def test_a_file_is_as_small_as_its_budget_says(
     assert 0 < plan["settings"]["prune_ratio"] < 0.99
 
 
+def test_a_ratio_that_removes_nothing_is_said(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, plan = prune(trained, tmp_path, "--prune-ratio", "0.5", "--round-to", "64")
+    assert code == 0 and plan["result"] == plan["source"]
+    assert "warning: nothing was pruned: --prune-ratio 0.5" in capsys.readouterr().err
+
+
 def test_a_size_is_that_of_the_file_to_be_published(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run = Run(tmp_path, Settings(budget=BudgetConfig(target_size="1MB")))
     best = load_checkpoint(trained[1])

@@ -152,7 +152,7 @@ def test_where_nothing_fits_it_says_what_to_loosen_and_how_far() -> None:
     found = recommended(ROWS, target_size="15KB", min_content_colour=0.92)
     assert found.row is None
     assert found.sentence.startswith(
-        "No student meets --min-content-colour 0.92 and --target-size 15KB. a comes nearest"
+        "Nothing found meets --min-content-colour 0.92 and --target-size 15KB. a comes nearest"
     )
     assert "C 0.793 with 80 % confidence (13.8 % off --min-content-colour 0.92)" in found.sentence
     assert (

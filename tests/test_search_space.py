@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -155,8 +156,8 @@ def test_with_best_pt_pruned_among_them_points_are_of_both_kinds() -> None:
     for point in drawn:
         assert suggest(optuna.trial.FixedTrial(point.parameters()), both) == point
         assert read_point(point.to_dict()) == point
-    assert both.count_points() == SPACE.count_points() + 15
-    assert "2/32 to 16/32" in both.describe()["start"] and "best.pt" not in SPACE.describe()["start"]
+    assert both.count_points() == SPACE.count_points() + 8
+    assert "1/16 to 8/16" in both.describe()["start"] and "best.pt" not in SPACE.describe()["start"]
 
 
 def test_a_search_starts_from_pruned_networks_where_there_are_any() -> None:
@@ -166,7 +167,15 @@ def test_a_search_starts_from_pruned_networks_where_there_are_any() -> None:
     assert pruned_rungs(SPACE, 9) == ()
 
 
-@pytest.mark.parametrize("change", [{"kept_channels": 0.3}, {"kept_channels": 1.0}, {"kept_channels": "a"}, {"x": 1}])
+@pytest.mark.parametrize(
+    "change", [{"kept_channels": 0.3}, {"kept_channels": 1.0}, {"kept_channels": "a"}, {"x": 1}, {"crops": []}]
+)
 def test_a_damaged_pruned_point_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError, match="point: cannot be used"):
         read_point({**PrunedPoint(0.25, 100).to_dict(), **change})
+
+
+@pytest.mark.parametrize("values", [None, 3, "kept_channels", []])
+def test_what_is_no_point_at_all_is_refused(values: Any) -> None:
+    with pytest.raises(InputError, match="point: cannot be used"):
+        read_point(values)

@@ -20,26 +20,36 @@ from optuna.trial import TrialState, create_trial
 
 from colorpress.cli import run_command
 from colorpress.core.config import PruneConfig, Settings, parse_quantity, parse_size
-from colorpress.core.errors import ConfigError, Interrupted
+from colorpress.core.errors import ConfigError, GateError, InputError, Interrupted
 from compress.budgets import Limit
 from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson
-from compress.prune_plan import read_plan
+from compress.importance import Evidence
+from compress.prune_plan import PrunePlan, read_plan
 from compress.prune_stage import prune
 from compress.pruning import plan_pruning
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
 from compress.students.search_space import PrunedPoint
-from compress.students.search_stages import CANDIDATES, FULL, begin_job, count_candidates, read_worker_options, search
+from compress.students.search_stages import (
+    CANDIDATES,
+    FULL,
+    _read_trial,
+    begin_job,
+    count_candidates,
+    read_worker_options,
+    search,
+)
 from compress.students.search_study import NumberedSampler, join_study, open_storage
 from compress.students.search_trial import SearchJob
 from compress.students.student_plan import read_student_network
 from compress.yardstick import make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES
 from tests import foreign_networks
-from tests.conftest import make_photo, time_here
+from tests.conftest import make_photo, make_score, time_here
 from tests.test_foreign_run import QUICK, write_weights
 from training.checkpoint import load_checkpoint
+from training.network import ColorNetwork
 from training.original import adopt_checkpoint, train
 from training.photo_split import PhotoSplit
 from training.run_folder import Run, find_photos
@@ -51,7 +61,7 @@ OPTIONS = {
     "test_share": 0.2, "workers": 0, "threads": 1, "rank_size": 64, "calibration_photos": 2, "rounds": 1, "runs": 3,
     "min_seconds": 0.0, "warmup": 1, "distil_imgsz": 32, "distil_batch_size": 8, "bench_size": (32,),
     "search_trials": 3, "search_crops": 16, "search_full_crops": 32, "search_front": 2, "search_int8": False,
-    "worker_timeout": 2,
+    "search_pruned": False, "worker_timeout": 2,
 }  # fmt: skip
 
 
@@ -180,7 +190,7 @@ def test_another_goal_is_another_recommendation_and_trains_nothing(
     easy = search(changed(run, min_fidelity=-9.0), photos).recommendation
     assert easy.row is not None and easy.row.size_bytes == min(row.size_bytes for row in search(run, photos).rows)
     hard = search(changed(run, min_content_colour=9.0), photos).recommendation
-    assert hard.row is None and "No student meets --min-content-colour 9" in hard.sentence
+    assert hard.row is None and "Nothing found meets --min-content-colour 9" in hard.sentence
 
 
 def test_weights_that_another_machine_has_are_learned_again(
@@ -263,7 +273,7 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: Path, tmp_path: Path) -> None:
     arch = {"arch": f"{foreign_networks.__file__}:HookedUnet", "ab_scale": 110.0}
-    run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3)
+    run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3, search_pruned=True)
     photos = find_photos(run)
     adopt_checkpoint(run, write_weights(QUICK[0], tmp_path / "weights.pt"), photos)
     search(run, photos)
@@ -285,24 +295,57 @@ def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: 
 
 def test_what_was_asked_for_is_asked_of_pruned_networks_and_nothing_else(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
-    free, _ = begin_job(changed(run), photos, None)
-    asked, _ = begin_job(changed(run, keep_params=0.3), photos, None)
+    free, _ = begin_job(changed(run, search_pruned=True), photos, None)
+    asked, _ = begin_job(changed(run, search_pruned=True, keep_params=0.3), photos, None)
     student, pruned = free.space.smallest("macs"), PrunedPoint(0.5, 10)
     assert free.space.pruned and free.limits_of(pruned) == ()
     assert [limit.figure for limit in free.limits_of(student)] == ["params", "macs"]
     assert [limit.figure for limit in asked.limits_of(pruned)] == ["params"]
     assert asked.limits_of(student) == asked.limits
-    without, _ = begin_job(changed(run, search_pruned=False), photos, None)
+    without, _ = begin_job(run, photos, None)
     assert not without.space.pruned
-    demo, _ = begin_job(changed(run, search_effort="demo"), photos, None)
-    assert not demo.space.pruned
+    efforts = {"demo": False, "default": True, "long": True, "longest": True}
+    assert {name: Settings.from_options({"search_effort": name}).search.effort().pruned for name in efforts} == efforts
+
+
+def test_a_share_that_cannot_be_pruned_is_a_candidate_that_fails(
+    trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = trained
+    able = changed(run, search_pruned=True)
+    plan = search_trial.plan_pruning
+
+    def choosy(network: ColorNetwork, config: PruneConfig, evidence: Evidence) -> PrunePlan:
+        if config.prune_ratio == 0.875:
+            raise InputError("network", None, "breaks", "prune less")
+        return plan(network, config, evidence)
+
+    monkeypatch.setattr(search_trial, "plan_pruning", choosy)
+    job, _ = begin_job(able, photos, None)
+    assert job.space.pruned and count_parameters(job.build(PrunedPoint(0.25, 10))) > 0
+    with pytest.raises(GateError, match="cannot be pruned: breaks"):
+        job.build(PrunedPoint(0.125, 10))
+    _, planned = describe_plan(able, photos, study=None)
+    assert planned["seconds"] > 0
+
+
+def test_a_study_whose_networks_are_no_text_is_damaged() -> None:
+    known = {"point": PrunedPoint(0.25, 10).to_dict(), "size_bytes": 1000, "latency_ms": 1.0, "params": 1, "macs": 1}
+    known |= {"score": make_score(0.5, 0.1).to_dict(), "weights": "0" * 64, "network": "0" * 64}
+    trial = create_trial(state=TrialState.COMPLETE, values=[1.0, 1.0, 1.0], user_attrs=known)
+    _read_trial(trial)
+    for other in ([], None, 3):
+        trial.user_attrs["network"] = other
+        with pytest.raises(TypeError):
+            _read_trial(trial)
 
 
 def test_where_nothing_can_be_pruned_students_alone_are_tried(photo_folder: Path, tmp_path: Path) -> None:
     code = "from torch import nn\n\n\ndef one_layer():\n    return nn.Conv2d(1, 2, 3, padding=1)\n"
     (tmp_path / "one.py").write_text(code)
     torch.save(torch.nn.Conv2d(1, 2, 3, padding=1).state_dict(), tmp_path / "weights.pt")
-    run = open_run(tmp_path / "out", photo_folder, arch=f"{tmp_path / 'one.py'}:one_layer", ab_scale=110.0)
+    arch = {"arch": f"{tmp_path / 'one.py'}:one_layer", "ab_scale": 110.0}
+    run = open_run(tmp_path / "out", photo_folder, **arch, search_pruned=True)
     photos = find_photos(run)
     adopt_checkpoint(run, tmp_path / "weights.pt", photos)
     job, _ = begin_job(run, photos, None)
@@ -362,10 +405,11 @@ def test_candidates_are_over_budgets_that_were_given_alone() -> None:
         else create_trial(state=TrialState.COMPLETE, values=[1.0])
         for each in ended
     ]  # fmt: skip
+    trials.append(create_trial(state=TrialState.COMPLETE, values=[1.0], user_attrs={"same_as": 3}))
     limits = (Limit("keep_params", 5), Limit("keep_macs", 5), Limit("target_latency_ms", 2.0, "2"))
     counts = count_candidates(trials, limits)
     assert {name: count for name, count in counts.items() if count} == {
-        "finished": 1, "over a budget": 2, "larger than is tried without a budget": 1,
+        "finished": 1, "over a budget": 2, "larger than is tried without a budget": 1, "the same as others": 1,
     }  # fmt: skip
     assert count_candidates(trials, limits[:2])["over a budget"] == 0
 

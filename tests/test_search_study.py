@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from colorpress.core.errors import ConfigError, InputError, Interrupted, MachineError
 from compress.students.search_study import (
+    SAME_AS,
     NumberedSampler,
     check_trials,
     create_study,
@@ -120,6 +121,19 @@ def test_a_space_where_all_is_refused_ends(tmp_path: Path, monkeypatch: pytest.M
     study = make_study(str(tmp_path / "journal.log"))
     work_through(study, refusing, wanted=1)
     assert {trial.state for trial in study.trials} == {TrialState.PRUNED}
+
+
+@pytest.mark.parametrize(("distinct", "expected"), [(10, 9), (2, 8)])
+def test_a_network_that_was_tried_already_is_no_candidate(distinct: int, expected: int, tmp_path: Path) -> None:
+    def repeating(trial: optuna.Trial) -> tuple[float, float, float]:
+        if trial.number >= distinct or trial.number % 2:
+            trial.set_user_attr(SAME_AS, 0)
+        x = trial.suggest_float("x", 0, 1)
+        return x, 1 - x, 0.0
+
+    study = make_study(str(tmp_path / "journal.log"))
+    work_through(study, repeating, wanted=5 if distinct > 5 else 4)
+    assert len(study.trials) == expected
 
 
 def test_something_else_is_refused_with_all_that_differs(tmp_path: Path) -> None:

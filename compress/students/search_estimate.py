@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -14,11 +15,12 @@ from optuna.samplers import RandomSampler
 from torch import Tensor
 
 from colorpress.core.console import muted
+from colorpress.core.errors import GateError
 from colorpress.core.text import format_bytes, format_count
 from compress.budgets import fits
 from compress.distillation import DistilLoss, open_teacher
 from compress.ranking import count_macs
-from compress.students.search_space import ladder_points, pruned_rungs, suggest_student
+from compress.students.search_space import StudentPoint, ladder_points, predict_cost, pruned_rungs, suggest_student
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
 from training.batches import CropLoader
@@ -29,13 +31,15 @@ from training.optimizer import make_optimizers, step_
 from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
-_DRAWN = 32
+_DRAWN = 64
+# Pruned networks that a search starts from, and the part of all candidates that such are taken to be.
+_PRUNED_RUNGS, _PRUNED_SHARE = 3, 0.25
 _STEPS = 3
 _BATCHES = 4
 # Candidates that are timed, by their place in the order of multiply-accumulates.
 _TIMED = (0.0, 0.5, 0.9, 1.0)
-# Export, 8-bit weights, int8 and three measurements of a student, in exports of one.
-_EXPORTS_OF_A_STUDENT = 4
+# Export, 8-bit weights, int8 and three measurements of a network of the front, in exports of one.
+_EXPORTS_TO_THE_END = 4
 
 
 def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[list[str], dict[str, Any]]:
@@ -58,9 +62,9 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         f"smallest network: about {size}, {params} parameters",
         f"asked for: {', '.join(asked_for) or 'nothing: the whole front'}",
         f"candidates: {effort.trials}, each learns from {effort.crops:,} crops",
-        f"students of the front: {effort.front}, each with {effort.full_crops:,} crops",
+        f"of the front learn on: {effort.front}, each with {effort.full_crops:,} crops",
         f"speed: {estimate['crops_per_s']:,} crops a second",
-        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, a student of the front "
+        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, one of the front "
         f"{estimate['seconds_for_a_student']:.0f} s",
         f"asking best.pt about their crops takes {estimate['seconds_of_asking']:.0f} s",
         f"time: about {lasts} with one worker like this machine",
@@ -85,23 +89,31 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     A crop costs what loading it takes, or learning from it where that is longer, which follows from the
     multiply-accumulates between the candidates that are timed.
     """
-    candidates, side = _draw_candidates(job), _crop_side(job)
-    macs = [count_macs(network, height=side, width=side) for network in candidates]
+    students, pruned, side = _draw_students(job), _list_pruned(job), _crop_side(job)
+    macs = np.array([
+        *(predict_cost(point.network(), side=side)["macs"] for point in students),
+        *(count_macs(network, height=side, width=side) for network in pruned),
+    ])  # fmt: skip
     ordered = np.argsort(macs)
     timed = [int(ordered[round(share * (len(ordered) - 1))]) for share in _TIMED]
+    networks = [
+        job.build(students[place]) if place < len(students) else pruned[place - len(students)] for place in timed
+    ]
     with muted():
         # The first export loads what the others use.
-        job.measure(candidates[timed[0]])
+        job.measure(networks[0])
         started = time.monotonic()
-        job.measure(candidates[timed[1]])
+        job.measure(networks[1])
         measuring_s = time.monotonic() - started
         loading_s = _time_loading(job)
-        learning_s = [_time_learning(job, candidates[place]) for place in timed]
-    known = [macs[place] for place in timed]
-    crop_s = float(np.mean([max(loading_s, np.interp(each, known, learning_s)) for each in macs]))
+        learning_s = [_time_learning(job, network) for network in networks]
+    crops_s = np.maximum(loading_s, np.interp(macs, macs[timed], learning_s))
+    crop_s = float(crops_s[: len(students)].mean())
+    if pruned:
+        crop_s += _PRUNED_SHARE * (float(crops_s[len(students) :].mean()) - crop_s)
     effort = job.effort
     short_s = effort.crops * crop_s + measuring_s
-    full_s = effort.full_crops * crop_s + _EXPORTS_OF_A_STUDENT * measuring_s
+    full_s = effort.full_crops * crop_s + _EXPORTS_TO_THE_END * measuring_s
     # The longest training asks about the crops of all.
     longest = job.recipe(max(effort.crops, effort.full_crops if effort.front else 0))
     steps = longest.different_epochs * (longest.epoch_steps or -(-longest.epoch_crops // longest.batch_size))
@@ -115,17 +127,23 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     }
 
 
-def _draw_candidates(job: SearchJob) -> list[ColorNetwork]:
-    """Networks of the space that are within the limits, some of them at random."""
+def _draw_students(job: SearchJob) -> list[StudentPoint]:
+    """Students that are within the limits, some of them at random."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
     drawn = [suggest_student(study.ask(), job.space) for _ in range(_DRAWN)]
-    points = [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
-    pruned = [(point, job.build(point)) for point in pruned_rungs(job.space, 3)]
-    return [
-        *(job.build(point) for point in points),
-        *(network for point, network in pruned if fits(job.limits_of(point), job.count(network))),
-    ]
+    return [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
+
+
+def _list_pruned(job: SearchJob) -> list[ColorNetwork]:
+    """Pruned networks that a search starts from, as far as their parameters and work are within the limits."""
+    found = []
+    for point in pruned_rungs(job.space, _PRUNED_RUNGS):
+        with suppress(GateError):
+            network = job.build(point)
+            if fits(job.limits_of(point), job.count(network)):
+                found.append(network)
+    return found
 
 
 def _crop_side(job: SearchJob) -> int:

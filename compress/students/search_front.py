@@ -86,7 +86,7 @@ class FrontRow:
 
     def figures(self) -> dict[str, Any]:
         """All that is known of it by name; None is not known."""
-        others: dict[str, Any] = dict.fromkeys(CONFIRMED)
+        others: dict[str, Any] = {}
         if confirmed := self.scores.confirmed:
             values = (confirmed.kept, *confirmed.interval, confirmed.l1_delta_pct)
             others = without_nan(dict(zip(CONFIRMED, values, strict=True)))
@@ -189,7 +189,7 @@ def _what_to_loosen(rows: Sequence[tuple[FrontRow, Figures]], demands: Sequence[
     ]
     *first, last = map(str, demands)
     asked = f"{', '.join(first)} and {last}" if first else last
-    sentence = f"No student meets {asked}. {nearest.label} comes nearest: {', '.join(missed)}."
+    sentence = f"Nothing found meets {asked}. {nearest.label} comes nearest: {', '.join(missed)}."
     ways = []
     for demand in demands:
         rest = [each for each in demands if each is not demand]
@@ -311,7 +311,7 @@ def _draw(
         for axes in panels:
             axes.set_ylabel(f"lost {measure.title}, 1 - {measure.symbol} (0: best.pt)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle("Students on the photographs that choose: lost colour\nby size and by latency")
+        figure.suptitle("The search on the photographs that choose: lost colour\nby size and by latency")
 
 
 def format_front(rows: Sequence[FrontRow], best_bytes: int, controls: Sequence[ControlRow] = ()) -> list[str]:
@@ -334,7 +334,7 @@ def measure_of(rows: Sequence[FrontRow]) -> Measure:
 
 def table_header(measure: str) -> tuple[str, ...]:
     """The columns of a table for people, where the measure of this name decides."""
-    return ("student", "file", "x smaller", "latency", f"colour {MEASURES[measure].symbol}", "on others", "stage")
+    return ("network", "file", "x smaller", "latency", f"colour {MEASURES[measure].symbol}", "on others", "stage")
 
 
 def table_cells(row: FrontRow, best_bytes: int) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ _MOST_STEM_STEPS = 2
 _LEAST_GROWTH, _MOST_GROWTH, _GROWTH_STEP = 0.5, 2.0, 0.25
 _LEAST_SHARE, _SHARE_STEP = 0.5, 0.25
 _MOST_CONVOLUTIONS = 2
-# Channels that a pruned network keeps of each layer, in 32nds. Those with more are larger than what a search looks for.
-_LEAST_KEPT, _MOST_KEPT, _KEPT_PARTS = 2, 16, 32
+# Channels that a pruned network keeps of each layer, in 16ths. Those with more are larger than what a search looks for.
+_LEAST_KEPT, _MOST_KEPT, _KEPT_PARTS = 1, 8, 16
 # What a search starts from of them.
 _PRUNED_RUNGS = (0.25, 0.125, 0.5)
 
@@ -41,7 +41,7 @@ class PrunedPoint:
     """A point of the space: best.pt without a share of the channels of every layer, which learns on.
 
     Attributes:
-        kept_channels: the share that stays; 1/16 to 1/2 in steps of 1/32.
+        kept_channels: the share that stays; 1/16 to 1/2 in steps of 1/16.
         crops: that the network learns from.
     """
 
@@ -52,7 +52,9 @@ class PrunedPoint:
     def __post_init__(self) -> None:
         parts = self.kept_channels * _KEPT_PARTS
         if not (_LEAST_KEPT <= parts <= _MOST_KEPT and parts == int(parts)):
-            raise ValueError(f"kept_channels {self.kept_channels!r} is no 32nd from 1/16 to 1/2")
+            raise ValueError(f"kept_channels {self.kept_channels!r} is no 16th from 1/16 to 1/2")
+        if type(self.crops) is not int:
+            raise ValueError(f"crops {self.crops!r} is no whole number")
 
     def parameters(self) -> dict[str, Any]:
         """What `suggest` has to be told to give this point."""
@@ -147,15 +149,14 @@ def read_point(values: Mapping[str, Any]) -> Point:
     Raises:
         InputError: a name is missing or unknown, or a value is of another kind.
     """
-    kind = PrunedPoint if "kept_channels" in values else StudentPoint
     try:
-        if kind is PrunedPoint:
+        if "kept_channels" in values:
             return PrunedPoint(**values)
         point = StudentPoint(**{**values, "growth": tuple(values["growth"])})
         point.network()
     except (KeyError, TypeError, ValueError) as error:
-        names = ", ".join(each.name for each in fields(kind))
-        raise InputError("point", None, f"cannot be used: {error}", f"give {names}") from error
+        ways = (", ".join(each.name for each in fields(kind)) for kind in (PrunedPoint, StudentPoint))
+        raise InputError("point", None, f"cannot be used: {error}", f"give {'; or '.join(ways)}") from error
     return point
 
 

@@ -55,6 +55,7 @@ _STATES = {
     TrialState.COMPLETE: "finished", TrialState.PRUNED: "over a budget", TrialState.FAIL: "failed",
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
+_SAME = "the same as others"
 # Refused by a limit that nobody asked for.
 _TOO_LARGE = "larger than is tried without a budget"
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
@@ -164,7 +165,7 @@ class _Search:
         oracle: how strong best.pt is.
         candidates, full: the two studies.
         started: on the monotonic clock, in seconds.
-        files: the rows of what is exported, by the student's name.
+        files: the rows of what is exported, by the network's name.
     """
 
     job: SearchJob
@@ -296,8 +297,8 @@ def _begin(job: SearchJob, candidates: Study) -> None:
     """Queue the first candidates, and say to workers, which wait for it, what they need to know."""
     trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
     if not candidates.get_trials(deepcopy=False):
-        # A third of the candidates are a ladder of sizes, with pruned networks among them, until the sampler knows
-        # enough to choose the others.
+        # A third of the candidates are a ladder of sizes, and beside it pruned networks, until the sampler knows enough
+        # to choose the others.
         startup = max(1, min(search_study.STARTUP_TRIALS, trials // 3 + 1))
         count = {"tpe": startup, "random": 0, "ladder": trials}[sampler]
         queued: list[Point] = [*ladder_points(job.space, job.limits, count)]
@@ -318,8 +319,8 @@ def _begin(job: SearchJob, candidates: Study) -> None:
 def _read_trial(trial: FrozenTrial) -> None:
     """What every later use of a finished trial reads."""
     make_row(trial).describe()
-    str(trial.user_attrs["weights"])
-    str(trial.user_attrs["network"])
+    if not all(type(trial.user_attrs[name]) is str for name in ("weights", "network")):
+        raise TypeError("a hash is no text")
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -327,7 +328,7 @@ def _finished(study: Study) -> list[FrozenTrial]:
 
 
 def _list_rows(led: _Search) -> list[FrontRow]:
-    """Every student that is finished, as far as it came: its files, or what it would be."""
+    """Every network that is finished, as far as it came: its files, or what it would be."""
     last = {row.name: row for row in _list_candidates(led)}
     last |= {row.name: row for row in (make_row(trial, search_front.STAGES[1]) for trial in _finished(led.full))}
     return [row for name, learned in last.items() for row in led.files.get(name, [learned])]
@@ -342,7 +343,7 @@ def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
 
 
 def _queue_full(led: _Search) -> None:
-    """Queue the students of the front for a full distillation, but for those that were queued before.
+    """Queue the networks of the front for a full distillation, but for those that were queued before.
 
     Raises:
         ConfigError: there is none.
@@ -362,7 +363,7 @@ def _queue_full(led: _Search) -> None:
 
 
 def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
-    """Export students that learned to the end; pack, quantize and measure."""
+    """Export networks that learned to the end; pack, quantize and measure."""
     job = led.job
     # Trained 8-bit weights would take longer than all of the search; `colorpress quantize` has them.
     settings = replace(job.run.settings, qat=QatConfig(qat_crops=0))
@@ -371,15 +372,16 @@ def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
     for trial in trials:
         row = make_row(trial, search_front.STAGES[1])
         with muted():
-            led.files[row.name] = _publish_student(led, run, trial, row)
+            led.files[row.name] = _publish_one(led, run, trial, row)
 
 
-def _publish_student(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) -> list[FrontRow]:
+def _publish_one(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) -> list[FrontRow]:
     folder = f"front/{row.name}"
     target = run.folder / folder / "model.pt"
     reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
     if isinstance(row.point, PrunedPoint):
-        write_plan(target.with_name("plan.json"), led.job.prune_plan(row.point))
+        pruning = led.job.prune_plan(row.point)
+        write_plan(target.with_name("plan.json"), replace(pruning, settings={**pruning.settings, "reason": reason}))
     else:
         plan = StudentPlan(row.point.network(), reason, settings={"point": row.point.to_dict()})
         write_student_plan(target.with_name("plan.json"), plan)
@@ -453,11 +455,12 @@ def count_candidates(trials: Sequence[FrozenTrial], limits: Sequence[Limit]) -> 
     Args:
         limits: that they had to keep.
     """
-    counts = dict.fromkeys([*_STATES.values(), _TOO_LARGE], 0)
+    counts = dict.fromkeys([*_STATES.values(), _TOO_LARGE, _SAME], 0)
     asked = {limit.figure for limit in limits if limit.given}
     for trial in trials:
         is_too_large = trial.state is TrialState.PRUNED and not asked & set(refused_figures(trial))
-        counts[_TOO_LARGE if is_too_large else _STATES[trial.state]] += 1
+        is_same = trial.state is TrialState.COMPLETE and search_study.SAME_AS in trial.user_attrs
+        counts[_TOO_LARGE if is_too_large else _SAME if is_same else _STATES[trial.state]] += 1
     return counts
 
 

@@ -44,6 +44,8 @@ STARTUP_TRIALS = 8
 _MOST_REFUSED = 200
 _POLL_SECONDS = 0.5
 _REPEATS = "repeats"
+# Marks a trial whose point is the same network as that of an earlier one, whose number it says.
+SAME_AS = "same_as"
 # A study begins with its name and its directions: some 150 bytes.
 _LONGEST_FIRST_LINE = 10_000
 _BEGIN_ANOTHER = "begin another one: give another --study, or leave it out and say --force"
@@ -267,7 +269,8 @@ class NumberedSampler(TPESampler):
     def _begin(self, seed: int) -> None:
         # Multivariate: strides, width and convolutions, which all students have, are chosen together; in groups, since
         # pruned networks have none of them.
-        super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True, group=True)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True, group=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Begin anew with the trial's seed."""
@@ -384,6 +387,9 @@ def work_through(
 ) -> None:
     """Run trials until `wanted` are complete and none waits or runs, here or at another worker.
 
+    Those of networks that were tried already are not counted, but for more than `wanted` of them: then there are hardly
+    any others.
+
     Args:
         objective: gives the values of `OBJECTIVES`; raises `optuna.TrialPruned` for a candidate over its limits.
         catch: errors that fail a trial and not the search.
@@ -401,10 +407,12 @@ def work_through(
     while True:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             optuna.storages.fail_stale_trials(study)
-        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        trials = study.get_trials(deepcopy=False)
+        states = [trial.state for trial in trials]
         complete, running, waiting = map(states.count, (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING))
         room = len(states) - complete - running - waiting <= _MOST_REFUSED + 20 * wanted
-        if waiting or (complete + running < wanted and room):
+        repeated = sum(SAME_AS in trial.user_attrs for trial in trials if trial.state is TrialState.COMPLETE)
+        if waiting or (complete - min(repeated, wanted) + running < wanted and room):
             try:
                 study.optimize(run, n_trials=1, catch=catch, callbacks=[after] if after else None)
             except UpdateFinishedTrialError:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from colorpress.core.config import PruneConfig, SearchEffort
 from colorpress.core.console import muted
-from colorpress.core.errors import DivergedError, InputError
+from colorpress.core.errors import DivergedError, GateError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
@@ -42,6 +42,7 @@ from compress.students.search_space import (
     read_point,
     suggest,
 )
+from compress.students.search_study import SAME_AS
 from compress.students.student_job import StudentJob, build_student, measure_packed, measure_stand_in
 from compress.yardstick import score_onnx
 from export.controls import CONTROL_TITLES, control_path
@@ -108,9 +109,8 @@ class SearchJob(StudentJob):
     def _can_prune(self) -> bool:
         """Whether the channels of best.pt can be followed, and any of them can go."""
         try:
-            with muted():
-                plan = self.prune_plan(PrunedPoint(kept_channels=0.25, crops=self.effort.crops))
-        except InputError:
+            plan = self.prune_plan(PrunedPoint(kept_channels=0.25, crops=self.effort.crops))
+        except GateError:
             return False
         return any(group.removed for group in plan.groups)
 
@@ -118,16 +118,28 @@ class SearchJob(StudentJob):
         """Which channels of best.pt go, as `prune` has it by its defaults: the share of each layer, by magnitude.
 
         Raises:
-            InputError: its channels cannot be followed, or none of them can go.
+            GateError: its channels cannot be followed, or none of them can go.
         """
-        settings, config = self.run.settings, PruneConfig(prune_ratio=1.0 - point.kept_channels)
-        size = settings.count.rank_size
-        return plan_pruning(
-            self.best.build_network(), config, Evidence(seed=settings.data.seed, height=size, width=size)
-        )
+        if point.kept_channels not in self._plans:
+            settings, config = self.run.settings, PruneConfig(prune_ratio=1.0 - point.kept_channels)
+            try:
+                plan = plan_pruning(self.best.build_network(), config, Evidence(seed=settings.data.seed))
+            except InputError as error:  # which may be so of this share alone
+                raise GateError("best.pt", None, f"cannot be pruned: {error.why}", error.hint) from error
+            self._plans[point.kept_channels] = plan
+        return self._plans[point.kept_channels]
+
+    @cached_property
+    def _plans(self) -> dict[float, PrunePlan]:
+        """Those that were made already, by the share of channels that stays."""
+        return {}
 
     def build(self, point: Point) -> ColorNetwork:
-        """The network of a point before it learns: one that answers grey, or best.pt without a part of its channels."""
+        """The network of a point before it learns: one that answers grey, or best.pt without a part of its channels.
+
+        Raises:
+            GateError: best.pt cannot be pruned to that share.
+        """
         if isinstance(point, PrunedPoint):
             return apply_pruning(self.best.build_network(), self.prune_plan(point))
         return build_student(point.network(), self.run.settings.data.seed)
@@ -228,7 +240,8 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     _refuse(trial, {_PREDICTED + name: share for name, share in find_excess(limits, predicted).items()})
     _note(trial, network=sha256_bytes(identity.encode()))
     if known := _find_same(trial):
-        _note(trial, **{name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}, processor_s=0.0)
+        same = {name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}
+        _note(trial, **same, **{SAME_AS: known.number}, processor_s=0.0)
         return tuple(known.values)
     size_bytes, latency_ms = job.measure(network)
     measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
@@ -284,7 +297,7 @@ def assist(job: SearchJob) -> None:
     """Distil with the process that chooses, until it says that there is no more: for the others of torchrun."""
     while (task := share_answer(lambda: None)) is not None:
         # It comes in all processes at the same step, and the first one fails the trial.
-        with suppress(DivergedError):
+        with suppress(DivergedError, GateError):
             _distil(job, *task)
 
 

@@ -29,7 +29,7 @@ from compress.batch_norm import recalibrate_batch_norm_
 from compress.measures import FIDELITY, RETAINED, Scale
 from training.batches import ANSWER_STRIDE, AnswerFolder, CropAnswers, CropLoader, whole_photos
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.device import choose_device, choose_precision, float32_pictures, torch_threads
+from training.device import choose_device, choose_precision, computing_in, torch_threads
 from training.fitting import FitFiles, FitJob, FitResult, fit_network, forget_fit
 from training.foreign_source import load_source
 from training.lab import rgb_to_l_ab
@@ -342,15 +342,14 @@ def open_teacher(lesson: Lesson, dtype: torch.dtype) -> Callable[[Tensor], Tenso
     """What answers L (N, 1, H, W) in [0, 1], on the device of the lesson, by ab/128 (N, 2, H, W) in float32.
 
     Args:
-        dtype: that the teacher computes in, but for what reads the picture (see `float32_pictures`).
+        dtype: that the teacher computes in, as `training.device.computing_in` has it.
     """
     device = choose_device(lesson.machine.device)
     best = lesson.teacher.build_network().eval()
     best.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def answer(lightness: Tensor) -> Tensor:
-        rounded = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), rounded, float32_pictures(best):
+        with torch.inference_mode(), computing_in(dtype, best, device):
             ab: Tensor = best(lightness)
         return ab.float()
 

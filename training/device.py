@@ -85,6 +85,13 @@ def float32_pictures(network: nn.Module) -> Iterator[None]:
                 convolution.forward = own  # type: ignore[method-assign]
 
 
+@contextmanager
+def computing_in(dtype: torch.dtype, network: nn.Module, device: torch.device) -> Iterator[None]:
+    """`network` computes in `dtype` on `device`, but for what reads a picture (see `float32_pictures`)."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), float32_pictures(network):
+        yield
+
+
 def _unrounded(convolution: nn.Conv2d, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     def widen(value: Any) -> Any:
         is_rounded = isinstance(value, Tensor) and value.is_floating_point()

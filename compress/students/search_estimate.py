@@ -25,7 +25,7 @@ from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
 from training.batches import CropLoader
 from training.crops import CropSides
-from training.device import choose_device, choose_precision, float32_pictures, torch_threads
+from training.device import choose_device, choose_precision, computing_in, torch_threads
 from training.network import ColorNetwork
 from training.optimizer import make_optimizers, step_
 from training.photo_split import PhotoSplit
@@ -178,8 +178,7 @@ def _time_learning(job: SearchJob, network: ColorNetwork) -> float:
     optimizers, scaler = make_optimizers(network, recipe), torch.amp.GradScaler(device.type, enabled=False)
 
     def learn() -> Tensor:
-        rounded = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        with rounded, float32_pictures(network):
+        with computing_in(dtype, network, device):
             loss = criterion(lightness).abs().mean()
         network.zero_grad()
         loss.backward()

@@ -123,6 +123,8 @@ def describe_variant(
 def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tuple[Variant, ...]:
     """Variants of model files that somebody named: model.pt and model.onnx are called as their folders are.
 
+    What `benchmarks.peers` made is another tool's.
+
     Args:
         size, arch: `count_at` and `arch` of `describe_variant`.
     Raises:
@@ -133,13 +135,19 @@ def describe_models(paths: Sequence[Path], *, size: int, arch: ArchConfig) -> tu
         name = path.resolve().parent.name if path.stem == "model" else path.stem
         name = path.name if path.suffix in CHECKPOINT_SUFFIXES and path.stem != "model" else name
         name += path.suffix if path.suffix in MOBILE_SUFFIXES else ""
-        variants.append(describe_variant(name, path, arch=arch, count_at=size))
+        variants.append(describe_variant(name, path, arch=arch, count_at=size, peer=_is_peer(path)))
     names = Counter([*(variant.name for variant in variants), *CONTROL_TITLES.values()])
     for variant in variants:
         if names[variant.name] > 1:
             why = f"is the second one called {variant.name!r}"
             raise ConfigError("model", variant.path, why, "name the files or folders apart")
     return tuple(variants)
+
+
+def _is_peer(path: Path) -> bool:
+    """Whether a file lies in a folder of `benchmarks.peers`, and is not best.pt's own export there."""
+    folder = path.resolve().parent
+    return (folder.parent / "peers.json").is_file() and folder.name != "best"
 
 
 def list_variants(run: Run) -> tuple[Variant, ...]:

@@ -22,8 +22,9 @@ from benchmarks.peers.peer_list import PEERS, UNMEASURED, Peer, choose_peers, wi
 from benchmarks.peers.peer_table import format_peers, write_peers_json
 from benchmarks.peers.torch_pruning_recipe import prune_channels
 from benchmarks.rows import Row, read_benchmark_json
+from benchmarks.variants import describe_models
 from colorpress.cli import run_command
-from colorpress.core.config import Settings
+from colorpress.core.config import ArchConfig, Settings
 from colorpress.core.errors import ConfigError, MachineError
 from compress.dependency_graph import layer_widths
 from export.controls import CONTROL_TITLES
@@ -312,6 +313,9 @@ def test_one_command_makes_and_measures_peers_beside_ours(
         "best.pt @ torch-channels-last", "ort-static",
     ]  # fmt: skip
     assert (output / "report.html").is_file() and (output / "config.resolved.toml").is_file()
+    # Whoever names these files later has them as other tools' too.
+    named = [output / "best.pt", output / "best" / "model.onnx", output / "ort-static" / "model.onnx", ours]
+    assert [each.peer for each in describe_models(named, size=32, arch=ArchConfig())] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(

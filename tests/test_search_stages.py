@@ -25,17 +25,20 @@ from compress.budgets import Limit
 from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson
 from compress.importance import Evidence
+from compress.measures import Scores
 from compress.prune_plan import PrunePlan, read_plan
 from compress.prune_stage import prune
 from compress.pruning import plan_pruning
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_space import PrunedPoint
+from compress.students.search_front import FrontRow
+from compress.students.search_space import Point, PrunedPoint, StudentPoint
 from compress.students.search_stages import (
     CANDIDATES,
     FULL,
     _read_trial,
     begin_job,
+    choose_full,
     count_candidates,
     read_worker_options,
     search,
@@ -396,6 +399,26 @@ def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
     }
     # What best.pt and the controls answer is kept.
     assert new <= {".stages", "controls"}
+
+
+def test_pruned_networks_have_places_of_their_own_among_those_that_go_on() -> None:
+    score, student = make_score(0.5, 0.01), StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 10)
+
+    def row(size_bytes: int, kept: float, point: Point) -> FrontRow:
+        found = replace(score, content_colour=kept)
+        return FrontRow(str(size_bytes), "short distillation", point, 1, 1, size_bytes, 1.0, Scores(found))
+
+    students = [row(1000 * size, 0.5 + size / 100, student) for size in (1, 2, 4, 8, 16)]
+    # All of them larger and worse than the best student, and so on no front.
+    pruned = [row(20_000 * size, 0.1 * size, PrunedPoint(size / 16, 10)) for size in (1, 2, 4)]
+
+    def sizes(rows: list[FrontRow], count: int) -> list[int]:
+        return [each.size_bytes // 1000 for each in choose_full(rows, count)]
+
+    assert sizes([*pruned, *students], 6) == [1, 2, 4, 16, 20, 80]
+    assert sizes([*pruned, *students], 2) == [1, 16]
+    assert sizes(students, 3) == [1, 4, 16]
+    assert sizes([*pruned, *students[:1]], 4) == [1, 20, 40, 80]
 
 
 def test_candidates_are_over_budgets_that_were_given_alone() -> None:

@@ -49,6 +49,8 @@ from training.run_folder import Run
 
 CANDIDATES, FULL = "candidates", "front"
 _TABLE_ROWS = 12
+# Of the networks that learn to the end, a third may be pruned ones.
+_PRUNED_PART = 3
 _POLL_SECONDS = 1.0
 # What became of a candidate, in words.
 _STATES = {
@@ -353,13 +355,24 @@ def _queue_full(led: _Search) -> None:
         why = "failed or missed a budget, every one of them"
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
     queued = {trial.user_attrs["number"] for trial in led.full.get_trials(deepcopy=False)}
-    for row in search_front.choose_spread(list(candidates), effort.front):
+    for row in choose_full(list(candidates), effort.front):
         trial = candidates[row]
         if trial.number not in queued:
             point = replace(row.point, crops=effort.full_crops).to_dict()
             known = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
             led.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
     led.full.set_user_attr("queued_at", effort.trials)
+
+
+def choose_full(rows: Sequence[FrontRow], count: int) -> list[FrontRow]:
+    """At most `count` candidates that learn to the end: a third of them pruned networks, where there are such.
+
+    After a short training these are behind students that they leave behind later, so either kind has places of its own.
+    """
+    pruned = [row for row in rows if isinstance(row.point, PrunedPoint)]
+    students = [row for row in rows if row not in pruned]
+    chosen = search_front.choose_spread(students, count - min(len(pruned), count // _PRUNED_PART))
+    return [*chosen, *search_front.choose_spread(pruned, count - len(chosen))]
 
 
 def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:

@@ -266,14 +266,6 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
     assert len(read_front(copy.folder)) == 4
 
 
-@pytest.fixture(scope="module")
-def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ten")
-    for index in range(10):
-        make_photo(index).save(folder / f"{index}.png")
-    return folder
-
-
 def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: Path, tmp_path: Path) -> None:
     arch = {"arch": f"{foreign_networks.__file__}:HookedUnet", "ab_scale": 110.0}
     run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3, search_pruned=True)

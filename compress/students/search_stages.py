@@ -370,7 +370,7 @@ def choose_full(rows: Sequence[FrontRow], count: int) -> list[FrontRow]:
     After a short training these are behind students that they leave behind later, so either kind has places of its own.
     """
     pruned = [row for row in rows if isinstance(row.point, PrunedPoint)]
-    students = [row for row in rows if row not in pruned]
+    students = [row for row in rows if not isinstance(row.point, PrunedPoint)]
     chosen = search_front.choose_spread(students, count - min(len(pruned), count // _PRUNED_PART))
     return [*chosen, *search_front.choose_spread(pruned, count - len(chosen))]
 

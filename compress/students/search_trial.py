@@ -120,19 +120,11 @@ class SearchJob(StudentJob):
         Raises:
             GateError: its channels cannot be followed, or none of them can go.
         """
-        if point.kept_channels not in self._plans:
-            settings, config = self.run.settings, PruneConfig(prune_ratio=1.0 - point.kept_channels)
-            try:
-                plan = plan_pruning(self.best.build_network(), config, Evidence(seed=settings.data.seed))
-            except InputError as error:  # which may be so of this share alone
-                raise GateError("best.pt", None, f"cannot be pruned: {error.why}", error.hint) from error
-            self._plans[point.kept_channels] = plan
-        return self._plans[point.kept_channels]
-
-    @cached_property
-    def _plans(self) -> dict[float, PrunePlan]:
-        """Those that were made already, by the share of channels that stays."""
-        return {}
+        seed, config = self.run.settings.data.seed, PruneConfig(prune_ratio=1.0 - point.kept_channels)
+        try:
+            return plan_pruning(self.best.build_network(), config, Evidence(seed=seed))
+        except InputError as error:  # which may be so of this share alone
+            raise GateError("best.pt", None, f"cannot be pruned: {error.why}", error.hint) from error
 
     def build(self, point: Point) -> ColorNetwork:
         """The network of a point before it learns: one that answers grey, or best.pt without a part of its channels.

@@ -162,9 +162,9 @@ def test_with_best_pt_pruned_among_them_points_are_of_both_kinds() -> None:
 
 def test_a_search_starts_from_pruned_networks_where_there_are_any() -> None:
     both = replace(SPACE, pruned=True)
-    assert [point.kept_channels for point in pruned_rungs(both, 9)] == [0.25, 0.125, 0.5]
+    assert [point.kept_channels for point in pruned_rungs(both)] == [0.25, 0.125, 0.5]
     assert [point.kept_channels for point in pruned_rungs(both, 1)] == [0.25]
-    assert pruned_rungs(SPACE, 9) == ()
+    assert pruned_rungs(SPACE) == ()
 
 
 @pytest.mark.parametrize(

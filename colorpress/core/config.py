@@ -715,12 +715,12 @@ class SearchConfig(Config):
     search_trials: int | None = option(None, "Candidates that learn for a short while.", low=1, high=1_000_000)
     search_crops: int | None = option(None, "Crops that each of them learns from.", low=1, high=10**12)
     search_full_crops: int | None = option(
-        None, "Crops that each network of the front learns from in the end.", low=1, high=10**12
+        None, "Crops that each network that is exported learns from in the end.", low=1, high=10**12
     )
     search_front: int | None = option(
-        None, "Networks of the front that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
+        None, "Networks that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
     )
-    search_int8: bool | None = option(None, "Quantize each network of the front to int8 too.")
+    search_int8: bool | None = option(None, "Quantize each network that is exported to int8 too.")
     search_pruned: bool | None = option(None, "Try best.pt, pruned, too, beside students that learn from scratch.")
     search_sampler: str = option(
         "tpe",

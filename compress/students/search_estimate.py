@@ -32,8 +32,8 @@ from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 _DRAWN = 64
-# Pruned networks that a search starts from, and the part of all candidates that such are taken to be.
-_PRUNED_RUNGS, _PRUNED_SHARE = 3, 0.25
+# The part of all networks that are pruned ones: a third of those that learn to the end, and about as many candidates.
+_PRUNED_SHARE = 1 / 3
 _STEPS = 3
 _BATCHES = 4
 # Candidates that are timed, by their place in the order of multiply-accumulates.
@@ -138,7 +138,7 @@ def _draw_students(job: SearchJob) -> list[StudentPoint]:
 def _list_pruned(job: SearchJob) -> list[ColorNetwork]:
     """Pruned networks that a search starts from, as far as their parameters and work are within the limits."""
     found = []
-    for point in pruned_rungs(job.space, _PRUNED_RUNGS):
+    for point in pruned_rungs(job.space):
         with suppress(GateError):
             network = job.build(point)
             if fits(job.limits_of(point), job.count(network)):

@@ -352,8 +352,8 @@ def suggest_student(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     )
 
 
-def pruned_rungs(space: SearchSpace, count: int) -> tuple[PrunedPoint, ...]:
-    """Pruned networks to start from, at most so many: a quarter of the channels, an eighth, and a half."""
+def pruned_rungs(space: SearchSpace, count: int | None = None) -> tuple[PrunedPoint, ...]:
+    """Pruned networks to start from, at most `count`: a quarter of the channels, an eighth, and a half."""
     return tuple(PrunedPoint(kept, space.crops) for kept in _PRUNED_RUNGS[:count] if space.pruned)
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
 Search, chance and the ladder of flat networks, which a search starts from, look at candidates of the same space with
-the same short distillation. Chance and ladder are cut off where they have spent as much processor time on candidates
+the same short distillation; the ladder has no pruned network, and a network that is drawn again counts as a candidate
+that costs nothing. Chance and ladder are cut off where they have spent as much processor time on candidates
 as the search, or go on until then (a ladder ends with its last rung). The ladder of pruning takes the same share of
 each layer's channels from best.pt, at several ratios, and fine-tunes with as many crops; it is not cut off. All are
 judged by the hypervolume of what they have by then, over the logarithms of file size and latency and the lost colour,

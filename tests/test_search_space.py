@@ -21,10 +21,9 @@ from compress.students.search_space import (
     ladder_points,
     make_space,
     predict_cost,
-    pruned_rungs,
+    pruned_points,
     read_point,
     suggest,
-    suggest_student,
 )
 from compress.students.student_job import measure_stand_in
 from compress.students.student_plan import StudentPlan, read_student_network, write_student_plan
@@ -41,7 +40,7 @@ def at_most(params: int) -> tuple[Limit, ...]:
 def draw(count: int, seed: int = 0, space: SearchSpace = SPACE) -> list[StudentPoint]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
-    return [suggest_student(study.ask(), space) for _ in range(count)]
+    return [suggest(study.ask(), space) for _ in range(count)]
 
 
 def test_a_point_says_every_channel_count() -> None:
@@ -145,26 +144,11 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
     assert ladder_points(SPACE, at_most(10), 6) == ()
 
 
-def test_with_best_pt_pruned_among_them_points_are_of_both_kinds() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    both = replace(SPACE, pruned=True)
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    drawn = [suggest(study.ask(), both) for _ in range(60)]
-    pruned = [point for point in drawn if isinstance(point, PrunedPoint)]
-    assert 15 < len(pruned) < 45 and all(1 / 16 <= point.kept_channels <= 1 / 2 for point in pruned)
-    assert len({point.kept_channels for point in pruned}) > 5
-    for point in drawn:
-        assert suggest(optuna.trial.FixedTrial(point.parameters()), both) == point
-        assert read_point(point.to_dict()) == point
-    assert both.count_points() == SPACE.count_points() + 8
-    assert "1/16 to 8/16" in both.describe()["start"] and "best.pt" not in SPACE.describe()["start"]
-
-
-def test_a_search_starts_from_pruned_networks_where_there_are_any() -> None:
-    both = replace(SPACE, pruned=True)
-    assert [point.kept_channels for point in pruned_rungs(both)] == [0.25, 0.125, 0.5]
-    assert [point.kept_channels for point in pruned_rungs(both, 1)] == [0.25]
-    assert pruned_rungs(SPACE) == ()
+def test_pruned_networks_are_of_all_sixteenths_up_to_a_half_and_the_first_are_far_apart() -> None:
+    points = pruned_points(100)
+    assert sorted(point.kept_channels for point in points) == [parts / 16 for parts in range(1, 9)]
+    assert [point.kept_channels for point in points[:4]] == [1 / 4, 1 / 8, 1 / 2, 1 / 16]
+    assert all(read_point(point.to_dict()) == point and point.crops == 100 for point in points)
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,17 @@ from compress.budgets import Limit
 from compress.dependency_graph import layer_widths
 from compress.distillation import Lesson
 from compress.importance import Evidence
-from compress.measures import Scores
 from compress.prune_plan import PrunePlan, read_plan
 from compress.prune_stage import prune
 from compress.pruning import plan_pruning
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_front import FrontRow
-from compress.students.search_space import Point, PrunedPoint, StudentPoint
+from compress.students.search_space import PrunedPoint
 from compress.students.search_stages import (
     CANDIDATES,
     FULL,
     _read_trial,
     begin_job,
-    choose_full,
     count_candidates,
     read_worker_options,
     search,
@@ -266,9 +263,9 @@ def test_other_options_begin_a_study_beside_the_one_that_is_there(
     assert len(read_front(copy.folder)) == 4
 
 
-def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: Path, tmp_path: Path) -> None:
+def test_best_pt_pruned_learns_beside_students_foreign_as_it_is(photo_folder: Path, tmp_path: Path) -> None:
     arch = {"arch": f"{foreign_networks.__file__}:HookedUnet", "ab_scale": 110.0}
-    run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3, search_pruned=True)
+    run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3, search_trials=1, search_pruned=True)
     photos = find_photos(run)
     adopt_checkpoint(run, write_weights(QUICK[0], tmp_path / "weights.pt"), photos)
     search(run, photos)
@@ -288,26 +285,30 @@ def test_best_pt_pruned_is_tried_beside_students_foreign_as_it_is(photo_folder: 
     assert set(pruned["params"]) == {again.result["params_after"]}
 
 
-def test_what_was_asked_for_is_asked_of_pruned_networks_and_nothing_else(trained: tuple[Run, PhotoSplit]) -> None:
+def test_pruned_networks_keep_budgets_that_were_given_and_no_others(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
-    free, _ = begin_job(changed(run, search_pruned=True), photos, None)
-    asked, _ = begin_job(changed(run, search_pruned=True, keep_params=0.3), photos, None)
-    student, pruned = free.space.smallest("macs"), PrunedPoint(0.5, 10)
-    assert free.space.pruned and free.limits_of(pruned) == ()
-    assert [limit.figure for limit in free.limits_of(student)] == ["params", "macs"]
-    assert [limit.figure for limit in asked.limits_of(pruned)] == ["params"]
-    assert asked.limits_of(student) == asked.limits
-    without, _ = begin_job(run, photos, None)
-    assert not without.space.pruned
-    efforts = {"demo": False, "default": True, "long": True, "longest": True}
-    assert {name: Settings.from_options({"search_effort": name}).search.effort().pruned for name in efforts} == efforts
+
+    def kept(**options: object) -> list[float]:
+        job, _ = begin_job(changed(run, **{"search_front": 9, "search_pruned": True, **options}), photos, None)
+        assert all(each["size_bytes"] > 1000 and each["latency_ms"] > 0 for each in job.pruned.values())
+        return [point.kept_channels for point in job.pruned]
+
+    # More than half of the parameters and a tenth of the multiply-accumulates, which students may have at most.
+    # And each network once: the others round to a quarter or to a half.
+    assert kept() == [0.25, 0.5]
+    assert kept(search_front=5) == kept(keep_params=0.3) == [0.25]
+    assert kept(search_front=2) == kept(search_pruned=False) == []
+    efforts = {"demo": 0, "default": 3, "long": 4, "longest": 5}
+    assert efforts == {
+        name: Settings.from_options({"search_effort": name}).search.effort().pruned_places for name in efforts
+    }
 
 
-def test_a_share_that_cannot_be_pruned_is_a_candidate_that_fails(
+def test_a_share_that_cannot_be_pruned_is_left_out(
     trained: tuple[Run, PhotoSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, photos = trained
-    able = changed(run, search_pruned=True)
+    able = changed(run, search_pruned=True, search_front=6)
     plan = search_trial.plan_pruning
 
     def choosy(network: ColorNetwork, config: PruneConfig, evidence: Evidence) -> PrunePlan:
@@ -317,11 +318,12 @@ def test_a_share_that_cannot_be_pruned_is_a_candidate_that_fails(
 
     monkeypatch.setattr(search_trial, "plan_pruning", choosy)
     job, _ = begin_job(able, photos, None)
-    assert job.space.pruned and count_parameters(job.build(PrunedPoint(0.25, 10))) > 0
+    assert [point.kept_channels for point in job.pruned] == [0.25, 0.5]
     with pytest.raises(GateError, match="cannot be pruned: breaks"):
         job.build(PrunedPoint(0.125, 10))
-    _, planned = describe_plan(able, photos, study=None)
-    assert planned["seconds"] > 0
+    lines, planned = describe_plan(able, photos, study=None)
+    assert planned["pruned"] == [0.25, 0.5] and planned["seconds"] > 0
+    assert any(line.endswith("2 of them best.pt with 25 %, 50 % of its channels") for line in lines)
 
 
 def test_a_study_whose_networks_are_no_text_is_damaged() -> None:
@@ -340,11 +342,11 @@ def test_where_nothing_can_be_pruned_students_alone_are_tried(photo_folder: Path
     (tmp_path / "one.py").write_text(code)
     torch.save(torch.nn.Conv2d(1, 2, 3, padding=1).state_dict(), tmp_path / "weights.pt")
     arch = {"arch": f"{tmp_path / 'one.py'}:one_layer", "ab_scale": 110.0}
-    run = open_run(tmp_path / "out", photo_folder, **arch, search_pruned=True)
+    run = open_run(tmp_path / "out", photo_folder, **arch, search_pruned=True, search_front=6)
     photos = find_photos(run)
     adopt_checkpoint(run, tmp_path / "weights.pt", photos)
     job, _ = begin_job(run, photos, None)
-    assert not job.space.pruned and "best.pt" not in job.space.describe()["start"]
+    assert job.effort.pruned_places == 2 and job.pruned == {}
 
 
 def test_asking_best_pt_is_no_cost_of_the_candidate_that_comes_first(
@@ -391,26 +393,6 @@ def test_a_dry_run_says_what_would_be_done_and_trains_nothing(
     }
     # What best.pt and the controls answer is kept.
     assert new <= {".stages", "controls"}
-
-
-def test_pruned_networks_have_places_of_their_own_among_those_that_go_on() -> None:
-    score, student = make_score(0.5, 0.01), StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 10)
-
-    def row(size_bytes: int, kept: float, point: Point) -> FrontRow:
-        found = replace(score, content_colour=kept)
-        return FrontRow(str(size_bytes), "short distillation", point, 1, 1, size_bytes, 1.0, Scores(found))
-
-    students = [row(1000 * size, 0.5 + size / 100, student) for size in (1, 2, 4, 8, 16)]
-    # All of them larger and worse than the best student, and so on no front.
-    pruned = [row(20_000 * size, 0.1 * size, PrunedPoint(size / 16, 10)) for size in (1, 2, 4)]
-
-    def sizes(rows: list[FrontRow], count: int) -> list[int]:
-        return [each.size_bytes // 1000 for each in choose_full(rows, count)]
-
-    assert sizes([*pruned, *students], 6) == [1, 2, 4, 16, 20, 80]
-    assert sizes([*pruned, *students], 2) == [1, 16]
-    assert sizes(students, 3) == [1, 4, 16]
-    assert sizes([*pruned, *students[:1]], 4) == [1, 20, 40, 80]
 
 
 def test_candidates_are_over_budgets_that_were_given_alone() -> None:

@@ -682,8 +682,8 @@ _EFFORTS = {"fast": 0.25, "default": 1.0, "long": 4.0}
 
 @dataclass(frozen=True)
 class SearchEffort:
-    """How much a search does: candidates, crops of each, crops of those of the front, how many those are, int8, and
-    whether pruned networks are among the candidates."""
+    """How much a search does: candidates, crops of each, crops of those that learn to the end, how many those are,
+    int8, and whether a third of those are pruned networks."""
 
     trials: int
     crops: int
@@ -691,6 +691,11 @@ class SearchEffort:
     front: int
     int8: bool
     pruned: bool
+
+    @property
+    def pruned_places(self) -> int:
+        """How many pruned networks learn to the end at most."""
+        return self.front // 3 if self.pruned else 0
 
 
 NO_SEARCH = "none"
@@ -721,7 +726,7 @@ class SearchConfig(Config):
         None, "Networks that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
     )
     search_int8: bool | None = option(None, "Quantize each network that is exported to int8 too.")
-    search_pruned: bool | None = option(None, "Try best.pt, pruned, too, beside students that learn from scratch.")
+    search_pruned: bool | None = option(None, "Train best.pt, pruned, to the end too, beside what the search finds.")
     search_sampler: str = option(
         "tpe",
         "What proposes candidates: Optuna's tree-structured Parzen estimator, chance, or widths from small to large.",

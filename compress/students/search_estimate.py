@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -15,12 +14,10 @@ from optuna.samplers import RandomSampler
 from torch import Tensor
 
 from colorpress.core.console import muted
-from colorpress.core.errors import GateError
 from colorpress.core.text import format_bytes, format_count
-from compress.budgets import fits
 from compress.distillation import DistilLoss, open_teacher
 from compress.ranking import count_macs
-from compress.students.search_space import StudentPoint, ladder_points, predict_cost, pruned_rungs, suggest_student
+from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
 from training.batches import CropLoader
@@ -32,8 +29,6 @@ from training.photo_split import PhotoSplit
 from training.run_folder import Run
 
 _DRAWN = 64
-# The part of all networks that are pruned ones: a third of those that learn to the end, and about as many candidates.
-_PRUNED_SHARE = 1 / 3
 _STEPS = 3
 _BATCHES = 4
 # Candidates that are timed, by their place in the order of multiply-accumulates.
@@ -62,9 +57,9 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         f"smallest network: about {size}, {params} parameters",
         f"asked for: {', '.join(asked_for) or 'nothing: the whole front'}",
         f"candidates: {effort.trials}, each learns from {effort.crops:,} crops",
-        f"of the front learn on: {effort.front}, each with {effort.full_crops:,} crops",
+        f"learn to the end: {effort.front}, each from {effort.full_crops:,} crops{_describe_pruned(job)}",
         f"speed: {estimate['crops_per_s']:,} crops a second",
-        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, one of the front "
+        f"a candidate takes {estimate['seconds_for_a_candidate']:.0f} s, one that learns to the end "
         f"{estimate['seconds_for_a_student']:.0f} s",
         f"asking best.pt about their crops takes {estimate['seconds_of_asking']:.0f} s",
         f"time: about {lasts} with one worker like this machine",
@@ -79,8 +74,14 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         "crops_of_each": effort.crops,
         "students": effort.front,
         "crops_of_each_student": effort.full_crops,
+        "pruned": [point.kept_channels for point in job.pruned],
         **estimate,
     }
+
+
+def _describe_pruned(job: SearchJob) -> str:
+    shares = ", ".join(f"{100 * point.kept_channels:g} %" for point in job.pruned)
+    return f", {len(job.pruned)} of them best.pt with {shares} of its channels" if job.pruned else ""
 
 
 def estimate_search(job: SearchJob) -> dict[str, float]:
@@ -89,7 +90,7 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     A crop costs what loading it takes, or learning from it where that is longer, which follows from the
     multiply-accumulates between the candidates that are timed.
     """
-    students, pruned, side = _draw_students(job), _list_pruned(job), _crop_side(job)
+    students, pruned, side = _draw_students(job), [job.build(point) for point in job.pruned], _crop_side(job)
     macs = np.array([
         *(predict_cost(point.network(), side=side)["macs"] for point in students),
         *(count_macs(network, height=side, width=side) for network in pruned),
@@ -108,12 +109,11 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
         loading_s = _time_loading(job)
         learning_s = [_time_learning(job, network) for network in networks]
     crops_s = np.maximum(loading_s, np.interp(macs, macs[timed], learning_s))
-    crop_s = float(crops_s[: len(students)].mean())
-    if pruned:
-        crop_s += _PRUNED_SHARE * (float(crops_s[len(students) :].mean()) - crop_s)
-    effort = job.effort
+    effort, crop_s = job.effort, float(crops_s[: len(students)].mean())
+    from_scratch = effort.front - len(pruned)
+    full_crop_s = (from_scratch * crop_s + float(crops_s[len(students) :].sum())) / max(1, effort.front)
     short_s = effort.crops * crop_s + measuring_s
-    full_s = effort.full_crops * crop_s + _EXPORTS_TO_THE_END * measuring_s
+    full_s = effort.full_crops * full_crop_s + _EXPORTS_TO_THE_END * measuring_s
     # The longest training asks about the crops of all.
     longest = job.recipe(max(effort.crops, effort.full_crops if effort.front else 0))
     steps = longest.different_epochs * (longest.epoch_steps or -(-longest.epoch_crops // longest.batch_size))
@@ -131,19 +131,8 @@ def _draw_students(job: SearchJob) -> list[StudentPoint]:
     """Students that are within the limits, some of them at random."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed=job.run.settings.data.seed))
-    drawn = [suggest_student(study.ask(), job.space) for _ in range(_DRAWN)]
+    drawn = [suggest(study.ask(), job.space) for _ in range(_DRAWN)]
     return [*ladder_points(job.space, job.limits, 4), *job.space.fitting(drawn, job.limits)]
-
-
-def _list_pruned(job: SearchJob) -> list[ColorNetwork]:
-    """Pruned networks that a search starts from, as far as their parameters and work are within the limits."""
-    found = []
-    for point in pruned_rungs(job.space):
-        with suppress(GateError):
-            network = job.build(point)
-            if fits(job.limits_of(point), job.count(network)):
-                found.append(network)
-    return found
 
 
 def _crop_side(job: SearchJob) -> int:

@@ -30,10 +30,9 @@ _MOST_STEM_STEPS = 2
 _LEAST_GROWTH, _MOST_GROWTH, _GROWTH_STEP = 0.5, 2.0, 0.25
 _LEAST_SHARE, _SHARE_STEP = 0.5, 0.25
 _MOST_CONVOLUTIONS = 2
-# Channels that a pruned network keeps of each layer, in 16ths. Those with more are larger than what a search looks for.
-_LEAST_KEPT, _MOST_KEPT, _KEPT_PARTS = 1, 8, 16
-# What a search starts from of them.
-_PRUNED_RUNGS = (0.25, 0.125, 0.5)
+# Channels that a pruned network keeps of each layer, in 16ths, those to be tried first ahead: each next one fills the
+# widest gap. Those that keep more are larger than what a search looks for.
+_KEPT_PARTS, _KEPT = 16, (4, 2, 8, 1, 6, 3, 5, 7)
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,10 @@ class PrunedPoint:
 
     def __post_init__(self) -> None:
         parts = self.kept_channels * _KEPT_PARTS
-        if not (_LEAST_KEPT <= parts <= _MOST_KEPT and parts == int(parts)):
+        if parts not in _KEPT:
             raise ValueError(f"kept_channels {self.kept_channels!r} is no 16th from 1/16 to 1/2")
         if type(self.crops) is not int:
             raise ValueError(f"crops {self.crops!r} is no whole number")
-
-    def parameters(self) -> dict[str, Any]:
-        """What `suggest` has to be told to give this point."""
-        return {"start": self.start, "kept_parts": int(self.kept_channels * _KEPT_PARTS)}
 
     def figures(self) -> dict[str, Any]:
         """What a table says of it."""
@@ -120,7 +115,6 @@ class StudentPoint:
     def parameters(self) -> dict[str, Any]:
         """What `suggest` has to be told to give this point."""
         return {
-            "start": self.start,
             "output_stride": self.output_stride,
             "stem_steps": _halvings(self.stem_stride, _stem_at(self.output_stride, 0)),
             "deepest_stride": self.deepest_stride,
@@ -237,27 +231,23 @@ def predict_cost(plan: UNetPlan, *, side: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Which points there are.
+    """Which points there are of networks that learn from scratch.
 
     Attributes:
         output_strides: that an answer may have, finest first.
         largest_base: channels of the first level at most, a multiple of 4.
         crops: that a candidate learns from.
         side: of the square picture whose multiply-accumulates are counted, in pixels.
-        pruned: whether there is best.pt, pruned, among them.
     """
 
     output_strides: tuple[int, ...]
     largest_base: int
     crops: int
     side: int
-    pruned: bool = False
 
     def describe(self) -> dict[str, str]:
         """Each dimension and its values, for people."""
-        starts = "from scratch or, with {}/{} to {}/{} of its channels, best.pt" if self.pruned else "from scratch"
         return {
-            "start": starts.format(_LEAST_KEPT, _KEPT_PARTS, _MOST_KEPT, _KEPT_PARTS),
             "output stride": ", ".join(map(str, self.output_strides)),
             "stem stride": f"the output stride, a half or a quarter of it; at most {_LARGEST_STEM}",
             "deepest stride": ", ".join(map(str, _DEEPEST_STRIDES)),
@@ -280,11 +270,10 @@ class SearchSpace:
         growths = round((_MOST_GROWTH - _LEAST_GROWTH) / _GROWTH_STEP) + 1
         shares = round((1 - _LEAST_SHARE) / _SHARE_STEP) + 1
         of_a_structure = self.largest_base // CHANNEL_BLOCK * shares * _MOST_CONVOLUTIONS
-        students: int = sum(
+        return sum(
             of_a_structure * (2 if output_stride > 1 else 1) * growths ** _halvings(stem, deepest)
             for output_stride, stem, deepest in self.structures()
         )
-        return students + (_MOST_KEPT - _LEAST_KEPT + 1 if self.pruned else 0)
 
     def narrow_points(self) -> Iterator[StudentPoint]:
         """The narrowest point of every structure: nothing with its strides costs less."""
@@ -305,14 +294,12 @@ class SearchSpace:
         return min(self.narrow_points(), key=lambda point: self.cost(point)[measure])
 
 
-def make_space(
-    output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int, pruned: bool = False
-) -> SearchSpace:
+def make_space(output_strides: Sequence[int], limits: Sequence[Limit], *, crops: int, side: int) -> SearchSpace:
     """The space whose widest first level still fits the limits with some strides, without growth.
 
     Wider ones could only be refused, and would make most of a small space.
     """
-    space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side, pruned)
+    space = SearchSpace(tuple(sorted(output_strides)), CHANNEL_BLOCK, crops, side)
     for base in range(LARGEST_BASE, CHANNEL_BLOCK, -CHANNEL_BLOCK):
         flat = (replace(point, base=base, growth=(1.0,) * len(point.growth)) for point in space.narrow_points())
         if space.fitting(flat, limits):
@@ -320,17 +307,8 @@ def make_space(
     return space
 
 
-def suggest(trial: BaseTrial, space: SearchSpace) -> Point:
+def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     """The point that a trial of an Optuna study is about."""
-    starts = (StudentPoint.start, PrunedPoint.start) if space.pruned else (StudentPoint.start,)
-    if trial.suggest_categorical("start", starts) == StudentPoint.start:
-        return suggest_student(trial, space)
-    kept_parts = trial.suggest_int("kept_parts", _LEAST_KEPT, _MOST_KEPT, log=True)
-    return PrunedPoint(kept_parts / _KEPT_PARTS, space.crops)
-
-
-def suggest_student(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
-    """The same of those that learn from scratch."""
     output_stride = int(trial.suggest_categorical("output_stride", space.output_strides))
     # Relative to the answer's, so that what is learned at one output stride is true at another.
     stem_stride = _stem_at(output_stride, trial.suggest_int("stem_steps", 0, _MOST_STEM_STEPS))
@@ -352,9 +330,9 @@ def suggest_student(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     )
 
 
-def pruned_rungs(space: SearchSpace, count: int | None = None) -> tuple[PrunedPoint, ...]:
-    """Pruned networks to start from, at most `count`: a quarter of the channels, an eighth, and a half."""
-    return tuple(PrunedPoint(kept, space.crops) for kept in _PRUNED_RUNGS[:count] if space.pruned)
+def pruned_points(crops: int) -> tuple[PrunedPoint, ...]:
+    """Every pruned network, those to be tried first ahead: a quarter of the channels, an eighth, a half."""
+    return tuple(PrunedPoint(parts / _KEPT_PARTS, crops) for parts in _KEPT)
 
 
 def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tuple[StudentPoint, ...]:

@@ -38,7 +38,7 @@ from compress.precisions import variant_name
 from compress.prune_plan import write_plan
 from compress.students import search_front, search_study, search_trial
 from compress.students.search_front import ControlRow, FrontRow, Recommendation
-from compress.students.search_space import Point, PrunedPoint, ladder_points, pruned_rungs
+from compress.students.search_space import PrunedPoint, ladder_points
 from compress.students.search_trial import SearchJob, make_row, refused_figures
 from compress.students.student_job import Oracle, StudentJob, ask_oracle, list_output_strides, with_unlabelled
 from compress.students.student_plan import StudentPlan, write_student_plan
@@ -49,8 +49,6 @@ from training.run_folder import Run
 
 CANDIDATES, FULL = "candidates", "front"
 _TABLE_ROWS = 12
-# Of the networks that learn to the end, a third may be pruned ones.
-_PRUNED_PART = 3
 _POLL_SECONDS = 1.0
 # What became of a candidate, in words.
 _STATES = {
@@ -299,14 +297,10 @@ def _begin(job: SearchJob, candidates: Study) -> None:
     """Queue the first candidates, and say to workers, which wait for it, what they need to know."""
     trials, sampler = job.effort.trials, job.run.settings.search.search_sampler
     if not candidates.get_trials(deepcopy=False):
-        # A third of the candidates are a ladder of sizes, and beside it pruned networks, until the sampler knows enough
-        # to choose the others.
+        # A third of the candidates are a ladder of sizes, until the sampler knows enough to choose the others.
         startup = max(1, min(search_study.STARTUP_TRIALS, trials // 3 + 1))
         count = {"tpe": startup, "random": 0, "ladder": trials}[sampler]
-        queued: list[Point] = [*ladder_points(job.space, job.limits, count)]
-        if sampler == "tpe":
-            queued[1:1] = pruned_rungs(job.space, count // 2)
-        for point in queued:
+        for point in ladder_points(job.space, job.limits, count):
             candidates.enqueue_trial(point.parameters())
     known = candidates.user_attrs.get("terms", {})
     terms = {
@@ -345,34 +339,28 @@ def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
 
 
 def _queue_full(led: _Search) -> None:
-    """Queue the networks of the front for a full distillation, but for those that were queued before.
+    """Queue for a full distillation, but for those that were queued before: pruned networks, and of the front.
 
     Raises:
         ConfigError: there is none.
     """
-    candidates, effort = _list_candidates(led), led.job.effort
+    candidates, job = _list_candidates(led), led.job
     if not candidates:
         why = "failed or missed a budget, every one of them"
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
-    queued = {trial.user_attrs["number"] for trial in led.full.get_trials(deepcopy=False)}
-    for row in choose_full(list(candidates), effort.front):
+    known: list[dict[str, Any]] = []
+    for row in search_front.choose_spread(list(candidates), job.effort.front - len(job.pruned)):
         trial = candidates[row]
-        if trial.number not in queued:
-            point = replace(row.point, crops=effort.full_crops).to_dict()
-            known = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
-            led.full.enqueue_trial(trial.params, user_attrs={**known, "point": point, "number": trial.number})
-    led.full.set_user_attr("queued_at", effort.trials)
-
-
-def choose_full(rows: Sequence[FrontRow], count: int) -> list[FrontRow]:
-    """At most `count` candidates that learn to the end: a third of them pruned networks, where there are such.
-
-    After a short training these are behind students that they leave behind later, so either kind has places of its own.
-    """
-    pruned = [row for row in rows if isinstance(row.point, PrunedPoint)]
-    students = [row for row in rows if not isinstance(row.point, PrunedPoint)]
-    chosen = search_front.choose_spread(students, count - min(len(pruned), count // _PRUNED_PART))
-    return [*chosen, *search_front.choose_spread(pruned, count - len(chosen))]
+        costs = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
+        point = replace(row.point, crops=job.effort.full_crops)
+        known.append({**costs, "point": point.to_dict(), "number": trial.number})
+    for pruned, measured in job.pruned.items():
+        known.append({**measured, "network": sha256_bytes(repr(pruned).encode()), "point": pruned.to_dict()})
+    queued = {trial.user_attrs["network"] for trial in led.full.get_trials(deepcopy=False)}
+    for each in known:
+        if each["network"] not in queued:
+            led.full.enqueue_trial({}, user_attrs=each)
+    led.full.set_user_attr("queued_at", job.effort.trials)
 
 
 def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
@@ -391,7 +379,7 @@ def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
 def _publish_one(led: _Search, run: Run, trial: FrozenTrial, row: FrontRow) -> list[FrontRow]:
     folder = f"front/{row.name}"
     target = run.folder / folder / "model.pt"
-    reason = f"candidate {trial.user_attrs['number']} of a search: {row.describe()}"
+    reason = f"{row.name} of a search: {row.describe()}"
     if isinstance(row.point, PrunedPoint):
         pruning = led.job.prune_plan(row.point)
         write_plan(target.with_name("plan.json"), replace(pruning, settings={**pruning.settings, "reason": reason}))

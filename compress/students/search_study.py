@@ -267,10 +267,9 @@ class NumberedSampler(TPESampler):
         self._begin(seed)
 
     def _begin(self, seed: int) -> None:
-        # Multivariate: strides, width and convolutions, which all students have, are chosen together; in groups, since
-        # pruned networks have none of them.
+        # Multivariate: strides, width and convolutions are chosen together.
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True, group=True)
+            super().__init__(seed=seed, n_startup_trials=self.startup_trials, multivariate=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Begin anew with the trial's seed."""

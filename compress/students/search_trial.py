@@ -24,8 +24,7 @@ from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import share_answer, working_together
 from colorpress.core.source_code import hash_code
-from compress.budgets import Figures, Limit, find_excess, read_limits
-from compress.dependency_graph import layer_widths
+from compress.budgets import Figures, Limit, find_excess, fits, read_limits
 from compress.distillation import ask_about_crops
 from compress.importance import Evidence
 from compress.measures import Scale, Score, Scores
@@ -37,8 +36,8 @@ from compress.students.search_space import (
     Point,
     PrunedPoint,
     SearchSpace,
-    StudentPoint,
     make_space,
+    pruned_points,
     read_point,
     suggest,
 )
@@ -102,17 +101,33 @@ class SearchJob(StudentJob):
     @cached_property
     def space(self) -> SearchSpace:
         """The points that are tried."""
-        side, effort = self.run.settings.count.rank_size, self.effort
-        pruned = effort.pruned and self._can_prune()
-        return make_space(self.output_strides, self.limits, crops=effort.crops, side=side, pruned=pruned)
+        side = self.run.settings.count.rank_size
+        return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
 
-    def _can_prune(self) -> bool:
-        """Whether the channels of best.pt can be followed, and any of them can go."""
-        try:
-            plan = self.prune_plan(PrunedPoint(kept_channels=0.25, crops=self.effort.crops))
-        except GateError:
-            return False
-        return any(group.removed for group in plan.groups)
+    @cached_property
+    def pruned(self) -> dict[PrunedPoint, dict[str, float]]:
+        """Pruned networks that learn to the end, and the `COSTS` of each.
+
+        As many as have places, of those within the budgets that were given. They are not tried for a short while, which
+        says nothing of them: they are far behind then.
+        """
+        budgets = [limit for limit in self.limits if limit.given]
+        found: dict[PrunedPoint, dict[str, float]] = {}
+        # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
+        known = {self.original_cost["params"]}
+        for point in pruned_points(self.effort.full_crops):
+            if len(found) == self.effort.pruned_places:
+                break
+            with suppress(GateError):  # such as where no channel can be followed
+                network = self.build(point)
+                counts = self.count(network)
+                if counts["params"] not in known and fits(budgets, counts):
+                    known.add(counts["params"])
+                    size_bytes, latency_ms = self.measure(network)
+                    costs = {**counts, "size_bytes": size_bytes, "latency_ms": latency_ms}
+                    if fits(budgets, costs):
+                        found[point] = costs
+        return found
 
     def prune_plan(self, point: PrunedPoint) -> PrunePlan:
         """Which channels of best.pt go, as `prune` has it by its defaults: the share of each layer, by magnitude.
@@ -135,10 +150,6 @@ class SearchJob(StudentJob):
         if isinstance(point, PrunedPoint):
             return apply_pruning(self.best.build_network(), self.prune_plan(point))
         return build_student(point.network(), self.run.settings.data.seed)
-
-    def limits_of(self, point: Point) -> tuple[Limit, ...]:
-        """The limits that a point has to keep: what is best.pt's anyway is only asked to keep what was asked for."""
-        return tuple(each for each in self.limits if each.given or isinstance(point, StudentPoint))
 
     @cached_property
     def controls(self) -> tuple[ControlRow, ...]:
@@ -218,37 +229,26 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
     trial.set_user_attr("worker", job.worker)
     point = suggest(trial, job.space)
     started_s = _processor_s()
-    limits = job.limits_of(point)
+    network, cost = point.network(), job.space.cost(point)
     trial.set_user_attr("point", point.to_dict())
-    network: UNetPlan | ColorNetwork
-    if isinstance(point, StudentPoint):
-        network, cost = point.network(), job.space.cost(point)
-        predicted: Figures = {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)}
-        identity = repr(network)
-    else:
-        network = job.build(point)
-        predicted = cost = job.count(network)
-        identity = repr(layer_widths(network))
-    _refuse(trial, {_PREDICTED + name: share for name, share in find_excess(limits, predicted).items()})
-    _note(trial, network=sha256_bytes(identity.encode()))
+    predicted: Figures = {**cost, "size_bytes": cost["size_bytes"] / (1 + _SIZE_MARGIN)}
+    _refuse(trial, {_PREDICTED + name: share for name, share in find_excess(job.limits, predicted).items()})
+    _note(trial, network=sha256_bytes(repr(network).encode()))
     if known := _find_same(trial):
         same = {name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}
         _note(trial, **same, **{SAME_AS: known.number}, processor_s=0.0)
         return tuple(known.values)
     size_bytes, latency_ms = job.measure(network)
     measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
-    _refuse(trial, find_excess(limits, measured))
+    _refuse(trial, find_excess(job.limits, measured))
     _note(trial, **{**cost, **measured})
     return _learn_for(job, trial, point, started_s)
 
 
 def try_full(job: SearchJob, trial: optuna.Trial) -> tuple[float, ...]:
-    """The objective of the second study: one of the front, after a full distillation."""
+    """The objective of the second study: a network, queued with all that is known of it, distilled to the end."""
     trial.set_user_attr("worker", job.worker)
-    point = read_point(trial.user_attrs["point"])
-    # Queued with what the first study measured of it.
-    suggest(trial, job.space)
-    return _learn_for(job, trial, point, _processor_s())
+    return _learn_for(job, trial, read_point(trial.user_attrs["point"]), _processor_s())
 
 
 def _learn_for(job: SearchJob, trial: optuna.Trial, point: Point, started_s: float) -> tuple[float, ...]:
@@ -320,11 +320,13 @@ def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
 def make_row(trial: FrozenTrial, stage: str = STAGES[0]) -> FrontRow:
     """The row of a finished trial."""
     known, point = trial.user_attrs, read_point(trial.user_attrs["point"])
-    kilobytes = max(1, round(known["size_bytes"] / 1000))
-    kind = f"{point.start}-" if isinstance(point, PrunedPoint) else ""
+    # The short trial and the full one of a point have the same name, and no two points have.
+    if isinstance(point, PrunedPoint):
+        name = f"pruned-{100 * point.kept_channels:.0f}pct"
+    else:
+        name = f"{max(1, round(known['size_bytes'] / 1000))}kb-{known.get('number', trial.number)}"
     return FrontRow(
-        # The short trial and the full one of a point have the same name, and no two points have.
-        name=f"{kind}{kilobytes}kb-{known.get('number', trial.number)}",
+        name=name,
         stage=stage,
         point=point,
         **{name: known[name] for name in COSTS},

@@ -299,6 +299,12 @@ class Score:
         """What should be small: 1 - what is kept, or where that is not known the share of L1 above best.pt's."""
         return self.l1_delta_pct / 100.0 if math.isnan(self.kept) else 1.0 - self.kept
 
+    @property
+    def likely_loss(self) -> float:
+        """The loss that is not exceeded elsewhere with 80 % confidence; NaN where nothing can be said for sure."""
+        figures = self.likely_figures()
+        return figures["l1_delta_pct"] / 100.0 if math.isnan(self.kept) else 1.0 - figures[self.measure]
+
     def likely_figures(self, margin: float = MARGIN) -> dict[str, float]:
         """The figures that goals are held against: what is chosen by them keeps that elsewhere with 80 % confidence.
 

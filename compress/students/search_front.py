@@ -150,9 +150,9 @@ class Recommendation:
 def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendation:
     """The smallest row that meets every demand; or which demand to loosen, and how far.
 
-    Without a goal for the colour it is the one that keeps most within the budgets, and without any demand the smallest
-    that keeps the measure that decides whole, else the one that keeps most. Goals have to hold on other photographs
-    with 80 % confidence.
+    Without a goal for the colour it is the smallest within the budgets that keeps as much as any, and without any
+    demand the smallest that keeps the measure that decides whole, else as much as any: what the one that keeps most
+    has with 80 % confidence. With such confidence goals have to hold on other photographs.
     """
     ready = max(rows, key=lambda row: STAGES.index(row.stage), default=None)
     rows = [row for row in rows if ready is not None and row.stage == ready.stage]
@@ -170,8 +170,10 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendat
         kept = f"the smallest that keeps {whole.show(whole.bound)} {CONFIDENTLY}"
         why = "the smallest that meets every goal and budget" if has_goal else kept
     else:
-        best = min(meeting, key=lambda row: (row.score.loss, row.size_bytes))
-        why = f"keeps most colour{' within the budgets' if demands else ''}"
+        most = min(meeting, key=lambda row: (row.score.loss, row.size_bytes))
+        likely_loss = most.score.likely_loss
+        best = min((row for row in meeting if row is most or row.score.loss <= likely_loss), key=lambda row: row.costs)
+        why = f"keeps as much colour as any{' within the budgets' if demands else ''}"
     return Recommendation(best, f"{best.label}: {best.describe()}; {why}.")
 
 

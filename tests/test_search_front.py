@@ -141,8 +141,14 @@ def test_of_what_keeps_as_much_within_the_noise_the_smallest_is_recommended() ->
 
     # 0.6 +- 0.02 here is 0.587 or more on as many others, in 80 % of cases.
     assert take(0.59) == second.label and take(0.586) == first.label
-    by_l1 = [replace(each, scores=Scores(make_score(math.nan, 0.02))) for each in (first, second)]
-    assert recommend(by_l1, ()).row is by_l1[1]
+    nothing = dict.fromkeys(("l1_delta_low", "l1_delta_high", "content_low", "content_high"), math.nan)
+    scores = [make_score(0.6, 0.02), make_score(0.59, 0.02)]
+    by_l1 = [replace(each, content_colour=math.nan) for each in scores]
+    # Several photographs without an interval: nothing can be said for sure, so what keeps most is taken.
+    unsure = [replace(each, **nothing, l1_delta_pct=math.nan) for each in scores]
+    for found, expected in ((by_l1, second.label), (unsure, first.label)):
+        rows = [replace(row, scores=Scores(score)) for row, score in zip((first, second), found, strict=True)]
+        assert recommend(rows, ()).label == expected
 
 
 def test_what_did_not_choose_is_said_beside_and_decides_nothing(tmp_path: Path) -> None:

@@ -726,7 +726,7 @@ class SearchConfig(Config):
         None, "Networks that learn to the end and are exported; 0: candidates alone.", low=0, high=1000
     )
     search_int8: bool | None = option(None, "Quantize each network that is exported to int8 too.")
-    search_pruned: bool | None = option(None, "Train best.pt, pruned, to the end too, beside what the search finds.")
+    search_pruned: bool | None = option(None, "Of the networks that learn to the end, a third is best.pt, pruned.")
     search_sampler: str = option(
         "tpe",
         "What proposes candidates: Optuna's tree-structured Parzen estimator, chance, or widths from small to large.",

@@ -17,7 +17,7 @@ from colorpress.core.console import muted
 from colorpress.core.text import format_bytes, format_count
 from compress.distillation import DistilLoss, open_teacher
 from compress.ranking import count_macs
-from compress.students.search_space import StudentPoint, ladder_points, predict_cost, suggest
+from compress.students.search_space import PrunedPoint, StudentPoint, ladder_points, predict_cost, suggest
 from compress.students.search_stages import begin_job
 from compress.students.search_trial import SearchJob
 from training.batches import CropLoader
@@ -74,14 +74,19 @@ def describe_plan(run: Run, photos: PhotoSplit, *, study: str | None) -> tuple[l
         "crops_of_each": effort.crops,
         "students": effort.front,
         "crops_of_each_student": effort.full_crops,
-        "pruned": [point.kept_channels for point in job.pruned],
+        "pruned": [point.kept_channels for point in _first_pruned(job)],
         **estimate,
     }
 
 
 def _describe_pruned(job: SearchJob) -> str:
-    shares = ", ".join(f"{100 * point.kept_channels:g} %" for point in job.pruned)
-    return f", {len(job.pruned)} of them best.pt with {shares} of its channels" if job.pruned else ""
+    shares = [f"{100 * point.kept_channels:g} %" for point in _first_pruned(job)]
+    return f", {len(shares)} of them best.pt with {', '.join(shares)} of its channels" if shares else ""
+
+
+def _first_pruned(job: SearchJob) -> list[PrunedPoint]:
+    """Pruned networks that are trained, as far as their counts tell."""
+    return list(islice(job.pruned, job.effort.pruned_places))
 
 
 def estimate_search(job: SearchJob) -> dict[str, float]:
@@ -90,7 +95,7 @@ def estimate_search(job: SearchJob) -> dict[str, float]:
     A crop costs what loading it takes, or learning from it where that is longer, which follows from the
     multiply-accumulates between the candidates that are timed.
     """
-    students, pruned, side = _draw_students(job), [job.build(point) for point in job.pruned], _crop_side(job)
+    students, pruned, side = _draw_students(job), [job.build(point) for point in _first_pruned(job)], _crop_side(job)
     macs = np.array([
         *(predict_cost(point.network(), side=side)["macs"] for point in students),
         *(count_macs(network, height=side, width=side) for network in pruned),

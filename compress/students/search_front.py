@@ -46,7 +46,7 @@ class FrontRow:
     Attributes:
         name: of its folder, or what it would be called.
         stage: how far it came, one of `STAGES`.
-        point: of the space; its `crops` are those that it learned from.
+        point: what it is; its `crops` are those that it learned from.
         size_bytes: of the file; of the one with packed weights where there is none yet.
         latency_ms: p50 of one picture in ONNX Runtime on this machine.
         scores: on the photographs that choose and, of a file, on others.
@@ -173,7 +173,7 @@ def recommend(rows: Sequence[FrontRow], demands: Sequence[Limit]) -> Recommendat
         most = min(meeting, key=lambda row: (row.score.loss, row.size_bytes))
         likely_loss = most.score.likely_loss
         best = min((row for row in meeting if row is most or row.score.loss <= likely_loss), key=lambda row: row.costs)
-        why = f"keeps as much colour as any{' within the budgets' if demands else ''}"
+        why = f"the smallest that keeps as much colour as any{' within the budgets' if demands else ''}"
     return Recommendation(best, f"{best.label}: {best.describe()}; {why}.")
 
 

@@ -1,7 +1,7 @@
-"""The space that a search looks through: its points as plain data, their networks, and what they cost.
+"""What a search trains, as plain data: points of its space, their networks and what they cost; and best.pt, pruned.
 
-A point is a handful of numbers that decide every channel count: of a student of another shape, that learns from scratch
-and whose cost follows from them in microseconds, so that one over a budget is never built; or of best.pt, pruned.
+A point is a handful of numbers that decide every channel count of a student of another shape, which learns from
+scratch. Its cost follows from them in microseconds, so that one over a budget is never built.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KEPT_PARTS, _KEPT = 16, (4, 2, 8, 1, 6, 3, 5, 7)
 
 @dataclass(frozen=True)
 class PrunedPoint:
-    """A point of the space: best.pt without a share of the channels of every layer, which learns on.
+    """Beside the space: best.pt without a share of the channels of every layer, which learns on.
 
     Attributes:
         kept_channels: the share that stays; 1/16 to 1/2 in steps of 1/16.
@@ -54,6 +54,10 @@ class PrunedPoint:
             raise ValueError(f"kept_channels {self.kept_channels!r} is no 16th from 1/16 to 1/2")
         if type(self.crops) is not int:
             raise ValueError(f"crops {self.crops!r} is no whole number")
+
+    def describe(self) -> str:
+        """In a few words."""
+        return f"best.pt with {100 * self.kept_channels:g} % of its channels"
 
     def figures(self) -> dict[str, Any]:
         """What a table says of it."""

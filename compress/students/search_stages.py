@@ -1,7 +1,7 @@
 """`colorpress compress`: say the budget, get the model. Two Optuna studies, and the files of the front they find.
 
-The first study looks for candidates, each after a short distillation; the second, whose trials are queued from the
-first one's front, distils those to the end. Workers on any machine join both. The process that began the search then
+The first study looks for candidates, each after a short distillation; the second distils what is queued from its front
+to the end, and best.pt, pruned. Workers on any machine join both. The process that began the search then
 exports, packs, quantizes and measures, one file after another.
 """
 
@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import optuna
 import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -56,6 +57,8 @@ _STATES = {
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
 _SAME = "the same as others"
+# Of the second study: what will come to nothing, and what may still come.
+_LOST, _UNDER_WAY = (TrialState.PRUNED, TrialState.FAIL), (TrialState.RUNNING, TrialState.WAITING)
 # Refused by a limit that nobody asked for.
 _TOO_LARGE = "larger than is tried without a budget"
 # Configs that decide what a worker does and that it takes from the study: all but where things are and who works.
@@ -212,34 +215,49 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
             _publish(led, (trial for trial in _finished(led.full) if make_row(trial).name not in led.files))
             show()
 
-        _try_short(led.job, led.candidates, after=show)
-        _queue_full(led)
-        _try_full(led.job, led.full, after=publish)
+        terms = _read_terms(led.job, led.candidates)
+        _try_short(led.job, led.candidates, terms, after=show)
+        # Again where pruned networks turned out to be over a budget, or failed.
+        while _queue_full(led):
+            _try_full(led.job, led.full, terms, after=publish)
         # Once more, for the files whose latency was measured while other workers were busy.
         _publish(led, _finished(led.full))
     rows = _list_rows(led)
     return _write_result(led, [row for row in rows if row.file] if led.job.effort.front else rows)
 
 
-def _try_short(job: SearchJob, candidates: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
-    """Work through the first study, by the terms of whoever began it."""
+class _Terms(NamedTuple):
+    """Of whoever began a search: how many candidates are wanted, and what latencies measured here are multiplied by."""
+
+    wanted: int
+    factor: float
+
+
+def _read_terms(job: SearchJob, candidates: Study) -> _Terms:
     terms = _wait_for(candidates, "terms", job.run.settings.worker.worker_timeout)
     with as_damaged("study", candidates.study_name, "begin another one: give another --study"):
         wanted, speed = int(terms["wanted"]), {name: terms["speed"][name] for name in ("machine", "reference_ms")}
-    factor = search_trial.find_latency_factor(job, speed)
+    return _Terms(wanted, search_trial.find_latency_factor(job, speed))
+
+
+def _try_short(job: SearchJob, candidates: Study, terms: _Terms, after: Callable[[Study, FrozenTrial], None]) -> None:
+    """Work through the first study."""
     search_study.work_through(
         candidates,
-        lambda trial: search_trial.try_short(job, trial, factor),
-        wanted=wanted,
+        lambda trial: search_trial.try_short(job, trial, terms.factor),
+        wanted=terms.wanted,
         catch=_what_fails_a_trial(),
         after=after,
     )
 
 
-def _try_full(job: SearchJob, full: Study, after: Callable[[Study, FrozenTrial], None]) -> None:
+def _try_full(job: SearchJob, full: Study, terms: _Terms, after: Callable[[Study, FrozenTrial], None]) -> None:
     """Work through the second study."""
-    catch = _what_fails_a_trial()
-    search_study.work_through(full, lambda trial: search_trial.try_full(job, trial), catch=catch, after=after)
+
+    def objective(trial: optuna.Trial) -> Sequence[float]:
+        return search_trial.try_full(job, trial, terms.factor)
+
+    search_study.work_through(full, objective, catch=_what_fails_a_trial(), after=after)
 
 
 def search_stage(run: Run, photos: PhotoSplit) -> StageRecord:
@@ -338,9 +356,11 @@ def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
     return {make_row(trial): trial for trial in found.values()}
 
 
-def _queue_full(led: _Search) -> None:
-    """Queue for a full distillation, but for those that were queued before: pruned networks, and of the front.
+def _queue_full(led: _Search) -> bool:
+    """Queue for a full distillation, but for those that were queued before: of the front, and pruned networks.
 
+    Returns:
+        Whether any waits for it now, from this call or an earlier one.
     Raises:
         ConfigError: there is none.
     """
@@ -348,19 +368,24 @@ def _queue_full(led: _Search) -> None:
     if not candidates:
         why = "failed or missed a budget, every one of them"
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
-    known: list[dict[str, Any]] = []
-    for row in search_front.choose_spread(list(candidates), job.effort.front - len(job.pruned)):
+    queued = {trial.user_attrs["network"]: trial.state for trial in led.full.get_trials(deepcopy=False)}
+    places = min(job.effort.pruned_places, len(job.pruned))
+    wanted: list[dict[str, Any]] = []
+    for row in search_front.choose_spread(list(candidates), job.effort.front - places):
         trial = candidates[row]
         costs = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
         point = replace(row.point, crops=job.effort.full_crops)
-        known.append({**costs, "point": point.to_dict(), "number": trial.number})
-    for pruned, measured in job.pruned.items():
-        known.append({**measured, "network": sha256_bytes(repr(pruned).encode()), "point": pruned.to_dict()})
-    queued = {trial.user_attrs["network"] for trial in led.full.get_trials(deepcopy=False)}
-    for each in known:
+        wanted.append({**costs, "point": point.to_dict(), "number": trial.number})
+    for pruned, counts in job.pruned.items():
+        network = sha256_bytes(repr(pruned).encode())
+        if places and queued.get(network) not in _LOST:
+            wanted.append({**counts, "network": network, "point": pruned.to_dict()})
+            places -= 1
+    for each in wanted:
         if each["network"] not in queued:
             led.full.enqueue_trial({}, user_attrs=each)
     led.full.set_user_attr("queued_at", job.effort.trials)
+    return any(trial.state in _UNDER_WAY for trial in led.full.get_trials(deepcopy=False))
 
 
 def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
@@ -504,12 +529,13 @@ def work(run: Run, photos: PhotoSplit, *, study: str) -> int:
         if trial.state == TrialState.COMPLETE:
             say(f"{joined.study_name} {trial.number}: {make_row(trial).describe()}")
 
-    _try_short(job, candidates, after=show)
+    terms = _read_terms(job, candidates)
+    _try_short(job, candidates, terms, after=show)
     try:
         _wait_for(full, "queued_at", timeout_s)
     except ConfigError:
         warn("the search that this worker joined has not gone on to its front: start it again, then this worker")
-    _try_full(job, full, after=show)
+    _try_full(job, full, terms, after=show)
     done = [*_finished(candidates), *_finished(full)]
     return sum(trial.user_attrs.get("worker") == job.worker for trial in done)
 

@@ -7,7 +7,7 @@ worker at a time on a machine, and this one does not train meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from colorpress.core.config import PruneConfig, SearchEffort
-from colorpress.core.console import muted
+from colorpress.core.console import muted, warn
 from colorpress.core.errors import DivergedError, GateError, InputError
 from colorpress.core.files import sha256_bytes, sha256_file, write_bytes
 from colorpress.core.machine import machine_key
@@ -105,29 +105,35 @@ class SearchJob(StudentJob):
         return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
 
     @cached_property
-    def pruned(self) -> dict[PrunedPoint, dict[str, float]]:
-        """Pruned networks that learn to the end, and the `COSTS` of each.
+    def pruned(self) -> dict[PrunedPoint, dict[str, int]]:
+        """Pruned networks that may learn to the end, those to be tried first ahead, and "params" and "macs" of each.
 
-        As many as have places, of those within the budgets that were given. They are not tried for a short while, which
-        says nothing of them: they are far behind then.
+        Of those within the budgets that were given, as far as these counts tell. No short training chooses among them:
+        it says nothing of what they keep later.
         """
-        budgets = [limit for limit in self.limits if limit.given]
-        found: dict[PrunedPoint, dict[str, float]] = {}
+        found: dict[PrunedPoint, dict[str, int]] = {}
+        if not self.effort.pruned_places:
+            return found
         # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
-        known = {self.original_cost["params"]}
+        known, failed = {self.original_cost["params"]}, list[GateError]()
         for point in pruned_points(self.effort.full_crops):
-            if len(found) == self.effort.pruned_places:
-                break
-            with suppress(GateError):  # such as where no channel can be followed
-                network = self.build(point)
-                counts = self.count(network)
-                if counts["params"] not in known and fits(budgets, counts):
-                    known.add(counts["params"])
-                    size_bytes, latency_ms = self.measure(network)
-                    costs = {**counts, "size_bytes": size_bytes, "latency_ms": latency_ms}
-                    if fits(budgets, costs):
-                        found[point] = costs
+            try:
+                counts = self.count(self.build(point))
+            except GateError as error:
+                failed.append(error)
+                continue
+            # A file has a byte for each weight at least.
+            if counts["params"] not in known and fits(self.budgets, {**counts, "size_bytes": counts["params"]}):
+                found[point] = counts
+            known.add(counts["params"])
+        if failed:
+            warn(f"{len(failed)} pruned networks are left out: best.pt {failed[0].why}")
         return found
+
+    @cached_property
+    def budgets(self) -> tuple[Limit, ...]:
+        """The limits that were given, which are all that pruned networks have to keep."""
+        return tuple(limit for limit in self.limits if limit.given)
 
     def prune_plan(self, point: PrunedPoint) -> PrunePlan:
         """Which channels of best.pt go, as `prune` has it by its defaults: the share of each layer, by magnitude.
@@ -193,6 +199,7 @@ def make_identity(job: SearchJob) -> dict[str, Any]:
             **vars(settings.fit),
             **vars(settings.export),
             "search_full_crops": job.effort.full_crops,
+            "search_pruned": job.effort.pruned,
             "search_sampler": settings.search.search_sampler,
             "bench_size": settings.time.bench_size[0],
         },
@@ -238,17 +245,38 @@ def try_short(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float
         same = {name: known.user_attrs[name] for name in (*COSTS, "score", "weights")}
         _note(trial, **same, **{SAME_AS: known.number}, processor_s=0.0)
         return tuple(known.values)
-    size_bytes, latency_ms = job.measure(network)
-    measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
-    _refuse(trial, find_excess(job.limits, measured))
-    _note(trial, **{**cost, **measured})
+    _note(trial, **cost)
+    _measure(job, trial, network, job.limits, factor)
     return _learn_for(job, trial, point, started_s)
 
 
-def try_full(job: SearchJob, trial: optuna.Trial) -> tuple[float, ...]:
-    """The objective of the second study: a network, queued with all that is known of it, distilled to the end."""
+def try_full(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float, ...]:
+    """The objective of the second study: a network, queued with what is known of it, distilled to the end.
+
+    Args:
+        factor: see `find_latency_factor`.
+    Raises:
+        TrialPruned: it is over a budget; nothing was trained.
+        GateError: best.pt, pruned, has no ONNX file.
+    """
     trial.set_user_attr("worker", job.worker)
-    return _learn_for(job, trial, read_point(trial.user_attrs["point"]), _processor_s())
+    point, started_s = read_point(trial.user_attrs["point"]), _processor_s()
+    if isinstance(point, PrunedPoint):
+        try:
+            _measure(job, trial, job.build(point), job.budgets, factor)
+        except (GateError, InputError) as error:
+            warn(f"{point.describe()} is left out: {error.why}")
+            raise GateError("best.pt", None, error.why, error.hint) from error
+    return _learn_for(job, trial, point, started_s)
+
+
+def _measure(
+    job: SearchJob, trial: optuna.Trial, network: UNetPlan | ColorNetwork, limits: Sequence[Limit], factor: float
+) -> None:
+    size_bytes, latency_ms = job.measure(network)
+    measured = {"size_bytes": size_bytes, "latency_ms": latency_ms * factor}
+    _refuse(trial, find_excess(limits, measured))
+    _note(trial, **measured)
 
 
 def _learn_for(job: SearchJob, trial: optuna.Trial, point: Point, started_s: float) -> tuple[float, ...]:
@@ -320,7 +348,7 @@ def find_weights(job: SearchJob, trial: FrozenTrial) -> Path:
 def make_row(trial: FrozenTrial, stage: str = STAGES[0]) -> FrontRow:
     """The row of a finished trial."""
     known, point = trial.user_attrs, read_point(trial.user_attrs["point"])
-    # The short trial and the full one of a point have the same name, and no two points have.
+    # The short trial and the full one of a student have the same name, and no two networks have.
     if isinstance(point, PrunedPoint):
         name = f"pruned-{100 * point.kept_channels:.0f}pct"
     else:

@@ -21,7 +21,9 @@ _NOTE = (
     "To change what is pruned, delete groups or edit their 'removed' channels (numbered from 0). "
     "'channels_after' and 'result' follow from them and are not read."
 )
-_PLAN_KEYS = ("format", "format_version", "note", "settings", "source", "weights_sha256", "result", "groups")
+_PLAN_KEYS = (
+    "format", "format_version", "note", "settings", "output_stride", "source", "weights_sha256", "result", "groups",
+)  # fmt: skip
 _GROUP_KEYS = ("root", "channels_before", "channels_after", "reason", "layers", "coupled", "removed")
 
 
@@ -89,17 +91,19 @@ class PrunePlan:
     """Everything that `apply_pruning` does, decided beforehand.
 
     Attributes:
-        source: output channels of every layer that may lose some, in the network that the plan is for; no
-            other network is accepted.
+        source: output channels of every layer that may lose some, in the network that the plan is for, without the
+            levels that go; no other network is accepted.
         groups: what goes, largest layer first.
         settings: the options that led to the plan; for the reader.
         weights_sha256: of the weights that the channels were chosen by; empty when unknown.
+        output_stride: the answer is at 1 / this of the size at least: the finest levels of a UNet's decoder go first.
     """
 
     source: Mapping[str, int]
     groups: tuple[PrunedGroup, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    output_stride: int = 1
 
     def __post_init__(self) -> None:
         roots = Counter(group.root for group in self.groups)
@@ -136,6 +140,7 @@ class PrunePlan:
             "format_version": FORMAT_VERSION,
             "note": _NOTE,
             "settings": dict(self.settings),
+            **({"output_stride": self.output_stride} if self.output_stride > 1 else {}),
             "source": dict(self.source),
             "weights_sha256": self.weights_sha256,
             "result": self.result,
@@ -162,12 +167,15 @@ class PrunePlan:
             raise _bad_plan("'source' is not an object of layers and their positive channel counts")
         if not isinstance(groups, list) or not isinstance(settings, Mapping):
             raise _bad_plan("'groups' is not a list, or 'settings' not an object")
-        sha256 = values.get("weights_sha256", "")
+        sha256, output_stride = values.get("weights_sha256", ""), values.get("output_stride", 1)
+        if type(output_stride) is not int or output_stride < 1:
+            raise _bad_plan("'output_stride' is not a positive number")
         return PrunePlan(
             source=dict(source),
             groups=tuple(PrunedGroup.from_dict(group) for group in groups),
             settings=dict(settings),
             weights_sha256=sha256 if isinstance(sha256, str) else "",
+            output_stride=output_stride,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from colorpress.core.config import DATA_DRIVEN
 from colorpress.core.console import say, warn
+from colorpress.core.errors import ConfigError
 from colorpress.core.locks import scratch_folder
 from colorpress.core.machine import machine_key
 from colorpress.core.processes import is_main_process, share_answer
@@ -75,6 +76,9 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
                 smaller = apply_pruning(network, plan)
                 for why in misses(limits, smaller):
                     warn(f"the plan of --prune-plan misses a budget: {why}")
+        if smaller.output_stride > network.output_stride and not crops[-1]:
+            why = "does not go with answers that are coarser than best.pt's, whose last layer has to learn"
+            raise ConfigError("option", "--finetune-crops 0", why, "leave out --prune-output-stride")
         pruned = measure_pruning(network, smaller, plan, height=size, width=size)
         say(pruned.summary())
         if is_main_process():

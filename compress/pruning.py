@@ -159,6 +159,7 @@ def plan_pruning(
     the answer moves least per millisecond. Those of least `config.importance` go, counted over everything that goes
     with the channel.
 
+    Where the answer may be coarser, by `config.prune_output_stride`, the finest levels of the decoder go first, whole.
     The channels of the network's answer always stay. A layer that cannot lose channels is left whole, with the reason
     in the plan: one that is read by what cannot be followed, or by code that counts on its number of channels.
 
@@ -167,13 +168,14 @@ def plan_pruning(
             the plan's settings say which.
     Raises:
         ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
-        InputError: the network's channels cannot be followed, or no layer of it can lose any.
+        InputError: the network's channels cannot be followed, or no layer of it can lose any; or it cannot answer at
+            that stride.
     """
     prospect = _Prospect.of(network, config, evidence)
     groups, scores = prospect.free, prospect.scores
     if config.prune_strategy == "latency":
         worth = _measure_worth(prospect)
-        keep_at = trade_for_latency(network, groups, scores, worth, evidence, round_to=config.round_to).keep
+        keep_at = trade_for_latency(prospect.network, groups, scores, worth, evidence, round_to=config.round_to).keep
     elif config.scope == "global":
         keep_at = partial(keep_of_all_layers, groups, scores, round_to=config.round_to)
     else:
@@ -242,9 +244,11 @@ def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
     """A new network without the channels that `plan` removes, in eval mode; `network` stays as it is.
 
     Raises:
-        InputError: the plan is for a network of other channel counts; they are listed.
+        InputError: the plan is for a network of other channel counts; they are listed. Or the network cannot answer at
+            the plan's stride.
         GateError: the pruned network does not answer as `network` does where nothing reads these channels.
     """
+    network = answer_coarsely(network, plan.output_stride)
     if wrong := _compare_widths(plan.source, layer_widths(network)):
         hint = "give the checkpoint that the plan was made from, or make a new plan"
         raise InputError("prune plan", None, f"is for another network ({wrong})", hint)
@@ -263,6 +267,20 @@ def apply_pruning(network: ColorNetwork, plan: PrunePlan) -> ColorNetwork:
     return pruned
 
 
+def answer_coarsely(network: ColorNetwork, stride: int) -> ColorNetwork:
+    """The network, or where its answers are finer than 1 / stride of the size, one that answers there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if stride <= network.output_stride:
+        return network
+    if not isinstance(network, UNet):
+        why = f"is no UNet of colorpress, so it cannot be made to answer at 1/{stride} of the size"
+        raise InputError("network", network.title, why, "leave out --prune-output-stride")
+    return network.with_output_stride(stride)
+
+
 def _compare_widths(planned: Mapping[str, int], found: Mapping[str, int]) -> str:
     """Which channel counts differ, in words; empty where none does."""
     wrong = [
@@ -275,7 +293,10 @@ def _compare_widths(planned: Mapping[str, int], found: Mapping[str, int]) -> str
 
 @dataclass(frozen=True)
 class _Prospect:
-    """All groups that may be pruned and how important their channels are: enough for plans of any channel counts."""
+    """All groups that may be pruned and how important their channels are: enough for plans of any channel counts.
+
+    `network` is without the levels that go.
+    """
 
     network: ColorNetwork
     config: PruneConfig
@@ -289,6 +310,7 @@ class _Prospect:
         network: ColorNetwork, config: PruneConfig, evidence: Evidence, roots: Sequence[str] | None = None
     ) -> _Prospect:
         """Of the layers `roots`; None: of those that the config chooses by their size, and of all that stay whole."""
+        network = answer_coarsely(network, config.prune_output_stride)
         layers, widths = rank_layers(network), layer_widths(network)
         # Batch norm goes with its convolution; the layers that make the answer stay.
         prunable = [layer for layer in layers if layer.name in widths]
@@ -315,6 +337,7 @@ class _Prospect:
             groups=tuple(self._plan_group(group, keep.get(group.root, group.channels)) for group in self.groups),
             settings={**asdict(self.config), "seed": self.evidence.seed},
             weights_sha256=hash_weights(self.network),
+            output_stride=self.config.prune_output_stride,
         )
         return _leave_whole_what_breaks(self.network, plan)
 

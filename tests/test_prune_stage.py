@@ -155,6 +155,28 @@ def test_a_given_plan_is_applied_and_a_missed_budget_said(
     assert "warning: the plan of --prune-plan misses a budget: " in capsys.readouterr().err
 
 
+def test_levels_of_the_decoder_go_whole_and_the_new_last_layer_learns(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = ("--prune-output-stride", "2")
+    code, plan = prune(trained, tmp_path, *coarse, "--finetune-crops", "16")
+    assert code == 0 and plan["output_stride"] == 2
+    network = load_checkpoint(tmp_path / "pruned" / "model.pt").build_network()
+    assert network.output_stride == 2 and not any(name.startswith("decoder.1") for name in plan["source"])
+    assert run_command(["export", "-c", str(tmp_path / "pruned" / "model.pt"), "-o", str(tmp_path)]) == 0
+    given = ("--prune-plan", str(tmp_path / "pruned" / "plan.json"))
+    assert prune(trained, tmp_path / "again", *given, "--finetune-crops", "16")[1]["result"] == plan["result"]
+    capsys.readouterr()
+    for asked in (coarse, given):
+        assert prune(trained, tmp_path / "none", *asked, "--finetune-crops", "0")[0] == 2
+        error = capsys.readouterr().err
+        assert "error: option '--finetune-crops 0': does not go with answers that are coarser" in error
+        assert "hint: leave out --prune-output-stride" in error
+    assert not (tmp_path / "none" / "pruned" / "model.pt").exists()
+    assert prune(trained, tmp_path / "none", "--prune-output-stride", "3")[0] == 3
+    assert "cannot answer at 1/3 of the size" in capsys.readouterr().err
+
+
 def test_a_foreign_network_is_pruned_to_its_budgets(trained: tuple[Path, Path], tmp_path: Path) -> None:
     import torch
 
@@ -187,7 +209,15 @@ def test_epochs_are_shared_by_the_steps() -> None:
 
 def test_the_options_are_offered() -> None:
     text = CliRunner().invoke(cli, ["prune", "--help"]).output
-    for option in ("--keep-params", "--keep-macs", "--target-size", "--target-latency-ms", "--scope", "--prune-steps"):
+    for option in (
+        "--keep-params",
+        "--keep-macs",
+        "--target-size",
+        "--target-latency-ms",
+        "--scope",
+        "--prune-steps",
+        "--prune-output-stride",
+    ):
         assert option in text
     for option in ("--imgsz", "--val-size", "--epochs", "--learning-rate", "--base"):  # what it does not read
         assert f" {option} " not in text

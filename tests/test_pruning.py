@@ -22,7 +22,7 @@ from compress.channel_counts import round_channels
 from compress.dependency_graph import layer_widths
 from compress.importance import Evidence
 from compress.prune_plan import PrunePlan, read_plan, write_plan
-from compress.pruning import apply_pruning, plan_pruning, prune_network
+from compress.pruning import apply_pruning, plan_pruning, prune_in_steps, prune_network
 from compress.ranking import count_macs
 from training.unet import UPSAMPLERS, UNet, UNetPlan, count_parameters
 
@@ -512,3 +512,50 @@ def test_batch_norm_statistics_survive_a_failed_recalibration(batches: list[torc
 
 def test_a_network_without_batch_norm_needs_no_recalibration() -> None:
     assert recalibrate_batch_norm_(nn.Conv2d(1, 2, 1), []) == 0
+
+
+def test_levels_go_whole_where_the_answer_may_be_coarser() -> None:
+    network = make_network(base=8, depth=3)
+    config = dataclasses.replace(_ALL, prune_output_stride=4)
+    pruned = prune_network(network, config)
+    plan = pruned.network.architecture
+    assert plan.output_stride == 4 and [level[0] for level in plan.decoder] == [16]
+    assert [level[0] for level in plan.encoder] == [4, 8, 16, 32]
+    assert answer(pruned.network).shape == (1, 2, 21, 18)
+    assert pruned.after["params"] == count_parameters(pruned.network) < pruned.before["params"] / 4
+    # All but the new head is what a finer answer has of it.
+    fine = prune_network(network, _ALL).network.state_dict()
+    coarse = pruned.network.state_dict()
+    assert all(torch.equal(tensor, fine[name]) for name, tensor in coarse.items() if not name.startswith("head."))
+    assert coarse["head.weight"].shape != fine["head.weight"].shape and coarse["head.weight"].std() > 0.01
+    again = PrunePlan.from_dict(json.loads(json.dumps(pruned.plan.to_dict())))
+    assert again == pruned.plan and again.output_stride == 4
+    assert everything_about(apply_pruning(network, again)) == everything_about(pruned.network)
+    # What answers so anyway has no level to lose.
+    assert prune_network(pruned.network, config).network.architecture.output_stride == 4
+
+
+def test_without_levels_to_lose_a_plan_says_nothing_of_them() -> None:
+    assert "output_stride" not in prune_network(make_network(), _ALL).plan.to_dict()
+
+
+@pytest.mark.parametrize("stride", [3, 16])
+def test_an_answer_at_no_level_of_the_decoder_is_refused(stride: int) -> None:
+    with pytest.raises(InputError, match=f"cannot answer at 1/{stride} of the size") as caught:
+        plan_pruning(make_network(depth=3), dataclasses.replace(_ALL, prune_output_stride=stride))
+    assert caught.value.hint == "give one of 1, 2, 4, 8"
+
+
+@pytest.mark.parametrize("value", [0, "2", None, [2]])
+def test_a_plan_with_another_output_stride_is_refused(value: object) -> None:
+    values = plan_pruning(make_network(), _ALL).to_dict()
+    with pytest.raises(InputError, match="'output_stride' is not a positive number"):
+        PrunePlan.from_dict({**values, "output_stride": value})
+
+
+def test_steps_take_levels_once() -> None:
+    config = dataclasses.replace(_ALL, prune_output_stride=2, prune_steps=2)
+    network = make_network(depth=3)
+    plan, pruned = prune_in_steps(network, plan_pruning(network, config), config)
+    assert pruned.output_stride == plan.output_stride == 2
+    assert everything_about(apply_pruning(network, plan)) == everything_about(pruned)

@@ -247,6 +247,29 @@ class UNet(ColorNetwork):
         """A new UNet with these weights, in eval mode; channels as the weights' shapes say, all else as here."""
         return build_unet(replace(plan_of_weights(state_dict, self.upsample), residual=self.residual), state_dict)
 
+    def with_output_stride(self, stride: int) -> UNet:
+        """A new UNet, in eval mode, without the finest levels of the decoder: it answers at 1 / stride of the size.
+
+        All that stays has its weights, but for the head: that is of another width, and starts at small random weights,
+        always the same ones, so it has to learn.
+
+        Args:
+            stride: a power of two from this one's to that of the deepest level.
+        Raises:
+            InputError: it is another one.
+        """
+        plan = self.architecture
+        strides = [plan.output_stride << levels for levels in range(len(plan.decoder) + 1)]
+        if stride not in strides:
+            why = f"cannot answer at 1/{stride} of the size"
+            raise InputError("network", self.title, why, f"give one of {', '.join(map(str, strides))}")
+        coarse = replace(plan, decoder=plan.decoder[: len(plan.decoder) - strides.index(stride)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = UNet(coarse).state_dict()
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("head.")}
+        return build_unet(coarse, {name: own.get(name, tensor) for name, tensor in fresh.items()})
+
     def forward_coarse(self, lightness: Tensor) -> Tensor:
         return self.forward_levels(lightness)[0]
 

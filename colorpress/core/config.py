@@ -462,6 +462,9 @@ class PruneConfig(Config):
         choices=("layer", "global"),
     )
     round_to: int = option(8, "Pruned layers keep a multiple of this many channels.", low=1, high=256)
+    prune_output_stride: int = option(
+        1, "Answer at 1/this of the size at least, without the finest levels of a UNet's decoder.", low=1, high=64
+    )
     importance: str = option(
         "magnitude",
         "How important a channel is: the least important ones are pruned.",

@@ -258,11 +258,11 @@ def test_what_sees_no_picture_stands_beside_the_front(tmp_path: Path) -> None:
 
 
 def test_pruned_networks_stand_among_the_students(tmp_path: Path) -> None:
-    pruned = replace(ROWS[3], name="p", point=PrunedPoint(0.25, 100))
+    pruned = replace(ROWS[3], name="p", point=PrunedPoint(0.25, 100, output_stride=2))
     table, record, chart = write_front(tmp_path, [ROWS[0], pruned], best_bytes=400_000, record={})
     cells = pd.read_csv(table).set_index("name")
     assert list(cells["start"]) == ["scratch", "pruned"] and cells.loc["p", "kept_channels"] == 0.25
-    assert cells.loc["p", ["output_stride", "widths", "affine"]].isna().all()
+    assert cells.loc["p", "output_stride"] == 2 and cells.loc["p", ["widths", "affine"]].isna().all()
     assert cells.loc["a", "widths"] == "8-8" and pd.isna(cells.loc["a", "kept_channels"])
     rows = json.loads(record.read_text())["rows"]
     assert read_point(rows[1]["point"]) == pruned.point and rows[1]["network"] is None

@@ -145,14 +145,24 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_that_fits() -> None:
 
 
 def test_pruned_networks_are_of_all_sixteenths_up_to_a_half_and_the_first_are_far_apart() -> None:
-    points = pruned_points(100)
+    points = pruned_points(100, 2)
     assert sorted(point.kept_channels for point in points) == [parts / 16 for parts in range(1, 9)]
     assert [point.kept_channels for point in points[:4]] == [1 / 4, 1 / 8, 1 / 2, 1 / 16]
-    assert all(read_point(point.to_dict()) == point and point.crops == 100 for point in points)
+    assert all(
+        read_point(point.to_dict()) == point and (point.crops, point.output_stride) == (100, 2) for point in points
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"kept_channels": 0.3}, {"kept_channels": 1.0}, {"kept_channels": "a"}, {"x": 1}, {"crops": []}]
+    "change",
+    [
+        {"kept_channels": 0.3},
+        {"kept_channels": 1.0},
+        {"kept_channels": "a"},
+        {"x": 1},
+        {"crops": []},
+        {"output_stride": 1.5},
+    ],
 )
 def test_a_damaged_pruned_point_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError, match="point: cannot be used"):

@@ -42,22 +42,26 @@ class PrunedPoint:
     Attributes:
         kept_channels: the share that stays; 1/16 to 1/2 in steps of 1/16.
         crops: that the network learns from.
+        output_stride: the answer is at 1 / this of the size at least, a power of two.
     """
 
     start: ClassVar[str] = "pruned"
     kept_channels: float
     crops: int
+    output_stride: int = 1
 
     def __post_init__(self) -> None:
         parts = self.kept_channels * _KEPT_PARTS
         if parts not in _KEPT:
             raise ValueError(f"kept_channels {self.kept_channels!r} is no 16th from 1/16 to 1/2")
-        if type(self.crops) is not int:
-            raise ValueError(f"crops {self.crops!r} is no whole number")
+        for name in ("crops", "output_stride"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} {getattr(self, name)!r} is no whole number")
 
     def describe(self) -> str:
         """In a few words."""
-        return f"best.pt with {100 * self.kept_channels:g} % of its channels"
+        coarse = f", answering at 1/{self.output_stride}," if self.output_stride > 1 else ""
+        return f"best.pt with {100 * self.kept_channels:g} % of its channels{coarse}"
 
     def figures(self) -> dict[str, Any]:
         """What a table says of it."""
@@ -334,9 +338,9 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> StudentPoint:
     )
 
 
-def pruned_points(crops: int) -> tuple[PrunedPoint, ...]:
-    """Every pruned network, those to be tried first ahead: a quarter of the channels, an eighth, a half."""
-    return tuple(PrunedPoint(parts / _KEPT_PARTS, crops) for parts in _KEPT)
+def pruned_points(crops: int, output_stride: int) -> tuple[PrunedPoint, ...]:
+    """Every pruned network of a stride, those to be tried first ahead: a quarter of the channels, an eighth, a half."""
+    return tuple(PrunedPoint(parts / _KEPT_PARTS, crops, output_stride) for parts in _KEPT)
 
 
 def ladder_points(space: SearchSpace, limits: Sequence[Limit], count: int) -> tuple[StudentPoint, ...]:

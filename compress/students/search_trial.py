@@ -46,7 +46,7 @@ from compress.students.student_job import StudentJob, build_student, measure_pac
 from compress.yardstick import score_onnx
 from export.controls import CONTROL_TITLES, control_path
 from training.network import ColorNetwork
-from training.unet import UNetPlan
+from training.unet import UNet, UNetPlan
 
 # What is measured of a candidate before it learns, by user attribute.
 COSTS = ("params", "macs", "size_bytes", "latency_ms")
@@ -116,7 +116,7 @@ class SearchJob(StudentJob):
             return found
         # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
         known, failed = {self.original_cost["params"]}, list[GateError]()
-        for point in pruned_points(self.effort.full_crops):
+        for point in pruned_points(self.effort.full_crops, self._pruned_stride()):
             try:
                 counts = self.count(self.build(point))
             except GateError as error:
@@ -130,6 +130,11 @@ class SearchJob(StudentJob):
             warn(f"{len(failed)} pruned networks are left out: best.pt {failed[0].why}")
         return found
 
+    def _pruned_stride(self) -> int:
+        """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""
+        network = self.best.build_network()
+        return min(max(1, self.output_strides[-1] // 2), network.size_multiple) if isinstance(network, UNet) else 1
+
     @cached_property
     def budgets(self) -> tuple[Limit, ...]:
         """The limits that were given, which are all that pruned networks have to keep."""
@@ -138,12 +143,14 @@ class SearchJob(StudentJob):
     def prune_plan(self, point: PrunedPoint) -> PrunePlan:
         """Which channels of best.pt go, as `prune` has it by its defaults: the share of each layer, by magnitude.
 
+        Where the answer may be coarser the finest levels of the decoder go before.
+
         Raises:
             GateError: its channels cannot be followed, or none of them can go.
         """
-        seed, config = self.run.settings.data.seed, PruneConfig(prune_ratio=1.0 - point.kept_channels)
+        config = PruneConfig(prune_ratio=1.0 - point.kept_channels, prune_output_stride=point.output_stride)
         try:
-            return plan_pruning(self.best.build_network(), config, Evidence(seed=seed))
+            return plan_pruning(self.best.build_network(), config, Evidence(seed=self.run.settings.data.seed))
         except InputError as error:  # which may be so of this share alone
             raise GateError("best.pt", None, f"cannot be pruned: {error.why}", error.hint) from error
 

@@ -27,8 +27,7 @@ from colorpress.deploy_stages import deploy
 from compress.export_stages import export, export_for_phones
 from compress.int8.int8_stage import quantize_each
 from compress.precisions import variant_name
-from compress.prune_plan import read_plan
-from compress.prune_stage import prune
+from compress.prune_stage import prune, read_given_plan
 from compress.ranking_stages import rank, rank_views
 from compress.students.search_stages import search_stage
 from compress.students.student_plan import read_student_network
@@ -137,8 +136,7 @@ def _read_given(run: Run, checkpoint: Path | None) -> None:
         ConfigError, InputError: as `read_named`; or a plan is none.
     """
     read_named(run, checkpoint)
-    if given := run.settings.prune.prune_plan:
-        read_plan(given)
+    read_given_plan(run)
     if given := run.settings.student.student_plan:
         read_student_network(given)
 

@@ -46,7 +46,7 @@ from training.unet import count_parameters
 def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
     """Prune layers and distil: pruned/plan.json, pruned/model.pt."""
     settings, folder = run.settings, run.folder / "pruned"
-    given, size = settings.prune.prune_plan, settings.count.rank_size
+    given, size = read_given_plan(run), settings.count.rank_size
     # Of each step; the last one's are those of the network that is kept.
     crops = split_crops(settings.prune.finetune_crops, 1 if given else settings.prune.prune_steps)
 
@@ -72,13 +72,9 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
             if given is None:
                 plan, smaller = _choose_and_prune(run, network, photos, limits, tune)
             else:
-                plan = read_plan(given)
-                smaller = apply_pruning(network, plan)
+                plan, smaller = given, apply_pruning(network, given)
                 for why in misses(limits, smaller):
                     warn(f"the plan of --prune-plan misses a budget: {why}")
-        if smaller.output_stride > network.output_stride and not crops[-1]:
-            why = "does not go with answers that are coarser than best.pt's, whose last layer has to learn"
-            raise ConfigError("option", "--finetune-crops 0", why, "leave out --prune-output-stride")
         pruned = measure_pruning(network, smaller, plan, height=size, width=size)
         say(pruned.summary())
         if is_main_process():
@@ -94,8 +90,24 @@ def prune(run: Run, checkpoint: Path, photos: PhotoSplit) -> StageRecord:
 
     used = {**vars(settings.prune), **vars(settings.distil), **vars(settings.fit)}
     used |= {"size": size, **run.arch_key(), **run.data_key(photos), **_measured_key(run), **vars(settings.score)}
-    inputs = [checkpoint] if given is None else [checkpoint, given]
+    inputs = [checkpoint, *filter(None, [settings.prune.prune_plan])]
     return run.do("prune", action, inputs=inputs, settings=used)
+
+
+def read_given_plan(run: Run) -> PrunePlan | None:
+    """The plan of --prune-plan, if there is one.
+
+    Raises:
+        ConfigError: there is no such file; or answers are to be coarser, and nothing is to be learned.
+        InputError: it is no plan.
+    """
+    config = run.settings.prune
+    plan = read_plan(config.prune_plan) if config.prune_plan else None
+    stride = plan.output_stride if plan else config.prune_output_stride
+    if stride > 1 and not config.finetune_crops:
+        why = f"does not go with answers at 1/{stride} of the size, whose last layer has to learn"
+        raise ConfigError("option", "--finetune-crops 0", why, "give the crops that it learns from")
+    return plan
 
 
 def _find_scale(run: Run, teacher: Checkpoint, photos: PhotoSplit) -> Scale:
@@ -135,7 +147,7 @@ def _choose_and_prune(
     plan = share_answer(lambda: plan_pruning(network, config, evidence, limits=limits))
     if limits:
         say(f"prune: a ratio of {plan.settings['prune_ratio']:.3f} meets the budgets")
-    elif not any(group.removed for group in plan.groups):
+    elif plan.output_stride <= network.output_stride and not any(group.removed for group in plan.groups):
         warn(
             f"nothing was pruned: --prune-ratio {config.prune_ratio} of the chosen layers, "
             f"kept to multiples of --round-to {config.round_to}, leaves every channel"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colorpress.core.config import PruneConfig
+from colorpress.core.config import GRADIENTS, PruneConfig
 from colorpress.core.console import warn
 from colorpress.core.errors import ConfigError, GateError, InputError
 from compress.batch_norm import recalibrate_batch_norm_
@@ -167,10 +167,16 @@ def plan_pruning(
         limits: budgets; where there are any, the smallest prune ratio that meets them all replaces the config's, and
             the plan's settings say which.
     Raises:
-        ConfigError: no prune ratio meets the limits, or the measure of importance needs photographs.
+        ConfigError: no prune ratio meets the limits; the measure of importance needs photographs; or it, or the
+            strategy, asks an answer whose last layer has not learned yet.
         InputError: the network's channels cannot be followed, or no layer of it can lose any; or it cannot answer at
             that stride.
     """
+    by_answer = config.importance in GRADIENTS or config.prune_strategy == "latency"
+    if by_answer and config.prune_output_stride > network.output_stride:
+        why = f"does not go with --importance {', '.join(GRADIENTS)} or --prune-strategy latency, which ask the answer"
+        hint = "choose channels by another importance: the last layer has not learned yet"
+        raise ConfigError("option", "--prune-output-stride", why, hint)
     prospect = _Prospect.of(network, config, evidence)
     groups, scores = prospect.free, prospect.scores
     if config.prune_strategy == "latency":
@@ -277,7 +283,7 @@ def answer_coarsely(network: ColorNetwork, stride: int) -> ColorNetwork:
         return network
     if not isinstance(network, UNet):
         why = f"is no UNet of colorpress, so it cannot be made to answer at 1/{stride} of the size"
-        raise InputError("network", network.title, why, "leave out --prune-output-stride")
+        raise InputError("network", network.title, why, "leave out --prune-output-stride, or take another plan")
     return network.with_output_stride(stride)
 
 

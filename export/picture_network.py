@@ -48,7 +48,7 @@ def take_network(whole: onnx.ModelProto, path: Path | None = None) -> onnx.Model
 
 
 def _pad_all_axes_(network: onnx.GraphProto) -> None:
-    """Padding as `build_graph` writes it, where an earlier version named two axes; what crops by them goes on so."""
+    """Padding as `build_graph` wrote it, where an earlier version named two axes; what crops by them goes on so."""
     ours = [node for node in network.node if node.op_type == "Pad" and list(node.input[3:]) == ["pad.axes"]]
     if not ours:
         return

@@ -100,15 +100,14 @@ def _refuse_zero_points(graph: onnx.GraphProto) -> Sequence[str]:
 
 
 def _refuse_what_is_no_constant(graph: onnx.GraphProto) -> Sequence[str]:
-    """CoreML reads weights, amounts of padding, and the second factor of MatMul from the file alone."""
+    """CoreML reads weights, amounts of padding, what to cut, and the second factor of MatMul from the file alone."""
     constants = {tensor.name for tensor in graph.initializer}
-    needed = {"Conv": 1, "MatMul": 1, "Pad": 1, "Slice": 1}
+    needed = {"Conv": slice(1, 2), "MatMul": slice(1, 2), "Pad": slice(1, 2), "Slice": slice(1, 5)}
     counts = Counter(
         node.op_type
         for node in graph.node
-        if node.op_type in needed
-        and len(node.input) > needed[node.op_type]  # else they are attributes, of early versions of the operators
-        and node.input[needed[node.op_type]] not in constants
+        # Where there are none they are attributes, of early versions of the operators.
+        if node.op_type in needed and not {*node.input[needed[node.op_type]]} <= {*constants, ""}
     )
     edges = sum(node.op_type == "Pad" and _text(node, "mode") not in ("", "constant") for node in graph.node)
     said = [f"{count} {name} of what is worked out" for name, count in sorted(counts.items())]

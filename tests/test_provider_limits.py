@@ -16,9 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from colorpress.core.errors import InputError, MachineError
 from export import provider_matrix
+from export.graph import build_graph
 from export.provider_limits import LIMITS, LimitsCheck, check_limits, check_providers
 from export.provider_matrix import CHECKED, EXECUTED, format_matrix, list_matrix, list_providers
 from export.runtimes import RUNTIMES, Opening, Runtime
+from training.unet import UNet, UNetPlan
 
 FIXED: Sequence[int | str] = (1, 1, 8, 8)
 ANY: Sequence[int | str] = ("N", 1, "H", "W")
@@ -109,6 +111,9 @@ def test_rules_of_single_providers() -> None:
     assert check([CONV, helper.make_node("QuantizeLinear", ["wide", "scale"], ["ab"])], "onnxruntime-tensorrt").takes
     why = check(SIZED, "onnxruntime-coreml", sides=ANY).why
     assert why == ("1 Pad of what is worked out", "1 Pad by what is at the edge")
+    graph = build_graph(UNet(UNetPlan.classic(4, 2, "nearest")), opset=18)
+    # What pads, and what crops to the picture's size.
+    assert check_limits(graph, LIMITS["onnxruntime-coreml"]).why == ("2 Slice of what is worked out",)
     padded = [helper.make_node("Pad", ["L"], ["padded"], pads=[0] * 8), CONV]
     assert check(padded, "onnxruntime-coreml", opset=10).takes, "amounts were attributes once"
 

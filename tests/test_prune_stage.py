@@ -170,11 +170,17 @@ def test_levels_of_the_decoder_go_whole_and_the_new_last_layer_learns(
     for asked in (coarse, given):
         assert prune(trained, tmp_path / "none", *asked, "--finetune-crops", "0")[0] == 2
         error = capsys.readouterr().err
-        assert "error: option '--finetune-crops 0': does not go with answers that are coarser" in error
-        assert "hint: leave out --prune-output-stride" in error
+        assert "error: option '--finetune-crops 0': does not go with answers at 1/2 of the size" in error
+        assert "hint: give the crops that it learns from" in error
     assert not (tmp_path / "none" / "pruned" / "model.pt").exists()
-    assert prune(trained, tmp_path / "none", "--prune-output-stride", "3")[0] == 3
+    learning = ("--finetune-crops", "16")
+    assert prune(trained, tmp_path / "none", "--prune-output-stride", "3", *learning)[0] == 3
     assert "cannot answer at 1/3 of the size" in capsys.readouterr().err
+    for asking in (("--importance", "taylor"), ("--prune-strategy", "latency")):
+        assert prune(trained, tmp_path / "none", *coarse, *learning, *asking)[0] == 2
+        assert "does not go with --importance taylor, hessian or --prune-strategy latency" in capsys.readouterr().err
+    assert prune(trained, tmp_path / "all", *coarse, *learning, "--prune-ratio", "0.01", "--round-to", "64")[0] == 0
+    assert "nothing was pruned" not in capsys.readouterr().err
 
 
 def test_a_foreign_network_is_pruned_to_its_budgets(trained: tuple[Path, Path], tmp_path: Path) -> None:

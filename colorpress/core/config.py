@@ -434,7 +434,9 @@ class RankConfig(Config):
 
 
 # Measures of importance that look at photographs.
-DATA_DRIVEN = ("taylor", "hessian", "activation")
+# Those that ask how the answer changes, and all that look at photographs.
+GRADIENTS = ("taylor", "hessian")
+DATA_DRIVEN = (*GRADIENTS, "activation")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,12 +213,13 @@ def search(run: Run, photos: PhotoSplit, *, study: str | None = None) -> SearchR
                 table([search_front.table_cells(row, led.best_bytes) for row in front], _describe_progress(led))
 
         def publish(*_: object) -> None:
+            _queue_full(led)  # of what a pruned network that was over a budget, or failed, leaves room for
             _publish(led, (trial for trial in _finished(led.full) if make_row(trial).name not in led.files))
             show()
 
         terms = _read_terms(led.job, led.candidates)
         _try_short(led.job, led.candidates, terms, after=show)
-        # Again where pruned networks turned out to be over a budget, or failed.
+        # Again where it was another worker's that left room.
         while _queue_full(led):
             _try_full(led.job, led.full, terms, after=publish)
         # Once more, for the files whose latency was measured while other workers were busy.
@@ -357,7 +359,7 @@ def _list_candidates(led: _Search) -> dict[FrontRow, FrozenTrial]:
 
 
 def _queue_full(led: _Search) -> bool:
-    """Queue for a full distillation, but for those that were queued before: of the front, and pruned networks.
+    """Queue for a full distillation, but for those that were queued before: pruned networks, and of the front.
 
     Returns:
         Whether any waits for it now, from this call or an earlier one.
@@ -368,24 +370,29 @@ def _queue_full(led: _Search) -> bool:
     if not candidates:
         why = "failed or missed a budget, every one of them"
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
-    queued = {trial.user_attrs["network"]: trial.state for trial in led.full.get_trials(deepcopy=False)}
-    places = min(job.effort.pruned_places, len(job.pruned))
-    wanted: list[dict[str, Any]] = []
-    for row in search_front.choose_spread(list(candidates), job.effort.front - places):
+    known = {trial.user_attrs["network"]: trial.state for trial in _queued(led.full)}
+    # Those over a budget, or that failed, leave their place to the next.
+    pruned = ({**counts, **_describe_point(point)} for point, counts in job.list_pruned())
+    wanted = [*islice((each for each in pruned if known.get(each["network"]) not in _LOST), job.effort.pruned_places)]
+    for row in search_front.choose_spread(list(candidates), job.effort.front - len(wanted)):
         trial = candidates[row]
         costs = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
         point = replace(row.point, crops=job.effort.full_crops)
         wanted.append({**costs, "point": point.to_dict(), "number": trial.number})
-    for pruned, counts in job.pruned.items():
-        network = sha256_bytes(repr(pruned).encode())
-        if places and queued.get(network) not in _LOST:
-            wanted.append({**counts, "network": network, "point": pruned.to_dict()})
-            places -= 1
     for each in wanted:
-        if each["network"] not in queued:
+        if each["network"] not in known:
             led.full.enqueue_trial({}, user_attrs=each)
     led.full.set_user_attr("queued_at", job.effort.trials)
-    return any(trial.state in _UNDER_WAY for trial in led.full.get_trials(deepcopy=False))
+    return any(trial.state in _UNDER_WAY for trial in _queued(led.full))
+
+
+def _describe_point(point: PrunedPoint) -> dict[str, Any]:
+    return {"network": sha256_bytes(repr(point).encode()), "point": point.to_dict()}
+
+
+def _queued(full: Study) -> list[FrozenTrial]:
+    """Of the second study what was queued: where two workers ask for the last one, Optuna gives one of them nothing."""
+    return [trial for trial in full.get_trials(deepcopy=False) if "network" in trial.user_attrs]
 
 
 def _publish(led: _Search, trials: Iterable[FrozenTrial]) -> None:
@@ -495,7 +502,7 @@ def _describe_progress(led: _Search) -> str:
     counts = count_candidates(led.candidates.get_trials(deepcopy=False), led.job.limits)
     parts = [f"{counts['finished']} of {led.job.effort.trials} candidates"]
     parts += [f"{count} {name}" for name, count in counts.items() if count and name not in ("finished", "waiting")]
-    if full := len(led.full.get_trials(deepcopy=False)):
+    if full := len([trial for trial in _queued(led.full) if trial.state not in _LOST]):
         parts.append(f"{len(_finished(led.full))} of {full} to the end")
     parts.append(f"{time.monotonic() - led.started:.0f} s")
     done = [*_finished(led.candidates), *_finished(led.full)]

@@ -7,7 +7,7 @@ worker at a time on a machine, and this one does not train meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -104,36 +104,43 @@ class SearchJob(StudentJob):
         side = self.run.settings.count.rank_size
         return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
 
-    @cached_property
-    def pruned(self) -> dict[PrunedPoint, dict[str, int]]:
+    def list_pruned(self) -> Iterator[tuple[PrunedPoint, dict[str, int]]]:
         """Pruned networks that may learn to the end, those to be tried first ahead, and "params" and "macs" of each.
 
         Of those within the budgets that were given, as far as these counts tell. No short training chooses among them:
         it says nothing of what they keep later.
         """
-        found: dict[PrunedPoint, dict[str, int]] = {}
-        if not self.effort.pruned_places:
-            return found
-        # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
-        known, failed = {self.original_cost["params"]}, list[GateError]()
-        for point in pruned_points(self.effort.full_crops, self._pruned_stride()):
-            try:
-                counts = self.count(self.build(point))
-            except GateError as error:
-                failed.append(error)
-                continue
-            # A file has a byte for each weight at least.
-            if counts["params"] not in known and fits(self.budgets, {**counts, "size_bytes": counts["params"]}):
-                found[point] = counts
-            known.add(counts["params"])
-        if failed:
-            warn(f"{len(failed)} pruned networks are left out: best.pt {failed[0].why}")
-        return found
-
-    def _pruned_stride(self) -> int:
-        """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""
         network = self.best.build_network()
-        return min(max(1, self.output_strides[-1] // 2), network.size_multiple) if isinstance(network, UNet) else 1
+        # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
+        known = {self.original_cost["params"]}
+        for point in pruned_points(self.effort.full_crops, self._pruned_stride(network)):
+            if point not in self._counted:
+                self._counted[point] = self._count_pruned(point)
+            counts = self._counted[point]
+            if counts["params"] in known:
+                continue
+            known.add(counts["params"])
+            # A file has a byte for each weight at least; of a foreign network some weights may not be in it.
+            least = {"size_bytes": counts["params"]} if isinstance(network, UNet) else {}
+            if fits(self.budgets, {**counts, **least}):
+                yield point, counts
+
+    @cached_property
+    def _counted(self) -> dict[PrunedPoint, dict[str, int]]:
+        return {}
+
+    def _count_pruned(self, point: PrunedPoint) -> dict[str, int]:
+        """What it counts; what best.pt does where it cannot be pruned so, which is said."""
+        try:
+            return self.count(self.build(point))
+        except GateError as error:
+            warn(f"{point.describe()} is left out: {error.why}")
+            return self.original_cost
+
+    def _pruned_stride(self, network: ColorNetwork) -> int:
+        """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""
+        coarser = min(self.output_strides[-1] // 2, network.size_multiple) if isinstance(network, UNet) else 1
+        return max(network.output_stride, coarser)
 
     @cached_property
     def budgets(self) -> tuple[Limit, ...]:
@@ -267,6 +274,8 @@ def try_full(job: SearchJob, trial: optuna.Trial, factor: float) -> tuple[float,
         GateError: best.pt, pruned, has no ONNX file.
     """
     trial.set_user_attr("worker", job.worker)
+    if "point" not in trial.user_attrs:  # two workers asked for the last one that was queued
+        raise optuna.TrialPruned
     point, started_s = read_point(trial.user_attrs["point"]), _processor_s()
     if isinstance(point, PrunedPoint):
         try:

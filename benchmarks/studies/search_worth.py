@@ -3,13 +3,13 @@
     python -m benchmarks.studies.search_worth best.pt --data photos --trials 24 --crops 3000 --seeds 0 1 2
 
 Search, chance and the ladder of flat networks, which a search starts from, look at candidates of the same space with
-the same short distillation; the ladder has no pruned network, and a network that is drawn again counts as a candidate
-that costs nothing. Chance and ladder are cut off where they have spent as much processor time on candidates
-as the search, or go on until then (a ladder ends with its last rung). The ladder of pruning takes the same share of
-each layer's channels from best.pt, at several ratios, and fine-tunes with as many crops; it is not cut off. All are
-judged by the hypervolume of what they have by then, over the logarithms of file size and latency and the lost colour,
-each from the best to the worst seen by anybody, where nothing is kept at most. Lost colour is by the measure that
-decides: of candidates on the photographs that choose, of the pruned on the others, which choose nothing.
+the same short distillation; a network that is drawn again counts as a candidate that costs nothing. Chance and ladder
+are cut off where they have spent as much processor time on candidates as the search, or go on until then (a ladder ends
+with its last rung). The ladder of pruning takes the same share of each layer's channels from best.pt, at several
+ratios, and fine-tunes with as many crops; it is not cut off. All are judged by the hypervolume of what they have by
+then, over the logarithms of file size and latency and the lost colour, each from the best to the worst seen by anybody,
+where nothing is kept at most. Lost colour is by the measure that decides: of candidates on the photographs that choose,
+of the pruned on the others, which choose nothing.
 Then the same search by one and by two workers here, and the wall time of up to 64 by the recorded times of its
 candidates. That says nothing of what a sampler loses when it has to propose before others have answered.
 Options that are not known here, such as --arch, go to every command.

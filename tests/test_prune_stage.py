@@ -108,7 +108,7 @@ def test_a_latency_budget_is_measured(trained: tuple[Path, Path], tmp_path: Path
     code, plan = prune(trained, tmp_path, *options)
     assert code == 0
     assert plan["settings"]["prune_ratio"] == 0
-    assert prune(trained, tmp_path, "--prune-strategy", "latency", "--target-latency-ms", "0.001")[0] == 2
+    assert prune(trained, tmp_path, "--target-latency-ms", "0.001")[0] == 2
 
 
 def test_time_goes_where_it_is_spent(trained: tuple[Path, Path], tmp_path: Path) -> None:

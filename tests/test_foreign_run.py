@@ -39,8 +39,8 @@ class Case:
     not_made: dict[str, str] = field(default_factory=dict)
 
 
-QUICK = [Case("HookedUnet", 8)]
 CASES = [
+    Case("HookedUnet", 8),
     Case("PictureGenerator", 4, RGB),
     Case("LibraryUnet", 1),
     Case("MobileEncoderUnet", 1),
@@ -70,13 +70,8 @@ def write_weights(case: Case, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(pytest.param(each, id=each.name) for each in QUICK),
-        *(pytest.param(each, id=each.name, marks=pytest.mark.slow) for each in CASES),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(each, id=each.name) for each in CASES])
 def test_a_network_as_people_bring_them_goes_through_the_whole_run(
     case: Case, photos: Path, timed_here: None, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def test_parameters_and_macs_are_told_exactly(side: int) -> None:
 def test_file_sizes_are_told_within_a_percent() -> None:
     narrow = next(SPACE.narrow_points())
     residual = replace(narrow, base=8, convolutions=2)
-    for point in (POINT, narrow, residual, replace(POINT, base=48), replace(POINT, affine=True)):
+    for point in (narrow, residual, replace(POINT, base=48), replace(POINT, affine=True)):
         measured, latency = measure_stand_in(point.network(), Settings(), None)
         assert SPACE.cost(point)["size_bytes"] == pytest.approx(measured, rel=0.01)
         assert latency is None

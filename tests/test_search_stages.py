@@ -48,7 +48,7 @@ from compress.yardstick import make_yardstick, score_onnx
 from export.controls import CONTROL_TITLES
 from tests import foreign_networks
 from tests.conftest import make_photo, make_score, time_here
-from tests.test_foreign_run import QUICK, write_weights
+from tests.test_foreign_run import CASES, write_weights
 from training.checkpoint import load_checkpoint
 from training.network import ColorNetwork
 from training.original import adopt_checkpoint, train
@@ -268,7 +268,7 @@ def test_best_pt_pruned_learns_beside_students_foreign_as_it_is(photo_folder: Pa
     arch = {"arch": f"{foreign_networks.__file__}:HookedUnet", "ab_scale": 110.0}
     run = open_run(tmp_path / "out", photo_folder, **arch, search_front=3, search_trials=1, search_pruned=True)
     photos = find_photos(run)
-    adopt_checkpoint(run, write_weights(QUICK[0], tmp_path / "weights.pt"), photos)
+    adopt_checkpoint(run, write_weights(CASES[0], tmp_path / "weights.pt"), photos)
     search(run, photos)
     table = read_front(run.folder)
     pruned = table[table["start"] == "pruned"]

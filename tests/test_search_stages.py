@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import optuna
 import pandas as pd
@@ -31,11 +33,13 @@ from compress.prune_stage import prune
 from compress.pruning import plan_pruning
 from compress.students import search_trial
 from compress.students.search_estimate import describe_plan
-from compress.students.search_space import PrunedPoint
+from compress.students.search_space import PrunedPoint, StudentPoint
 from compress.students.search_stages import (
     CANDIDATES,
     FULL,
+    _queue_full,
     _read_trial,
+    _Search,
     begin_job,
     count_candidates,
     read_worker_options,
@@ -313,6 +317,36 @@ def test_where_a_pruned_network_has_no_file_the_next_one_is_trained(
     assert (
         "best.pt with 25 % of its channels, answering at 1/4, is left out: cannot be traced" in capsys.readouterr().err
     )
+
+
+def test_what_pruned_networks_leave_goes_to_the_next_and_then_to_students() -> None:
+    network = {"size_bytes": 1000, "latency_ms": 1.0, "params": 1, "macs": 1, "score": make_score(0.5, 0.1).to_dict()}
+    candidates, full = (optuna.create_study(directions=["minimize"] * 3) for _ in range(2))
+    for number in range(4):
+        point = StudentPoint(4, 4, 8, 8, (1.0,), 1.0, 1, 10)
+        known = {**network, "point": point.to_dict(), "network": str(number), "size_bytes": 1000 << number}
+        values = [float(1000 << number), 1.0, 0.5]
+        candidates.add_trial(create_trial(state=TrialState.COMPLETE, values=values, user_attrs=known))
+    shares = [(PrunedPoint(share, 20), {"params": 1, "macs": 1}) for share in (0.25, 0.5)]
+    effort = replace(Settings().search.effort(), front=4, full_crops=20)
+    job = SimpleNamespace(effort=effort, list_pruned=lambda: iter(shares))
+    led = cast(_Search, SimpleNamespace(job=job, candidates=candidates, full=full))
+
+    def queue() -> list[str]:
+        assert _queue_full(led)
+        waiting = full.get_trials(states=(TrialState.WAITING,))
+        return [f"{trial.user_attrs['point'].get('kept_channels', 'student')}" for trial in waiting]
+
+    assert queue() == ["0.25", "student", "student", "student"] == queue()
+    full.tell(full.ask().number, state=TrialState.PRUNED)  # the quarter, which is ahead
+    assert queue() == ["student", "student", "student", "0.5"]
+    for _ in range(3):
+        full.tell(full.ask().number, [1.0, 1.0, 1.0])
+    full.tell(full.ask().number, state=TrialState.FAIL)
+    full.ask()  # of two workers that ask for the last one, this one gets nothing
+    assert queue() == ["student"]
+    full.tell(full.ask().number, [1.0, 1.0, 1.0])
+    assert not [trial for trial in full.get_trials() if trial.state == TrialState.WAITING]
 
 
 def test_a_pruned_network_over_a_budget_is_not_trained(trained: tuple[Run, PhotoSplit]) -> None:

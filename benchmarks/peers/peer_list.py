@@ -170,7 +170,7 @@ UNMEASURED = (
         "AIMET",
         "aimet-onnx 2.42.0",
         "calibrates, then QuantizationSimModel.to_onnx_qdq ends with KeyError: '' at an operator with an optional "
-        "input left out (the Pad of the exported graph); its environment takes 5.9 GB",
+        "input left out (the Pad that exported graphs had); its environment takes 5.9 GB",
     ),
 )
 

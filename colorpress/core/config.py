@@ -433,8 +433,7 @@ class RankConfig(Config):
     rank_runs: int = option(10, "Timed calls that each layer's latency is the median of.", low=1, high=100_000)
 
 
-# Measures of importance that look at photographs.
-# Those that ask how the answer changes, and all that look at photographs.
+# Measures of importance that ask how the answer changes, and all that look at photographs.
 GRADIENTS = ("taylor", "hessian")
 DATA_DRIVEN = (*GRADIENTS, "activation")
 

@@ -364,7 +364,7 @@ def _queue_full(led: _Search) -> bool:
     Returns:
         Whether any waits for it now, from this call or an earlier one.
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no candidate.
     """
     candidates, job = _list_candidates(led), led.job
     if not candidates:
@@ -372,22 +372,21 @@ def _queue_full(led: _Search) -> bool:
         raise ConfigError("candidates", None, why, "loosen the budgets, or give more --search-trials")
     known = {trial.user_attrs["network"]: trial.state for trial in _queued(led.full)}
     # Those over a budget, or that failed, leave their place to the next.
-    pruned = ({**counts, **_describe_point(point)} for point, counts in job.list_pruned())
+    pruned = (
+        {**counts, "network": sha256_bytes(repr(point).encode()), "point": point.to_dict()}
+        for point, counts in job.list_pruned()
+    )
     wanted = [*islice((each for each in pruned if known.get(each["network"]) not in _LOST), job.effort.pruned_places)]
     for row in search_front.choose_spread(list(candidates), job.effort.front - len(wanted)):
         trial = candidates[row]
         costs = {name: trial.user_attrs[name] for name in (*search_trial.COSTS, "network")}
-        point = replace(row.point, crops=job.effort.full_crops)
-        wanted.append({**costs, "point": point.to_dict(), "number": trial.number})
+        longer = replace(row.point, crops=job.effort.full_crops)
+        wanted.append({**costs, "point": longer.to_dict(), "number": trial.number})
     for each in wanted:
         if each["network"] not in known:
             led.full.enqueue_trial({}, user_attrs=each)
     led.full.set_user_attr("queued_at", job.effort.trials)
     return any(trial.state in _UNDER_WAY for trial in _queued(led.full))
-
-
-def _describe_point(point: PrunedPoint) -> dict[str, Any]:
-    return {"network": sha256_bytes(repr(point).encode()), "point": point.to_dict()}
 
 
 def _queued(full: Study) -> list[FrozenTrial]:

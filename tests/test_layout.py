@@ -114,7 +114,7 @@ def test_each_outside_library_has_its_one_door() -> None:
         "torch_pruning": {f"{peers}/torch_pruning_recipe.py"},
         # Templates of a page, and of what lies in a bundle.
         "jinja2": {"benchmarks/report/page.py", "export/bundle/bundle.py"},
-        **{tool: {f"{peers}/{tool}_recipe.py"} for tool in ("nncf", "olive", "modelopt")},
+        **{tool: {f"{peers}/{tool}_recipe.py"} for tool in ("nncf", "olive", "modelopt", "aimet")},
     }
     for path in MODULES:
         here = path.relative_to(ROOT).as_posix()

@@ -157,6 +157,12 @@ PEERS: tuple[Peer, ...] = (
         ("nvidia-modelopt", "onnx"), ("onnxruntime",), recipe="modelopt_recipe",
         requirements=("nvidia-modelopt[onnx]>=0.33",),
     ),
+    Peer(
+        "aimet", "AIMET",
+        "QuantizationSimModel with its defaults (int8, min-max), calibrated, then to_onnx_qdq; weights stored in int8",
+        "https://github.com/qualcomm/aimet#readme",
+        ("aimet-onnx", "onnx"), ("onnxruntime", "openvino"), recipe="aimet_recipe", requirements=("aimet-onnx>=2.42",),
+    ),
 )  # fmt: skip
 
 UNMEASURED = (
@@ -165,12 +171,6 @@ UNMEASURED = (
         "neural-compressor-pt 3.10",
         "version 3 has no ONNX back end; what its PT2E static quantization saves is a torch.export program with float "
         "weights, as large as best.pt, and int8 only once torch.compile has frozen it: not a file to ship",
-    ),
-    UnmeasuredTool(
-        "AIMET",
-        "aimet-onnx 2.42.0",
-        "calibrates, then QuantizationSimModel.to_onnx_qdq ends with KeyError: '' at an operator with an optional "
-        "input left out (the Pad that exported graphs had); its environment takes 5.9 GB",
     ),
 )
 

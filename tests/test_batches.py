@@ -113,7 +113,7 @@ def test_a_shorter_epoch_is_the_beginning_of_a_whole_one(photos: tuple[Photo, ..
         short = [[crops.rgb for crops in loader.epoch(epoch)] for epoch in (1, 2, 3)]
     for beginning, all_of_it in zip(short[:2], whole, strict=True):
         assert all(torch.equal(*pair) for pair in zip(beginning, all_of_it[:2], strict=True))
-    assert {batch.numpy().tobytes() for batch in short[2]} == {batch.numpy().tobytes() for batch in short[0]}
+    assert {batch.flip(-1).numpy().tobytes() for batch in short[2]} == {batch.numpy().tobytes() for batch in short[0]}
 
 
 def test_several_crops_of_one_photograph_differ(photos: tuple[Photo, ...]) -> None:
@@ -242,20 +242,25 @@ def test_a_batch_carries_the_answers_to_its_very_crops(
                 for crops in loader.epoch(epoch):
                     wanted = torch.nn.functional.avg_pool2d(answer_by_pixels(crops), ANSWER_STRIDE)
                     assert crops.answers.shape == (len(crops), 2, 16 // ANSWER_STRIDE, 16 // ANSWER_STRIDE)
+                    # Equal also where they come again mirrored, which a column off its place would not be.
                     assert torch.equal(crops.answers, wanted.half())
                     assert 0.01 < crops.tones.log().abs().max() < 3.0
 
 
-def test_after_the_fresh_epochs_their_batches_come_again_in_another_order(photos: tuple[Photo, ...]) -> None:
-    def batches_of(epoch: int, **options: object) -> list[bytes]:
+def test_after_the_fresh_epochs_their_batches_come_again_in_another_order_and_every_other_time_mirrored(
+    photos: tuple[Photo, ...],
+) -> None:
+    def batches_of(epoch: int, *, mirrored: bool = False, **options: object) -> list[bytes]:
         # Of one size, so that a batch is known by its pixels.
-        return [batch.numpy().tobytes() for batch in pixels_of(make_loader(photos, batch_size=1, **options), epoch)]
+        pixels = pixels_of(make_loader(photos, batch_size=1, **options), epoch)
+        return [(batch.flip(-1) if mirrored else batch).numpy().tobytes() for batch in pixels]
 
-    first, second, *later = (batches_of(epoch, fresh_epochs=2) for epoch in range(1, 7))
+    first, second, *again = (batches_of(epoch, mirrored=epoch in (3, 4), fresh_epochs=2) for epoch in range(1, 7))
     assert set(first).isdisjoint(second)
-    assert [set(each) for each in later] == [set(first), set(second)] * 2
-    orders = [first, *later[::2]]
+    assert [set(each) for each in again] == [set(first), set(second)] * 2
+    orders = [first, *again[::2]]
     assert len({tuple(order) for order in orders}) == 3
+    assert set(batches_of(3, fresh_epochs=2)).isdisjoint(first)
     # They are the crops of a training whose crops are all new.
     assert [first, second] == [batches_of(1), batches_of(2)]
     assert set(batches_of(3)).isdisjoint(first)

@@ -29,7 +29,13 @@ from benchmarks.studies.distillation_levers.student_losses import (
     find_layer_of_stride,
     soften_classes,
 )
-from benchmarks.studies.distillation_levers.student_shapes import answer_at, list_shapes, scale_widths
+from benchmarks.studies.distillation_levers.student_shapes import (
+    answer_at,
+    convolve,
+    list_shapes,
+    read_patches,
+    scale_widths,
+)
 from colorpress.cli import run_command
 from colorpress.core.config import DistilConfig
 from colorpress.core.errors import DivergedError
@@ -111,7 +117,15 @@ def test_soft_classes_are_those_of_the_original_s_training() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["depth-wise separable", "inverted residuals", "self-attention", "answers at 1/2", "answers at 1/16, affine"],
+    [
+        "depth-wise separable",
+        "inverted residuals",
+        "self-attention",
+        "answers at 1/2",
+        "answers at 1/16, affine",
+        "patches of 2",
+        "one convolution a level",
+    ],
 )
 def test_another_shape_computes_as_much(name: str) -> None:
     wanted = count_macs(make_network(RESIDUAL), height=128, width=128)
@@ -156,6 +170,11 @@ def test_a_plan_answers_finer_and_coarser() -> None:
         assert other.stem_stride == min(4, stride)
     assert answer_at(answer_at(RESIDUAL, 16), 4) == RESIDUAL
     assert answer_at(STUDENT, 1).decoder == ((8, 8), (8, 8))
+    for stride in (1, 2, 4):
+        other = read_patches(RESIDUAL, stride)
+        assert (other.stem_stride, other.output_stride, other.size_multiple) == (stride, 4, 16)
+        assert read_patches(other, 4) == RESIDUAL
+    assert convolve(convolve(RESIDUAL, 1), 2) == RESIDUAL and not convolve(RESIDUAL, 1).residual
     assert scale_widths(RESIDUAL, 2.0).encoder == ((32, 32),) * 3
 
 

@@ -114,6 +114,7 @@ def test_the_ladder_answers_at_its_stride_and_grows(stride: int) -> None:
     assert len(ladder) == len(LADDER_WIDTHS)
     assert {plan.output_stride for plan in ladder} == {stride}
     assert {plan.size_multiple for plan in ladder} == {32}
+    assert {plan.stem_stride for plan in ladder} == {max(1, stride // 4)}
     assert {plan.affine for plan in ladder} == {stride >= FINEST_AFFINE_STRIDE}
     sizes = [count_parameters(build_student(plan, 0)) for plan in ladder[:4]]
     assert sizes == sorted(sizes)

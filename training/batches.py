@@ -40,12 +40,15 @@ ANSWER_STRIDE = 2
 
 @dataclass(frozen=True)
 class _BatchKey:
-    """Which batch it is, the side of its crops in pixels, and each by its photograph's position and its own number."""
+    """Which batch it is, the side of its crops in pixels, each by its photograph's position and its own number, and
+    whether all of them are mirrored.
+    """
 
     epoch: int
     number: int
     imgsz: int
     crops: Sequence[tuple[int, int]]
+    mirrored: bool
 
 
 _warned: set[Path] = set()
@@ -172,8 +175,9 @@ class CropLoader:
     a tiny set still makes some steps. Batches are evenly filled: their sizes differ by at most one. Where a
     crop lies depends on (seed, epoch, photograph, crop number), its side on (seed, epoch, batch), and the order on
     (seed, epoch): none depends on `workers` nor on what was read before, so a run resumed repeats it exactly. After
-    `fresh_epochs` epochs, where that is not 0, the batches of those come again, in another order. With `epoch_steps`
-    an epoch is only so many of its first batches.
+    `fresh_epochs` epochs, where that is not 0, the batches of those come again, in another order, and every other time
+    mirrored, with what a teacher answered: a network learns crops by heart that it is shown as they were. With
+    `epoch_steps` an epoch is only so many of its first batches.
 
     A photograph that cannot be read any more is left out of its batch with one warning; a batch may thereby be empty.
     Decoded photographs are kept in memory, no larger than crops need them, as far as a quarter of it lasts; the others
@@ -311,6 +315,9 @@ class _CropDataset(Dataset[_Loaded]):
         taught = None  # (N, 2, S/2, S/2)
         if answers is not None:
             taught = np.array([answers[place] for place in places], np.float16).reshape(-1, 2, size, size)
+        if batch.mirrored:
+            pixels = pixels[:, :, ::-1].copy()
+            taught = None if taught is None else taught[..., ::-1].copy()
         loaded = Crops(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),  # (N, 3, S, S)
             torch.tensor(tones) if self.recipe.tone_jitter else None,
@@ -344,18 +351,19 @@ class _CropOrder(Sampler[_BatchKey]):
 
     def __iter__(self) -> Iterator[_BatchKey]:
         rank, ranks = self.part
-        is_fresh = self.epoch <= self.fresh or not self.fresh
-        epoch = self.epoch if is_fresh else (self.epoch - 1) % self.fresh + 1
+        shown_before = max(0, self.epoch - 1) // self.fresh if self.fresh else 0  # times
+        epoch = self.epoch - shown_before * self.fresh
         batches = np.array_split(np.random.default_rng((self.seed, epoch)).permutation(self.crops), self.batches)
         numbers = np.arange(self.steps)
-        if not is_fresh:
+        if shown_before:
             numbers = np.random.default_rng((self.seed, self.epoch)).permutation(numbers)
         for number in numbers[self.start :].tolist():
             crops = [
                 (int(each) % self.photos, int(each) // self.photos)
                 for each in np.array_split(batches[number], ranks)[rank]
             ]
-            yield _BatchKey(epoch, number, self.sides.draw(self.seed, epoch, number), crops)
+            side = self.sides.draw(self.seed, epoch, number)
+            yield _BatchKey(epoch, number, side, crops, mirrored=shown_before % 2 == 1)
 
 
 def _as_loaded(batch: Any) -> Any:

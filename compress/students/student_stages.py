@@ -46,7 +46,8 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-_LARGEST_STEM = 8
+# Of the first convolution's patches, in those of an answer's pixels.
+_FINER = 4
 _DEEPEST_STRIDE = 32
 
 
@@ -270,19 +271,19 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     """Flat UNets that answer at `output_stride`, one for each width, smallest first.
 
     All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
-    (Lean UNet, 2025). Patches as coarse as the answer, up to 8 pixels, replace the levels above; levels go down to
-    1/32 of the size for context, and up again to the output stride. Coarse answers are affine fields of lightness.
+    (Lean UNet, 2025), and one convolution: levels of finer patches than the answer teach more than a second one in each
+    (what is seen in a quarter of the answer's pixels, at least in one of the picture's). Levels go down to 1/32 of the
+    size for context, and up again to the output stride. Coarse answers are affine fields of lightness.
     """
-    stem = min(output_stride, _LARGEST_STEM)
+    stem = max(1, output_stride // _FINER)
     levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
     ups = levels - 1 - int(math.log2(output_stride // stem))
     return tuple(
         UNetPlan(
-            encoder=((width, width),) * levels,
-            decoder=((width, width, width),) * ups,
+            encoder=((width,),) * levels,
+            decoder=((width, width),) * ups,
             upsample="nearest",
             stem_stride=stem,
-            residual=True,
             affine=output_stride >= FINEST_AFFINE_STRIDE,
         )
         for width in LADDER_WIDTHS

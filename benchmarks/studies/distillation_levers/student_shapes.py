@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,12 @@ def list_shapes(plan: UNetPlan) -> dict[str, Shape]:
     }
     if plan.residual:
         shapes["plain blocks"] = Shape(replace(plan, residual=False))
+    count = 3 - len(plan.encoder[0])
+    if count > 0:
+        shapes[f"{'one convolution' if count == 1 else 'two convolutions'} a level"] = Shape(convolve(plan, count))
+    for stride in (1, *_STRIDES):
+        if stride <= plan.output_stride and stride != plan.stem_stride:
+            shapes[f"patches of {stride}"] = Shape(read_patches(plan, stride))
     for stride in _STRIDES:
         if stride <= plan.size_multiple:
             coarser = answer_at(plan, stride)
@@ -122,6 +129,20 @@ def scale_widths(plan: UNetPlan, width: float, growth: float = 1.0) -> UNetPlan:
     encoder = tuple(scale(counts, level) for level, counts in enumerate(plan.encoder))
     decoder = tuple(scale(counts, deepest - 1 - place) for place, counts in enumerate(plan.decoder))
     return replace(plan, encoder=encoder, decoder=decoder)
+
+
+def convolve(plan: UNetPlan, count: int) -> UNetPlan:
+    """A plan with so many 3x3 convolutions in each level, as wide as its first; residual where that can be."""
+    encoder = tuple((level[0],) * count for level in plan.encoder)
+    decoder = tuple((level[0],) + (level[1],) * count for level in plan.decoder)
+    return replace(plan, encoder=encoder, decoder=decoder, residual=count > 1)
+
+
+def read_patches(plan: UNetPlan, stride: int) -> UNetPlan:
+    """A plan as deep as the other that reads patches of stride x stride pixels, no coarser than its answer."""
+    encoder = plan.encoder[max(0, int(math.log2(stride / plan.stem_stride))) :]
+    more = max(0, int(math.log2(plan.stem_stride / stride)))
+    return replace(plan, stem_stride=stride, encoder=(encoder[0],) * more + encoder)
 
 
 def answer_at(plan: UNetPlan, stride: int) -> UNetPlan:

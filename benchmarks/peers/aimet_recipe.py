@@ -18,4 +18,7 @@ def make_files(graph: Path, calibration: Path, folder: Path, options: Mapping[st
     """
     simulation = QuantizationSimModel(onnx.load(graph))
     simulation.compute_encodings([{"L": np.load(path)} for path in sorted(calibration.glob("*.npy"))])
-    onnx.save(simulation.to_onnx_qdq(prequantize_constants=True), folder / "model.onnx")
+    whole = simulation.to_onnx_qdq(prequantize_constants=True)
+    # It has all metadata twice, which is no valid file.
+    onnx.helper.set_model_props(whole, {each.key: each.value for each in whole.metadata_props})
+    onnx.save(whole, folder / "model.onnx")

@@ -40,8 +40,12 @@ ANSWER_STRIDE = 2
 
 @dataclass(frozen=True)
 class _BatchKey:
-    """Which batch it is, the side of its crops in pixels, each by its photograph's position and its own number, and
-    whether all of them are mirrored.
+    """Which batch it is, and what is to be loaded of it.
+
+    Attributes:
+        imgsz: side of its crops in pixels.
+        crops: each by its photograph's position and its own number.
+        mirrored: all of them, and what a teacher answered to them.
     """
 
     epoch: int

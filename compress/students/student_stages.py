@@ -46,8 +46,8 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-# Of the first convolution's patches, in those of an answer's pixels.
-_FINER = 4
+# How many times finer the patches that a student reads are than the pixels that it answers.
+_FINER_PATCHES = 4
 _DEEPEST_STRIDE = 32
 
 
@@ -271,11 +271,11 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     """Flat UNets that answer at `output_stride`, one for each width, smallest first.
 
     All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
-    (Lean UNet, 2025), and one convolution: levels of finer patches than the answer teach more than a second one in each
-    (what is seen in a quarter of the answer's pixels, at least in one of the picture's). Levels go down to 1/32 of the
-    size for context, and up again to the output stride. Coarse answers are affine fields of lightness.
+    (Lean UNet, 2025), and one convolution: levels of finer patches than the answer's pixels bring more than a second
+    one in each does. Levels go down to 1/32 of the size for context, and up again to the output stride. Coarse answers
+    are affine fields of lightness.
     """
-    stem = max(1, output_stride // _FINER)
+    stem = max(1, output_stride // _FINER_PATCHES)
     levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
     ups = levels - 1 - int(math.log2(output_stride // stem))
     return tuple(

@@ -97,9 +97,9 @@ def list_shapes(plan: UNetPlan) -> dict[str, Shape]:
     }
     if plan.residual:
         shapes["plain blocks"] = Shape(replace(plan, residual=False))
-    count = 3 - len(plan.encoder[0])
-    if count > 0:
-        shapes[f"{'one convolution' if count == 1 else 'two convolutions'} a level"] = Shape(convolve(plan, count))
+    for count, name in ((1, "one convolution a level"), (2, "two convolutions a level")):
+        if count != len(plan.encoder[0]):
+            shapes[name] = Shape(convolve(plan, count))
     for stride in (1, *_STRIDES):
         if stride <= plan.output_stride and stride != plan.stem_stride:
             shapes[f"patches of {stride}"] = Shape(read_patches(plan, stride))

@@ -329,7 +329,7 @@ def test_what_pruned_networks_leave_goes_to_the_next_and_then_to_students() -> N
         candidates.add_trial(create_trial(state=TrialState.COMPLETE, values=values, user_attrs=known))
     shares = [(PrunedPoint(share, 20), {"params": 1, "macs": 1}) for share in (0.25, 0.5)]
     effort = replace(Settings().search.effort(), front=4, full_crops=20)
-    job = SimpleNamespace(effort=effort, pruned=tuple(shares))
+    job = SimpleNamespace(effort=effort, list_pruned=lambda: iter(shares))
     led = cast(_Search, SimpleNamespace(job=job, candidates=candidates, full=full))
 
     def queue() -> list[str]:
@@ -352,7 +352,7 @@ def test_what_pruned_networks_leave_goes_to_the_next_and_then_to_students() -> N
 def test_a_pruned_network_over_a_budget_is_not_trained(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
     job, _ = begin_job(changed(run, search_front=3, search_pruned=True, target_size="9KB"), photos, None)
-    (point, counts), *_ = job.pruned
+    (point, counts), *_ = job.list_pruned()
     assert counts["params"] < 9_000 and job.space.fitting(job.space.narrow_points(), job.limits)
     study = optuna.create_study(directions=["minimize"] * 3)
     study.enqueue_trial({}, user_attrs={**counts, "point": point.to_dict()})
@@ -369,7 +369,7 @@ def test_pruned_networks_keep_budgets_that_were_given_and_no_others(trained: tup
 
     def kept(**options: object) -> list[float]:
         job, _ = begin_job(changed(run, **{"search_front": 9, "search_pruned": True, **options}), photos, None)
-        return [point.kept_channels for point, _ in job.pruned]
+        return [point.kept_channels for point, _ in job.list_pruned()]
 
     # More than half of the parameters and a tenth of the multiply-accumulates, which students may have at most.
     # And each network once: the others round to a quarter or to a half.
@@ -395,7 +395,7 @@ def test_a_share_that_cannot_be_pruned_is_left_out(
 
     monkeypatch.setattr(search_trial, "plan_pruning", choosy)
     job, _ = begin_job(able, photos, None)
-    assert [point.kept_channels for point, _ in job.pruned] == [0.25, 0.5]
+    assert [point.kept_channels for point, _ in job.list_pruned()] == [0.25, 0.5]
     with pytest.raises(GateError, match="cannot be pruned: breaks"):
         job.build(PrunedPoint(0.125, 10))
     lines, planned = describe_plan(able, photos, study=None)
@@ -423,7 +423,7 @@ def test_where_nothing_can_be_pruned_students_alone_are_tried(photo_folder: Path
     photos = find_photos(run)
     adopt_checkpoint(run, tmp_path / "weights.pt", photos)
     job, _ = begin_job(run, photos, None)
-    assert job.effort.pruned_places == 2 and not job.pruned
+    assert job.effort.pruned_places == 2 and not [*job.list_pruned()]
 
 
 def test_asking_best_pt_is_no_cost_of_the_candidate_that_comes_first(

@@ -86,7 +86,7 @@ def _describe_pruned(job: SearchJob) -> str:
 
 def _first_pruned(job: SearchJob) -> list[PrunedPoint]:
     """Pruned networks that are trained, as far as their counts tell."""
-    return [point for point, _ in job.pruned[: job.effort.pruned_places]]
+    return [point for point, _ in islice(job.list_pruned(), job.effort.pruned_places)]
 
 
 def estimate_search(job: SearchJob) -> dict[str, float]:

@@ -374,7 +374,7 @@ def _queue_full(led: _Search) -> bool:
     # Those over a budget, or that failed, leave their place to the next.
     pruned = (
         {**counts, "network": sha256_bytes(repr(point).encode()), "point": point.to_dict()}
-        for point, counts in job.pruned
+        for point, counts in job.list_pruned()
     )
     wanted = [*islice((each for each in pruned if known.get(each["network"]) not in _LOST), job.effort.pruned_places)]
     for row in search_front.choose_spread(list(candidates), job.effort.front - len(wanted)):

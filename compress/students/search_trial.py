@@ -7,7 +7,7 @@ worker at a time on a machine, and this one does not train meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -104,30 +104,39 @@ class SearchJob(StudentJob):
         side = self.run.settings.count.rank_size
         return make_space(self.output_strides, self.limits, crops=self.effort.crops, side=side)
 
-    @cached_property
-    def pruned(self) -> tuple[tuple[PrunedPoint, dict[str, int]], ...]:
+    def list_pruned(self) -> Iterator[tuple[PrunedPoint, dict[str, int]]]:
         """Pruned networks that may learn to the end, those to be tried first ahead, and "params" and "macs" of each.
 
-        Those within the budgets that were given, as far as these counts tell, and none where none is trained. No short
-        training chooses among them: it says nothing of what they keep later.
+        Of those within the budgets that were given, as far as these counts tell. No short training chooses among them:
+        it says nothing of what they keep later.
         """
-        if not self.effort.pruned_places:
-            return ()
         network = self.best.build_network()
         # Narrow layers have no 16ths, so that two shares may be the same network, or nothing goes.
-        found, known = [], {self.original_cost["params"]}
+        known = {self.original_cost["params"]}
         for point in pruned_points(self.effort.full_crops, self._pruned_stride(network)):
-            try:
-                counts = self.count(self.build(point))
-            except GateError as error:
-                warn(f"{point.describe()} is left out: {error.why}")
+            if point not in self._counted:
+                self._counted[point] = self._count_pruned(point)
+            counts = self._counted[point]
+            if counts["params"] in known:
                 continue
+            known.add(counts["params"])
             # A file has a byte for each weight at least; of a foreign network some weights may not be in it.
             least = {"size_bytes": counts["params"]} if isinstance(network, UNet) else {}
-            if counts["params"] not in known and fits(self.budgets, {**counts, **least}):
-                found.append((point, counts))
-            known.add(counts["params"])
-        return tuple(found)
+            if fits(self.budgets, {**counts, **least}):
+                yield point, counts
+
+    @cached_property
+    def _counted(self) -> dict[PrunedPoint, dict[str, int]]:
+        """What was counted already: a share takes seconds, and few of them are asked for."""
+        return {}
+
+    def _count_pruned(self, point: PrunedPoint) -> dict[str, int]:
+        """What it counts; what best.pt does where it cannot be pruned so, which is said."""
+        try:
+            return self.count(self.build(point))
+        except GateError as error:
+            warn(f"{point.describe()} is left out: {error.why}")
+            return self.original_cost
 
     def _pruned_stride(self, network: ColorNetwork) -> int:
         """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""

@@ -21,7 +21,7 @@ from compress.measures import Score, Strength
 from compress.students import student_job
 from compress.students.student_job import StudentJob, with_unlabelled
 from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
-from compress.students.student_stages import make_student, student_ladder
+from compress.students.student_stages import list_candidates, make_student, student_ladder
 from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -117,6 +117,19 @@ def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
     made = run.folder / "fitting"
     export(run, made / "model.pt", "fitting")
     assert pack(run, made / "model.onnx", "fitting-w8").result["size_bytes"] <= 30_000
+
+
+def test_without_a_budget_a_student_is_no_wider_than_is_taught_in_time(trained: tuple[Run, PhotoSplit]) -> None:
+    run, photos = trained
+
+    def list_macs(**options: object) -> list[int]:
+        """Of the candidates that may be tried."""
+        candidates = list_candidates(StudentJob(changed(run, **options), photos), output_stride=4)
+        return [each.macs for each in candidates if not each.verdict]
+
+    narrow, wide = list_macs(), list_macs(keep_macs=1.0)
+    whole = StudentJob(run, photos).original_cost["macs"]
+    assert narrow == [macs for macs in wide if macs <= whole / 10] != wide
 
 
 def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:

@@ -613,7 +613,7 @@ class DistilConfig(Config):
     )
     distil_learning_rate: float = option(3e-3, "Peak learning rate.", low=1e-9, high=10.0)
     teacher_weight: float = option(
-        0.5,
+        0.75,
         "Weight of best.pt's answer beside the truth; always 1 where fidelity F decides.",
         low=0.0,
         high=1.0,

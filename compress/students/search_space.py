@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from colorpress.core.errors import InputError
 from compress.budgets import Limit, fits
-from compress.students.student_plan import FINEST_AFFINE_STRIDE
+from compress.students.student_plan import FINER_PATCHES, FINEST_AFFINE_STRIDE
 from training.unet import UNetPlan
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LARGEST_BASE = 128
 _LARGEST_WIDTH = 512
 _DEEPEST_STRIDES = (8, 16, 32, 64)
 _LARGEST_STEM = 16
-_MOST_STEM_STEPS = 2
+_MOST_STEM_STEPS = int(math.log2(FINER_PATCHES))
 _LEAST_GROWTH, _MOST_GROWTH, _GROWTH_STEP = 0.5, 2.0, 0.25
 _LEAST_SHARE, _SHARE_STEP = 0.5, 0.25
 _MOST_CONVOLUTIONS = 2

@@ -15,6 +15,9 @@ from training.unet import UNetPlan
 # The finest output stride of students whose answer is an affine field of lightness: at 4 it gained C 0.01, which may be
 # chance, at 8 0.04.
 FINEST_AFFINE_STRIDE = 8
+# How many times finer than its answer's pixels the patches are that a student reads, at most: finer patches bring more
+# than wider levels.
+FINER_PATCHES = 4
 FORMAT = "colorpress student plan"
 FORMAT_VERSION = 1
 _HINT = "make a plan with `colorpress student`, or edit the channel counts in one"

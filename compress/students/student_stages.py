@@ -29,6 +29,7 @@ from compress.ranking import count_macs
 from compress.students import student_job
 from compress.students.student_job import Oracle, StudentJob
 from compress.students.student_plan import (
+    FINER_PATCHES,
     FINEST_AFFINE_STRIDE,
     Candidate,
     StudentPlan,
@@ -46,8 +47,8 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-# How many times finer the patches that a student reads are than the pixels that it answers.
-_FINER_PATCHES = 4
+# Without --keep-macs, of best.pt's multiply-accumulates, and of a pixel: what half an hour on 2 cores teaches.
+_LARGEST_MACS, _LARGEST_MACS_A_PIXEL = 0.1, 4_000
 _DEEPEST_STRIDE = 32
 
 
@@ -103,7 +104,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
-    candidates = _list_candidates(job, student_job.choose_output_stride(oracle.strides))
+    candidates = list_candidates(job, student_job.choose_output_stride(oracle.strides))
     chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
     control: Mapping[str, Any] = {}
     if oracle.strength.beats_table:
@@ -122,10 +123,14 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     return plan, records
 
 
-def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
-    """The ladder with what each network costs, and why it is not tried where it misses a budget."""
-    whole = job.original_cost
-    otherwise = {"keep_params": whole["params"], "keep_macs": whole["macs"]}
+def list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
+    """The ladder with what each network costs, and why it is not tried where it misses a budget.
+
+    Without `keep_macs` that is a tenth of best.pt's multiply-accumulates, and no more than half an hour teaches.
+    """
+    whole, pixels = job.original_cost, job.run.settings.count.rank_size ** 2
+    largest_macs = min(_LARGEST_MACS * whole["macs"], _LARGEST_MACS_A_PIXEL * pixels)
+    otherwise = {"keep_params": whole["params"], "keep_macs": largest_macs}
     limits = read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
     found: list[Candidate] = []
     why = ""
@@ -133,7 +138,7 @@ def _list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
         # Exports take seconds each, and what is wider than one that misses a budget misses it too.
         is_hopeless = bool(why) and _needs_file(limits)
         candidate = _make_candidate(job, network, () if is_hopeless else limits)
-        # Without a budget nothing larger than best.pt is tried, but for the smallest, so that there is a student.
+        # What is not asked for bounds all but the smallest, so that there is a student.
         counted = [limit for limit in limits if limit.given or found]
         why = "wider than one that misses a budget" if is_hopeless else _why_too_large(counted, candidate)
         found.append(replace(candidate, verdict=f"{_NOT_TRIED}{why}" if why else ""))
@@ -193,7 +198,7 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
         say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
         goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
         if missed := describe_missed(goals, scores):
-            warn(f"{name} {missed}; try --student-effort long, or a wider --student-plan")
+            warn(f"{name} {missed}; try --student-effort long, or a larger --keep-macs")
         return distilled.paths, {
             "params": count_parameters(student),
             "macs": count_macs(student, height=size, width=size),
@@ -275,7 +280,7 @@ def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     one in each does. Levels go down to 1/32 of the size for context, and up again to the output stride. Coarse answers
     are affine fields of lightness.
     """
-    stem = max(1, output_stride // _FINER_PATCHES)
+    stem = max(1, output_stride // FINER_PATCHES)
     levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
     ups = levels - 1 - int(math.log2(output_stride // stem))
     return tuple(

@@ -47,7 +47,7 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-# Without --keep-macs, of best.pt's multiply-accumulates, and of a pixel: what half an hour on 2 cores teaches.
+# Without --keep-macs, of best.pt's multiply-accumulates, and for each pixel: what about half an hour teaches.
 _LARGEST_MACS, _LARGEST_MACS_A_PIXEL = 0.1, 4_000
 _DEEPEST_STRIDE = 32
 

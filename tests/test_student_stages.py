@@ -21,7 +21,7 @@ from compress.measures import Score, Strength
 from compress.students import student_job
 from compress.students.student_job import StudentJob, with_unlabelled
 from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
-from compress.students.student_stages import list_candidates, make_student, student_ladder
+from compress.students.student_stages import LADDER_WIDTHS, list_candidates, make_student, student_ladder
 from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -122,14 +122,17 @@ def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
 def test_without_a_budget_a_student_is_no_wider_than_is_taught_in_time(trained: tuple[Run, PhotoSplit]) -> None:
     run, photos = trained
 
-    def list_macs(**options: object) -> list[int]:
-        """Of the candidates that may be tried."""
-        candidates = list_candidates(StudentJob(changed(run, **options), photos), output_stride=4)
-        return [each.macs for each in candidates if not each.verdict]
+    def list_macs(whole: int, **options: object) -> list[int]:
+        """Of the candidates that may be tried, where best.pt has `whole`."""
+        job = StudentJob(changed(run, **options), photos)
+        vars(job)["original_cost"] = {"params": 10**9, "macs": whole}
+        return [each.macs for each in list_candidates(job, output_stride=4) if not each.verdict]
 
-    narrow, wide = list_macs(), list_macs(keep_macs=1.0)
-    whole = StudentJob(run, photos).original_cost["macs"]
-    assert narrow == [macs for macs in wide if macs <= whole / 10] != wide
+    ladder = list_macs(10**12, keep_macs=1.0)
+    assert len(ladder) == len(LADDER_WIDTHS)
+    # A tenth of best.pt's, of a large one 4,000 a pixel, and of a tiny one the smallest all the same.
+    for whole, most in ((10 * ladder[1] + 10, ladder[1]), (10**12, 4_000 * 64**2), (10, ladder[0])):
+        assert list_macs(whole) == [macs for macs in ladder if macs <= most]
 
 
 def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:

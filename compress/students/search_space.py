@@ -260,7 +260,7 @@ class SearchSpace:
         """Each dimension and its values, for people."""
         return {
             "output stride": ", ".join(map(str, self.output_strides)),
-            "stem stride": f"the output stride, a half or a quarter of it; at most {_LARGEST_STEM}",
+            "stem stride": f"the output stride or finer, down to 1/{FINER_PATCHES} of it; at most {_LARGEST_STEM}",
             "deepest stride": ", ".join(map(str, _DEEPEST_STRIDES)),
             "channels of the first level": f"{CHANNEL_BLOCK} to {self.largest_base} in steps of {CHANNEL_BLOCK}",
             "growth from level to level": f"{_LEAST_GROWTH:g} to {_MOST_GROWTH:g} in steps of {_GROWTH_STEP:g}, each",

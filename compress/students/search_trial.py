@@ -42,7 +42,7 @@ from compress.students.search_space import (
     suggest,
 )
 from compress.students.search_study import SAME_AS
-from compress.students.student_job import StudentJob, build_student, measure_packed, measure_stand_in
+from compress.students.student_job import LARGEST_MACS, StudentJob, build_student, measure_packed, measure_stand_in
 from compress.yardstick import score_onnx
 from export.controls import CONTROL_TITLES, control_path
 from training.network import ColorNetwork
@@ -56,8 +56,8 @@ _EPOCH_PHOTOS = 64
 _PREDICTED = "predicted "
 # How far the predicted size of a file may be off.
 _SIZE_MARGIN = 0.01
-# Without options that say so, the most that a student may have of what best.pt has: one with more is slow to train.
-_LARGEST_PARAMS, _LARGEST_MACS = 0.5, 0.1
+# Without --keep-params, the most that a student may have of best.pt's parameters.
+_LARGEST_PARAMS = 0.5
 # What the machines that share a latency are compared by: a network of a fixed shape.
 _REFERENCE = UNetPlan(encoder=((32, 32),) * 4, decoder=((32, 32),), upsample="nearest", stem_stride=4)
 
@@ -94,7 +94,7 @@ class SearchJob(StudentJob):
         least = space.cost(space.smallest("size_bytes"))
         otherwise = {
             "keep_params": max(_LARGEST_PARAMS * whole["params"], least["params"]),
-            "keep_macs": max(_LARGEST_MACS * whole["macs"], least["macs"]),
+            "keep_macs": max(LARGEST_MACS * whole["macs"], least["macs"]),
         }
         return read_limits(self.run.settings.budget, whole=whole, otherwise=otherwise)
 

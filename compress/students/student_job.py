@@ -35,6 +35,8 @@ from training.unet import UNet, UNetPlan, count_parameters
 
 # Photographs that choose, at most, and as many that score what was chosen: all are held in memory, one megabyte each.
 MOST_CHOOSING = 500
+# Without --keep-macs, of best.pt's multiply-accumulates, what a student may have: one with more is slow to train.
+LARGEST_MACS = 0.1
 ORACLE_STRIDES = (1, 2, 4, 8, 16, 32)
 # What an output stride may cost of what is asked of a student: best.pt's own answer, made that coarse, has to keep all
 # of that but this much.

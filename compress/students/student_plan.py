@@ -15,7 +15,7 @@ from training.unet import UNetPlan
 # The finest output stride of students whose answer is an affine field of lightness: at 4 it gained C 0.01, which may be
 # chance, at 8 0.04.
 FINEST_AFFINE_STRIDE = 8
-# How many times finer than its answer's pixels the patches are that a student reads, at most: finer patches bring more
+# A student's output stride is at most so many times the side of the patches that it reads: finer patches bring more
 # than wider levels.
 FINER_PATCHES = 4
 FORMAT = "colorpress student plan"

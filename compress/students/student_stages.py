@@ -27,7 +27,7 @@ from compress.measures import MEASURES, Score, Scores
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
-from compress.students.student_job import Oracle, StudentJob
+from compress.students.student_job import LARGEST_MACS, Oracle, StudentJob
 from compress.students.student_plan import (
     FINER_PATCHES,
     FINEST_AFFINE_STRIDE,
@@ -47,8 +47,8 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
 LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-# Without --keep-macs, of best.pt's multiply-accumulates, and for each pixel: what about half an hour teaches.
-_LARGEST_MACS, _LARGEST_MACS_A_PIXEL = 0.1, 4_000
+# Without --keep-macs, so that students of a large best.pt learn in about half an hour too.
+_LARGEST_MACS_A_PIXEL = 4_000
 _DEEPEST_STRIDE = 32
 
 
@@ -126,10 +126,10 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
 def list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
     """The ladder with what each network costs, and why it is not tried where it misses a budget.
 
-    Without `keep_macs` that is a tenth of best.pt's multiply-accumulates, and no more than half an hour teaches.
+    Without `keep_macs` a tenth of best.pt's multiply-accumulates, and 4,000 for each pixel, are budgets too.
     """
-    whole, pixels = job.original_cost, job.run.settings.count.rank_size ** 2
-    largest_macs = min(_LARGEST_MACS * whole["macs"], _LARGEST_MACS_A_PIXEL * pixels)
+    whole, pixels = job.original_cost, job.run.settings.count.rank_size**2
+    largest_macs = min(LARGEST_MACS * whole["macs"], _LARGEST_MACS_A_PIXEL * pixels)
     otherwise = {"keep_params": whole["params"], "keep_macs": largest_macs}
     limits = read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
     found: list[Candidate] = []
@@ -138,7 +138,7 @@ def list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
         # Exports take seconds each, and what is wider than one that misses a budget misses it too.
         is_hopeless = bool(why) and _needs_file(limits)
         candidate = _make_candidate(job, network, () if is_hopeless else limits)
-        # What is not asked for bounds all but the smallest, so that there is a student.
+        # Budgets that nobody asked for bound all but the smallest, so that there is a student.
         counted = [limit for limit in limits if limit.given or found]
         why = "wider than one that misses a budget" if is_hopeless else _why_too_large(counted, candidate)
         found.append(replace(candidate, verdict=f"{_NOT_TRIED}{why}" if why else ""))
@@ -198,7 +198,8 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
         say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
         goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
         if missed := describe_missed(goals, scores):
-            warn(f"{name} {missed}; try --student-effort long, or a larger --keep-macs")
+            wider = "a wider --student-plan" if settings.student.student_plan else "more by --keep-macs"
+            warn(f"{name} {missed}; try --student-effort long, or {wider}")
         return distilled.paths, {
             "params": count_parameters(student),
             "macs": count_macs(student, height=size, width=size),

@@ -198,7 +198,7 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
         say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
         goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
         if missed := describe_missed(goals, scores):
-            wider = "a wider --student-plan" if settings.student.student_plan else "more by --keep-macs"
+            wider = "a wider --student-plan" if settings.student.student_plan else "a larger --keep-macs"
             warn(f"{name} {missed}; try --student-effort long, or {wider}")
         return distilled.paths, {
             "params": count_parameters(student),

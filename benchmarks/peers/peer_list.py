@@ -140,6 +140,7 @@ PEERS: tuple[Peer, ...] = (
         "torch-compile-bf16", "torch.compile under autocast to bfloat16", "docs/stable/generated/torch.compile"
     ),
     *_QUANTIZERS,
+    *_torch_pruning(25),
     *_torch_pruning(50),
     *_torch_pruning(75),
     Peer(

@@ -117,7 +117,7 @@ class SearchJob(StudentJob):
             if point not in self._counted:
                 self._counted[point] = self._count_pruned(point)
             counts = self._counted[point]
-            if counts["params"] in known:
+            if counts is None or counts["params"] in known:
                 continue
             known.add(counts["params"])
             # A file has a byte for each weight at least; of a foreign network some weights may not be in it.
@@ -126,17 +126,17 @@ class SearchJob(StudentJob):
                 yield point, counts
 
     @cached_property
-    def _counted(self) -> dict[PrunedPoint, dict[str, int]]:
-        """What was counted already: a share takes seconds, and few of them are asked for."""
+    def _counted(self) -> dict[PrunedPoint, dict[str, int] | None]:
+        """What `_count_pruned` said already: a share takes seconds, and few of them are asked for."""
         return {}
 
-    def _count_pruned(self, point: PrunedPoint) -> dict[str, int]:
-        """What it counts; what best.pt does where it cannot be pruned so, which is said."""
+    def _count_pruned(self, point: PrunedPoint) -> dict[str, int] | None:
+        """Its "params" and "macs"; None where best.pt cannot be pruned so, which is said."""
         try:
             return self.count(self.build(point))
         except GateError as error:
             warn(f"{point.describe()} is left out: {error.why}")
-            return self.original_cost
+            return None
 
     def _pruned_stride(self, network: ColorNetwork) -> int:
         """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""

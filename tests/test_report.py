@@ -24,7 +24,7 @@ from compress.measures import CONTENT, FIDELITY, Strength
 from compress.prune_plan import write_plan
 from compress.pruning import plan_pruning
 from compress.students.student_plan import Candidate, StrideScore, StudentPlan, write_student_plan
-from compress.students.student_stages import student_ladder
+from compress.students.student_stages import flat_ladder
 from export.controls import CONTROL_TITLES
 from training.unet import UNet
 
@@ -216,7 +216,7 @@ def test_bars_are_shares_of_the_longest() -> None:
 
 
 def add_student(folder: Path, name: str) -> None:
-    network = student_ladder(8)[0]
+    network = flat_ladder(8)[0]
     kept = {"measure": "content_colour", "kept": 1.02, "low": 0.97, "high": 1.07}
     tried = Candidate(network, 5_000, 1_000, l1_delta_pct=-0.2, **kept, verdict=EVIL)
     plan = StudentPlan(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from colorpress.core.config import BudgetConfig
 from colorpress.core.errors import ConfigError, InputError
 from compress.budgets import Limit
-from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score, Scores
+from compress.measures import CONTENT, FIDELITY, Measure, Reference, Score, Scores, Strength
 from compress.students.student_job import (
+    Oracle,
     build_student,
-    choose_output_stride,
+    find_coarsest_stride,
     list_output_strides,
     score_strides,
 )
@@ -29,10 +33,16 @@ from compress.students.student_plan import (
     read_student_network,
     write_student_plan,
 )
-from compress.students.student_stages import LADDER_WIDTHS, choose_candidate, describe_missed, student_ladder
+from compress.students.student_stages import (
+    choose_candidate,
+    choose_ladder,
+    describe_missed,
+    flat_ladder,
+    growing_ladder,
+)
 from compress.yardstick import Picture, Yardstick
 from tests.conftest import make_score
-from training.unet import count_parameters
+from training.unet import UNetPlan, count_parameters
 
 
 def coarse_picture(stride: int) -> Tensor:
@@ -75,15 +85,15 @@ def test_sizes_that_are_no_multiple_go_through_the_oracle() -> None:
 
 @pytest.mark.parametrize(
     ("kept", "expected"),
-    [((1.0, 1.01, 0.995, 0.98), 2), ((1.0, 0.9, 0.9, 0.9), 1), ((math.nan,) * 4, 1), ((1.0, 0.9, 1.0, 0.9), 2)],
+    [((1.0, 1.01, 0.995, 0.98), 4), ((1.0, 0.9, 0.9, 0.9), 1), ((math.nan,) * 4, 1), ((1.0, 0.9, 1.0, 0.9), 4)],
 )
-def test_half_of_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
-    assert choose_output_stride(strides(kept)) == expected
+def test_the_coarsest_stride_that_keeps_the_colour(kept: tuple[float, ...], expected: int) -> None:
+    assert find_coarsest_stride(strides(kept)) == expected
 
 
 def test_under_fidelity_a_stride_has_to_keep_what_a_student_is_asked_for() -> None:
     kept = (1.0, 0.95, 0.795, 0.73)
-    assert choose_output_stride(strides(kept, FIDELITY)) == 2 and choose_output_stride(strides(kept)) == 1
+    assert find_coarsest_stride(strides(kept, FIDELITY)) == 4 and find_coarsest_stride(strides(kept)) == 1
     assert list_output_strides(strides(kept, FIDELITY)) == (1, 2, 4)
 
 
@@ -108,20 +118,34 @@ def test_a_search_takes_finer_strides_only_where_they_keep_more(
     assert list_output_strides(strides(kept)) == expected
 
 
+@pytest.mark.parametrize("make_ladder", [flat_ladder, growing_ladder])
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
-def test_the_ladder_answers_at_its_stride_and_grows(stride: int) -> None:
-    ladder = student_ladder(stride)
-    assert len(ladder) == len(LADDER_WIDTHS)
+def test_a_ladder_answers_at_its_stride_and_grows(
+    stride: int, make_ladder: Callable[[int], tuple[UNetPlan, ...]]
+) -> None:
+    ladder = make_ladder(stride)
     assert {plan.output_stride for plan in ladder} == {stride}
     assert {plan.size_multiple for plan in ladder} == {32}
     assert {plan.stem_stride for plan in ladder} == {max(1, stride // 4)}
     assert {plan.affine for plan in ladder} == {stride >= FINEST_AFFINE_STRIDE}
     sizes = [count_parameters(build_student(plan, 0)) for plan in ladder[:4]]
-    assert sizes == sorted(sizes)
+    assert sizes == sorted(set(sizes))
+    assert all(len(plan.encoder) == 1 or plan.encoder[0] == plan.encoder[-1] for plan in flat_ladder(stride))
+    assert all(deeper[0] > finer[0] for plan in growing_ladder(stride) for finer, deeper in pairwise(plan.encoder))
+
+
+def test_students_are_flat_where_bytes_are_counted_and_where_fidelity_decides() -> None:
+    kept = (1.0, 1.0, 1.0, 0.9)
+    sees, tint = Strength(60, 20.0, 18.0, 16.0, 20.0, 0.6), Strength(60, 14.0, 2.4, 1.0, 4.0, 0.5)
+    assert choose_ladder(Oracle(sees, tuple(strides(kept))), BudgetConfig()) == growing_ladder(4)
+    assert choose_ladder(Oracle(sees, tuple(strides(kept))), BudgetConfig(target_latency_ms=1.0)) == growing_ladder(4)
+    for scarce in (BudgetConfig(target_size="50KB"), BudgetConfig(keep_params=0.1)):
+        assert choose_ladder(Oracle(sees, tuple(strides(kept))), scarce) == flat_ladder(2)
+    assert choose_ladder(Oracle(tint, tuple(strides(kept, FIDELITY))), BudgetConfig()) == flat_ladder(4)
 
 
 def test_a_student_starts_from_grey_and_draws_nothing_from_the_global_generator() -> None:
-    plan = student_ladder(8)[0]
+    plan = flat_ladder(8)[0]
     before = torch.get_rng_state()
     network = build_student(plan, 3).eval()
     assert torch.equal(torch.get_rng_state(), before)
@@ -131,7 +155,7 @@ def test_a_student_starts_from_grey_and_draws_nothing_from_the_global_generator(
 
 
 def candidates(count: int) -> list[Candidate]:
-    return [Candidate(plan, params=10 * place, macs=1) for place, plan in enumerate(student_ladder(8)[:count])]
+    return [Candidate(plan, params=10 * place, macs=1) for place, plan in enumerate(flat_ladder(8)[:count])]
 
 
 def whole(measure: Measure = CONTENT) -> tuple[Limit, ...]:
@@ -231,7 +255,7 @@ def test_what_is_missed_is_told_by_the_figure_on_photographs_that_chose_nothing(
 
 
 def test_a_plan_round_trips_and_can_be_edited(tmp_path: Path) -> None:
-    network = student_ladder(16)[1]
+    network = growing_ladder(16)[1]
     plan = StudentPlan(network, "since", tuple(strides((1.0, math.nan))), tuple(candidates(2)), {"l1": 0.1}, {"a": 1})
     path = write_student_plan(tmp_path / "plan.json", plan)
     assert read_student_network(path) == network and "NaN" not in path.read_text()

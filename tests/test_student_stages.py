@@ -21,7 +21,7 @@ from compress.measures import Score, Strength
 from compress.students import student_job
 from compress.students.student_job import StudentJob, with_unlabelled
 from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
-from compress.students.student_stages import LADDER_WIDTHS, list_candidates, make_student, student_ladder
+from compress.students.student_stages import flat_ladder, growing_ladder, list_candidates, make_student
 from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
@@ -79,7 +79,7 @@ def test_another_goal_is_a_student_beside_it_and_trials_are_made_once(trained: t
     assert next(record for record in records if record.name == "strides").skipped
     assert list_students(run.folder) == ("auto", "smallest")
     plan = read_student_network(run.folder / "smallest" / "plan.json")
-    assert plan == student_ladder(plan.output_stride)[0]
+    assert plan == flat_ladder(plan.output_stride)[0]
     assert all(record.skipped for record in make_student(run, photos))
 
 
@@ -92,7 +92,7 @@ def test_names_that_mean_something_else_are_refused(trained: tuple[Run, PhotoSpl
 
 def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
     run, photos = trained
-    network = student_ladder(16)[2]
+    network = growing_ladder(16)[2]
     given = write_student_plan(tmp_path / "mine.json", StudentPlan(network, "mine"))
     records = make_student(changed(run, student_plan=given), photos, "given")
     assert [record.name for record in records] == ["strides", "plan-given", "student-given"]
@@ -126,10 +126,10 @@ def test_without_a_budget_a_student_is_no_wider_than_is_taught_in_time(trained: 
         """Of the candidates that may be tried, where best.pt has `whole`."""
         job = StudentJob(changed(run, **options), photos)
         vars(job)["original_cost"] = {"params": 10**9, "macs": whole}
-        return [each.macs for each in list_candidates(job, output_stride=4) if not each.verdict]
+        return [each.macs for each in list_candidates(job, growing_ladder(4)) if not each.verdict]
 
     ladder = list_macs(10**12, keep_macs=1.0)
-    assert len(ladder) == len(LADDER_WIDTHS)
+    assert len(ladder) == len(growing_ladder(4))
     # A tenth of best.pt's, of a large one 4,000 a pixel, and of a tiny one the smallest all the same.
     for whole, most in ((10 * ladder[1] + 10, ladder[1]), (10**12, 4_000 * 64**2), (10, ladder[0])):
         assert list_macs(whole) == [macs for macs in ladder if macs <= most]

@@ -16,7 +16,7 @@ from colorpress.core.config import ArchConfig, ExportConfig
 from colorpress.core.errors import ConfigError, InputError, MachineError
 from compress.packing import pack_onnx
 from compress.ranking import count_macs
-from compress.students.student_stages import student_ladder
+from compress.students.student_stages import flat_ladder, growing_ladder
 from export.graph import export_onnx
 from export.runtimes import open_predictor
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -146,7 +146,7 @@ def test_runtimes_are_rows_of_their_own(tiny_checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "plan", [UNetPlan.classic(4, 2), student_ladder(8)[0], student_ladder(1)[0]], ids=["classic", "coarse", "fine"]
+    "plan", [UNetPlan.classic(4, 2), flat_ladder(8)[0], growing_ladder(1)[0]], ids=["classic", "coarse", "fine"]
 )
 def test_a_graph_and_what_is_packed_of_it_have_the_macs_of_the_network(plan: UNetPlan, tmp_path: Path) -> None:
     network = make_network(plan)

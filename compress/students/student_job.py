@@ -261,13 +261,9 @@ def _oracle_floor(score: StrideScore) -> float:
     return MEASURES[score.measure].whole - _COARSENESS
 
 
-def choose_output_stride(strides: Sequence[StrideScore]) -> int:
-    """Half of the coarsest stride whose answers keep what is asked of a student, but for a hundredth; 1 for none.
-
-    Half, since a student that answers at 1/2 learned more than one at 1/4 that computes as much, with a third of its
-    parameters (docs/students.md).
-    """
-    return max(1, max((each.stride for each in strides if each.kept >= _oracle_floor(each)), default=1) // 2)
+def find_coarsest_stride(strides: Sequence[StrideScore]) -> int:
+    """The coarsest stride whose answers keep what is asked of a student, but for a hundredth; 1 for none."""
+    return max((each.stride for each in strides if each.kept >= _oracle_floor(each)), default=1)
 
 
 def list_output_strides(strides: Sequence[StrideScore]) -> tuple[int, ...]:

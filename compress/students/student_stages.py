@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from colorpress.core.config import BudgetConfig
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import without_nan
@@ -45,8 +46,10 @@ from training.unet import UNetPlan, count_parameters
 STUDENT = "auto"
 _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
-# Widths of the ladder of students. Below 8 channels convolutions cost the same time; above 128 nothing was gained.
-LADDER_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+# Channels of all levels of flat students. Below 8 convolutions cost the same time; above 128 nothing was gained.
+FLAT_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+# Channels of the finest level of growing ones.
+GROWING_WIDTHS = (4, 6, 8, 10, 12, 16, 24, 32, 48)
 # Without --keep-macs, so that students of a large best.pt learn in about half an hour too.
 _LARGEST_MACS_A_PIXEL = 4_000
 _DEEPEST_STRIDE = 32
@@ -104,7 +107,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
-    candidates = list_candidates(job, student_job.choose_output_stride(oracle.strides))
+    candidates = list_candidates(job, choose_ladder(oracle, settings.budget))
     chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
     control: Mapping[str, Any] = {}
     if oracle.strength.beats_table:
@@ -123,8 +126,21 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     return plan, records
 
 
-def list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
-    """The ladder with what each network costs, and why it is not tried where it misses a budget.
+def choose_ladder(oracle: Oracle, budget: BudgetConfig) -> tuple[UNetPlan, ...]:
+    """The networks that may be tried, smallest first.
+
+    Growing ones at the coarsest stride whose answers keep the colour keep more in as much time, flat ones at half of
+    that stride in as many bytes (docs/students.md). So it is flat ones where bytes are counted, and where F decides: a
+    student has to be as near to best.pt as the coarsest such answer of best.pt itself is, so it needs finer ones.
+    """
+    coarsest = student_job.find_coarsest_stride(oracle.strides)
+    if budget.target_size or budget.keep_params or not oracle.strength.beats_table:
+        return flat_ladder(max(1, coarsest // 2))
+    return growing_ladder(coarsest)
+
+
+def list_candidates(job: StudentJob, ladder: Sequence[UNetPlan]) -> list[Candidate]:
+    """A ladder with what each network costs, and why it is not tried where it misses a budget.
 
     Without `keep_macs` a tenth of best.pt's multiply-accumulates, and 4,000 for each pixel, are budgets too.
     """
@@ -134,7 +150,7 @@ def list_candidates(job: StudentJob, output_stride: int) -> list[Candidate]:
     limits = read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
     found: list[Candidate] = []
     why = ""
-    for network in student_ladder(output_stride):
+    for network in ladder:
         # Exports take seconds each, and what is wider than one that misses a budget misses it too.
         is_hopeless = bool(why) and _needs_file(limits)
         candidate = _make_candidate(job, network, () if is_hopeless else limits)
@@ -166,7 +182,7 @@ def _make_candidate(job: StudentJob, network: UNetPlan, limits: Sequence[Limit])
     used: dict[str, Any] = {"network": network.to_dict(), "export": vars(settings.export)}
     if is_timed:
         used |= {"machine": machine_key(), "threads": settings.machine.threads, "size": settings.time.bench_size[0]}
-    return replace(candidate, **job.run.do(f"cost-{network.encoder[0][-1]}", action, settings=used).result)
+    return replace(candidate, **job.run.do(f"cost-{_label(network)}", action, settings=used).result)
 
 
 def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:
@@ -178,7 +194,7 @@ def _why_too_large(limits: Sequence[Limit], candidate: Candidate) -> str:
 
 def _try_out(job: StudentJob, network: UNetPlan, *, taught: bool = True) -> StageRecord:
     """A short training, by the truth alone where not taught, and what it scores on the photographs that choose."""
-    name = f"{'trial' if taught else 'control'}-{network.encoder[0][-1]}"
+    name = f"{'trial' if taught else 'control'}-{_label(network)}"
     destination = job.run.folder / "trials" / name / "model.pt"
 
     def describe(distilled: DistillResult) -> tuple[Sequence[Path], Mapping[str, Any]]:
@@ -273,26 +289,42 @@ def _write_plan(run: Run, name: str, plan: StudentPlan) -> StageRecord:
     return run.do(f"plan-{name}", action, settings={"plan": plan.to_dict()})
 
 
-def student_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
-    """Flat UNets that answer at `output_stride`, one for each width, smallest first.
+def _label(network: UNetPlan) -> str:
+    """What tells a network of a ladder from all others: the channels of its finest and of its deepest level."""
+    return f"{network.encoder[0][-1]}-{network.encoder[-1][-1]}"
 
-    All levels have the same width, since deep levels that double it hold nearly all parameters and do not earn them
-    (Lean UNet, 2025), and one convolution: levels of finer patches than the answer's pixels bring more than a second
-    one in each does. Levels go down to 1/32 of the size for context, and up again to the output stride. Coarse answers
-    are affine fields of lightness.
+
+def flat_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
+    """UNets that answer at `output_stride`, one for each width, which all of their levels have, smallest first.
+
+    Deep levels that double it hold nearly all parameters and do not earn them (Lean UNet, 2025).
+    """
+    return tuple(_rung(output_stride, width, growth=0) for width in FLAT_WIDTHS)
+
+
+def growing_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
+    """UNets that answer at `output_stride`, whose levels have once, twice, three times ... a width, smallest first."""
+    return tuple(_rung(output_stride, width, growth=width) for width in GROWING_WIDTHS)
+
+
+def _rung(output_stride: int, width: int, growth: int) -> UNetPlan:
+    """A UNet whose finest level has `width` channels, and each deeper one `growth` more.
+
+    All levels have one convolution: levels of finer patches than the answer's pixels bring more than a second one in
+    each does. Levels go down to 1/32 of the size for context, and up again to the output stride. Coarse answers are
+    affine fields of lightness.
     """
     stem = max(1, output_stride // FINER_PATCHES)
     levels = 1 + int(math.log2(max(_DEEPEST_STRIDE, output_stride) // stem))
     ups = levels - 1 - int(math.log2(output_stride // stem))
-    return tuple(
-        UNetPlan(
-            encoder=((width,),) * levels,
-            decoder=((width, width),) * ups,
-            upsample="nearest",
-            stem_stride=stem,
-            affine=output_stride >= FINEST_AFFINE_STRIDE,
-        )
-        for width in LADDER_WIDTHS
+    widths = [width + growth * level for level in range(levels)]
+    return UNetPlan(
+        encoder=tuple((width,) for width in widths),
+        # The skip connections come from the levels above the deepest one.
+        decoder=tuple((width, width) for width in widths[-2 : -2 - ups : -1]),
+        upsample="nearest",
+        stem_stride=stem,
+        affine=output_stride >= FINEST_AFFINE_STRIDE,
     )
 
 

@@ -13,22 +13,35 @@ from benchmarks.variants import describe_variant, list_variants
 from colorpress.core.config import Settings
 from colorpress.core.errors import ConfigError
 from compress import yardstick
+from compress.budgets import goals_or_whole
 from compress.distillation import DistillResult, Lesson
 from compress.export_stages import export, pack
 from compress.int8.int8_choice import has_vnni
 from compress.int8.int8_stage import quantize
 from compress.measures import Score, Strength
 from compress.students import student_job
-from compress.students.student_job import StudentJob, with_unlabelled
-from compress.students.student_plan import StudentPlan, list_students, read_student_network, write_student_plan
-from compress.students.student_stages import flat_ladder, growing_ladder, list_candidates, make_student
+from compress.students.student_job import Oracle, StudentJob, with_unlabelled
+from compress.students.student_plan import (
+    StrideScore,
+    StudentPlan,
+    list_students,
+    read_student_network,
+    write_student_plan,
+)
+from compress.students.student_stages import (
+    flat_ladder,
+    growing_ladder,
+    list_candidates,
+    list_fitting,
+    make_student,
+)
 from tests.conftest import make_photo, make_vivid
 from training.checkpoint import load_checkpoint
 from training.original import train
 from training.photo_split import PhotoSplit
 from training.photos import Photo
 from training.run_folder import Run, find_photos
-from training.unet import count_parameters
+from training.unet import UNetPlan, count_parameters
 
 OPTIONS = {
     "base": 8, "depth": 2, "epochs": 2, "batch_size": 8, "imgsz": 16, "val_size": 24, "val_share": 0.2,
@@ -133,6 +146,36 @@ def test_without_a_budget_a_student_is_no_wider_than_is_taught_in_time(trained: 
     # A tenth of best.pt's, of a large one 4,000 a pixel, and of a tiny one the smallest all the same.
     for whole, most in ((10 * ladder[1] + 10, ladder[1]), (10**12, 4_000 * 64**2), (10, ladder[0])):
         assert list_macs(whole) == [macs for macs in ladder if macs <= most]
+
+
+@pytest.mark.parametrize(
+    ("options", "growing"),
+    [
+        ({}, True),
+        ({"min_content_colour": 0.9}, True),
+        ({"keep_macs": 1e-3}, True),
+        ({"target_size": "9MB"}, True),
+        ({"target_size": "40KB"}, False),
+        ({"keep_params": 1e-5}, False),
+        ({"min_fidelity": 0.8}, False),
+    ],
+)
+def test_students_grow_but_where_bytes_keep_them_narrow_or_fidelity_is_asked_for(
+    trained: tuple[Run, PhotoSplit], tmp_path: Path, options: dict[str, object], growing: bool
+) -> None:
+    run, photos = trained
+    run = elsewhere(changed(run, **options), tmp_path / "out")
+
+    def list_networks(strength: Strength, stride: int) -> list[UNetPlan]:
+        job = StudentJob(run, photos)
+        vars(job)["original_cost"] = {"params": 10**9, "macs": 10**9}
+        oracle = Oracle(strength, (StrideScore(stride, 0.0, strength.measure.name, 1.0),))
+        goals = goals_or_whole(run.settings.goal, strength.measure)
+        return [each.network for each in list_fitting(job, oracle, goals)]
+
+    sees, tint = Strength(60, 20.0, 18.0, 16.0, 20.0, 0.6), Strength(60, 14.0, 2.4, 1.0, 4.0, 0.5)
+    assert list_networks(sees, 4) == [*(growing_ladder(4) if growing else flat_ladder(2))]
+    assert list_networks(tint, 1) == [*flat_ladder(1)]
 
 
 def test_further_photographs_never_validate_nor_test(trained: tuple[Run, PhotoSplit], tmp_path: Path) -> None:
@@ -300,6 +343,8 @@ def test_where_best_sees_more_than_a_table_its_content_is_what_is_kept(
     assert {each["measure"] for each in plan["strides"]} == {"content_colour"}
     tried = [each for each in plan["candidates"] if each["measure"]]
     assert tried and all("C 1.000" in each["verdict"] for each in tried)
+    chosen = read_student_network(copy.folder / "auto" / "plan.json")
+    assert chosen in growing_ladder(chosen.output_stride)
     # The truth teaches too then, and alone the control beside it.
     assert set(plan["control_without_teacher"]) == {each.name for each in fields(Score)}
     assert "to_best" not in load_checkpoint(copy.folder / "auto" / "model.pt").extra

@@ -528,8 +528,8 @@ class BudgetConfig(Config):
     keep_params: float | None = option(None, "Share of best.pt's parameters to keep at most.", low=1e-6, high=1.0)
     keep_macs: float | None = option(
         None,
-        "Share of best.pt's multiply-accumulates to keep at most. Where nothing is said a student's is 0.1, and one that "
-        "`student` chooses has at most 4,000 a pixel.",
+        "Share of best.pt's multiply-accumulates to keep at most. Without it a student has 0.1, and at most 4,000 a "
+        "pixel where `student` chooses it; the narrowest is always allowed.",
         low=1e-6,
         high=1.0,
     )

@@ -139,7 +139,7 @@ class SearchJob(StudentJob):
             return None
 
     def _pruned_stride(self, network: ColorNetwork) -> int:
-        """Half of the coarsest stride that loses next to nothing, as of students; a foreign network stays as it is."""
+        """Half of the coarsest stride that loses next to nothing; a foreign network stays as it is."""
         coarser = min(self.output_strides[-1] // 2, network.size_multiple) if isinstance(network, UNet) else 1
         return max(network.output_stride, coarser)
 

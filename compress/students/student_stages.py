@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from colorpress.core.config import BudgetConfig
 from colorpress.core.console import say, warn
 from colorpress.core.errors import ConfigError
 from colorpress.core.files import without_nan
@@ -24,7 +23,7 @@ from compress.budgets import Limit, fits, goals_or_whole, read_limits
 from compress.distillation import DistillResult
 from compress.export_stages import export, pack
 from compress.int8.int8_stage import quantize_each
-from compress.measures import MEASURES, Score, Scores
+from compress.measures import FIDELITY, MEASURES, Score, Scores
 from compress.precisions import origin_of, variant_name
 from compress.ranking import count_macs
 from compress.students import student_job
@@ -48,8 +47,8 @@ _TAKEN = ("best", "pruned", "trials", "front", "study", "pictures", "bundle")
 _NOT_TRIED = "not tried: "
 # Channels of all levels of flat students. Below 8 convolutions cost the same time; above 128 nothing was gained.
 FLAT_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-# Channels of the finest level of growing ones.
-GROWING_WIDTHS = (4, 6, 8, 10, 12, 16, 24, 32, 48)
+# Channels of the finest level of growing ones, whose deeper levels have more.
+GROWING_WIDTHS = (4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96)
 # Without --keep-macs, so that students of a large best.pt learn in about half an hour too.
 _LARGEST_MACS_A_PIXEL = 4_000
 _DEEPEST_STRIDE = 32
@@ -107,7 +106,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
-    candidates = list_candidates(job, choose_ladder(oracle, settings.budget))
+    candidates = list_fitting(job, oracle, goals)
     chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
     control: Mapping[str, Any] = {}
     if oracle.strength.beats_table:
@@ -126,28 +125,37 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     return plan, records
 
 
-def choose_ladder(oracle: Oracle, budget: BudgetConfig) -> tuple[UNetPlan, ...]:
-    """The networks that may be tried, smallest first.
+def list_fitting(job: StudentJob, oracle: Oracle, goals: Sequence[Limit]) -> list[Candidate]:
+    """The networks that may be tried, smallest first, as `list_candidates` has them: growing ones or flat ones.
 
     Growing ones at the coarsest stride whose answers keep the colour keep more in as much time, flat ones at half of
-    that stride in as many bytes (docs/students.md). So it is flat ones where bytes are counted, and where F decides: a
-    student has to be as near to best.pt as the coarsest such answer of best.pt itself is, so it needs finer ones.
+    that stride in as few bytes (docs/students.md). So it is flat ones where bytes are what keeps the others narrow, and
+    where F is asked for: best.pt's own answers of that stride have hardly more of it, so students need finer ones.
     """
     coarsest = student_job.find_coarsest_stride(oracle.strides)
-    if budget.target_size or budget.keep_params or not oracle.strength.beats_table:
-        return flat_ladder(max(1, coarsest // 2))
-    return growing_ladder(coarsest)
+    if oracle.strength.beats_table and not any(goal.figure == FIDELITY.name for goal in goals):
+        growing = list_candidates(job, growing_ladder(coarsest))
+        if not any(_misses_bytes_alone(_find_limits(job), each) for each in growing):
+            return growing
+    return list_candidates(job, flat_ladder(max(1, coarsest // 2)))
 
 
-def list_candidates(job: StudentJob, ladder: Sequence[UNetPlan]) -> list[Candidate]:
-    """A ladder with what each network costs, and why it is not tried where it misses a budget.
+def _misses_bytes_alone(limits: Sequence[Limit], candidate: Candidate) -> bool:
+    missed = {limit.figure for limit in limits if limit.is_met(vars(candidate)) is False}
+    return bool(missed) and missed <= {"size_bytes", "params"}
 
-    Without `keep_macs` a tenth of best.pt's multiply-accumulates, and 4,000 for each pixel, are budgets too.
-    """
+
+def _find_limits(job: StudentJob) -> tuple[Limit, ...]:
+    """The budgets. Without `keep_macs` a tenth of best.pt's multiply-accumulates, and 4,000 for each pixel, are too."""
     whole, pixels = job.original_cost, job.run.settings.count.rank_size**2
     largest_macs = min(LARGEST_MACS * whole["macs"], _LARGEST_MACS_A_PIXEL * pixels)
     otherwise = {"keep_params": whole["params"], "keep_macs": largest_macs}
-    limits = read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
+    return read_limits(job.run.settings.budget, whole=whole, otherwise=otherwise)
+
+
+def list_candidates(job: StudentJob, ladder: Sequence[UNetPlan]) -> list[Candidate]:
+    """A ladder with what each network costs, and why it is not tried where it misses a budget."""
+    limits = _find_limits(job)
     found: list[Candidate] = []
     why = ""
     for network in ladder:
@@ -290,14 +298,14 @@ def _write_plan(run: Run, name: str, plan: StudentPlan) -> StageRecord:
 
 
 def _label(network: UNetPlan) -> str:
-    """What tells a network of a ladder from all others: the channels of its finest and of its deepest level."""
+    """What tells a network from the others of a run folder: the channels of its finest and of its deepest level."""
     return f"{network.encoder[0][-1]}-{network.encoder[-1][-1]}"
 
 
 def flat_ladder(output_stride: int) -> tuple[UNetPlan, ...]:
     """UNets that answer at `output_stride`, one for each width, which all of their levels have, smallest first.
 
-    Deep levels that double it hold nearly all parameters and do not earn them (Lean UNet, 2025).
+    Deep levels that double it hold nearly all parameters and do not earn their bytes (Lean UNet, 2025).
     """
     return tuple(_rung(output_stride, width, growth=0) for width in FLAT_WIDTHS)
 

@@ -129,8 +129,8 @@ def list_fitting(job: StudentJob, oracle: Oracle, goals: Sequence[Limit]) -> lis
     """The networks that may be tried, smallest first, as `list_candidates` has them: growing ones or flat ones.
 
     Growing ones at the coarsest stride whose answers keep the colour keep more in as much time, flat ones at half of
-    that stride in as few bytes (docs/students.md). So it is flat ones where bytes are what keeps the others narrow, and
-    where F is asked for: best.pt's own answers of that stride have hardly more of it, so students need finer ones.
+    that stride are smaller (docs/students.md). So it is flat ones where bytes alone keep the others narrow, and where F
+    is asked for: best.pt's own answers of that stride have hardly more of it, so students need finer ones.
     """
     coarsest = student_job.find_coarsest_stride(oracle.strides)
     if oracle.strength.beats_table and not any(goal.figure == FIDELITY.name for goal in goals):

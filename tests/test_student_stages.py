@@ -29,10 +29,10 @@ from compress.students.student_plan import (
     write_student_plan,
 )
 from compress.students.student_stages import (
+    choose_ladder,
     flat_ladder,
     growing_ladder,
     list_candidates,
-    list_fitting,
     make_student,
 )
 from tests.conftest import make_photo, make_vivid
@@ -112,13 +112,14 @@ def test_a_given_plan_is_trained_and_nothing_is_tried(trained: tuple[Run, PhotoS
     assert load_checkpoint(run.folder / "given" / "model.pt").architecture == network
 
 
-def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit]) -> None:
+def test_budgets_are_met_or_refused(trained: tuple[Run, PhotoSplit], capsys: pytest.CaptureFixture[str]) -> None:
     run, photos = trained
     with pytest.raises(ConfigError, match="the smallest student misses it") as caught:
         make_student(changed(run, keep_macs=1e-6), photos, "none")
     assert "multiply-accumulates" in str(caught.value)
     budget = changed(run, target_size="30KB", min_content_colour=9.0)
     make_student(budget, photos, "fitting")
+    assert "try --student-effort long, or a larger --target-size\n" in capsys.readouterr().err
     plan = json.loads((run.folder / "fitting" / "plan.json").read_text())
     assert plan["settings"] == {"min_content_colour": 9.0, "target_size": 30_000}
     sizes = [each["size_bytes"] for each in plan["candidates"] if each["size_bytes"]]
@@ -171,7 +172,7 @@ def test_students_grow_but_where_bytes_keep_them_narrow_or_fidelity_is_asked_for
         vars(job)["original_cost"] = {"params": 10**9, "macs": 10**9}
         oracle = Oracle(strength, (StrideScore(stride, 0.0, strength.measure.name, 1.0),))
         goals = goals_or_whole(run.settings.goal, strength.measure)
-        return [each.network for each in list_fitting(job, oracle, goals)]
+        return [each.network for each in choose_ladder(job, oracle, goals)]
 
     sees, tint = Strength(60, 20.0, 18.0, 16.0, 20.0, 0.6), Strength(60, 14.0, 2.4, 1.0, 4.0, 0.5)
     assert list_networks(sees, 4) == [*(growing_ladder(4) if growing else flat_ladder(2))]

@@ -106,7 +106,7 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
         return Score.of(records[-1].result["score"])
 
     goals = goals_or_whole(settings.goal, oracle.strength.measure)
-    candidates = list_fitting(job, oracle, goals)
+    candidates = choose_ladder(job, oracle, goals)
     chosen, seen, reason = choose_candidate(candidates, goals=goals, try_out=try_out)
     control: Mapping[str, Any] = {}
     if oracle.strength.beats_table:
@@ -125,8 +125,8 @@ def _choose(job: StudentJob, name: str, oracle: Oracle) -> tuple[StudentPlan, li
     return plan, records
 
 
-def list_fitting(job: StudentJob, oracle: Oracle, goals: Sequence[Limit]) -> list[Candidate]:
-    """The networks that may be tried, smallest first, as `list_candidates` has them: growing ones or flat ones.
+def choose_ladder(job: StudentJob, oracle: Oracle, goals: Sequence[Limit]) -> list[Candidate]:
+    """The candidates of the ladder that is climbed, smallest first: growing networks or flat ones.
 
     Growing ones at the coarsest stride whose answers keep the colour keep more in as much time, flat ones at half of
     that stride are smaller (docs/students.md). So it is flat ones where bytes alone keep the others narrow, and where F
@@ -134,8 +134,8 @@ def list_fitting(job: StudentJob, oracle: Oracle, goals: Sequence[Limit]) -> lis
     """
     coarsest = student_job.find_coarsest_stride(oracle.strides)
     if oracle.strength.beats_table and not any(goal.figure == FIDELITY.name for goal in goals):
-        growing = list_candidates(job, growing_ladder(coarsest))
-        if not any(_misses_bytes_alone(_find_limits(job), each) for each in growing):
+        growing, limits = list_candidates(job, growing_ladder(coarsest)), _find_limits(job)
+        if not any(_misses_bytes_alone(limits, each) for each in growing):
             return growing
     return list_candidates(job, flat_ladder(max(1, coarsest // 2)))
 
@@ -222,7 +222,8 @@ def _train(job: StudentJob, name: str, network: UNetPlan) -> StageRecord:
         say(f"{name}: {distilled.summary()}; {scores.describe(intervals=True)}")
         goals = goals_or_whole(settings.goal, MEASURES[scores.chosen_by.measure])
         if missed := describe_missed(goals, scores):
-            wider = "a wider --student-plan" if settings.student.student_plan else "a larger --keep-macs"
+            bounds = " or ".join(f"--{name.replace('_', '-')}" for name in settings.budget.given() or ("keep_macs",))
+            wider = "a wider --student-plan" if settings.student.student_plan else f"a larger {bounds}"
             warn(f"{name} {missed}; try --student-effort long, or {wider}")
         return distilled.paths, {
             "params": count_parameters(student),
